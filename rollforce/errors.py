@@ -1,0 +1,33 @@
+"""What can go wrong for a user. Each message says what, why and the remedy.
+
+    RollforceError
+    ├── ConfigError (ValueError)     a setting, an override, a prompt or an argument cannot be used
+    ├── ShapeError (ValueError)      a size does not fit the model's geometry
+    ├── CheckpointError              weights are missing, of another kind, or of another size
+    ├── SnapshotError                a saved stream does not belong to this model or version
+    └── SessionClosed                a session was used after it was closed
+"""
+
+
+class RollforceError(Exception):
+    """Root of every error that rollforce raises for a user's mistake."""
+
+
+class ConfigError(RollforceError, ValueError):
+    """A setting, an override, a prompt or an argument cannot be used."""
+
+
+class ShapeError(RollforceError, ValueError):
+    """A size does not fit the model's geometry."""
+
+
+class CheckpointError(RollforceError):
+    """Weights are missing, of another kind, or of another size."""
+
+
+class SnapshotError(RollforceError):
+    """A saved stream does not belong to this model or version."""
+
+
+class SessionClosed(RollforceError):
+    """A session was used after it was closed."""
