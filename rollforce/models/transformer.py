@@ -1,0 +1,324 @@
+"""VideoTransformer: the Wan 2.1 diffusion transformer, at any size. One class is teacher, critic and student.
+
+Parameter names are exactly those of diffusers' `WanTransformer3DModel` (Apache-2.0), so its folders load strictly; the
+original Wan names are mapped in `weights.py`. Architecture: Wan technical report (2025), section 4.2.
+
+What makes it stream: noise is given per latent, positions are any integers, and self-attention asks a `Memory` for the
+past. With `memory=None` all latents see each other (or what `mask` allows).
+
+Precision: linears and attention run in the dtype of the weights; norms, modulation and residual gates in float32. The
+released Self Forcing students were trained with all of it in bfloat16: `float32_islands = False` gives that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rollforce import rope
+from rollforce.attention import Kernel, kernel
+from rollforce.errors import CheckpointError, ConfigError, ShapeError
+from rollforce.types import Grid, KVBlock
+
+TIME_SCALE = 1000.0  # the backbone was trained on timesteps 0..1000; everything else speaks sigma in [0, 1]
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes, in the words of diffusers' config.json. Width = num_attention_heads * attention_head_dim."""
+
+    num_attention_heads: int
+    attention_head_dim: int
+    num_layers: int
+    ffn_dim: int
+    in_channels: int = 16
+    out_channels: int = 16
+    text_dim: int = 4096
+    freq_dim: int = 256
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "patch_size", tuple(self.patch_size))
+        if self.attention_head_dim % 2:
+            raise ConfigError(f"attention_head_dim {self.attention_head_dim} must be even: RoPE turns pairs of channels.")
+        if self.patch_size[0] != 1 or self.patch_size[1] != self.patch_size[2]:
+            raise ConfigError(f"patch_size {self.patch_size} must be (1, p, p): a latent is the unit of time.")
+
+    @property
+    def width(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def patch(self) -> int:
+        return self.patch_size[1]
+
+
+WAN_1_3B = TransformerConfig(num_attention_heads=12, attention_head_dim=128, num_layers=30, ffn_dim=8960)
+WAN_14B = TransformerConfig(num_attention_heads=40, attention_head_dim=128, num_layers=40, ffn_dim=13824)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A prompt as the transformer needs it: cross-attention keys and values of every layer, each [B, N, L_text, K]."""
+
+    layers: tuple[KVBlock, ...]
+
+    @property
+    def batch(self) -> int:
+        return self.layers[0].key.shape[0]
+
+
+class Memory(Protocol):
+    """One call's window on the past (see cache.Memory)."""
+
+    def attend(self, layer: int, query: Tensor, own: KVBlock, attend: Kernel) -> Tensor:
+        """Attention output [B, N, L, K] of this call's queries over what each of them may see."""
+
+
+class RMSNorm(nn.Module):
+    """RMS norm over the whole width (all heads together), in float32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (wide * scale).to(x.dtype) * self.weight
+
+
+class Attention(nn.Module):
+    """Projections of one attention. What is attended to is not its business."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.num_attention_heads
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.norm_q, self.norm_k = RMSNorm(width, config.eps), RMSNorm(width, config.eps)
+
+    def query(self, x_BLD: Tensor) -> Tensor:
+        return self._heads(self.norm_q(self.to_q(x_BLD)))
+
+    def key_value(self, x_BLD: Tensor) -> KVBlock:
+        return KVBlock(self._heads(self.norm_k(self.to_k(x_BLD))), self._heads(self.to_v(x_BLD)))
+
+    def out(self, x_BNLK: Tensor) -> Tensor:
+        return self.to_out[0](x_BNLK.transpose(1, 2).flatten(2))
+
+    def _heads(self, x_BLD: Tensor) -> Tensor:
+        return x_BLD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class GELULinear(nn.Module):
+    """First half of the feed-forward: linear, then tanh-GELU."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x), approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.net = nn.ModuleList([GELULinear(width, hidden), nn.Identity(), nn.Linear(hidden, width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[2](self.net[0](x))
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention, feed-forward; the first and last modulated by the noise level of each latent."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.eps = config.eps
+        self.attn1, self.attn2 = Attention(config), Attention(config)
+        self.norm2 = nn.LayerNorm(config.width, config.eps)
+        self.ffn = FeedForward(config.width, config.ffn_dim)
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 6, config.width) / config.width**0.5)
+
+    def before(self, x_BLD: Tensor, mod: Sequence[Tensor], angle: Tensor) -> tuple[Tensor, KVBlock]:
+        """Queries, keys and values of self-attention, turned by RoPE."""
+        normed = modulated(x_BLD, mod[0], mod[1], self.eps).to(self.attn1.to_q.weight.dtype)
+        own = self.attn1.key_value(normed)
+        query = rope.rotate(self.attn1.query(normed), angle)
+        return query, KVBlock(rope.rotate(own.key, angle), own.value)
+
+    def after(
+        self, x_BLD: Tensor, attended: Tensor, mod: Sequence[Tensor], text: KVBlock, attend: Kernel
+    ) -> Tensor:
+        """The rest of the block: residual of self-attention, cross-attention, feed-forward."""
+        x = gated(x_BLD, self.attn1.out(attended), mod[2])
+        dtype = self.norm2.weight.dtype
+        query = self.attn2.query(F.layer_norm(x, x.shape[-1:], self.norm2.weight.to(x.dtype), self.norm2.bias.to(x.dtype), self.eps).to(dtype))
+        x = x + self.attn2.out(attend(query, text.key, text.value, None)).to(x.dtype)
+        return gated(x, self.ffn(modulated(x, mod[3], mod[4], self.eps).to(dtype)), mod[5])
+
+
+def modulated(x_BLD: Tensor, shift_BTD: Tensor, scale_BTD: Tensor, eps: float) -> Tensor:
+    """LayerNorm without weights, then each latent's own shift and (1 + scale)."""
+    normed = F.layer_norm(x_BLD, x_BLD.shape[-1:], eps=eps).unflatten(1, (shift_BTD.shape[1], -1))
+    return torch.addcmul(shift_BTD.unsqueeze(2), normed, 1 + scale_BTD.unsqueeze(2)).flatten(1, 2)
+
+
+def gated(x_BLD: Tensor, update_BLD: Tensor, gate_BTD: Tensor) -> Tensor:
+    """x + update * gate, with one gate per latent."""
+    latents = (gate_BTD.shape[1], -1)
+    update = update_BLD.to(x_BLD.dtype).unflatten(1, latents)
+    return torch.addcmul(x_BLD.unflatten(1, latents), update, gate_BTD.unsqueeze(2)).flatten(1, 2)
+
+
+class MLP(nn.Module):
+    """Two linears with an activation between, under diffusers' names."""
+
+    def __init__(self, inside: int, width: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.linear_1, self.linear_2 = nn.Linear(inside, width), nn.Linear(width, width)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(self.activation(self.linear_1(x.to(self.linear_1.weight.dtype))))
+
+
+class ConditionEmbedder(nn.Module):
+    """Noise level and text, brought to the width of the transformer."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.freq_dim = config.freq_dim
+        self.time_embedder = MLP(config.freq_dim, config.width, nn.SiLU())
+        self.time_proj = nn.Linear(config.width, 6 * config.width)
+        self.text_embedder = MLP(config.text_dim, config.width, nn.GELU(approximate="tanh"))
+
+    def time(self, sigma_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Embedding [B, T, D] and block modulation [B, T, 6, D] of each latent's noise level."""
+        embedding = self.time_embedder(sinusoid(TIME_SCALE * sigma_BT.double(), self.freq_dim))
+        return embedding, self.time_proj(F.silu(embedding)).unflatten(-1, (6, -1))
+
+
+def sinusoid(time_BT: Tensor, channels: int) -> Tensor:
+    """cos then sin of the timestep at geometrically falling frequencies: float32 [B, T, channels]."""
+    half = channels // 2
+    frequency = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=time_BT.device) / half)
+    angle = time_BT[..., None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=-1).float()
+
+
+class VideoTransformer(nn.Module):
+    """velocity = model(x, sigma, index, condition[, memory])."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.patch_embedding = nn.Conv3d(config.in_channels, width, config.patch_size, config.patch_size)
+        self.condition_embedder = ConditionEmbedder(config)
+        self.blocks = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 2, width) / width**0.5)
+        self.proj_out = nn.Linear(width, config.out_channels * config.patch**2)
+        self.attend: Kernel = kernel("sdpa")
+        self.float32_islands = True
+
+    def set_attention(self, name: str) -> None:
+        """Choose the attention kernel by name; ConfigError lists what exists."""
+        self.attend = kernel(name)
+
+    def condition(self, text_BLD: Tensor) -> Condition:
+        """Cross-attention keys and values of a text embedding [B, L_text, text_dim], once per prompt.
+
+        Wan attends to all text positions, zero padding included: pad before calling.
+        """
+        text = self.condition_embedder.text_embedder(text_BLD)
+        return Condition(tuple(block.attn2.key_value(text) for block in self.blocks))
+
+    def forward(
+        self,
+        x_BTCHW: Tensor,
+        sigma_BT: Tensor,
+        index_T: Tensor,
+        condition: Condition,
+        memory: Memory | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Velocity [B, T, C, H, W] of noisy latents.
+
+        Args: `sigma_BT` noise in [0, 1] of each latent; `index_T` stream position of each latent (any integers);
+        `memory` what self-attention sees of the past (None: only this call); `mask` additive [L, L], without memory.
+        """
+        rows, columns = self._geometry(x_BTCHW)
+        angle = rope.angles(index_T.to(x_BTCHW.device), rows, columns, self.config.attention_head_dim)
+        embedding, modulation = self.condition_embedder.time(sigma_BT)
+        x = self._patches(x_BTCHW)
+        if self.float32_islands:
+            x, embedding, modulation = x.float(), embedding.float(), modulation.float()
+        for layer, block in enumerate(self.blocks):
+            mod = (block.scale_shift_table.to(modulation.dtype) + modulation).unbind(2)
+            query, own = block.before(x, mod, angle)
+            if memory is None:
+                attended = self.attend(query, own.key, own.value, mask)
+            else:
+                attended = memory.attend(layer, query, own, self.attend)
+            x = block.after(x, attended, mod, condition.layers[layer], self.attend)
+        shift, scale = (self.scale_shift_table.to(embedding.dtype).unsqueeze(1) + embedding.unsqueeze(2)).unbind(2)
+        x = self.proj_out(modulated(x, shift, scale, self.config.eps).to(self.proj_out.weight.dtype))
+        return self._latents(x, x_BTCHW.shape).to(x_BTCHW.dtype)
+
+    def _geometry(self, x_BTCHW: Tensor) -> tuple[int, int]:
+        channels, height, width = x_BTCHW.shape[2:]
+        if channels != self.config.in_channels:
+            raise ShapeError(f"latents have {channels} channels; this model takes {self.config.in_channels}.")
+        grid = Grid(channels, height, width, self.config.patch)
+        return grid.rows, grid.columns
+
+    def _patches(self, x_BTCHW: Tensor) -> Tensor:
+        """The patch embedding as one matmul: a convolution whose stride is its kernel."""
+        batch, latents, channels, height, width = x_BTCHW.shape
+        p = self.config.patch
+        x = x_BTCHW.reshape(batch, latents, channels, height // p, p, width // p, p).permute(0, 1, 3, 5, 2, 4, 6)
+        weight = self.patch_embedding.weight
+        return F.linear(x.flatten(4).flatten(1, 3).to(weight.dtype), weight.flatten(1), self.patch_embedding.bias)
+
+    def _latents(self, x_BLD: Tensor, shape: torch.Size) -> Tensor:
+        batch, latents, _, height, width = shape
+        p = self.config.patch
+        x = x_BLD.reshape(batch, latents, height // p, width // p, p, p, self.config.out_channels)
+        return x.permute(0, 1, 6, 2, 4, 3, 5).reshape(batch, latents, self.config.out_channels, height, width)
+
+    def save(self, folder: Path) -> None:
+        """Write config.json and safetensors, as diffusers lays a transformer folder out."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"_class_name": "WanTransformer3DModel", **asdict(self.config), "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads"}
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
+
+    @classmethod
+    def load(cls, folder: Path) -> VideoTransformer:
+        """Read a folder written by `save` or by diffusers. CheckpointError if it is not one."""
+        from safetensors.torch import load_file
+
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(f"{folder} holds no transformer: config.json is missing.")
+        raw = json.loads((folder / "config.json").read_text())
+        names = TransformerConfig.__dataclass_fields__
+        with torch.device("meta"):
+            model = cls(TransformerConfig(**{name: value for name, value in raw.items() if name in names}))
+        model.load_state_dict(load_file(folder / WEIGHTS), strict=True, assign=True)
+        return model

@@ -1,0 +1,59 @@
+"""Ladders: the noise levels a latent steps down, highest first. The last step to 0 is implied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rollforce.errors import ConfigError
+
+Ladder = tuple[float, ...]
+
+
+def shifted(sigma: float, shift: float) -> float:
+    """Timestep shift of SD3 (Esser et al. 2024, eq. 23): moves levels towards noise for shift > 1. Fixes 0 and 1."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def linear(steps: int) -> Ladder:
+    """`steps` equal steps from 1 down to 0."""
+    if steps < 1:
+        raise ConfigError(f"steps {steps}: a ladder needs at least 1 step.")
+    return tuple(1 - i / steps for i in range(steps))
+
+
+def warped(levels: Sequence[float], shift: float) -> Ladder:
+    """Explicit levels, each moved by the shift: [1, .75, .5, .25] at shift 5 is Self Forcing's 1, .9375, .8333, .625."""
+    if shift <= 0:
+        raise ConfigError(f"shift {shift} must be positive (1 leaves the levels as they are).")
+    return explicit([shifted(level, shift) for level in levels])
+
+
+def explicit(levels: Sequence[float]) -> Ladder:
+    """Levels as given; they must fall and lie in (0, 1]."""
+    ladder = tuple(float(level) for level in levels)
+    if not ladder:
+        raise ConfigError("a ladder needs at least one level, e.g. [1, 0.75, 0.5, 0.25].")
+    if not all(0 < level <= 1 for level in ladder):
+        raise ConfigError(f"ladder {list(ladder)}: every level must lie in (0, 1]; the step to 0 is implied.")
+    if any(low >= high for high, low in zip(ladder, ladder[1:], strict=False)):
+        raise ConfigError(f"ladder {list(ladder)}: levels must fall from noise to clean.")
+    return ladder
+
+
+def training_weight(sigma: Tensor, shift: float, table: int = 1000) -> Tensor:
+    """Loss weight of Wan's flow-matching scheduler: a Gaussian bump around sigma .5, zero-based, mean 1 over its table.
+
+    The table of `table` shifted levels only sets the normalisation (`bsmntw` weighting).
+    """
+    grid = torch.arange(table, dtype=torch.float64)
+    levels = 1 - grid / table
+    levels = shift * levels / (1 + (shift - 1) * levels)
+
+    def bump(level: Tensor) -> Tensor:
+        return torch.exp(-2 * (level - 0.5) ** 2)
+
+    floor = bump(levels).min()
+    return ((bump(sigma.double()) - floor) / (bump(levels) - floor).mean()).to(sigma.dtype)
