@@ -1,0 +1,181 @@
+"""The small language of the tiny world: captions of scenes, and what a caption asks for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import numpy as np
+
+from rollforce.errors import ConfigError
+from rollforce.world.scenes import Scene
+
+NOUNS = {"ball": "ball", "sphere": "ball", "circle": "ball", "box": "box", "square": "box", "cube": "box",
+         "star": "star", "heart": "heart"}
+COLOUR_WORDS = {"red": "red", "orange": "orange", "yellow": "yellow", "green": "green", "blue": "blue",
+                "purple": "purple", "violet": "purple"}
+VERBS = {"bounces": "bounces", "bouncing": "bounces", "circles": "circles", "circling": "circles",
+         "drifts": "drifts", "drifting": "drifts", "rolls": "rolls", "rolling": "rolls"}
+DIRECTIONS = ("left", "right")
+PLACE_WORDS = {"hills": "hills", "hill": "hills", "sea": "sea", "ocean": "sea", "city": "city", "town": "city",
+               "mountains": "mountains", "mountain": "mountains"}
+TIME_WORDS = {"day": "day", "daytime": "day", "sunset": "sunset", "dusk": "sunset", "night": "night"}
+SMALL_WORDS = ("a", "an", "the", "and", "at", "in", "by", "during", "over", "above", "to", "snowy")
+
+KINDS: dict[str, tuple[str, ...]] = {
+    "shapes": tuple(NOUNS), "colours": tuple(COLOUR_WORDS), "motions": (*VERBS, *DIRECTIONS),
+    "places": tuple(PLACE_WORDS), "times": tuple(TIME_WORDS), "small words": SMALL_WORDS,
+}
+WORDS: tuple[str, ...] = tuple(word for kind in KINDS.values() for word in kind)
+"""All words known, in a fixed order: a word's place here is its number in the text encoder."""
+
+DROPPED = 0.08  # how often a caption leaves out the place, the time or the motion
+DAY_DROPPED = 0.4  # daytime goes without saying
+
+
+@dataclass(frozen=True)
+class WishedThing:
+    """What a text says about one thing; None where it does not say. `motion` may be half said: "rolls", "left"."""
+
+    colour: str | None = None
+    shape: str | None = None
+    motion: str | None = None
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a text asks for; None, or no things, where it does not say."""
+
+    place: str | None = None
+    time: str | None = None
+    things: tuple[WishedThing, ...] = ()
+
+    @property
+    def count(self) -> int | None:
+        """How many things the text names; None if it names none."""
+        return len(self.things) or None
+
+
+def wish_of(scene: Scene) -> Wish:
+    """The wish that says everything about `scene`."""
+    return Wish(scene.place, scene.time, tuple(WishedThing(t.colour, t.shape, t.motion) for t in scene.things))
+
+
+def motion_fits(wished: str, motion: str) -> bool:
+    """Whether `motion` is what was wished, where a wish may be half said ("rolls", "left")."""
+    return set(wished.split()) <= set(motion.split())
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+_NOUN_CHOICES = {"ball": ("ball",) * 6 + ("sphere", "circle"), "box": ("box",) * 6 + ("square", "cube"),
+                 "star": ("star",), "heart": ("heart",)}
+_COLOUR_CHOICES = {"purple": ("purple",) * 5 + ("violet",)}
+_PLACE_CHOICES = {
+    "hills": ("over green hills",) * 3 + ("over the green hills", "above green hills", "over the hills",
+                                          "over a green hill", "in the hills", "above the hill"),
+    "sea": ("over the sea",) * 4 + ("above the sea", "by the sea", "over the ocean", "above the ocean"),
+    "city": ("over the city",) * 3 + ("in the city", "above the city", "over a city", "over the town", "in the town"),
+    "mountains": ("over snowy mountains", "over the snowy mountains", "over the mountains", "above snowy mountains",
+                  "in the mountains", "over a snowy mountain", "by the mountain"),
+}
+_TIME_CHOICES = {"day": ("by day", "during the day", "in the daytime", "at daytime"),
+                 "sunset": ("at sunset",) * 5 + ("at dusk", "during sunset"),
+                 "night": ("at night",) * 5 + ("by night", "in the night")}
+
+
+def caption(scene: Scene, rng_seed: int, full: bool = False) -> str:
+    """A sentence about `scene`; another `rng_seed` words it otherwise. `full` leaves nothing out."""
+    rng = np.random.default_rng(rng_seed)
+
+    def pick(choices: tuple[str, ...]) -> str:
+        return choices[int(rng.integers(len(choices)))]
+
+    dropped = {"place": DROPPED, "motion": DROPPED, "time": DAY_DROPPED if scene.time == "day" else DROPPED}
+    said = {part: full or rng.random() >= chance for part, chance in dropped.items()}
+    where = pick(_PLACE_CHOICES[scene.place]) if said["place"] else ""
+    when = pick(_TIME_CHOICES[scene.time]) if said["time"] else ""
+    style, order = rng.random(), rng.random()
+    clauses = []
+    for thing in scene.things:
+        colour = pick(_COLOUR_CHOICES.get(thing.colour, (thing.colour,)))
+        article = "the" if rng.random() < 0.04 else "an" if colour[0] == "o" else "a"
+        words = f"{article} {colour} {pick(_NOUN_CHOICES[thing.shape])}"
+        clauses.append(f"{words} {_moves(thing.motion, style > 0.65, rng)}" if said["motion"] else words)
+    if order < 0.08 and when:
+        clauses[0], when = f"{when} {clauses[0]}", ""
+    at = 0 if order > 0.5 else -1  # two things: the surroundings follow the first or close the sentence
+    clauses[at] = " ".join(part for part in (clauses[at], where, when) if part)
+    return " and ".join(clauses)
+
+
+def _moves(motion: str, participle: bool, rng: np.random.Generator) -> str:
+    verb, _, direction = motion.partition(" ")
+    if participle:
+        verb = {"bounces": "bouncing", "circles": "circling", "drifts": "drifting", "rolls": "rolling"}[verb]
+    if direction and rng.random() < 0.12:
+        direction = f"to the {direction}"
+    return f"{verb} {direction}".strip()
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def tokenize(text: str) -> list[str]:
+    """The words of `text` in lower case, without punctuation. ConfigError if it is empty or has an unknown word."""
+    words = re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower())
+    if not words:
+        raise ConfigError('the prompt is empty; write for example "a red ball bounces over green hills"')
+    for word in words:
+        if word not in WORDS:
+            near = get_close_matches(word, WORDS, n=1, cutoff=0.6)
+            hint = f'; did you mean "{near[0]}"?' if near else ""
+            known = "\n".join(f"  {kind}: {', '.join(members)}" for kind, members in KINDS.items())
+            raise ConfigError(f'the prompt has the word "{word}", which this model never learnt{hint}\n'
+                              f"It knows these words:\n{known}")
+    return words
+
+
+def parse(text: str) -> Wish:
+    """What `text` asks for. ConfigError for unknown words and for texts that contradict themselves.
+
+    `and` begins another thing; words about place and time belong to the whole picture wherever they stand.
+    """
+    said: dict[str, str] = {}
+    things: list[dict[str, str]] = []
+    current: dict[str, str] = {}
+    words = tokenize(text)
+    for here, word in enumerate(words):
+        following = words[here + 1] if here + 1 < len(words) else ""
+        if word == "and" and "shape" in current:
+            things.append(current)
+            current = {}
+        elif word in PLACE_WORDS:
+            _say(said, "place", PLACE_WORDS[word], text)
+        elif word in TIME_WORDS:
+            _say(said, "time", TIME_WORDS[word], text)
+        elif word in COLOUR_WORDS and not (word == "green" and PLACE_WORDS.get(following) == "hills"):
+            _say(current, "colour", COLOUR_WORDS[word], text)
+        elif word in NOUNS:
+            _say(current, "shape", NOUNS[word], text)
+        elif word in VERBS:
+            _say(current, "verb", VERBS[word], text)
+        elif word in DIRECTIONS:
+            _say(current, "direction", word, text)
+    things.append(current)
+    return Wish(said.get("place"), said.get("time"), tuple(_thing(t) for t in things if t))
+
+
+def _say(said: dict[str, str], what: str, value: str, text: str) -> None:
+    if said.get(what, value) != value:
+        raise ConfigError(f'the prompt "{text}" gives one {what} twice: "{said[what]}" and "{value}"; keep one, '
+                          'or join two things with "and": "a red ball bounces and a blue star circles"')
+    said[what] = value
+
+
+def _thing(said: dict[str, str]) -> WishedThing:
+    verb, direction = said.get("verb", ""), said.get("direction", "")
+    if verb in ("bounces", "circles"):
+        direction = ""  # these go nowhere: the direction is ignored, as it is in training
+    return WishedThing(said.get("colour"), said.get("shape"), f"{verb} {direction}".strip() or None)

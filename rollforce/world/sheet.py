@@ -1,0 +1,37 @@
+"""Contact sheets: rows of videos, columns of moments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+GAP = 2
+LABEL_HEIGHT = 14
+
+
+def sheet(videos: Sequence[np.ndarray], moments: Sequence[int] | int = 8, labels: Sequence[str] = (),
+          zoom: int = 1) -> np.ndarray:
+    """One picture of `videos` (each uint8 [F, H, W, 3], equal H and W): a row each, a column per moment.
+
+    `moments`: frame numbers, or how many, spread over each video. `labels` are written above the rows if Pillow is
+    there. `zoom` repeats pixels. Returns uint8 [rows, columns, 3].
+    """
+    rows = []
+    for number, video in enumerate(videos):
+        at = np.linspace(0, len(video) - 1, moments).round().astype(int) if isinstance(moments, int) else moments
+        tiles = [np.repeat(np.repeat(video[m], zoom, 0), zoom, 1) for m in at]
+        row = np.concatenate([np.pad(tile, ((0, GAP), (0, GAP), (0, 0)), constant_values=255) for tile in tiles], 1)
+        rows.append(np.concatenate([_label(labels[number], row.shape[1]), row]) if labels else row)
+    return np.concatenate(rows)
+
+
+def _label(text: str, width: int) -> np.ndarray:
+    strip = np.full((LABEL_HEIGHT, width, 3), 255, np.uint8)
+    try:
+        from PIL import Image, ImageDraw
+    except ImportError:
+        return strip
+    image = Image.fromarray(strip)
+    ImageDraw.Draw(image).text((2, 1), text, fill=(0, 0, 0))
+    return np.asarray(image)
