@@ -1,0 +1,49 @@
+# Needs nothing but Python 3.11 or newer. `make demo` and `make test` make .venv when it is missing.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.rollforce-installed
+PROMPT ?= a red ball bounces over green hills
+
+.PHONY: demo test lint format clean distclean help
+
+help:
+	@echo "make demo    install if needed, then render 20 s from a prompt into ball.mp4 (PROMPT='...' for another)"
+	@echo "make test    install if needed, then ruff, mypy and pytest"
+	@echo "make lint    ruff and mypy only        make format   let ruff fix what it can"
+	@echo "make clean   remove caches and the demo's output"
+
+# A plain `pip install torch` may fetch gigabytes of CUDA, and a package that depends on torch would do it silently.
+# So torch comes first, by name: replace this line's version or index to get the build for your GPU.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "rollforce needs Python 3.11 or newer; set one: make PYTHON=/path/to/python3.11 ..."; exit 3; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet -e ".[dev,train]"
+	@touch $@
+
+$(VENV): $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/rollforce render "$(PROMPT)" --seconds 20 --seed 0 -o ball.mp4 --overwrite
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+
+# One thread per process: the tests' arrays are small, and a shared machine is the rule.
+test: $(STAMP)
+	$(BIN)/ruff check .
+	OMP_NUM_THREADS=1 $(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info ball.mp4 ball.json
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
+
+distclean: clean
+	rm -rf $(VENV)
