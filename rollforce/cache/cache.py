@@ -1,0 +1,262 @@
+"""KVCache: one preallocated arena per layer, written at commit and only then; Memory: one call's window on it.
+
+The arena holds latents in slots, one range of slots per tier, and behind them room for the call in flight. Attention
+does not care for the order of keys, so a slot is used again as soon as its latent falls (a ring), and when a call
+sees all that is held, it reads one contiguous slice [sink | window | own] and nothing is ever moved or concatenated.
+
+Keys are rotated once, at their own stream index. A region that a policy moves in time (a sink) is turned from an
+unturned master copy whenever its move changes, which is once per commit: turning in place would drift in bfloat16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rollforce import rope
+from rollforce.attention import Kernel
+from rollforce.cache.sight import Sight
+from rollforce.cache.sink import Sink
+from rollforce.cache.window import Window
+from rollforce.errors import ConfigError
+from rollforce.positions import positions
+from rollforce.types import KVBlock
+
+
+class Tier(Protocol):
+    """A policy that owns a region of memory. Tiers form a waterfall: what one lets go falls to the next."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def latents(self) -> int: ...
+    def keep(self, held: tuple[int, ...]) -> tuple[int, ...]: ...
+
+
+AnyTier = Sink | Window  # the union is the registry: a new tier is a file and a name here
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of the arena: one slot is one latent of `tokens` keys for `heads` heads of `width` channels."""
+
+    layers: int
+    batch: int
+    heads: int
+    tokens: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Consecutive latents of one call that see the same: `start` is the stream index of the first."""
+
+    start: int
+    latents: int
+    sight: Sight
+    commit: bool = False
+
+
+@dataclass(frozen=True)
+class View:
+    """What a group sees, as slots and moves. `dense`: all used slots from the first visible one on, so one slice serves."""
+
+    slots: tuple[int, ...]
+    moves: tuple[tuple[str, int], ...]
+    dense: bool
+
+
+class KVCache:
+    """Keys and values of the past, for all layers of one batch of streams."""
+
+    def __init__(
+        self, tiers: Sequence[Tier], shape: Shape, flight: int, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    ) -> None:
+        """`flight`: the largest number of latents in one group of a call."""
+        names = [tier.kind for tier in tiers]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"cache {names}: each kind of tier may appear once.")
+        self.tiers, self.shape, self.flight = tuple(tiers), shape, flight
+        self.offset = {tier.kind: sum(t.latents for t in tiers[:i]) for i, tier in enumerate(tiers)}
+        self.capacity = sum(tier.latents for tier in tiers)
+        size = (shape.layers, shape.batch, shape.heads, (self.capacity + flight) * shape.tokens, shape.width)
+        self.keys, self.values = (torch.zeros(size, dtype=dtype, device=device) for _ in range(2))
+        self.masters: dict[str, Tensor] = {}
+        self.slot_of: dict[str, dict[int, int]] = {name: {} for name in names}
+        self.shown: dict[str, list[int]] = {name: [0] * shape.layers for name in names}
+
+    # -- what is held -------------------------------------------------------------------------------------------
+
+    def held(self) -> dict[str, tuple[int, ...]]:
+        """Of each region, the stream indices held, rising."""
+        return {name: tuple(sorted(slots)) for name, slots in self.slot_of.items()}
+
+    @property
+    def used(self) -> int:
+        """Slots in use; they always form a prefix of the arena unless a tier before a fuller one has room."""
+        return sum(len(slots) for slots in self.slot_of.values())
+
+    @property
+    def bytes(self) -> int:
+        tensors = (self.keys, self.values, *self.masters.values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def view(self, group: Group) -> View:
+        """What `group` sees now."""
+        visible = group.sight.visible(self.held(), group.latents)
+        slots = tuple(sorted(self.slot_of[name][index] for name, held in visible.items() for index in held))
+        moves = positions(group.sight.positions)(visible, group.start)
+        first = slots[0] if slots else self.used
+        dense = slots == tuple(range(first, self.used)) and self._prefix()
+        return View(slots, tuple((name, moves.get(name, 0)) for name, held in visible.items() if held), dense)
+
+    def _prefix(self) -> bool:
+        taken = sorted(slot for slots in self.slot_of.values() for slot in slots.values())
+        return taken == list(range(self.used))
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def read(self, layer: int, view: View, own: KVBlock) -> KVBlock:
+        """The visible past followed by the call's own keys and values.
+
+        Without gradient and with a dense view this is a slice of the arena: own keys are laid behind the used slots.
+        With gradient it is a copy, in which the past carries none.
+        """
+        for region, move in view.moves:
+            self._show(layer, region, move)
+        tokens, start = self.shape.tokens, self.used * self.shape.tokens
+        if view.dense and not torch.is_grad_enabled():
+            stop = start + own.key.shape[2]
+            first = (view.slots[0] if view.slots else self.used) * tokens
+            self.keys[layer, :, :, start:stop], self.values[layer, :, :, start:stop] = own.key, own.value
+            return KVBlock(self.keys[layer, :, :, first:stop], self.values[layer, :, :, first:stop])
+        past = [slice(low * tokens, high * tokens) for low, high in _runs(view.slots)]
+        return KVBlock(
+            torch.cat([*(self.keys[layer, :, :, part] for part in past), own.key], dim=2),
+            torch.cat([*(self.values[layer, :, :, part] for part in past), own.value], dim=2),
+        )
+
+    def _show(self, layer: int, region: str, move: int) -> None:
+        """Turn the keys of a region so that they stand `move` latents later than where they were made."""
+        if self.shown[region][layer] == move:
+            return
+        part = self._region(region)
+        if region not in self.masters:
+            self.masters[region] = self.keys[:, :, :, part].clone()
+        self.keys[layer, :, :, part] = rope.turn(self.masters[region][layer], move)
+        self.shown[region][layer] = move
+
+    def _region(self, region: str) -> slice:
+        low = self.offset[region]
+        size = next(tier.latents for tier in self.tiers if tier.kind == region)
+        return slice(low * self.shape.tokens, (low + size) * self.shape.tokens)
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def plan(self, start: int, latents: int) -> dict[str, dict[int, int]]:
+        """Where everything will be once latents `start` .. `start + latents` have been committed: region -> index -> slot."""
+        falling = tuple(range(start, start + latents))
+        slot_of: dict[str, dict[int, int]] = {}
+        for tier in self.tiers:
+            mine = self.slot_of[tier.kind]
+            candidates = tuple(sorted((*mine, *falling)))
+            kept = tier.keep(candidates)
+            falling = tuple(index for index in candidates if index not in set(kept))
+            stay = {index: mine[index] for index in kept if index in mine}
+            low = self.offset[tier.kind]
+            free = (slot for slot in range(low, low + tier.latents) if slot not in stay.values())
+            slot_of[tier.kind] = stay | {index: next(free) for index in kept if index not in mine}
+        return slot_of
+
+    def write(self, layer: int, own: KVBlock, start: int, slot_of: Mapping[str, Mapping[int, int]]) -> None:
+        """Lay one layer's keys and values of the latents from `start` into the slots that `plan` gave them."""
+        tokens, count = self.shape.tokens, own.key.shape[2] // self.shape.tokens
+        for region, slots in slot_of.items():
+            for index in range(start, start + count):
+                if index not in slots:
+                    continue
+                place = slice(slots[index] * tokens, (slots[index] + 1) * tokens)
+                latent = own.latents(index - start, index - start + 1, tokens)
+                self._lay(layer, region, place, latent)
+
+    def _lay(self, layer: int, region: str, place: slice, latent: KVBlock) -> None:
+        key = latent.key.detach()
+        if region in self.masters:
+            low = self._region(region).start
+            self.masters[region][layer, :, :, place.start - low : place.stop - low] = key
+        shown = self.shown[region][layer]
+        self.keys[layer, :, :, place] = rope.turn(key, shown) if shown else key
+        self.values[layer, :, :, place] = latent.value.detach()
+
+    def adopt(self, slot_of: dict[str, dict[int, int]]) -> None:
+        """Make a plan the truth. Plans are never changed in place."""
+        self.slot_of = slot_of
+
+    # -- saving -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a stream needs to go on: tensors and plain numbers."""
+        return {
+            "keys": self.keys[:, :, :, : self.capacity * self.shape.tokens].clone(),
+            "values": self.values[:, :, :, : self.capacity * self.shape.tokens].clone(),
+            "masters": {name: master.clone() for name, master in self.masters.items()},
+            "slots": {name: sorted(slots.items()) for name, slots in self.slot_of.items()},
+            "shown": {name: list(moves) for name, moves in self.shown.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict` of a cache of the same tiers and shape."""
+        end = self.capacity * self.shape.tokens
+        self.keys[:, :, :, :end], self.values[:, :, :, :end] = state["keys"], state["values"]
+        self.masters = {name: master.to(self.keys).clone() for name, master in state["masters"].items()}
+        self.slot_of = {name: {int(i): int(s) for i, s in slots} for name, slots in state["slots"].items()}
+        self.shown = {name: [int(move) for move in moves] for name, moves in state["shown"].items()}
+
+
+class Memory:
+    """One model call's window on a KVCache. A call is one or two groups of latents, in order: [committing | denoising].
+
+    In each layer the committing group attends and is written first, so the denoising group already sees it: the clean
+    pass of one chunk and the next tick are one call, with the numbers of two.
+    """
+
+    def __init__(self, cache: KVCache, groups: Sequence[Group]) -> None:
+        self.cache, self.groups = cache, tuple(groups)
+        self._before = cache.slot_of
+        self._views: list[View] = []
+        self._plans: list[dict[str, dict[int, int]]] = []
+        for group in self.groups:
+            self._views.append(cache.view(group))
+            self._plans.append(cache.plan(group.start, group.latents) if group.commit else cache.slot_of)
+            cache.adopt(self._plans[-1])
+        cache.adopt(self._before)
+
+    def attend(self, layer: int, query: Tensor, own: KVBlock, attend: Kernel) -> Tensor:
+        """Attention output of all groups, [B, N, L, K]."""
+        tokens, at, outputs = self.cache.shape.tokens, 0, []
+        self.cache.adopt(self._before)
+        for group, view, plan in zip(self.groups, self._views, self._plans, strict=True):
+            stop = at + group.latents
+            mine = own.latents(at, stop, tokens)
+            seen = self.cache.read(layer, view, mine)
+            outputs.append(attend(query[:, :, at * tokens : stop * tokens], seen.key, seen.value, None))
+            if group.commit:
+                self.cache.write(layer, mine, group.start, plan)
+                self.cache.adopt(plan)
+            at = stop
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+
+def _runs(slots: Sequence[int]) -> list[tuple[int, int]]:
+    """Rising integers as half-open runs: (3, 4, 5, 9) -> [(3, 6), (9, 10)]."""
+    runs: list[tuple[int, int]] = []
+    for slot in slots:
+        if runs and runs[-1][1] == slot:
+            runs[-1] = (runs[-1][0], slot + 1)
+        else:
+            runs.append((slot, slot + 1))
+    return runs

@@ -1,0 +1,39 @@
+"""Sight: what one call may see of the past, and where it stands. Denoising and committing calls may differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rollforce.errors import ConfigError
+from rollforce.positions import positions
+
+
+@dataclass(frozen=True)
+class Sight:
+    """`budget`: latents one call attends to, its own included (None: all that is held).
+
+    `pinned` regions are always in view; the others fill the rest of the budget, newest first.
+    `positions` names the policy that says where the visible regions stand in time.
+    """
+
+    budget: int | None = None
+    pinned: tuple[str, ...] = ("sink",)
+    positions: str = "realigned"
+
+    def __post_init__(self) -> None:
+        positions(self.positions)
+        if self.budget is not None and self.budget < 1:
+            raise ConfigError(f"budget {self.budget}: a call needs at least 1 latent, its own; null means no limit.")
+
+    def visible(self, held: Mapping[str, tuple[int, ...]], own: int) -> dict[str, tuple[int, ...]]:
+        """Of each region, the stream indices that a call of `own` latents sees."""
+        if self.budget is None:
+            return dict(held)
+        always = sum(len(held.get(region, ())) for region in self.pinned)
+        rest = sorted(i for region, indices in held.items() if region not in self.pinned for i in indices)
+        newest = set(rest[max(0, len(rest) - max(0, self.budget - own - always)) :])
+        return {
+            region: indices if region in self.pinned else tuple(i for i in indices if i in newest)
+            for region, indices in held.items()
+        }

@@ -1,0 +1,18 @@
+"""Sink: the first latents of the stream, never let go (StreamingLLM, Xiao et al. 2023; Rolling Forcing; LongLive)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Sink:
+    """Keeps the first `latents` that ever arrive; what comes later falls through."""
+
+    latents: int
+    kind: Literal["sink"] = "sink"
+
+    def keep(self, held: tuple[int, ...]) -> tuple[int, ...]:
+        """Which of `held` (rising stream indices, the arriving ones among them) stay."""
+        return held[: self.latents]

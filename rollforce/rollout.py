@@ -1,0 +1,198 @@
+"""Rollout: THE loop. Inference, streaming and training walk it; layouts, memory and samplers are data to it.
+
+One tick is one model call: every live slot of the buffer takes one step down its ladder. The clean pass that writes a
+finished chunk into memory rides along with the next tick as a second attention group: the numbers of two calls for
+the price of one. State is (first, row, x, pending) and the cache; noise is a pure function, so there is no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rollforce import flow
+from rollforce.cache import Group, KVCache, Memory, Sight
+from rollforce.layout import Layout
+from rollforce.models.transformer import Condition, VideoTransformer
+from rollforce.noise import NoiseSource
+from rollforce.types import Commit, Tick, index_range
+
+
+@dataclass(frozen=True)
+class Stepping:
+    """How a rollout steps and what its calls see.
+
+    `sampler`: `renoise` forgets the noise at each step (consistency sampler of distilled students), `euler` keeps it.
+    `context_sigma`: noise level that clean latents are said to have when they are written to memory; 0 everywhere so far.
+    `ride`: let the clean pass ride along with the next tick (False: a call of its own; same numbers, for measuring).
+    """
+
+    denoise: Sight = Sight()
+    commit: Sight = Sight()
+    sampler: Literal["renoise", "euler"] = "renoise"
+    context_sigma: float = 0.0
+    ride: bool = True
+
+
+class Rollout:
+    """Steps one batch of streams through a layout. `length`: latents in all, None for ever; `start`: index of the first."""
+
+    def __init__(
+        self,
+        model: VideoTransformer,
+        condition: Condition,
+        cache: KVCache,
+        layout: Layout,
+        noise: NoiseSource,
+        stepping: Stepping = Stepping(),
+        *,
+        length: int | None = None,
+        start: int = 0,
+    ) -> None:
+        self.model, self.condition, self.cache = model, condition, cache
+        self.layout, self.noise, self.stepping = layout, noise, stepping
+        self.start = start
+        self.end = None if length is None else start + length
+        self.first = start + layout.first()
+        self.row = 0
+        self.x: Tensor | None = None  # live slots only
+        self.pending: Commit | None = None  # clean, handed out, not yet in memory
+
+    @property
+    def live(self) -> tuple[int, int]:
+        """Stream indices [low, high) of the slots that hold latents."""
+        high = self.first + self.layout.slots
+        return max(self.first, self.start), high if self.end is None else min(high, self.end)
+
+    @property
+    def done(self) -> bool:
+        low, high = self.live
+        return low >= high
+
+    def tick(self, with_grad: bool = False) -> Tick:
+        """One model call. With `with_grad` the clean estimates carry gradient; the past and the stream's state never do."""
+        low, high = self.live
+        assert low < high, "a finished rollout was ticked"
+        x = self._entered(low, high)
+        slots = slice(low - self.first, high - self.first)
+        now, later = (self.layout.sigma[row][slots] for row in (self.row, self.row + 1))
+        with torch.set_grad_enabled(with_grad):
+            velocity = self._velocity(x, now, low, apart=with_grad)
+            clean = flow.clean_of(x, velocity, self._levels(now))
+        with torch.no_grad():
+            self.x = self._stepped(x, velocity.detach(), clean.detach(), now, later, low)
+        self.row += 1
+        return Tick(low, clean, now, with_grad)
+
+    def commit(self) -> Commit | None:
+        """After the last row of the layout: hand out the clean slots and move on. None before, or where nothing is live."""
+        if self.row < self.layout.ticks:
+            return None
+        assert self.x is not None
+        low, _ = self.live
+        count = max(0, self.first + self.layout.shift - low)
+        finished = Commit(low, self.x[:, :count]) if count else None
+        self.x, self.first, self.row = self.x[:, count:], self.first + self.layout.shift, 0
+        if finished is not None:
+            self._write()  # never two pending: a tick has carried the last one unless none came between
+            self.pending = finished
+        return finished
+
+    def commits(self) -> Iterator[Commit]:
+        """Tick on; yield latents as soon as they are clean."""
+        while not self.done:
+            self.tick()
+            finished = self.commit()
+            if finished is not None:
+                yield finished
+
+    # -- one call -----------------------------------------------------------------------------------------------
+
+    def _velocity(self, x: Tensor, sigma: tuple[float, ...], low: int, apart: bool) -> Tensor:
+        if apart or not self.stepping.ride:
+            self._write()
+        riding, self.pending = self.pending, None
+        groups = [Group(low, x.shape[1], self.stepping.denoise)]
+        index, levels = index_range(low, x.shape[1]), self._levels(sigma)
+        if riding is not None:
+            groups.insert(0, self._committing(riding))
+            x = torch.cat([riding.latents_BTCHW, x], dim=1)
+            index = torch.cat([index_range(riding.start, riding.latents_BTCHW.shape[1]), index])
+            levels = torch.cat([self._context_levels(riding), levels], dim=1)
+        velocity = self.model(x, levels, index, self.condition, Memory(self.cache, groups))
+        return velocity[:, velocity.shape[1] - groups[-1].latents :]
+
+    @torch.no_grad()
+    def _write(self) -> None:
+        """The clean pass as a call of its own."""
+        if self.pending is None:
+            return
+        pending, self.pending = self.pending, None
+        index = index_range(pending.start, pending.latents_BTCHW.shape[1])
+        memory = Memory(self.cache, [self._committing(pending)])
+        self.model(pending.latents_BTCHW, self._context_levels(pending), index, self.condition, memory)
+
+    def _committing(self, pending: Commit) -> Group:
+        return Group(pending.start, pending.latents_BTCHW.shape[1], self.stepping.commit, commit=True)
+
+    def _context_levels(self, pending: Commit) -> Tensor:
+        return self._levels((self.stepping.context_sigma,) * pending.latents_BTCHW.shape[1])
+
+    def _levels(self, sigma: tuple[float, ...]) -> Tensor:
+        return torch.tensor([sigma], dtype=torch.float32, device=self._device).expand(self.condition.batch, -1)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.cache.keys.device
+
+    # -- the buffer ---------------------------------------------------------------------------------------------
+
+    def _entered(self, low: int, high: int) -> Tensor:
+        """The live slots, with pure noise in those that have just entered."""
+        count = 0 if self.x is None else self.x.shape[1]
+        fresh = [self._drawn(index, 0) for index in range(low + count, high)]
+        if not fresh:
+            assert self.x is not None
+            return self.x
+        entering = torch.stack(fresh, dim=1)
+        return entering if self.x is None else torch.cat([self.x, entering], dim=1)
+
+    def _stepped(
+        self, x: Tensor, velocity: Tensor, clean: Tensor, now: tuple[float, ...], later: tuple[float, ...], low: int
+    ) -> Tensor:
+        next_levels = self._levels(later)
+        if self.stepping.sampler == "euler":
+            return flow.euler(x, velocity, self._levels(now), next_levels)
+        slot = low - self.first
+        noise = [
+            self._drawn(low + i, self.layout.draw(self.row, slot + i) + 1) if level > 0 else torch.zeros_like(x[:, i])
+            for i, level in enumerate(later)
+        ]
+        return flow.renoise(clean, torch.stack(noise, dim=1), next_levels)
+
+    def _drawn(self, index: int, draw: int) -> Tensor:
+        return self.noise(index, draw).to(self._device, self.cache.keys.dtype)
+
+    # -- saving -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but model, prompt and settings: the stream goes on from here, bit for bit."""
+        return {
+            "first": self.first,
+            "row": self.row,
+            "x": None if self.x is None else self.x.clone(),
+            "pending_start": None if self.pending is None else self.pending.start,
+            "pending": None if self.pending is None else self.pending.latents_BTCHW.clone(),
+            "cache": self.cache.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict` of a rollout with the same settings."""
+        self.first, self.row, self.x = int(state["first"]), int(state["row"]), state["x"]
+        pending = state["pending"]
+        self.pending = None if pending is None else Commit(int(state["pending_start"]), pending)
+        self.cache.load_state_dict(state["cache"])

@@ -1,0 +1,294 @@
+"""Parity with the papers' own code: numbers it produced with small random weights (see tests/golden/README.md).
+
+Every case is found by its file's prefix; sizes, lengths, batch, seeds and step lists come from the files.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import golden_folders
+from safetensors.torch import load_file
+from torch import Tensor
+
+from rollforce import flow, schedule
+from rollforce.attention import additive, block_causal, teacher_forcing
+from rollforce.cache import Group, KVCache, Memory, Shape, Sight, Sink, Tier, Window
+from rollforce.layout import chunkwise, rolling
+from rollforce.models.transformer import Condition, TransformerConfig, VideoTransformer
+from rollforce.models.weights import from_wan
+from rollforce.rollout import Rollout, Stepping
+from rollforce.types import index_range
+
+FORWARD, ROLLOUT = 5e-5, 1e-4  # tolerances of the goldens' README, for values of order 1 in float32
+
+
+def cases(prefix: str) -> list[Any]:
+    return [
+        pytest.param(path, id=f"{path.parent.name}/{path.stem}")
+        for folder in golden_folders()
+        for path in sorted(folder.glob(f"{prefix}*.json"))
+        if path.with_suffix(".safetensors").is_file()
+    ]
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    return json.loads(path.read_text()), load_file(path.with_suffix(".safetensors"))
+
+
+@cache
+def transformer(folder: Path, name: str = "weights_tiny.safetensors") -> VideoTransformer:
+    spec = json.loads((folder / name).with_suffix(".json").read_text())["config"]
+    model = VideoTransformer(config_of(spec))
+    model.load_state_dict(from_wan(load_file(folder / name)), strict=True)
+    return model.eval().requires_grad_(False)
+
+
+def config_of(spec: dict[str, Any]) -> TransformerConfig:
+    return TransformerConfig(
+        num_attention_heads=spec["num_heads"], attention_head_dim=spec["dim"] // spec["num_heads"],
+        num_layers=spec["num_layers"], ffn_dim=spec["ffn_dim"], in_channels=spec["in_dim"], out_channels=spec["out_dim"],
+        text_dim=spec["text_dim"], freq_dim=spec["freq_dim"], patch_size=tuple(spec["patch_size"]), eps=spec["eps"],
+    )  # fmt: skip
+
+
+def model_of(path: Path, spec: dict[str, Any]) -> VideoTransformer:
+    name = str(spec.get("weights", "weights_tiny.safetensors"))
+    return transformer(path.parent, name if name.endswith(".safetensors") else name + ".safetensors")
+
+
+def padded(text: Tensor, spec: dict[str, Any]) -> Tensor:
+    """Zero-pad a text embedding [L, D] or [B, L, D] to text_len, as the reference does before its text MLP."""
+    text = text if text.dim() == 3 else text[None]
+    return torch.nn.functional.pad(text, (0, 0, 0, spec["config"]["text_len"] - text.shape[1]))
+
+
+def context(tensors: dict[str, Tensor], spec: dict[str, Any], prefix: str = "ctx") -> Tensor:
+    if prefix in tensors:
+        return padded(tensors[prefix], spec)
+    parts = sorted((key for key in tensors if key.startswith(prefix + ".")), key=lambda key: int(key.rsplit(".", 1)[1]))
+    return torch.cat([padded(tensors[key], spec) for key in parts])
+
+
+def video_order(x: Tensor) -> Tensor:
+    """[B, C, F, H, W] <-> [B, F, C, H, W]."""
+    return x.transpose(1, 2)
+
+
+def close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
+    assert actual.shape == expected.shape, f"{what}: {tuple(actual.shape)} instead of {tuple(expected.shape)}"
+    error = (actual - expected).abs().max().item()
+    assert error <= tolerance, f"{what}: off by {error:.2e}, allowed {tolerance:.0e}"
+
+
+def arena(model: VideoTransformer, tiers: list[Tier], batch: int, x: Tensor, flight: int) -> KVCache:
+    config = model.config
+    tokens = x.shape[-2] * x.shape[-1] // config.patch**2
+    shape = Shape(config.num_layers, batch, config.num_attention_heads, tokens, config.attention_head_dim)
+    return KVCache(tiers, shape, flight)
+
+
+# -- one call -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", cases("wan_bidirectional"))
+def test_bidirectional(path: Path) -> None:
+    spec, tensors = read(path)
+    model = model_of(path, spec)
+    names = sorted({key.split(".")[0] for key in tensors if key.endswith(".x")})
+    assert names
+    for name in names:
+        x = video_order(tensors[f"{name}.x"])
+        sigma = (tensors[f"{name}.t"] / 1000)[:, None].expand(-1, x.shape[1])
+        condition = model.condition(context(tensors, spec, f"{name}.ctx"))
+        out = model(x, sigma, index_range(0, x.shape[1]), condition)
+        close(video_order(out), tensors[f"{name}.out"], FORWARD, name)
+
+
+@pytest.mark.parametrize("path", cases("causal_train"))
+def test_training_masks(path: Path) -> None:
+    spec, tensors = read(path)
+    model = model_of(path, spec)
+    x, sigma = video_order(tensors["x"]), tensors["t_per_frame"] / 1000
+    condition = model.condition(context(tensors, spec))
+    count, tokens = x.shape[1], x.shape[-2] * x.shape[-1] // model.config.patch**2
+    seen = 0
+    for name, case in spec["cases"].items():
+        chunk = case.get("num_frame_per_block", 1)
+        index = index_range(0, count)
+        if name.startswith("tf"):
+            clean_sigma = tensors["aug_t"] / 1000 if case.get("aug_t") or "aug" in name else torch.zeros_like(sigma)
+            doubled = torch.cat([video_order(tensors["clean_x"]), x], dim=1)
+            mask = additive(teacher_forcing(count, chunk, tokens))
+            out = model(doubled, torch.cat([clean_sigma, sigma], 1), torch.cat([index, index]), condition, mask=mask)[:, count:]
+        else:
+            local = case.get("local_attn_size", -1)
+            window = None if local in (-1, None) else local
+            mask = None if name == "full" else additive(block_causal(count, chunk, tokens, window))
+            out = model(x, sigma, index, condition, mask=mask)
+        close(video_order(out), tensors[f"{name}.out"], FORWARD, name)
+        seen += 1
+    assert seen == sum(key.endswith(".out") for key in tensors)
+
+
+# -- calls with a cache -----------------------------------------------------------------------------------------------
+
+
+def replay(spec: dict[str, Any], tensors: dict[str, Tensor], model: VideoTransformer, cache: KVCache, stepping: Stepping) -> None:
+    """Walk a list of calls. A call commits if it is the last of its kind for its latents: earlier ones are overwritten."""
+    condition = model.condition(context(tensors, spec))
+    calls = spec["calls"]
+    writes = [call for call in calls if call.get("updating_cache", True)]
+    last = {call["start_frame"]: call["call"] for call in writes}
+    for call in calls:
+        name, start = f"call{call['call']:02d}", call["start_frame"]
+        x, sigma = video_order(tensors[f"{name}.x"]), tensors[f"{name}.t"] / 1000
+        updating = call.get("updating_cache", False)
+        sight = stepping.commit if updating else stepping.denoise
+        group = Group(start, x.shape[1], sight, commit=last[start] == call["call"])
+        out = model(x, sigma, index_range(start, x.shape[1]), condition, Memory(cache, [group]))
+        close(video_order(out), tensors[f"{name}.out"], FORWARD, name)
+
+
+@pytest.mark.parametrize("path", cases("causal_sf"))
+def test_self_forcing_calls(path: Path) -> None:
+    spec, tensors = read(path)
+    model = model_of(path, spec)
+    x = tensors["call00.x"]
+    cache = arena(model, self_forcing_tiers(spec, x.shape[2]), x.shape[0], x, flight=x.shape[2])
+    with torch.no_grad():
+        replay(spec, tensors, model, cache, Stepping(Sight(positions="absolute"), Sight(positions="absolute")))
+
+
+def self_forcing_tiers(spec: dict[str, Any], chunk: int) -> list[Tier]:
+    """The reference's cache holds `local_attn_size` latents, the chunk in work among them; -1: as long as the table."""
+    size = spec["kv_cache_frames"] if spec["local_attn_size"] == -1 else spec["local_attn_size"]
+    return [Sink(spec["sink_size"]), Window(size - spec["sink_size"] - chunk)]
+
+
+@pytest.mark.parametrize("path", cases("causal_rf"))
+def test_rolling_forcing_calls(path: Path) -> None:
+    spec, tensors = read(path)
+    model = model_of(path, spec)
+    x = tensors["call00.x"]
+    chunk = spec.get("num_frame_per_block") or min(call["frames"] for call in spec["calls"])
+    tiers, stepping = rolling_forcing_memory(spec, chunk)
+    with torch.no_grad():
+        replay(spec, tensors, model, arena(model, tiers, x.shape[0], x, flight=64), stepping)
+
+
+def rolling_forcing_memory(spec: dict[str, Any], chunk: int) -> tuple[list[Tier], Stepping]:
+    """The two sights of the reference: a denoising call pins and re-aligns the sink, a committing call sees the newest."""
+    size, budget = spec.get("kv_cache_frames", 24), spec.get("max_attention_frames", 21)
+    sink = spec.get("sink_blocks", 1) * chunk
+    stepping = Stepping(Sight(budget), Sight(budget, pinned=(), positions="absolute"))
+    return [Sink(sink), Window(size - sink - chunk)], stepping
+
+
+# -- whole rollouts ---------------------------------------------------------------------------------------------------
+
+
+class GoldenNoise:
+    """The reference's noise, stored per chunk and step."""
+
+    def __init__(self, tensors: dict[str, Tensor], chunk: int) -> None:
+        self.entry, self.again, self.chunk = tensors["noise"], tensors["renoise"], chunk
+
+    def __call__(self, index: int, draw: int) -> Tensor:
+        if draw == 0:
+            return self.entry[:, index]
+        block, place = divmod(index, self.chunk)
+        return self.again[block, draw - 1, place].expand_as(self.entry[:, index])
+
+
+def ladder_of(spec: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[float, ...]:
+    levels = [step / 1000 for step in spec["steps"]]
+    ladder = schedule.warped(levels, spec["timestep_shift"]) if spec["warp_denoising_step"] else schedule.explicit(levels)
+    close(torch.tensor(ladder) * 1000, tensors["denoising_step_list"].float(), 1e-3, "ladder")
+    return ladder
+
+
+def prepared(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], VideoTransformer, Condition]:
+    spec, tensors = read(path)
+    model = model_of(path, spec)
+    batch = tensors["noise"].shape[0]
+    return spec, tensors, model, model.condition(padded(tensors["emb"], spec).expand(batch, -1, -1))
+
+
+@pytest.mark.parametrize("ride", [True, False], ids=["riding", "apart"])
+@pytest.mark.parametrize("path", cases("self_forcing"))
+@torch.no_grad()
+def test_self_forcing_rollout(path: Path, ride: bool) -> None:
+    spec, tensors, model, condition = prepared(path)
+    noise, chunk = tensors["noise"], spec["num_frame_per_block"]
+    cache = arena(model, self_forcing_tiers(spec, chunk), noise.shape[0], noise, flight=chunk)
+    stepping = Stepping(Sight(positions="absolute"), Sight(positions="absolute"), context_sigma=spec["context_noise"] / 1000, ride=ride)
+    layout = chunkwise(ladder_of(spec, tensors), chunk)
+    rollout = Rollout(model, condition, cache, layout, GoldenNoise(tensors, chunk), stepping, length=noise.shape[1])
+    latents, estimates = [], []
+    while not rollout.done:
+        estimates.append(rollout.tick().clean_BTCHW)
+        if (finished := rollout.commit()) is not None:
+            latents.append(finished.latents_BTCHW)
+    close(torch.cat(latents, 1), tensors["latents"], ROLLOUT, "latents")
+    if "x0_pred" in tensors:
+        expected = tensors["x0_pred"].flatten(0, 1)
+        close(torch.stack([estimate[0] for estimate in estimates]), expected, ROLLOUT, "clean estimates")
+
+
+@pytest.mark.parametrize("ride", [True, False], ids=["riding", "apart"])
+@pytest.mark.parametrize("path", cases("rolling_forcing"))
+@torch.no_grad()
+def test_rolling_forcing_rollout(path: Path, ride: bool) -> None:
+    spec, tensors, model, condition = prepared(path)
+    noise, chunk = tensors["noise"], spec["num_frame_per_block"]
+    ladder = ladder_of(spec, tensors)
+    tiers, stepping = rolling_forcing_memory(spec, chunk)
+    stepping = Stepping(stepping.denoise, stepping.commit, context_sigma=spec["context_noise"] / 1000, ride=ride)
+    cache = arena(model, tiers, noise.shape[0], noise, flight=chunk * len(ladder))
+    rollout = Rollout(model, condition, cache, rolling(ladder, chunk), GoldenNoise(tensors, chunk), stepping, length=noise.shape[1])
+    latents, window = [], 0
+    while not rollout.done:
+        name = f"window{window:02d}"
+        low, high = rollout.live
+        if f"{name}.noisy_input" in tensors:
+            close(rollout._entered(low, high), tensors[f"{name}.noisy_input"], ROLLOUT, f"{name} input")
+        tick = rollout.tick()
+        if f"{name}.denoised_pred" in tensors:
+            close(torch.tensor(tick.sigma_T) * 1000, tensors[f"{name}.timestep"].float()[0], 1e-3, f"{name} levels")
+            close(tick.clean_BTCHW, tensors[f"{name}.denoised_pred"], ROLLOUT, name)
+        if (finished := rollout.commit()) is not None:
+            latents.append(finished.latents_BTCHW)
+        window += 1
+    close(torch.cat(latents, 1), tensors["latents"], ROLLOUT, "latents")
+    assert window == len(spec["windows"])
+
+
+# -- scheduler ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", cases("scheduler"))
+def test_scheduler(path: Path) -> None:
+    spec, tensors = read(path)
+    x0, noise, velocity = (tensors[name][:, None] for name in ("x0", "noise", "flow"))  # one latent per sample
+    for shift in spec["shifts"]:
+        name = f"shift{shift:g}" if f"shift{shift:g}.sigmas" in tensors else f"shift{shift}"
+        table = torch.tensor([schedule.shifted(1 - i / len(tensors[f"{name}.sigmas"]), shift) for i in range(len(tensors[f"{name}.sigmas"]))])
+        torch.testing.assert_close(table, tensors[f"{name}.sigmas"], rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(table * 1000, tensors[f"{name}.timesteps"], rtol=1e-6, atol=1e-4)
+        weight = schedule.training_weight(table.double(), shift, len(table)).float()
+        torch.testing.assert_close(weight, tensors[f"{name}.training_weights"], rtol=1e-4, atol=1e-5)
+        for steps in spec["step_lists"]:
+            expected = tensors[f"{name}.warped.{'_'.join(map(str, steps))}"]
+            ladder = torch.tensor(schedule.warped([step / 1000 for step in steps], shift)) * 1000
+            torch.testing.assert_close(ladder, expected.float(), rtol=1e-6, atol=1e-4)
+        sigma = tensors[f"{name}.sigma_used"][:, None]  # the reference's nearest table entry; ours is exact
+        xt = flow.noised(x0, noise, sigma)
+        torch.testing.assert_close(xt[:, 0], tensors[f"{name}.add_noise"], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(flow.clean_of(xt, velocity, sigma)[:, 0], tensors[f"{name}.flow_to_x0"], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(flow.velocity_of(xt, x0, sigma)[:, 0], tensors[f"{name}.x0_to_flow"], rtol=1e-3, atol=1e-3)
