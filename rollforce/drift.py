@@ -1,0 +1,67 @@
+"""Does a long video stay itself? Four plain measures of every frame, and how they moved from its start to its end.
+
+They know nothing of any model or world: a user can watch for colour creep, blur and dying motion in any stream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+_LUMA = np.array([0.2126, 0.7152, 0.0722], dtype=np.float32)
+_STEP = 16  # frames measured together: bounds the float copy
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Ratios of the end to the start: 1 means unchanged. `window_s` is the length of what was compared at each end."""
+
+    luma: float
+    saturation: float
+    sharpness: float
+    motion: float
+    window_s: float
+
+    def line(self) -> str:
+        """One line for people."""
+        changes = " · ".join(f"{name} {100 * (ratio - 1):+.1f} %" for name, ratio in asdict(self).items()
+                             if name != "window_s")
+        return f"{changes} (last {self.window_s:g} s against first {self.window_s:g} s)"
+
+
+class DriftMeter:
+    """Collects measures chunk by chunk; holds four numbers per frame and the last frame."""
+
+    def __init__(self, fps: float) -> None:
+        self._fps = fps
+        self._rows: list[np.ndarray] = []
+        self._last: np.ndarray | None = None
+
+    def add(self, frames_FHWC: np.ndarray) -> None:
+        """Measure uint8 frames [F, H, W, 3] that follow those added before."""
+        for start in range(0, len(frames_FHWC), _STEP):
+            self._rows.append(self._measure(frames_FHWC[start : start + _STEP]))
+
+    def result(self, window_s: float = 5.0) -> Drift | None:
+        """The last `window_s` seconds against the first, or halves of a shorter video; None below four frames."""
+        rows = np.concatenate(self._rows) if self._rows else np.zeros((0, 4), np.float32)
+        count = min(round(window_s * self._fps), len(rows) // 2)
+        if count < 2:
+            return None
+        start, end = (np.nanmean(part, axis=0) for part in (rows[:count], rows[-count:]))
+        ratios = (end + 1e-3) / (start + 1e-3)  # the constant keeps a still or black video at 1
+        luma, saturation, sharpness, motion = (round(float(ratio), 4) for ratio in ratios)
+        return Drift(luma, saturation, sharpness, motion, window_s=round(count / self._fps, 3))
+
+    def _measure(self, frames_FHWC: np.ndarray) -> np.ndarray:
+        """Columns: luma, saturation, sharpness (Laplacian), motion (change since the frame before; nan at first)."""
+        pictures = frames_FHWC.astype(np.float32) / 255
+        luma = pictures @ _LUMA
+        edges = np.abs(4 * luma[:, 1:-1, 1:-1] - luma[:, :-2, 1:-1] - luma[:, 2:, 1:-1] - luma[:, 1:-1, :-2]
+                       - luma[:, 1:-1, 2:])
+        before = luma[:1] * np.nan if self._last is None else self._last
+        change = np.abs(luma - np.concatenate([before, luma[:-1]]))
+        self._last = luma[-1:]
+        saturation = pictures.max(axis=-1) - pictures.min(axis=-1)
+        return np.stack([each.mean(axis=(1, 2)) for each in (luma, saturation, edges, change)], axis=1)

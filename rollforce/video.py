@@ -1,0 +1,182 @@
+"""Video files that can be watched while they grow: fragmented MP4, written chunk by chunk.
+
+    with VideoWriter(Path("ball.mp4"), fps=12, size=(64, 64), scale=4) as video:
+        for chunk in session.stream(seconds=20):
+            video.write(chunk.frames)
+
+A process that is killed leaves a playable file. The same frames and settings give the same bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import av
+import numpy as np
+
+from rollforce.errors import ConfigError, ShapeError
+
+log = logging.getLogger(__name__)
+
+# empty_moov: the header comes first and needs no later repair. frag_keyframe: what is written is complete by itself.
+_FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
+_BT709 = 1  # the number of ITU-R BT.709 in H.264's colour fields
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How pictures become bytes. `quality` is H.264's CRF: 0 is lossless, 16 looks so, 28 is small."""
+
+    name: Literal["libx264", "mpeg4"] = "libx264"
+    quality: int = 16
+    preset: str = "veryfast"
+    keyframe_s: float = 0.5
+    enlarge: Literal["smooth", "pixels"] = "smooth"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.quality <= 51:
+            raise ConfigError(f"quality {self.quality} is outside 0..51 (0 lossless, 16 looks so, 28 small).")
+        if self.keyframe_s <= 0:
+            raise ConfigError(f"keyframe_s must be above 0 seconds, got {self.keyframe_s}.")
+
+
+def available(codec: Codec) -> Codec:
+    """`codec`, or its nearest relative that this FFmpeg can write (with a logged warning)."""
+    if codec.name in av.codecs_available:
+        return codec
+    log.warning("this FFmpeg has no %s: writing mpeg4, which is larger and plays in fewer browsers", codec.name)
+    return replace(codec, name="mpeg4")
+
+
+def default_scale(size: tuple[int, int], shorter: int = 256) -> int:
+    """The whole number by which a small picture is enlarged, so that its shorter side is at least `shorter` pixels."""
+    return max(1, -(-shorter // min(size)))
+
+
+def check_output(path: Path, overwrite: bool = False) -> None:
+    """Raise ConfigError if a video cannot be written to `path`; cheap, so that it is asked before a model is loaded."""
+    if path.suffix.lower() != ".mp4":
+        raise ConfigError(f"{path}: only .mp4 can be written. Try {path.with_suffix('.mp4')}.")
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; name a file in it, such as {path / 'video.mp4'}.")
+    check_folder(path.parent)
+    if path.exists() and not overwrite:
+        raise ConfigError(f"{path} exists; use --overwrite to replace it, or -o for another name.")
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ConfigError if no file can be made in `folder`: tried, because permissions alone do not tell."""
+    if not folder.exists():
+        raise ConfigError(f"the folder {folder} does not exist: mkdir -p {folder}")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"cannot write into {folder}: {error.strerror}. Choose another place with -o.") from error
+
+
+class VideoWriter:
+    """One growing video file. `size` is (height, width) of the frames; the picture is `scale` times as large.
+
+    Raises ShapeError for sizes the codec cannot hold and for frames of another size, OSError when the disk is full.
+    """
+
+    def __init__(self, path: Path, fps: float, size: tuple[int, int], *, scale: int = 1,
+                 codec: Codec | None = None) -> None:
+        self.path, self.fps, self.size, self.scale = Path(path), fps, size, scale
+        self.codec = available(codec or Codec())
+        self.frames = 0
+        self._check()
+        self._container: Any = av.open(str(path), "w", format="mp4", options=_FRAGMENTED)
+        self._stream = self._add_stream()
+
+    @property
+    def seconds(self) -> float:
+        """Length of what was written."""
+        return self.frames / self.fps
+
+    def write(self, frames_FHWC: np.ndarray) -> None:
+        """Append uint8 frames [F, H, W, 3]; when this returns they are in the file (a key frame's worth may lag)."""
+        if frames_FHWC.dtype != np.uint8 or frames_FHWC.shape[1:] != (*self.size, 3):
+            raise ShapeError(f"frames must be uint8 [F, {self.size[0]}, {self.size[1]}, 3], "
+                             f"got {frames_FHWC.dtype} {list(frames_FHWC.shape)}.")
+        for frame_HWC in frames_FHWC:
+            self._mux(self._stream.encode(self._picture(frame_HWC)))
+            self.frames += 1
+
+    def close(self) -> None:
+        """Finish the file; a second call does nothing."""
+        if self._container is not None:
+            container, self._container = self._container, None
+            try:
+                for packet in self._stream.encode():
+                    container.mux(packet)
+            finally:
+                container.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def _check(self) -> None:
+        if self.scale < 1:
+            raise ConfigError(f"scale must be a whole number of at least 1, got {self.scale}.")
+        if any(side * self.scale % 2 for side in self.size):
+            height, width = (side * self.scale for side in self.size)
+            raise ShapeError(f"{width}x{height}: H.264 needs even sides. Use an even scale, such as --scale 2.")
+
+    def _add_stream(self) -> Any:
+        rate = Fraction(self.fps).limit_denominator(1001)
+        stream = self._container.add_stream(self.codec.name, rate=rate)
+        stream.height, stream.width = (side * self.scale for side in self.size)
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context
+        context.thread_count = 1  # one thread: the same bytes on every machine, and the model keeps the other cores
+        context.gop_size = max(1, round(float(self.fps) * self.codec.keyframe_s))
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        if self.codec.name == "libx264":
+            stream.options = {"crf": str(self.codec.quality), "preset": self.codec.preset, "tune": "zerolatency"}
+        else:
+            scale = str(max(1, self.codec.quality // 6))
+            stream.options = {"qmin": scale, "qmax": scale}
+        return stream
+
+    def _picture(self, frame_HWC: np.ndarray) -> Any:
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), format="rgb24")
+        picture = frame.reformat(
+            width=self._stream.width, height=self._stream.height, format="yuv420p", dst_colorspace="ITU709",
+            interpolation="LANCZOS" if self.codec.enlarge == "smooth" else "POINT")
+        picture.pts = self.frames
+        picture.time_base = 1 / Fraction(self.fps).limit_denominator(1001)
+        return picture
+
+    def _mux(self, packets: list[Any]) -> None:
+        for packet in packets:
+            self._container.mux(packet)
+
+
+def read_frames(path: Path) -> np.ndarray:
+    """All pictures of a video, uint8 [F, H, W, 3]; a file that was cut short gives those that are whole."""
+    with av.open(str(path)) as container:
+        frames = list(_decoded(container))
+    if not frames:
+        raise ConfigError(f"{path} holds no picture.")
+    return np.stack(frames)
+
+
+def _decoded(container: Any) -> Iterator[np.ndarray]:
+    try:
+        for frame in container.decode(video=0):
+            yield frame.to_ndarray(format="rgb24")
+    except av.error.InvalidDataError:
+        return

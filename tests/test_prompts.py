@@ -1,0 +1,73 @@
+"""Prompt files: every bad line is listed, good ones get names that cannot collide."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rollforce.errors import ConfigError
+from rollforce.prompts import Job, read_jobs, slug
+
+
+def jobs(content: str | bytes, source: str = "prompts.jsonl") -> list[Job]:
+    return read_jobs(content.encode() if isinstance(content, str) else content, source, seed=7, seconds=10)
+
+
+def test_text_files_with_every_line_ending_and_a_byte_order_mark() -> None:
+    for text in ("a red ball\n\na blue star\n", "a red ball\r\n\r\n  a blue star  ",
+                 "\ufeffa red ball\n# note\na blue star"):
+        found = jobs(text, "prompts.txt")
+        assert [job.prompt for job in found] == ["a red ball", "a blue star"]
+        assert [(job.seed, job.seconds) for job in found] == [(7, 10.0)] * 2
+    assert found[0].name == "0000-a-red-ball-seed7"
+    assert found[1].where == "prompts.txt:3"
+
+
+def test_a_line_of_its_own_settings() -> None:
+    (job,) = jobs('{"id": "Koi pond!", "prompt": "a red ball", "seed": 3, "seconds": 2.5}')
+    assert job == Job("a red ball", 3, 2.5, "0000-koi-pond-seed3", "prompts.jsonl:1")
+
+
+def test_every_bad_line_is_listed_at_once() -> None:
+    lines = ['{"prompt": "a", "seconds": "ten"}', '{"prompt": "fine"}', '{"promt": "a"}', '{"prompt": ""}', "[1]",
+             '{"prompt": "a", "seed": -1}', '{"prompt": "a", "seconds": 0}', '{"prompt": "a"',
+             '{"prompt": "a", "id": 3}', '{"prompt": "a", "id": "x"}', '{"prompt": "b", "id": "x"}', '{"prompt": "a", "seed": true}']
+    with pytest.raises(ConfigError) as caught:
+        jobs("\n".join(lines))
+    text = str(caught.value)
+    for part in ("""prompts.jsonl:1: 'seconds' must be a number, got "ten".""",
+                 ":3: unknown key 'promt'; did you mean 'prompt'?",
+                 ":3: 'prompt' is missing", """:4: 'prompt' must be text, got "".""", ":5: must be an object such as",
+                 ":6: 'seed' must be from 0", ":7: 'seconds' must be above 0, got 0.", ":8: not valid JSON at column",
+                 ":9: 'id' must be text, got 3", ":11: 'id' 'x' is already used in line 10",
+                 ":12: 'seed' must be a whole number, got true"):
+        assert part in text
+    assert ":2:" not in text and ":10:" not in text
+
+
+def test_empty_and_binary_files_are_answered() -> None:
+    with pytest.raises(ConfigError, match=r"prompts\.txt has no prompts"):
+        jobs("\n \r\n# only a note", "prompts.txt")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        jobs(b"\xff\xfe\x00a", "prompts.txt")
+
+
+anything = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip)
+
+
+@given(st.lists(anything, min_size=1, max_size=5))
+def test_names_are_plain_and_never_collide(prompts: list[str]) -> None:
+    found = jobs("\n".join(json.dumps({"prompt": prompt}) for prompt in prompts))
+    assert [job.prompt for job in found] == prompts
+    assert len({job.name for job in found}) == len(prompts)
+    assert all(set(job.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-") and len(job.name) < 90 for job in found)
+
+
+def test_a_slug_breaks_at_a_word() -> None:
+    assert slug("A red ball; bounces/over: green hills") == "a-red-ball-bounces-over-green-hills"
+    assert slug("word " * 30, longest=12) == "word-word"
+    assert slug("鯉の池") == "video"
+    assert slug("x" * 90) == "x" * 48

@@ -1,0 +1,117 @@
+"""A video grows on disk, survives being killed, keeps its colours, and has the same bytes each time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from rollforce.errors import ConfigError, ShapeError
+from rollforce.video import Codec, VideoWriter, check_output, default_scale, read_frames
+
+COLOURS = np.array([[220, 40, 40], [250, 160, 30], [240, 230, 60], [50, 180, 70], [40, 80, 220], [140, 60, 190],
+                    [255, 255, 255], [0, 0, 0]], np.uint8)
+
+
+def bars(count: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """Colour bars that move one pixel per frame, uint8 [F, H, W, 3]."""
+    row = np.repeat(COLOURS, width // len(COLOURS), axis=0)
+    return np.stack([np.broadcast_to(np.roll(row, i, axis=0), (height, width, 3)) for i in range(count)])
+
+
+def write(path: Path, frames: np.ndarray, scale: int = 1, fps: float = 12, codec: Codec | None = None) -> bytes:
+    with VideoWriter(path, fps, (frames.shape[1], frames.shape[2]), scale=scale, codec=codec) as video:
+        for i in range(0, len(frames), 5):
+            video.write(frames[i : i + 5])
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("codec", [Codec(), Codec(name="mpeg4"), Codec(enlarge="pixels")])
+@pytest.mark.parametrize("scale", [1, 3, 4])
+def test_frames_come_back(tmp_path: Path, scale: int, codec: Codec) -> None:
+    frames = bars(17)
+    write(tmp_path / "a.mp4", frames, scale, codec=codec)
+    back = read_frames(tmp_path / "a.mp4")
+    assert back.shape == (17, 48 * scale, 64 * scale, 3)
+    middle = back[0, back.shape[1] // 2, 4 * scale :: 8 * scale].astype(int)
+    assert np.abs(middle - COLOURS).max() <= 8
+
+
+def test_time_is_kept(tmp_path: Path) -> None:
+    for fps in (12, 24000 / 1001):
+        write(tmp_path / "a.mp4", bars(24), fps=fps)
+        with av.open(str(tmp_path / "a.mp4")) as container:
+            times = [frame.time for frame in container.decode(video=0)]
+        np.testing.assert_allclose(times, np.arange(24) / fps, atol=1e-3)
+
+
+def test_the_same_frames_give_the_same_bytes(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (24, 48, 64, 3), dtype=np.uint8)
+    first = write(tmp_path / "a.mp4", frames, 2)
+    assert write(tmp_path / "b.mp4", frames, 2) == first
+    with VideoWriter(tmp_path / "c.mp4", 12, (48, 64), scale=2) as video:
+        video.write(frames)  # another chunking
+    assert (tmp_path / "c.mp4").read_bytes() == first
+
+
+def test_a_growing_file_can_be_watched(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "a.mp4", 12, (48, 64)) as video:
+        for written in (12, 24, 36):
+            video.write(bars(12))
+            assert len(read_frames(tmp_path / "a.mp4")) >= written - 6
+
+
+def test_a_killed_process_leaves_a_playable_file(tmp_path: Path) -> None:
+    script = f"""
+import os, signal, numpy as np
+from rollforce.video import VideoWriter
+video = VideoWriter({str(tmp_path / "a.mp4")!r}, 12, (48, 64))
+for i in range(4):
+    video.write(np.full((12, 48, 64, 3), 40 * i, np.uint8))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
+    back = read_frames(tmp_path / "a.mp4")
+    assert 42 <= len(back) <= 48
+    assert abs(int(back[41].mean()) - 120) <= 3
+
+
+def test_a_truncated_file_gives_its_whole_frames(tmp_path: Path) -> None:
+    content = write(tmp_path / "a.mp4", bars(48))
+    (tmp_path / "b.mp4").write_bytes(content[: len(content) * 2 // 3])
+    assert 20 <= len(read_frames(tmp_path / "b.mp4")) < 48
+
+
+def test_wrong_frames_and_sizes_are_refused(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "a.mp4", 12, (48, 64)) as video:
+        with pytest.raises(ShapeError, match=r"uint8 \[F, 48, 64, 3\], got uint8 \[3, 64, 48, 3\]"):
+            video.write(np.zeros((3, 64, 48, 3), np.uint8))
+        with pytest.raises(ShapeError, match="float32"):
+            video.write(np.zeros((3, 48, 64, 3), np.float32))
+    with pytest.raises(ShapeError, match=r"63x45: H\.264 needs even sides"):
+        VideoWriter(tmp_path / "b.mp4", 12, (45, 63))
+    with pytest.raises(ConfigError, match="scale"):
+        VideoWriter(tmp_path / "b.mp4", 12, (48, 64), scale=0)
+    with pytest.raises(ConfigError, match="quality 99"):
+        Codec(quality=99)
+    assert not (tmp_path / "b.mp4").exists()
+
+
+def test_outputs_are_checked_before_anything_is_made(tmp_path: Path) -> None:
+    check_output(tmp_path / "new.mp4")
+    (tmp_path / "old.mp4").write_bytes(b"")
+    check_output(tmp_path / "old.mp4", overwrite=True)
+    for path, words in [(tmp_path / "old.mp4", "exists; use --overwrite"), (tmp_path / "a.gif", "only .mp4"),
+                        (tmp_path / "no" / "a.mp4", "does not exist: mkdir -p"), (tmp_path, "only .mp4"),
+                        (tmp_path / "old.mp4" / "a.mp4", "cannot write into"), (Path("/proc/a.mp4"), "cannot write")]:
+        with pytest.raises(ConfigError, match=words):
+            check_output(path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["old.mp4"]
+
+
+def test_small_pictures_are_enlarged_for_viewing() -> None:
+    assert [default_scale(size) for size in [(64, 64), (48, 96), (256, 300), (480, 832), (255, 999)]] == [4, 6, 1, 1, 2]
