@@ -1,0 +1,56 @@
+"""Settings of a stream: everything between a prompt and its latents that a person may choose. Data only; YAML maps onto it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rollforce.cache import AnyTier, Sight, Window
+from rollforce.errors import ConfigError
+from rollforce.layout import Layout, bidirectional, chunkwise, partitioned, rolling
+from rollforce.rollout import Stepping
+from rollforce.schedule import Ladder, warped
+
+
+@dataclass(frozen=True)
+class LayoutSettings:
+    """How latents step down to clean: see layout.py. `micro` is read by `partitioned` only."""
+
+    kind: Literal["chunkwise", "rolling", "partitioned", "bidirectional"] = "rolling"
+    chunk: int = 3
+    levels: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
+    shift: float = 1.0
+    micro: int = 1
+
+    def __post_init__(self) -> None:
+        self.build()  # refuse now what cannot stream
+
+    @property
+    def ladder(self) -> Ladder:
+        """Noise levels after the shift."""
+        return warped(self.levels, self.shift)
+
+    def build(self) -> Layout:
+        """The table."""
+        if self.kind == "partitioned":
+            return partitioned(self.ladder, self.chunk, self.micro)
+        return {"chunkwise": chunkwise, "rolling": rolling, "bidirectional": bidirectional}[self.kind](self.ladder, self.chunk)
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """A whole stream: layout, memory, and how calls see it. ConfigError for a combination that cannot work."""
+
+    layout: LayoutSettings = field(default_factory=LayoutSettings)
+    cache: tuple[AnyTier, ...] = (Window(6),)
+    stepping: Stepping = field(default_factory=Stepping)
+
+    def __post_init__(self) -> None:
+        table = self.layout.build()
+        for name, sight, own in (("denoise", self.stepping.denoise, table.slots), ("commit", self.stepping.commit, table.shift)):
+            pinned = sum(tier.latents for tier in self.cache if tier.kind in sight.pinned)
+            if sight.budget is not None and sight.budget < pinned + own:
+                raise ConfigError(
+                    f"stepping.{name}.budget {sight.budget} must hold what is pinned ({pinned}) and the call's own latents "
+                    f"({own}): use at least {pinned + own}, or null for no limit."
+                )
