@@ -1,0 +1,242 @@
+"""A small causal video autoencoder: a fitted linear encoder and a trained decoder that also steadies what it draws.
+
+The encoder is a principal component transform of patches of 4 frames x 8 x 8 pixels: nothing to train, nothing to drift,
+and the space in which the transformer works is fixed within a minute. The decoder undoes it exactly as a skip and adds what
+a small convolutional net has learned. Its temporal layers look only back, so it draws one latent at a time; because it was
+trained on latents with independent noise, it averages what stands still over the past latents and draws whole shapes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rollforce.errors import CheckpointError, ConfigError, ShapeError
+
+State = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Sizes of the autoencoder. One latent stands for `frames` frames; one latent pixel for `patch` x `patch` pixels."""
+
+    channels: int = 32
+    frames: int = 4
+    patch: int = 8
+    width: int = 128
+    width_mid: int = 64
+    width_high: int = 48
+    blocks: int = 4
+    memory: int = 2
+
+    def __post_init__(self) -> None:
+        if self.patch != 8:
+            raise ConfigError(f"autoencoder patch = {self.patch}: the decoder doubles three times; set patch = 8")
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise ConfigError(f"autoencoder {name} = {value}: must be at least 1")
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in one patch: frames x patch x patch x 3."""
+        return self.frames * self.patch * self.patch * 3
+
+
+class TemporalBlock(nn.Module):
+    """Residual block at latent resolution: mixes the present with `memory` past latents per place, then 3x3 in space."""
+
+    def __init__(self, width: int, memory: int) -> None:
+        super().__init__()
+        self.memory = memory
+        self.mix = nn.Conv2d(width * (memory + 1), width, 1)
+        self.space = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.space.weight)
+        nn.init.zeros_(self.space.bias)
+
+    def forward(self, x_BTDHW: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the block's output and the last `memory` inputs, oldest first: the past of the next call."""
+        B, T, D, H, W = x_BTDHW.shape
+        if past is None:
+            past = x_BTDHW.new_zeros(B, self.memory, D, H, W)
+        line = torch.cat([past, x_BTDHW], dim=1)
+        views = torch.cat([line[:, i : i + T] for i in range(self.memory + 1)], dim=2).flatten(0, 1)
+        change = self.space(F.silu(self.mix(F.silu(views))))
+        return x_BTDHW + change.unflatten(0, (B, T)), line[:, T:]
+
+
+class SpatialBlock(nn.Module):
+    """Residual block inside one latent: two 3x3 convolutions."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.silu(self.first(F.silu(x))))
+
+
+class TinyAutoencoder(nn.Module):
+    """frames [B, F, H, W, 3] <-> latents [B, F/4, C, H/8, W/8]."""
+
+    basis: Tensor  # [C, patch values] orthonormal rows
+    mean: Tensor  # [patch values]
+    scale: Tensor  # [C] latent = scale * coordinate
+    spread: Tensor  # [C] standard deviation of each latent channel on training video
+
+    def __init__(self, config: AutoencoderConfig | None = None) -> None:
+        super().__init__()
+        self.config = c = config or AutoencoderConfig()
+        self.register_buffer("basis", torch.eye(c.channels, c.patch_values))
+        self.register_buffer("mean", torch.full((c.patch_values,), 0.5))
+        self.register_buffer("scale", torch.ones(c.channels))
+        self.register_buffer("spread", torch.ones(c.channels))
+        self.stem = nn.Conv2d(c.channels, c.width, 3, padding=1)
+        self.blocks = nn.ModuleList(TemporalBlock(c.width, c.memory) for _ in range(c.blocks))
+        self.steady = nn.Conv2d(c.width, c.channels, 1)
+        self.up_mid = nn.Conv2d(c.width, 4 * c.width_mid, 3, padding=1)
+        self.mid = SpatialBlock(c.width_mid)
+        self.up_high = nn.Conv2d(c.width_mid, 4 * c.width_high, 3, padding=1)
+        self.high = SpatialBlock(c.width_high)
+        self.out = nn.Conv2d(c.width_high, 4 * c.frames * 3, 3, padding=1)
+        for layer in (self.steady, self.out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    # ---- video to latents
+
+    def patches(self, frames_BFHWC: Tensor) -> Tensor:
+        """Cut video into patches: [B, T, h, w, patch values], float in 0..1. uint8 is divided by 255."""
+        c = self.config
+        if frames_BFHWC.ndim != 5 or frames_BFHWC.shape[-1] != 3:
+            raise ShapeError(f"video of shape {tuple(frames_BFHWC.shape)}: expected [B, F, H, W, 3]")
+        B, F_, H, W, _ = frames_BFHWC.shape
+        if F_ % c.frames or F_ == 0:
+            raise ShapeError(f"{F_} frames: one latent holds {c.frames} frames, so pass a multiple of {c.frames}")
+        if H % c.patch or W % c.patch or not H or not W:
+            raise ShapeError(f"video of {H} x {W} pixels: height and width must be multiples of {c.patch}")
+        video = frames_BFHWC.to(self.basis.dtype)
+        if frames_BFHWC.dtype == torch.uint8:
+            video = video / 255
+        cut = video.reshape(B, F_ // c.frames, c.frames, H // c.patch, c.patch, W // c.patch, c.patch, 3)
+        return cut.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4)
+
+    def encode(self, frames_BFHWC: Tensor) -> Tensor:
+        """frames [B, F, H, W, 3], uint8 or float in 0..1, F a multiple of 4 -> latents [B, F/4, C, H/8, W/8].
+
+        Raises ShapeError when a size does not fit."""
+        code = (self.patches(frames_BFHWC) - self.mean) @ self.basis.T * self.scale
+        return code.movedim(-1, 2)
+
+    # ---- latents to video
+
+    def decode(self, latents_BTCHW: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """latents [B, T, C, h, w] -> frames [B, 4T, 8h, 8w, 3] in 0..1, and the state that continues the stream.
+
+        Draws one latent of one video at a time, so neither the cutting into chunks nor what else is in the batch
+        changes a bit of the result. `state` is what the previous call returned; None begins a new video."""
+        self._check(latents_BTCHW)
+        videos, states = [], []
+        for b in range(latents_BTCHW.shape[0]):
+            past = None if state is None else tuple(s[b : b + 1] for s in state)
+            parts = []
+            for t in range(latents_BTCHW.shape[1]):
+                frames, past = self.draw(latents_BTCHW[b : b + 1, t : t + 1].contiguous(), past)
+                parts.append(frames)
+            videos.append(torch.cat(parts, dim=1))
+            states.append(past)
+        return torch.cat(videos).clamp(0, 1), tuple(torch.cat(layer) for layer in zip(*states, strict=True))
+
+    def forward(self, latents_BTCHW: Tensor, keep: slice = slice(None)) -> Tensor:
+        """The training path: all latents at once from an empty past, drawing the pixels of the latents `keep` only.
+
+        Frames are not clamped, so that gradients pass."""
+        return self.draw(latents_BTCHW, None, keep)[0]
+
+    def draw(self, latents_BTCHW: Tensor, state: State | None, keep: slice = slice(None)) -> tuple[Tensor, State]:
+        """Decode any number of latents together; see `decode` and `forward`."""
+        B, T = latents_BTCHW.shape[:2]
+        x = self.stem(latents_BTCHW.flatten(0, 1)).unflatten(0, (B, T))
+        after = []
+        for i, block in enumerate(self.blocks):
+            x, past = block(x, None if state is None else state[i])
+            after.append(past)
+        x, plain = x[:, keep], latents_BTCHW[:, keep]
+        T = x.shape[1]
+        x = x.flatten(0, 1)
+        steadied = plain + self.steady(x).unflatten(0, (B, T))
+        x = self.mid(F.pixel_shuffle(self.up_mid(x), 2))
+        x = self.high(F.pixel_shuffle(self.up_high(x), 2))
+        detail = F.pixel_shuffle(self.out(F.silu(x)), 2)  # [B*T, frames*3, 8h, 8w]
+        detail = detail.unflatten(1, (self.config.frames, 3)).movedim(2, -1).unflatten(0, (B, T)).flatten(1, 2)
+        return self.linear(steadied) + detail, tuple(after)
+
+    def linear(self, latents_BTCHW: Tensor) -> Tensor:
+        """The exact inverse on the fitted subspace: frames [B, 4T, 8h, 8w, 3], not clamped."""
+        c = self.config
+        B, T, _, H, W = latents_BTCHW.shape
+        flat = (latents_BTCHW.movedim(2, -1) / self.scale) @ self.basis + self.mean
+        cut = flat.reshape(B, T, H, W, c.frames, c.patch, c.patch, 3).permute(0, 1, 4, 2, 5, 3, 6, 7)
+        return cut.reshape(B, T * c.frames, H * c.patch, W * c.patch, 3)
+
+    def _check(self, latents_BTCHW: Tensor) -> None:
+        shape = tuple(latents_BTCHW.shape)
+        if len(shape) != 5 or shape[2] != self.config.channels or 0 in shape:
+            raise ShapeError(f"latents of shape {shape}: expected [B, T, {self.config.channels}, h, w], nothing empty")
+
+    # ---- fitting the linear part
+
+    @torch.no_grad()
+    def fit(self, patches_NP: Tensor, weight_N: Tensor) -> float:
+        """Fit mean, basis and channel scale to patches [N, patch values] in 0..1. Returns the variance kept, 0..1.
+
+        A channel is scaled by its standard deviation ** -0.5, then all by one factor so that the mean variance is 1: the
+        large channels stay larger, but not so much that the fine ones drown in the loss of the transformer.
+        What is fitted is rounded to float16 at once: the encoder that is saved is the encoder that was trained with."""
+        x, w = patches_NP.double(), (weight_N / weight_N.sum()).double()
+        mean = w @ x
+        x = x - mean
+        values, vectors = torch.linalg.eigh(x.T @ (x * w[:, None]))
+        K = self.config.channels
+        basis = vectors[:, -K:].flip(1).T
+        deviation = (x @ basis.T).pow(2).mean(0).sqrt()
+        scale = deviation**-0.5
+        scale = scale / (scale * deviation).pow(2).mean().sqrt()
+        for name, value in (("mean", mean), ("basis", basis), ("scale", scale), ("spread", scale * deviation)):
+            getattr(self, name).copy_(value.half())
+        return float(values[-K:].sum() / values.sum())
+
+    # ---- files
+
+    def save(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors (float16) into `folder`, which is made if it is missing."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        save_file({k: v.half().contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> TinyAutoencoder:
+        """Read what `save` wrote, as float32, in eval mode. Raises CheckpointError when it is missing or does not fit."""
+        folder = Path(folder)
+        try:
+            config = AutoencoderConfig(**json.loads((folder / "config.json").read_text()))
+            weights = load_file(folder / "model.safetensors")
+        except FileNotFoundError as error:
+            raise CheckpointError(f"no autoencoder in {folder}: {error.filename or error} is missing") from error
+        except (TypeError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"{folder / 'config.json'} does not describe an autoencoder: {error}") from error
+        model = cls(config)
+        try:
+            model.load_state_dict({k: v.float() for k, v in weights.items()})
+        except RuntimeError as error:
+            raise CheckpointError(f"{folder / 'model.safetensors'} does not fit its config.json: {error}") from error
+        return model.eval()

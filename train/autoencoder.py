@@ -1,0 +1,165 @@
+"""Make the autoencoder: fit the linear encoder to rendered patches, then train the decoder on noisy latents.
+
+    python train/autoencoder.py --out runs/autoencoder --minutes 10
+    python train/autoencoder.py --out runs/autoencoder --minutes 10 --resume     # goes on where it stopped
+
+The encoder is final after the first seconds (runs/autoencoder/encoder), so that the teacher can start beside the decoder.
+The decoder sees latents with independent noise and is asked for the clean video: it learns to average what stands still
+over the latents it remembers, and to draw whole shapes. Nothing is stored: clips are rendered as they are needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rollforce.distill.checks import border_ratio, psnr
+from rollforce.models.autoencoder import TinyAutoencoder
+from rollforce.world.render import render, sprite_mask
+from rollforce.world.scenes import sample_scene
+from rollforce.world.sheet import sheet
+
+
+def arguments() -> argparse.Namespace:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--minutes", type=float, default=10)
+    p.add_argument("--resume", action="store_true")
+    p.add_argument("--size", type=int, default=64)
+    p.add_argument("--batch", type=int, default=4)
+    p.add_argument("--latents", type=int, default=12, help="latents per clip")
+    p.add_argument("--drawn", type=int, default=4, help="of these, how many consecutive ones are drawn and judged")
+    p.add_argument("--lr", type=float, default=1e-3)
+    p.add_argument("--noise", type=float, default=0.35, help="largest noise of a clip's latents")
+    p.add_argument("--device", default="cpu")
+    return p.parse_args()
+
+
+def clip(seed: int, frames: int, size: int, held_out: bool = False) -> tuple[Tensor, Tensor]:
+    """A rendered clip [F, H, W, 3] in 0..1 and its sprite mask [F, H, W]."""
+    scene, start = sample_scene(seed, held_out=held_out), seed * 131 % 4096
+    video = torch.from_numpy(render(scene, start, frames, size)).float() / 255
+    return video, torch.from_numpy(sprite_mask(scene, start, frames, size))
+
+
+def clips(seeds: range, frames: int, size: int, held_out: bool = False) -> tuple[Tensor, Tensor]:
+    both = [clip(seed, frames, size, held_out) for seed in seeds]
+    return torch.stack([v for v, _ in both]), torch.stack([m for _, m in both])
+
+
+def latent_noise(latents: Tensor, spread: Tensor, level_B: Tensor, generator: torch.Generator) -> Tensor:
+    """Noise as generated latents have it: independent from latent to latent, white or smooth in space.
+
+    A channel gets `level` times the square root of its spread: generated latents err less, but not proportionally less,
+    in the fine channels."""
+    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    smooth = F.avg_pool2d(noise.flatten(0, 1), 3, 1, 1).view_as(noise) * 3
+    some = (torch.rand(len(latents), generator=generator) < 0.4).to(latents.device)[:, None, None, None, None]
+    return torch.where(some, smooth, noise) * spread.sqrt()[:, None, None] * level_B[:, None, None, None, None]
+
+
+def loss_of(video: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
+    """Charbonnier distance with more weight on sprites, and the same of frame differences."""
+    weight = 1 + 5 * mask[..., None]
+    near = ((video - truth).square() + 1e-4).sqrt() * weight
+    moved = ((video.diff(dim=1) - truth.diff(dim=1)).square() + 1e-4).sqrt() * weight[:, 1:]
+    return near.mean() + 0.5 * moved.mean()
+
+
+@torch.no_grad()
+def report(model: TinyAutoencoder, size: int, noise: float = 0.2) -> tuple[dict[str, float], np.ndarray]:
+    """Figures on clips never trained on, and a sheet: truth, linear, decoded, decoded from noisy latents."""
+    video, mask = clips(range(24), 48, size, held_out=True)
+    z = model.encode(video)
+    generator = torch.Generator().manual_seed(7)
+    noisy = z + latent_noise(z, model.spread, torch.full((len(z),), noise), generator)
+    outputs = {"linear": model.linear(z), "clean": model(z), "noisy linear": model.linear(noisy), "noisy": model(noisy)}
+    figures = {"border real": border_ratio(video, model.config.frames)}
+    for name, out in outputs.items():
+        out = outputs[name] = out.clamp(0, 1)
+        figures[f"psnr {name}"] = psnr(out, video)
+        figures[f"psnr sprite {name}"] = psnr(out, video, mask)
+        figures[f"border {name}"] = border_ratio(out, model.config.frames)
+    rows = [(v[i] * 255).round().byte().numpy() for i in range(6) for v in (video, outputs["clean"], outputs["noisy"])]
+    return {k: round(v, 3) for k, v in figures.items()}, sheet(rows, list(range(30, 46, 2)), zoom=2)
+
+
+def main() -> None:
+    args = arguments()
+    args.out.mkdir(parents=True, exist_ok=True)
+    model = TinyAutoencoder().to(args.device)
+    frames = args.latents * model.config.frames
+    state_file = args.out / "state.pt"
+    step, spent = 0, 0.0
+
+    # 1. the linear encoder
+    if not args.resume:
+        video, mask = clips(range(300), 16, args.size)
+        weight = 1 + 5 * (model.patches(mask[..., None].expand(-1, -1, -1, -1, 3)).amax(-1) > 0.02).float()
+        some = torch.randperm(weight.numel(), generator=torch.Generator().manual_seed(0))[:60_000]
+        kept = model.fit(model.patches(video).flatten(0, 3)[some], weight.flatten()[some])
+        model.save(args.out / "encoder")
+        print(f"encoder fitted, keeps {kept:.4f} of the weighted variance; spread {model.spread.tolist()}", flush=True)
+
+    # 2. the decoder
+    average = TinyAutoencoder().to(args.device)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=1e-4)
+    if args.resume:
+        state = torch.load(state_file, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        step, spent = state["step"], state["spent"]
+    average.load_state_dict(state["average"] if args.resume else model.state_dict())
+    log = (args.out / "metrics.jsonl").open("a")
+    begun = told = time.time()
+    running = 0.0
+    while (left := 1 - (time.time() - begun) / (60 * args.minutes)) > 0:
+        for group in optimiser.param_groups:
+            group["lr"] = args.lr * min(1.0, (step + 1) / 50, left / 0.5 + 0.01)
+        generator = torch.Generator().manual_seed(step)
+        video, mask = clips(range(step * args.batch, (step + 1) * args.batch), frames, args.size)
+        video, mask = video.to(args.device), mask.to(args.device)
+        z = model.encode(video)
+        level = torch.rand(args.batch, generator=generator).to(args.device) * args.noise
+        at = int(torch.randint(args.latents - args.drawn + 1, (), generator=generator))
+        pixels = slice(at * model.config.frames, (at + args.drawn) * model.config.frames)
+        out = model(z + latent_noise(z, model.spread, level, generator), slice(at, at + args.drawn))
+        loss = loss_of(out, video[:, pixels], mask[:, pixels])
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        keep = min(0.995, step / (step + 10))
+        with torch.no_grad():
+            for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
+                slow.lerp_(fast, 1 - keep)
+        running = float(loss.detach()) if step == 1 else 0.98 * running + 0.02 * float(loss.detach())
+        if time.time() - told > 60 or step == 20:
+            told = time.time()
+            entry = {"step": step, "minutes": round((spent + told - begun) / 60, 2), "loss": round(running, 4)}
+            print(entry, flush=True)
+            log.write(json.dumps(entry) + "\n")
+            log.flush()
+
+    spent += time.time() - begun
+    average.save(args.out / "final")
+    torch.save({"model": model.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict(),
+                "step": step, "spent": spent}, state_file)
+    figures, picture = report(TinyAutoencoder.load(args.out / "final").to(args.device), args.size)
+    print(json.dumps(figures, indent=1), flush=True)
+    log.write(json.dumps({"step": step, **figures}) + "\n")
+    from PIL import Image
+
+    Image.fromarray(picture).save(args.out / "sheet.png")
+
+
+if __name__ == "__main__":
+    main()
