@@ -1,4 +1,4 @@
-"""What this process uses: memory, age and where its numbers come from. No torch is imported here."""
+"""What this process uses: memory, age, versions. No torch is imported here."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import hashlib
 import platform
 import sys
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
-
-_WHOLE = 1 << 30  # files beyond this are hashed by their ends: a 28 GB checkpoint would take a minute
-_END = 16 << 20
 
 
 def resident_mb() -> float:
@@ -39,29 +39,13 @@ def command_age_s() -> float:
 def versions() -> dict[str, str]:
     """Of everything that can change a video's bytes."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in ("rollforce", "torch", "diffusers", "numpy", "av"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return {**found, **{name: metadata.version(name) for name in ("rollforce", "torch", "numpy", "av")}}
 
 
 def file_sha256(path: Path) -> str:
-    """Of the whole file, or of its size and both ends where it is huge (then it begins with 'ends-')."""
-    size = path.stat().st_size
+    """Of the whole file."""
     with path.open("rb") as file:
-        if size <= _WHOLE:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        digest = hashlib.sha256(str(size).encode() + file.read(_END))
-        file.seek(-_END, 2)
-        digest.update(file.read(_END))
-    return f"ends-{digest.hexdigest()}"
-
-
-def weights_sha256(folder: Path) -> dict[str, str]:
-    """The digest of every weight file in a model's folder, by its path inside it."""
-    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in sorted(folder.rglob("*.safetensors"))}
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def device_peak_mb(device: Any) -> float | None:
@@ -70,3 +54,11 @@ def device_peak_mb(device: Any) -> float | None:
     if torch is None or getattr(device, "type", "cpu") != "cuda":
         return None
     return float(torch.cuda.max_memory_allocated(device)) / 1e6
+
+
+@contextmanager
+def no_warnings() -> Iterator[None]:
+    """Trying what may not work should not print why."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

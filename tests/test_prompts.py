@@ -34,7 +34,8 @@ def test_a_line_of_its_own_settings() -> None:
 def test_every_bad_line_is_listed_at_once() -> None:
     lines = ['{"prompt": "a", "seconds": "ten"}', '{"prompt": "fine"}', '{"promt": "a"}', '{"prompt": ""}', "[1]",
              '{"prompt": "a", "seed": -1}', '{"prompt": "a", "seconds": 0}', '{"prompt": "a"',
-             '{"prompt": "a", "id": 3}', '{"prompt": "a", "id": "x"}', '{"prompt": "b", "id": "x"}', '{"prompt": "a", "seed": true}']
+             '{"prompt": "a", "id": 3}', '{"prompt": "a", "id": "x"}',
+             '{"prompt": "b", "id": "x"}', '{"prompt": "a", "seed": true}']
     with pytest.raises(ConfigError) as caught:
         jobs("\n".join(lines))
     text = str(caught.value)

@@ -1,0 +1,216 @@
+"""The command `rollforce`. Heavy things are imported inside the commands: --help answers at once.
+
+Exit codes: 2 something typed cannot be used · 3 this machine lacks something · 4 out of memory · 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rollforce.errors import RollforceError
+
+if TYPE_CHECKING:
+    from rollforce.plan import Options, Plan, Task
+    from rollforce.session import Model
+    from rollforce.terminal import Terminal
+
+USAGE, ENVIRONMENT, MEMORY, INTERRUPTED = 2, 3, 4, 130
+
+app = typer.Typer(
+    name="rollforce", help="Endless video from text.", no_args_is_help=True, add_completion=False,
+    pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and log details.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines, and nothing else.")]
+ModelName = Annotated[str, typer.Option("--model", help="A bundled model's name, or a folder with model.yaml.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        import rollforce
+
+        typer.echo(f"rollforce {rollforce.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def render(
+    words: Annotated[list[str] | None, typer.Argument(
+        metavar="PROMPT [KEY=VALUE]...", help="What to show; then stream settings, e.g. layout.chunk=2.")] = None,
+    seconds: Annotated[float | None, typer.Option("--seconds", "-s", help="Length of the video (default 20).")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Another seed, another video (default 0).")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The .mp4 (default: its prompt).")] = None,
+    prompts: Annotated[str | None, typer.Option("--prompts", help="Many: a .txt or .jsonl file; - is stdin.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for what is made (default: here).")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="A bundled name or a folder (default tiny).")] = None,
+    stream: Annotated[str | None, typer.Option("--stream", help="A stream preset, or a YAML file.")] = None,
+    size: Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT in pixels (default: as trained).")] = None,
+    scale: Annotated[int | None, typer.Option("--scale", help="Enlarge N times (default: to 256 or more).")] = None,
+    record: Annotated[Path | None, typer.Option("--from", help="Repeat the render that this .json describes.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="auto, float32, bfloat16, float16.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep videos that are complete, make the others.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something is wrong.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:  # fmt: skip
+    """Render a video from a prompt, or many from a file."""
+    with _answered(debug):
+        from rollforce.plan import Options
+        from rollforce.terminal import Terminal
+
+        options = Options(tuple(words or ()), prompts, record, seconds, seed, output, out, model, stream, size, scale,
+                          device, dtype, overwrite, resume)  # fmt: skip
+        raise typer.Exit(_render(options, Terminal(quiet or as_json), as_json))
+
+
+@app.command()
+def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
+    """Say what this machine can do, and what is wrong with it."""
+    with _answered(debug):
+        from rollforce.doctor import examine, show
+
+        report = examine()
+        if as_json:
+            typer.echo(json.dumps(report, indent=2))
+        else:
+            show(report)
+        raise typer.Exit(ENVIRONMENT if report["problems"] else 0)
+
+
+@app.command()
+def models(debug: Debug = False) -> None:
+    """List the bundled models and the stream presets."""
+    with _answered(debug):
+        from rollforce.load import bundled, presets
+
+        typer.echo(f"models:  {', '.join(bundled()) or 'none'}")
+        typer.echo(f"streams: {', '.join(presets())}")
+
+
+@app.command()
+def words(model: ModelName = "tiny", debug: Debug = False) -> None:
+    """List the words that a model's prompts may use."""
+    with _answered(debug):
+        import rollforce
+
+        typer.echo(" ".join(rollforce.load(model).words))
+
+
+def _render(options: Options, terminal: Terminal, as_json: bool) -> int:
+    """Plan, load, render; the exit code."""
+    from rollforce.plan import plan
+
+    planned = plan(options)
+    waiting = [task for task in planned.tasks if not task.done]
+    if len(planned.tasks) > len(waiting):
+        terminal.say(f"{len(planned.tasks) - len(waiting)} of {len(planned.tasks)} videos are complete and kept")
+    if not waiting:
+        return 0
+    model = _load(planned, waiting, terminal)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C: files are closed
+    return _make(planned, waiting, model, terminal, as_json)
+
+
+def _load(planned: Plan, waiting: list[Task], terminal: Terminal) -> Model:
+    from rollforce.errors import ConfigError
+    from rollforce.load import load
+
+    request, begun = planned.request, time.perf_counter()
+    model = load(request.model, stream=request.stream, overrides=planned.overrides, device=request.device,
+                 dtype=request.dtype)  # fmt: skip
+    problems = []
+    for task in waiting:
+        try:
+            model.check_prompt(task.request.prompt)
+        except ConfigError as error:
+            problems.append(f"{task.where}: {error}" if task.where else str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    terminal.loaded(model, request.size or model.size, time.perf_counter() - begun)
+    if planned.record and (reasons := planned.record.differences(model)):
+        terminal.say(f"this is not where the record was made; bytes may differ: {'; '.join(reasons)}", style="yellow")
+    return model
+
+
+def _make(planned: Plan, waiting: list[Task], model: Model, terminal: Terminal, as_json: bool) -> int:
+    from rollforce.plan import write_manifest
+    from rollforce.render import record_path, render
+
+    finished: dict[Path, str] = {}
+    write_manifest(planned, finished)
+    for task in waiting:
+        terminal.announce(task.request, model.fps, task.path)
+        with terminal.rendering(task.request.seconds) as report:
+            result = render(model, task.request, task.path, report)
+        finished[task.path] = "interrupted" if result.interrupted else "done"
+        write_manifest(planned, finished)
+        terminal.finished(result, task.path)
+        if as_json:
+            typer.echo(json.dumps(json.loads(record_path(task.path).read_text(encoding="utf-8"))))
+        if planned.record and planned.record.video_sha256:
+            same = planned.record.video_sha256 == result.video_sha256
+            terminal.say("the same bytes as recorded" if same else "not the recorded bytes", "" if same else "yellow")
+        if result.interrupted:
+            return INTERRUPTED
+    return 0
+
+
+@contextmanager
+def _answered(debug: bool) -> Iterator[None]:
+    """Turn what can go wrong into one paragraph and an exit code."""
+    if debug:  # otherwise Python's own last resort prints warnings to stderr, which is all we want
+        logging.basicConfig(format="%(name)s: %(message)s")
+        logging.getLogger("rollforce").setLevel(logging.DEBUG)
+    try:
+        yield
+    except RollforceError as error:
+        _fail(str(error), USAGE, debug)
+    except KeyboardInterrupt:
+        _fail("interrupted", INTERRUPTED, debug)
+    except ImportError as error:
+        _fail(f"{error}. Install what is missing: pip install rollforce, or one of its extras. See: rollforce doctor",
+              ENVIRONMENT, debug)  # fmt: skip
+    except OSError as error:
+        _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", ENVIRONMENT, debug)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_memory(error):
+            raise
+        _fail("Out of memory. What was written so far plays. Try a smaller --size, or fewer latents in the cache; "
+              "`rollforce doctor` shows what is free.", MEMORY, debug)  # fmt: skip
+
+
+def _is_memory(error: BaseException) -> bool:
+    """torch has two ways to say it, neither of them a MemoryError."""
+    torch_says = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return torch_says or isinstance(error, MemoryError)
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug and sys.exc_info()[1] is not None:
+        raise
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, soft_wrap=True).print(Text(message, style="red"))
+    raise typer.Exit(code) from None
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point of the console script."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return app(arguments)

@@ -1,0 +1,197 @@
+"""From the words of a command line to a list of videos to make, all checked before a model is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rollforce.errors import ConfigError
+from rollforce.prompts import Job, check_seconds, check_seed, read_jobs, slug
+from rollforce.render import Record, Request, is_complete, read_record, record_path
+from rollforce.video import check_folder, check_output
+
+_OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was typed; None is what was not."""
+
+    words: tuple[str, ...] = ()
+    prompts: str | None = None
+    record: Path | None = None
+    seconds: float | None = None
+    seed: int | None = None
+    output: Path | None = None
+    out: Path | None = None
+    model: str | None = None
+    stream: str | None = None
+    size: str | None = None
+    scale: int | None = None
+    device: str | None = None
+    dtype: str | None = None
+    overwrite: bool = False
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """One video to make, or one that is there already (`done`)."""
+
+    request: Request
+    path: Path
+    where: str = ""
+    done: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All videos of a command. They share one model; `overrides` are what it is loaded with."""
+
+    tasks: tuple[Task, ...]
+    overrides: tuple[str, ...]
+    record: Record | None = None
+    folder: Path | None = None  # of a batch: holds manifest.jsonl
+
+    @property
+    def request(self) -> Request:
+        """Any one: model, stream, device and dtype are the same in all."""
+        return self.tasks[0].request
+
+
+def plan(options: Options) -> Plan:
+    """The checked plan of a render command. ConfigError says what cannot be used and what to type instead."""
+    overrides = tuple(word for word in options.words if _OVERRIDE.match(word))
+    prompt = _one_prompt([word for word in options.words if word not in overrides], options)
+    record = read_record(options.record) if options.record else None
+    request = _request(options, record.request if record else Request(prompt or ""), overrides)
+    if prompt is not None:
+        request = dataclasses.replace(request, prompt=prompt)
+    folder = _folder(options)
+    if options.prompts is None:
+        tasks = [_single(options, request, record, folder)]
+    else:
+        jobs = _jobs(options.prompts, request)
+        tasks = [_batch_task(options, request, job, folder) for job in jobs]
+    _check_outputs(tasks, options)
+    recorded = record.settings() if record and options.stream is None else ()
+    return Plan(tuple(tasks), (*recorded, *overrides) if record else request.overrides, record,
+                folder if options.prompts is not None else None)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """ "832x480" (width x height) as (480, 832)."""
+    match = re.fullmatch(r"(\d+)[xX×](\d+)", text.strip())
+    if not match:
+        raise ConfigError(f"--size {text!r} must be WIDTHxHEIGHT in pixels, such as 64x64.")
+    return int(match[2]), int(match[1])
+
+
+def write_manifest(plan_: Plan, finished: dict[Path, str]) -> None:
+    """List every video of a batch and how far it is, one JSON object per line, in manifest.jsonl."""
+    if plan_.folder is None:
+        return
+    lines = [json.dumps({"video": task.path.name, "status": "done" if task.done else finished.get(task.path, "waiting"),
+                         "prompt": task.request.prompt, "seed": task.request.seed, "seconds": task.request.seconds},
+                        ensure_ascii=False) for task in plan_.tasks]
+    fresh = plan_.folder / "manifest.jsonl.part"
+    fresh.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    fresh.replace(plan_.folder / "manifest.jsonl")
+
+
+def _one_prompt(words: list[str], options: Options) -> str | None:
+    given = [name for name, there in (("a prompt", bool(words)), ("--prompts", options.prompts is not None),
+                                      ("--from", options.record is not None)) if there]
+    if not given:
+        raise ConfigError('Say what to render: rollforce render "a red ball bounces over green hills", '
+                          "or --prompts FILE, or --from FILE.json.")
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} cannot be used together.")
+    if len(words) > 1:
+        raise ConfigError(f"got {len(words)} prompts; put one prompt in quotes: {' '.join(words)!r}. "
+                          "Overrides look like key=value.")
+    if words and not words[0].strip():
+        raise ConfigError('The prompt is empty. Say what to show, e.g. "a red ball bounces over green hills".')
+    return words[0] if words else None
+
+
+def _request(options: Options, start: Request, overrides: tuple[str, ...]) -> Request:
+    """`start` with everything replaced that was typed."""
+    for name, problem in (("seconds", check_seconds(start.seconds if options.seconds is None else options.seconds)),
+                          ("seed", check_seed(start.seed if options.seed is None else options.seed))):
+        if problem:
+            raise ConfigError(f"{problem.replace(f'{name!r}', f'--{name}')}.")
+    if options.scale is not None and options.scale < 1:
+        raise ConfigError(f"--scale must be a whole number of at least 1, got {options.scale}.")
+    typed: dict[str, Any] = {
+        "seconds": options.seconds, "seed": options.seed, "scale": options.scale, "model": options.model,
+        "stream": options.stream, "device": options.device, "dtype": options.dtype,
+        "size": parse_size(options.size) if options.size else None,
+    }  # fmt: skip
+    kept = {name: value for name, value in typed.items() if value is not None}
+    return dataclasses.replace(start, overrides=(*start.overrides, *overrides), **kept)
+
+
+def _folder(options: Options) -> Path:
+    folder = options.out or Path()
+    if options.out is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"--out {folder} cannot be made: {error.strerror}.") from error
+    return folder
+
+
+def _jobs(source: str, request: Request) -> list[Job]:
+    if source == "-":
+        return read_jobs(sys.stdin.buffer.read(), "stdin", seed=request.seed, seconds=request.seconds)
+    try:
+        content = Path(source).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--prompts {source} cannot be read: {error.strerror}.") from error
+    return read_jobs(content, source, seed=request.seed, seconds=request.seconds)
+
+
+def _single(options: Options, request: Request, record: Record | None, folder: Path) -> Task:
+    if options.output and options.out:
+        raise ConfigError("-o names a file and --out a folder; use one of them.")
+    path = options.output or folder / f"{slug(request.prompt)}.mp4"
+    if record and options.record and not (options.output or options.out):
+        path = options.record.with_suffix(".mp4")
+    return Task(request, path, done=options.resume and is_complete(path))
+
+
+def _batch_task(options: Options, request: Request, job: Job, folder: Path) -> Task:
+    if options.output:
+        raise ConfigError("-o names one file; with --prompts use --out DIR.")
+    path = folder / f"{job.name}.mp4"
+    mine = dataclasses.replace(request, prompt=job.prompt, seed=job.seed, seconds=job.seconds)
+    return Task(mine, path, job.where, done=options.resume and is_complete(path))
+
+
+def _check_outputs(tasks: list[Task], options: Options) -> None:
+    waiting = [task.path for task in tasks if not task.done]
+    replace = options.overwrite or options.resume
+    if len(tasks) == 1:
+        for path in waiting:
+            check_output(path, replace)
+            _check_record(path, replace)
+        return
+    for folder in {path.parent for path in waiting}:
+        check_folder(folder)
+    there = [path for path in waiting if path.exists()]
+    if there and not replace:
+        raise ConfigError(f"{len(there)} of {len(tasks)} outputs exist, the first is {there[0]}; use --resume to keep "
+                          "those that are complete, or --overwrite to replace them.")
+
+
+def _check_record(path: Path, replace: bool) -> None:
+    """A .json beside the video that is not a record is somebody's own: do not write over it unasked."""
+    beside = record_path(path)
+    if beside.exists() and not replace and '"request"' not in beside.read_text(encoding="utf-8", errors="replace"):
+        raise ConfigError(f"{beside} exists and is not a record of a render; use --overwrite or another name with -o.")

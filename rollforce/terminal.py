@@ -1,0 +1,105 @@
+"""What a person sees while a video is made: two lines, a live bar, a small table; plain lines without a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
+from rollforce.render import Progress, Request, Result, record_path
+
+if TYPE_CHECKING:
+    from rollforce.session import Model
+
+Report = Callable[[Progress], None]
+_EVERY_S = 10.0  # between two plain lines
+
+
+class Terminal:
+    """Speaks to a person on stdout; says nothing when `quiet`."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+
+    def say(self, text: str, style: str = "") -> None:
+        """One line."""
+        self.console.print(Text(text, style=style))
+
+    def loaded(self, model: Model, size: tuple[int, int], seconds: float) -> None:
+        """What will draw, and where."""
+        height, width = size
+        dtype = str(model.dtype).removeprefix("torch.")
+        what = f"model {model.name} ({_count(model.parameters)} parameters, {model.licence})"
+        how = f"{width}x{height} at {model.fps} fps · {model.stream_settings.layout.kind}"
+        self.say(f"{what} · {model.device} {dtype} · {how} · loaded in {seconds:.1f} s")
+
+    def announce(self, request: Request, fps: float, path: Path) -> None:
+        """What will be made."""
+        frames = max(1, round(request.seconds * fps))
+        self.say(f"{request.seconds:g} s = {frames} frames of {request.prompt!r} · seed {request.seed} -> {path} "
+                 "(playable while it grows)")
+
+    @contextmanager
+    def rendering(self, seconds: float) -> Iterator[Report]:
+        """A live bar (or a plain line now and then); yields what `render` reports to."""
+        if not self.console.is_terminal:
+            yield self._plain_lines()
+            return
+        bar = Bar(TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.fields[text]}"),
+                  console=self.console, transient=True)
+        with bar:
+            task = bar.add_task("rendering", total=seconds, text="waiting for the first frame")
+            yield lambda progress: bar.update(task, completed=progress.video_s, text=_text(progress))
+
+    def finished(self, result: Result, path: Path) -> None:
+        """The numbers, each with what it counts."""
+        self.console.print(_table(result, path))
+
+    def _plain_lines(self) -> Report:
+        said = time.monotonic()
+
+        def report(progress: Progress) -> None:
+            nonlocal said
+            if time.monotonic() - said > _EVERY_S:
+                said = time.monotonic()
+                self.say(f"  {_text(progress)}")
+
+        return report
+
+
+def _table(result: Result, path: Path) -> Table:
+    table = Table.grid(padding=(0, 2))
+    if result.interrupted:
+        table.add_row("interrupted", f"after {result.seconds:g} s of video; {path} plays")
+    else:
+        table.add_row("done", f"{result.frames} frames = {result.seconds:g} s of video in {result.elapsed_s:.1f} s")
+    if result.first_frame_s is not None:
+        since = result.first_frame_since_command_s
+        table.add_row("first frame", f"{result.first_frame_s:.2f} s after loading"
+                      + (f", {since:.1f} s after the command" if since is not None else ""))
+    table.add_row("denoising", f"{result.denoise_fps:.1f} fps")
+    table.add_row("end to end", f"{result.end_to_end_fps:.1f} fps = {result.times_real_time:.1f}x real time")
+    device = result.peak_device_memory_mb
+    table.add_row("peak memory", f"{result.peak_memory_mb:.0f} MB" + (f", device {device:.0f} MB" if device else ""))
+    if result.drift is not None:
+        table.add_row("drift", result.drift.line())
+    record = record_path(path)
+    table.add_row("wrote", f"{path}, {record.name} (all settings; again: rollforce render --from {record})")
+    return table
+
+
+def _text(progress: Progress) -> str:
+    return (f"{progress.video_s:.1f}/{progress.total_s:g} s · {progress.fps:.1f} fps · first frame "
+            f"{progress.first_frame_s:.2f} s · {progress.memory_mb:.0f} MB")
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.1f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"

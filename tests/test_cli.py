@@ -1,0 +1,188 @@
+"""The command as a person uses it: on a small model with random weights, through the real engine."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_model import make_model_folder
+from typer.testing import CliRunner, Result
+
+from rollforce.cli import app
+from rollforce.session import Session
+from rollforce.video import read_frames
+
+Run = Callable[..., Result]
+PROMPT = "a red ball bounces over the green hills"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model_folder(tmp_path_factory.mktemp("models") / "small")
+
+
+@pytest.fixture
+def run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run `rollforce render ...` in an empty folder with the small model."""
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*words: str, code: int = 0) -> Result:
+        chosen = () if {"--model", "--from"} & set(words) else ("--model", str(folder))
+        result = CliRunner().invoke(app, ["render", *words, *chosen], env={"COLUMNS": "200"})
+        assert result.exit_code == code, result.output
+        return result
+
+    return invoke
+
+
+def record(path: str) -> dict[str, Any]:
+    return json.loads(Path(path).read_text())
+
+
+def test_a_prompt_becomes_a_video_and_a_record(run: Run) -> None:
+    result = run(PROMPT, "--seconds", "2.5", "--seed", "4", "-o", "ball.mp4")
+    frames = read_frames(Path("ball.mp4"))
+    assert frames.shape == (30, 256, 384, 3)
+    told = record("ball.json")
+    assert told["request"]["prompt"] == PROMPT and told["request"]["seed"] == 4 and told["request"]["scale"] == 8
+    assert told["result"]["frames"] == 30 and told["result"]["interrupted"] is False
+    assert told["stream"]["layout"]["kind"] == "rolling" and len(told["model"]["weights_sha256"]) == 64
+    for part in ("model small", "2.5 s = 30 frames", "playable while it grows", "first frame", "fps", "real time",
+                 "peak memory", "drift", "ball.json"):
+        assert part in result.output
+
+
+def test_a_record_gives_the_same_bytes(run: Run) -> None:
+    run(PROMPT, "layout.chunk=2", "--seconds", "3", "--seed", "4", "-o", "ball.mp4", "--scale", "2")
+    result = run("--from", "ball.json", "-o", "again.mp4")
+    assert Path("again.mp4").read_bytes() == Path("ball.mp4").read_bytes()
+    assert "the same bytes as recorded" in result.output
+    other = run("--from", "ball.json", "-o", "other.mp4", "--seed", "5")
+    assert Path("other.mp4").read_bytes() != Path("ball.mp4").read_bytes()
+    assert "not the recorded bytes" in other.output
+
+
+def test_a_longer_video_begins_with_the_shorter_one(run: Run) -> None:
+    run(PROMPT, "-s", "2", "-o", "short.mp4", "--scale", "1")
+    run(PROMPT, "-s", "5", "-o", "long.mp4", "--scale", "1")
+    assert (read_frames(Path("long.mp4"))[:24] == read_frames(Path("short.mp4"))).all()
+
+
+def test_json_for_machines_and_quiet(run: Run) -> None:
+    told = json.loads(run(PROMPT, "-s", "1", "--json").stdout)
+    assert told["video"] == "a-red-ball-bounces-over-the-green-hills.mp4" and told["result"]["frames"] == 12
+    assert run(PROMPT, "-s", "1", "--quiet", "-o", "q.mp4").output == ""
+
+
+def test_many_prompts_are_checked_together_then_made_and_resumed(run: Run) -> None:
+    Path("p.jsonl").write_text('{"prompt": "a red ball"}\n{"prompt": "a pink ball"}\n{"prompt": "a car", "id": "car"}\n')
+    result = run("--prompts", "p.jsonl", "--out", "made", "-s", "1", code=2)
+    assert "p.jsonl:2:" in result.stderr and "pink" in result.stderr and "p.jsonl:3:" in result.stderr
+    assert not list(Path("made").glob("*.mp4"))
+    Path("p.jsonl").write_text('{"prompt": "a red ball"}\n{"prompt": "a blue star", "seed": 5, "seconds": 2}\n')
+    run("--prompts", "p.jsonl", "--out", "made", "-s", "1")
+    assert {path.name for path in Path("made").iterdir()} == {
+        "0000-a-red-ball-seed0.mp4", "0000-a-red-ball-seed0.json", "0001-a-blue-star-seed5.mp4",
+        "0001-a-blue-star-seed5.json", "manifest.jsonl"}
+    assert len(read_frames(Path("made/0001-a-blue-star-seed5.mp4"))) == 24
+    alone = run("a blue star", "--seed", "5", "-s", "2", "-o", "alone.mp4")
+    assert alone.exit_code == 0
+    assert Path("alone.mp4").read_bytes() == Path("made/0001-a-blue-star-seed5.mp4").read_bytes()
+    Path("made/0000-a-red-ball-seed0.mp4").unlink()
+    result = run("--prompts", "p.jsonl", "--out", "made", "-s", "1", "--resume")
+    assert "1 of 2 videos are complete and kept" in result.output
+    manifest = [json.loads(line) for line in Path("made/manifest.jsonl").read_text().splitlines()]
+    assert [line["status"] for line in manifest] == ["done", "done"]
+
+
+@pytest.mark.parametrize(("words", "parts"), [
+    ((PROMPT, "--model", "nothing"), ["There is no model 'nothing'", "Bundled: tiny", "folder"]),
+    (("a red balloon",), ["balloon", "ball", "bounces"]),
+    (("",), ["The prompt is empty"]),
+    ((PROMPT, "--seconds", "0"), ["--seconds must be above 0, got 0"]),
+    ((PROMPT, "--size", "50x32"), ["width 50 is not a multiple of 16", "Nearest: 48 or 64"]),
+    ((PROMPT, "--stream", "rollign"), ["no stream preset 'rollign'", "rolling"]),
+    ((PROMPT, "layout.chnk=2"), ["layout.chnk: unknown setting; did you mean 'chunk'?"]),
+    ((PROMPT, "layout.chunk=two"), ["layout.chunk: must be a whole number, got 'two'"]),
+    ((PROMPT, "layout.kind=roling"), ["layout.kind: 'roling' is not one of", "did you mean 'rolling'?"]),
+    ((PROMPT, "--device", "abacus"), ["device 'abacus' is not known"]),
+    ((PROMPT, "--dtype", "float3"), ["dtype 'float3' is not known", "float32"]),
+])
+def test_bad_input_is_answered_in_words(run: Run, words: tuple[str, ...], parts: list[str]) -> None:
+    result = run(*words, code=2)
+    for part in parts:
+        assert part in result.stderr
+    assert "Traceback" not in result.output
+    assert not list(Path().glob("*.mp4")) and not list(Path().glob("*.json"))
+
+
+def test_debug_shows_the_traceback() -> None:
+    command = [sys.executable, "-m", "rollforce", "render", "", "--debug"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "ConfigError" in done.stderr and "Traceback" in done.stderr
+
+
+def test_out_of_memory_has_its_own_exit_code(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    true_stream = Session.stream
+
+    def failing(self: Session, seconds: float | None = None) -> Iterator[Any]:
+        chunks = true_stream(self, seconds)
+        yield next(chunks)
+        yield next(chunks)
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr(Session, "stream", failing)
+    result = run(PROMPT, "-s", "5", "-o", "ball.mp4", code=4)
+    assert "Out of memory" in result.stderr
+    assert len(read_frames(Path("ball.mp4"))) == 24
+    assert record("ball.json")["result"] is None
+
+
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_render_leaves_a_playable_file(folder: Path, tmp_path: Path, kill: signal.Signals) -> None:
+    video = tmp_path / "ball.mp4"
+    command = [sys.executable, "-m", "rollforce", "render", PROMPT, "-s", "3600", "-o", str(video), "--model", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and not (video.exists() and video.stat().st_size > 20_000):
+        assert time.monotonic() < deadline, "no frames came"
+        time.sleep(0.05)
+    process.send_signal(kill)
+    output, errors = process.communicate(timeout=60)
+    assert len(read_frames(video)) >= 12
+    told = record(str(tmp_path / "ball.json"))
+    if kill is signal.SIGKILL:
+        assert process.returncode == -9 and told["result"] is None
+    else:
+        assert process.returncode == 130, errors
+        assert told["result"]["interrupted"] is True and told["result"]["frames"] == len(read_frames(video))
+        assert "interrupted" in output and "Traceback" not in errors
+
+
+def test_help_and_version_load_nothing_heavy() -> None:
+    script = ("import sys; from rollforce.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+              "assert not {'torch', 'numpy', 'av', 'omegaconf'} & set(sys.modules), sorted(sys.modules)")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "render" in done.stdout and "doctor" in done.stdout
+    assert CliRunner().invoke(app, ["--version"]).output.startswith("rollforce 0.")
+
+
+def test_doctor_and_lists() -> None:
+    result = CliRunner().invoke(app, ["doctor", "--json"])
+    told = json.loads(result.stdout)
+    assert told["torch"]["usable"] and "math" in told["torch"]["attention"] and told["video"]["codecs"]
+    assert (result.exit_code == 0) == (not told["problems"])
+    assert "memory free gb" in CliRunner().invoke(app, ["doctor"]).output
+    assert "tiny" in CliRunner().invoke(app, ["models"]).output
+
+
+def test_words_are_listed(folder: Path) -> None:
+    assert "bounces" in CliRunner().invoke(app, ["words", "--model", str(folder)]).output

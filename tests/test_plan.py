@@ -1,0 +1,127 @@
+"""Command lines become checked plans before any model is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rollforce.errors import ConfigError
+from rollforce.plan import Options, parse_size, plan, write_manifest
+from rollforce.render import Request
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def a_record(name: str = "ball", **result: Any) -> Path:
+    """A record such as a render leaves behind."""
+    request = {"prompt": "a red ball", "seed": 3, "seconds": 4.0, "size": [32, 48], "scale": 2, "stream": "rolling"}
+    Path(f"{name}.json").write_text(json.dumps({
+        "video": f"{name}.mp4", "request": request, "model": {"weights_sha256": "abc"}, "versions": {"python": "3"},
+        "stream": {"cache": [{"size": 3}]}, "result": {"interrupted": False, "video_sha256": "def", **result}}))
+    return Path(f"{name}.json")
+
+
+def test_a_prompt_and_its_overrides() -> None:
+    planned = plan(Options(words=("a red ball = fun", "layout.chunk=2", "cache.0.latents=9"), size="48x32", seconds=3))
+    (task,) = planned.tasks
+    assert task.request == Request("a red ball = fun", seconds=3, size=(32, 48),
+                                   overrides=("layout.chunk=2", "cache.0.latents=9"))
+    assert task.path == Path("a-red-ball-fun.mp4") and not task.done
+    assert planned.overrides == task.request.overrides
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    (Options(), "Say what to render: rollforce render"),
+    (Options(words=("",)), "The prompt is empty"),
+    (Options(words=("  ",)), "The prompt is empty"),
+    (Options(words=("a", "red", "ball")), "got 3 prompts; put one prompt in quotes: 'a red ball'"),
+    (Options(words=("a",), prompts="p.txt"), "a prompt and --prompts cannot be used together"),
+    (Options(words=("a",), seconds=0), "--seconds must be above 0, got 0"),
+    (Options(words=("a",), seconds=-2.5), "--seconds must be above 0, got -2.5"),
+    (Options(words=("a",), seconds=float("nan")), "--seconds must be above 0"),
+    (Options(words=("a",), seed=-1), "--seed must be from 0"),
+    (Options(words=("a",), size="64"), "--size '64' must be WIDTHxHEIGHT in pixels, such as 64x64"),
+    (Options(words=("a",), scale=0), "--scale must be a whole number of at least 1"),
+    (Options(words=("a",), output=Path("a.gif")), "only .mp4 can be written. Try a.mp4"),
+    (Options(words=("a",), output=Path("no/a.mp4")), "the folder no does not exist: mkdir -p no"),
+    (Options(words=("a",), output=Path("/proc/a.mp4")), "cannot write into /proc"),
+    (Options(words=("a",), output=Path("a.mp4"), out=Path("x")), "-o names a file and --out a folder"),
+    (Options(prompts="none.txt"), "--prompts none.txt cannot be read"),
+    (Options(record=Path("none.json")), "none.json cannot be read"),
+])
+def test_what_cannot_be_used_is_answered(options: Options, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan(options)
+    assert words in str(caught.value)
+
+
+def test_existing_files_are_kept_unless_asked() -> None:
+    Path("a.mp4").write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"a\.mp4 exists; use --overwrite"):
+        plan(Options(words=("a",)))
+    plan(Options(words=("a",), overwrite=True))
+    Path("b.json").write_text('{"mine": 1}')
+    with pytest.raises(ConfigError, match="is not a record of a render"):
+        plan(Options(words=("b",)))
+    assert Path("b.json").read_text() == '{"mine": 1}'
+
+
+def test_many_prompts() -> None:
+    Path("p.jsonl").write_text('{"prompt": "a ball"}\n\n{"prompt": "a ball", "seed": 5, "seconds": 2}\n')
+    planned = plan(Options(prompts="p.jsonl", out=Path("made/here"), seed=1, words=("layout.chunk=2",)))
+    assert [task.path.name for task in planned.tasks] == ["0000-a-ball-seed1.mp4", "0001-a-ball-seed5.mp4"]
+    assert [task.where for task in planned.tasks] == ["p.jsonl:1", "p.jsonl:3"]
+    assert [task.request.seconds for task in planned.tasks] == [20.0, 2.0]
+    assert Path("made/here").is_dir() and planned.overrides == ("layout.chunk=2",)
+    write_manifest(planned, {planned.tasks[0].path: "done"})
+    lines = [json.loads(line) for line in Path("made/here/manifest.jsonl").read_text().splitlines()]
+    assert [(line["status"], line["seed"]) for line in lines] == [("done", 1), ("waiting", 5)]
+    planned.tasks[0].path.write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"1 of 2 outputs exist.*--resume"):
+        plan(Options(prompts="p.jsonl", out=Path("made/here"), seed=1))
+    with pytest.raises(ConfigError, match="use --out DIR"):
+        plan(Options(prompts="p.jsonl", output=Path("a.mp4")))
+
+
+def test_resume_keeps_only_what_is_complete() -> None:
+    Path("p.txt").write_text("one\ntwo\nthree\n")
+    for name, interrupted in (("0000-one-seed0", False), ("0001-two-seed0", True)):
+        Path(f"{name}.mp4").write_bytes(b"x")
+        a_record(name, interrupted=interrupted)
+    planned = plan(Options(prompts="p.txt", resume=True))
+    assert [task.done for task in planned.tasks] == [True, False, False]
+
+
+def test_a_record_is_repeated_and_may_be_changed() -> None:
+    planned = plan(Options(record=a_record()))
+    assert planned.request.seed == 3 and planned.request.size == (32, 48)
+    assert planned.tasks[0].path == Path("ball.mp4")
+    assert planned.overrides == ('cache=[{"size": 3}]',)
+    assert planned.record is not None and planned.record.video_sha256 == "def"
+    changed = plan(Options(record=a_record(), seed=9, output=Path("b.mp4"), words=("layout.chunk=1",)))
+    assert (changed.request.seed, changed.request.seconds) == (9, 4.0)
+    assert changed.overrides == ('cache=[{"size": 3}]', "layout.chunk=1")
+    other = plan(Options(record=a_record(), stream="chunkwise"))
+    assert other.overrides == ()
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    ("{", "is not JSON"), ("[1]", "is no record of a render"), ('{"a": 1}', "is no record of a render"),
+    ('{"request": {"promt": 1}, "stream": {}, "model": {}, "versions": {}}', "unknown setting; did you mean 'prompt'?"),
+])
+def test_a_bad_record_is_answered(content: str, words: str) -> None:
+    Path("bad.json").write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        plan(Options(record=Path("bad.json")))
+    assert words in str(caught.value)
+
+
+def test_sizes_are_width_by_height() -> None:
+    assert parse_size("832x480") == (480, 832)
+    assert parse_size(" 64X32 ") == (32, 64)
