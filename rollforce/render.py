@@ -138,6 +138,7 @@ def render(model: Model, request: Request, path: Path, report: Callable[[Progres
                     report(tally.progress())
         except KeyboardInterrupt:
             interrupted = True
+    tally.frames = video.frames  # Ctrl-C may come in the middle of a chunk
     result = tally.result(path, interrupted, model)
     _save(path, {**record, "result": _rounded(to_dict(result))})
     return result
