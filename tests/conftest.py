@@ -37,7 +37,7 @@ def tiny_transformer(seed: int = 0, config: TransformerConfig = TINY) -> VideoTr
     model = VideoTransformer(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            spread = 0.3 if parameter.dim() > 1 else 0.1
+            spread = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.1
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread + ("norm" in name and "weight" in name))
     return model.eval().requires_grad_(False)
 

@@ -13,10 +13,10 @@ released Self Forcing students were trained with all of it in bfloat16: `float32
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -234,6 +234,11 @@ class VideoTransformer(nn.Module):
         self.proj_out = nn.Linear(width, config.out_channels * config.patch**2)
         self.attend: Kernel = kernel("sdpa")
         self.float32_islands = True
+        self.compiled: tuple[Callable[..., Any], Callable[..., Any]] | None = None
+
+    def compile_blocks(self) -> None:
+        """Compile what lies between attention calls (torch.compile; needs a C++ compiler on a CPU). Shapes may still vary."""
+        self.compiled = (torch.compile(Block.before), torch.compile(Block.after))
 
     def set_attention(self, name: str) -> None:
         """Choose the attention kernel by name; ConfigError lists what exists."""
@@ -267,14 +272,15 @@ class VideoTransformer(nn.Module):
         x = self._patches(x_BTCHW)
         if self.float32_islands:
             x, embedding, modulation = x.float(), embedding.float(), modulation.float()
+        before, after = self.compiled or (Block.before, Block.after)
         for layer, block in enumerate(self.blocks):
             mod = (block.scale_shift_table.to(modulation.dtype) + modulation).unbind(2)
-            query, own = block.before(x, mod, angle)
+            query, own = before(block, x, mod, angle)
             if memory is None:
                 attended = self.attend(query, own.key, own.value, mask)
             else:
                 attended = memory.attend(layer, query, own, self.attend)
-            x = block.after(x, attended, mod, condition.layers[layer], self.attend)
+            x = after(block, x, attended, mod, condition.layers[layer], self.attend)
         shift, scale = (self.scale_shift_table.to(embedding.dtype).unsqueeze(1) + embedding.unsqueeze(2)).unbind(2)
         x = self.proj_out(modulated(x, shift, scale, self.config.eps).to(self.proj_out.weight.dtype))
         return self._latents(x, x_BTCHW.shape).to(x_BTCHW.dtype)
