@@ -3,9 +3,9 @@
     python train/autoencoder.py --out runs/autoencoder --minutes 10
     python train/autoencoder.py --out runs/autoencoder --minutes 10 --resume     # goes on where it stopped
 
-The encoder is final after the first seconds (runs/autoencoder/encoder), so that the teacher can start beside the decoder.
-The decoder sees latents with independent noise and is asked for the clean video: it learns to average what stands still
-over the latents it remembers, and to draw whole shapes. Nothing is stored: clips are rendered as they are needed.
+The encoder is final after the first seconds (OUT/encoder), so the teacher can start beside the decoder. The decoder
+sees latents with independent noise and is asked for the clean video: it learns to average what stands still over the
+latents it remembers, and to draw whole shapes. Nothing is stored: clips are rendered as they are needed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rollforce.distill.checks import border_ratio, psnr
+from rollforce.distill.loop import load_state, save_state
+from rollforce.distill.muon import Muon
 from rollforce.models.autoencoder import TinyAutoencoder
 from rollforce.world.render import render, sprite_mask
 from rollforce.world.scenes import sample_scene
@@ -30,12 +32,14 @@ from rollforce.world.sheet import sheet
 def arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, required=True)
-    p.add_argument("--minutes", type=float, default=10)
+    p.add_argument("--encoder", type=Path, help="keep the linear encoder of this autoencoder")
+    p.add_argument("--minutes", type=float, default=10, help="of this process on a CPU, of the clock on a GPU")
     p.add_argument("--resume", action="store_true")
     p.add_argument("--size", type=int, default=64)
     p.add_argument("--batch", type=int, default=4)
     p.add_argument("--latents", type=int, default=12, help="latents per clip")
     p.add_argument("--drawn", type=int, default=4, help="of these, how many consecutive ones are drawn and judged")
+    p.add_argument("--lr-muon", type=float, default=0.01)
     p.add_argument("--lr", type=float, default=1e-3)
     p.add_argument("--noise", type=float, default=0.35, help="largest noise of a clip's latents")
     p.add_argument("--device", default="cpu")
@@ -96,11 +100,12 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     model = TinyAutoencoder().to(args.device)
     frames = args.latents * model.config.frames
-    state_file = args.out / "state.pt"
     step, spent = 0, 0.0
 
     # 1. the linear encoder
-    if not args.resume:
+    if args.encoder:
+        model.load_state_dict(TinyAutoencoder.load(args.encoder).state_dict())
+    elif not args.resume:
         video, mask = clips(range(300), 16, args.size)
         weight = 1 + 5 * (model.patches(mask[..., None].expand(-1, -1, -1, -1, 3)).amax(-1) > 0.02).float()
         some = torch.randperm(weight.numel(), generator=torch.Generator().manual_seed(0))[:60_000]
@@ -110,19 +115,22 @@ def main() -> None:
 
     # 2. the decoder
     average = TinyAutoencoder().to(args.device)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=1e-4)
+    kernels = [p for p in model.parameters() if p.ndim > 1]
+    muon = Muon(kernels, args.lr_muon)
+    adam = torch.optim.AdamW([p for p in model.parameters() if p.ndim == 1], args.lr, (0.9, 0.98), weight_decay=0.0)
     if args.resume:
-        state = torch.load(state_file, weights_only=True)
+        state = load_state(args.out / "state.pt", args.device)
         model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
+        muon.load_state_dict(state["muon"])
+        adam.load_state_dict(state["adam"])
         step, spent = state["step"], state["spent"]
     average.load_state_dict(state["average"] if args.resume else model.state_dict())
     log = (args.out / "metrics.jsonl").open("a")
-    begun = told = time.time()
-    running = 0.0
-    while (left := 1 - (time.time() - begun) / (60 * args.minutes)) > 0:
-        for group in optimiser.param_groups:
-            group["lr"] = args.lr * min(1.0, (step + 1) / 50, left / 0.5 + 0.01)
+    clock = time.process_time if args.device == "cpu" else time.time
+    begun, told, running = clock(), time.time(), 0.0
+    while (left := 1 - (clock() - begun) / (60 * args.minutes)) > 0:
+        for optimiser, lr in ((muon, args.lr_muon), (adam, args.lr)):
+            optimiser.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / 50, left / 0.5 + 0.01)
         generator = torch.Generator().manual_seed(step)
         video, mask = clips(range(step * args.batch, (step + 1) * args.batch), frames, args.size)
         video, mask = video.to(args.device), mask.to(args.device)
@@ -132,27 +140,29 @@ def main() -> None:
         pixels = slice(at * model.config.frames, (at + args.drawn) * model.config.frames)
         out = model(z + latent_noise(z, model.spread, level, generator), slice(at, at + args.drawn))
         loss = loss_of(out, video[:, pixels], mask[:, pixels])
-        optimiser.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        muon.step()
+        adam.step()
         step += 1
-        keep = min(0.995, step / (step + 10))
+        keep = min(0.99, step / (step + 10))
         with torch.no_grad():
             for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
                 slow.lerp_(fast, 1 - keep)
         running = float(loss.detach()) if step == 1 else 0.98 * running + 0.02 * float(loss.detach())
         if time.time() - told > 60 or step == 20:
             told = time.time()
-            entry = {"step": step, "minutes": round((spent + told - begun) / 60, 2), "loss": round(running, 4)}
+            minutes = round((spent + clock() - begun) / 60, 2)
+            entry = {"step": step, "minutes": minutes, "loss": round(running, 4)}
             print(entry, flush=True)
             log.write(json.dumps(entry) + "\n")
             log.flush()
 
-    spent += time.time() - begun
+    spent += clock() - begun
     average.save(args.out / "final")
-    torch.save({"model": model.state_dict(), "average": average.state_dict(), "optimiser": optimiser.state_dict(),
-                "step": step, "spent": spent}, state_file)
+    parts = {"model": model, "average": average, "muon": muon, "adam": adam}
+    states = {name: part.state_dict() for name, part in parts.items()}
+    save_state(args.out / "state.pt", {**states, "step": step, "spent": spent})
     figures, picture = report(TinyAutoencoder.load(args.out / "final").to(args.device), args.size)
     print(json.dumps(figures, indent=1), flush=True)
     log.write(json.dumps({"step": step, **figures}) + "\n")

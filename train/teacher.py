@@ -28,7 +28,7 @@ from rollforce.distill.start import start
 from rollforce.distill.windows import PATTERNS, rolling, together
 from rollforce.models.autoencoder import TinyAutoencoder
 from rollforce.models.text import TextConfig, TextEncoder
-from rollforce.models.transformer import TransformerConfig, VideoTransformer
+from rollforce.models.transformer import Block, TransformerConfig, VideoTransformer
 from rollforce.schedule import linear, shifted, warped
 from rollforce.world.caption import KINDS
 from rollforce.world.sheet import sheet
@@ -114,9 +114,8 @@ if args.resume and (args.out / "state.pt").exists():
     adam.load_state_dict(state["adam"])
     step, spent = state["step"], state["spent"]
 if not args.no_compile:
-    for block in model.transformer.blocks:
-        block.before = torch.compile(block.before, dynamic=False)
-        block.after = torch.compile(block.after, dynamic=False)
+    compiled = (torch.compile(part, dynamic=False) for part in (Block.before, Block.after))
+    model.transformer.compiled = tuple(compiled)
 
 
 def noising(kind: str, rng: np.random.Generator):  # noqa: ANN201

@@ -1,7 +1,7 @@
 """Endless captioned latents to train from: scenes rendered by seed, encoded once, drawn as windows.
 
-Nothing is stored on disk. What a draw returns is a pure function of (seed, step): a run that is stopped and resumed, or
-shared out among processes, sees the same data.
+Nothing is stored on disk. What a draw returns is a pure function of (seed, step): a run that is stopped and resumed,
+or shared out among processes, sees the same data.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ from torch import Tensor
 from rollforce.models.autoencoder import TinyAutoencoder
 from rollforce.world.caption import caption
 from rollforce.world.render import render
-from rollforce.world.scenes import sample_scene
+from rollforce.world.scenes import Scene, sample_scene
 
 TEST_SEEDS = 10**9  # scenes from this seed on are kept for testing
 
 
 @dataclass(frozen=True)
 class PoolConfig:
-    """`clips`: how many scenes there are, `opened`: how many at the first step, `per_step`: how many more with each step
-    (so that training starts at once); `latents`: length of a clip, longer than any window so that windows differ;
-    `dropped`: share of captions left empty, for guidance; `kept`: clips held in memory; `size`: pixels."""
+    """Settings of a pool.
+
+    `clips`: how many scenes there are; `opened`: at the first step, `per_step`: how many more with each step, so
+    that training starts at once; `latents`: length of a clip, longer than any window so that windows differ;
+    `dropped`: share of captions left empty, for guidance; `kept`: clips held in memory; `size`: pixels.
+    """
 
     clips: int = 8192
     opened: int = 512
@@ -60,7 +63,7 @@ class ClipPool:
             self._clips.popitem(last=False)
         return latents
 
-    def scene(self, number: int):  # noqa: ANN201
+    def scene(self, number: int) -> Scene:
         """The scene of one clip."""
         return sample_scene((TEST_SEEDS if self.held_out else 0) + number, held_out=self.held_out)
 

@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024): momentum whose matrices are made orthogonal before they are applied.
 
-Why not `torch.optim.Muon`: it runs in bfloat16, which a CPU without bfloat16 units emulates at a tenth of the speed, and
-one matrix at a time. Here matrices of one shape go together, in float32, and processes share the work out.
+Why not `torch.optim.Muon`: it runs in bfloat16, which a CPU without bfloat16 units emulates at a tenth of the speed,
+and one matrix at a time. Here matrices of one shape go together, in float32, and processes share the work out.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ def orthogonal(x_NRC: Tensor, rounds: int = 4) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices only; embeddings, norms and biases want another optimiser. All processes must hold equal gradients."""
+    """For matrices and convolution kernels (one row per output); embeddings, norms and biases want another optimiser.
+
+    All processes must hold equal gradients."""
 
     def __init__(self, matrices: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95, rounds: int = 4) -> None:
         super().__init__(list(matrices), {"lr": lr, "momentum": momentum, "rounds": rounds})
@@ -39,7 +41,8 @@ class Muon(torch.optim.Optimizer):
             by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
             for matrix in group["params"]:
                 if matrix.grad is not None:
-                    by_shape[min(matrix.shape), max(matrix.shape)].append(matrix)
+                    rows, columns = matrix.flatten(1).shape
+                    by_shape[min(rows, columns), max(rows, columns)].append(matrix)
             for matrices in by_shape.values():
                 self._step(matrices, group["lr"], group["momentum"], group["rounds"])
 
@@ -50,12 +53,12 @@ class Muon(torch.optim.Optimizer):
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(matrix)
             state["momentum"].lerp_(matrix.grad, 1 - momentum)
-            update = torch.lerp(matrix.grad, state["momentum"], momentum)
-            wanted.append(update.T if matrix.shape[0] > matrix.shape[1] else update)
+            update = torch.lerp(matrix.grad, state["momentum"], momentum).flatten(1)
+            wanted.append(update.T if update.shape[0] > update.shape[1] else update)
         for matrix, update in zip(matrices, shared(torch.stack(wanted), rounds), strict=True):
-            tall = matrix.shape[0] > matrix.shape[1]
-            gain = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
-            matrix.add_(update.T if tall else update, alpha=-lr * gain)
+            rows, columns = matrix.flatten(1).shape
+            gain = max(1.0, rows / columns) ** 0.5
+            matrix.add_((update.T if rows > columns else update).reshape(matrix.shape), alpha=-lr * gain)
 
 
 def shared(x_NRC: Tensor, rounds: int) -> Tensor:

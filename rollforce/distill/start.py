@@ -4,8 +4,8 @@
    output reads them there, so that the best linear denoiser is a matter of the final modulation only.
 2. Gates are open and the linears behind them silent.
 3. Each head begins with a prior over relative position, written into the biases and norms of queries and keys, where
-   RoPE turns constant vectors into functions of distance: the same place at any time, the same place nearby in time, the
-   same latent, and one head without prior.
+   RoPE turns constant vectors into functions of distance: the same place at any time, the same place nearby in time,
+   the same latent, and one head without prior.
 
 Nothing here changes the architecture; training may unlearn all of it.
 """

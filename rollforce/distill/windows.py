@@ -1,8 +1,8 @@
 """What a training window looks like: which chunk has which noise, and who may see whom.
 
-The rolling student meets three pictures: clean chunks behind it and noise rising ahead; the same with more past; and, when
-a stream fills, a few chunks with no past. Two such fillings share a window, hidden from each other, so that all windows
-have one length and nothing is padded.
+The rolling student meets three pictures: clean chunks behind it and noise rising ahead; the same with more past; and,
+when a stream fills, a few chunks with no past. Two such fillings share a window, hidden from each other, so that all
+windows have one length and nothing is padded.
 """
 
 from __future__ import annotations
@@ -52,9 +52,12 @@ def together(rng: np.random.Generator, batch: int, latents: int) -> Noising:
     return Noising(sigma, None, torch.ones(latents))
 
 
-def rolling(rng: np.random.Generator, batch: int, groups: Sequence[Group], chunk: int, tokens: int,
-            ladder: Sequence[float]) -> Noising:
-    """Rising noise as a rolling stream has it: on the ladder for half of the videos, between its steps for the others."""
+def rolling(
+    rng: np.random.Generator, batch: int, groups: Sequence[Group], chunk: int, tokens: int, ladder: Sequence[float]
+) -> Noising:
+    """Rising noise as a rolling stream has it: on the ladder for half of the videos, between its steps for others.
+
+    `chunk`: latents per chunk; `tokens`: per latent."""
     rows = []
     for _ in range(batch):
         levels: list[float] = []

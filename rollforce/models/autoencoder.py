@@ -1,9 +1,10 @@
 """A small causal video autoencoder: a fitted linear encoder and a trained decoder that also steadies what it draws.
 
-The encoder is a principal component transform of patches of 4 frames x 8 x 8 pixels: nothing to train, nothing to drift,
-and the space in which the transformer works is fixed within a minute. The decoder undoes it exactly as a skip and adds what
-a small convolutional net has learned. Its temporal layers look only back, so it draws one latent at a time; because it was
-trained on latents with independent noise, it averages what stands still over the past latents and draws whole shapes.
+The encoder is a principal component transform of patches of 4 frames x 8 x 8 pixels: nothing to train, nothing to
+drift, and the space in which the transformer works is fixed within a minute. The decoder undoes it exactly as a skip
+and adds what a small convolutional net has learned. Its temporal layers look only back, so it draws one latent at a
+time; because it was trained on latents with independent noise, it averages what stands still over the past latents and
+draws whole shapes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ State = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Sizes of the autoencoder. One latent stands for `frames` frames; one latent pixel for `patch` x `patch` pixels."""
+    """Sizes. One latent stands for `frames` frames, one latent pixel for `patch` x `patch` pixels."""
 
     channels: int = 32
     frames: int = 4
@@ -49,7 +50,7 @@ class AutoencoderConfig:
 
 
 class TemporalBlock(nn.Module):
-    """Residual block at latent resolution: mixes the present with `memory` past latents per place, then 3x3 in space."""
+    """Residual block at latent resolution: mixes each place with its `memory` past latents, then 3x3 in space."""
 
     def __init__(self, width: int, memory: int) -> None:
         super().__init__()
@@ -198,9 +199,9 @@ class TinyAutoencoder(nn.Module):
     def fit(self, patches_NP: Tensor, weight_N: Tensor) -> float:
         """Fit mean, basis and channel scale to patches [N, patch values] in 0..1. Returns the variance kept, 0..1.
 
-        A channel is scaled by its standard deviation ** -0.5, then all by one factor so that the mean variance is 1: the
-        large channels stay larger, but not so much that the fine ones drown in the loss of the transformer.
-        What is fitted is rounded to float16 at once: the encoder that is saved is the encoder that was trained with."""
+        A channel is scaled by its standard deviation ** -0.5, then all by one factor so that the mean variance is 1:
+        the large channels stay larger, but not so much that the fine ones drown in the loss of the transformer.
+        What is fitted is rounded to float16 at once: the encoder saved is the encoder that was trained with."""
         x, w = patches_NP.double(), (weight_N / weight_N.sum()).double()
         mean = w @ x
         x = x - mean
@@ -225,7 +226,7 @@ class TinyAutoencoder(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> TinyAutoencoder:
-        """Read what `save` wrote, as float32, in eval mode. Raises CheckpointError when it is missing or does not fit."""
+        """Read what `save` wrote, as float32, in eval mode. CheckpointError if it is missing or does not fit."""
         folder = Path(folder)
         try:
             config = AutoencoderConfig(**json.loads((folder / "config.json").read_text()))

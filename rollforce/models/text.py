@@ -118,7 +118,7 @@ class TextEncoder(nn.Module):
         return self.norm(x) * real[..., None]
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Text vectors of prompts: [B, text_len, text_dim]. One at a time, so a prompt's bits do not depend on the others."""
+        """Text vectors of prompts, [B, text_len, text_dim]. One at a time: a prompt's bits depend on no other."""
         return torch.cat([self(self.numbers([prompt])) for prompt in prompts])
 
     def save(self, folder: str | Path) -> None:
@@ -130,7 +130,7 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> TextEncoder:
-        """Read what `save` wrote, as float32, in eval mode. Raises CheckpointError when it is missing or does not fit."""
+        """Read what `save` wrote, as float32, in eval mode. CheckpointError if it is missing or does not fit."""
         folder = Path(folder)
         try:
             config = TextConfig(**json.loads((folder / "config.json").read_text()))

@@ -1,0 +1,34 @@
+"""Scores: what a network believes the clean video is. `Score = (noisy, sigma_BT) -> clean estimate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rollforce import flow
+from rollforce.models.transformer import Condition, VideoTransformer
+
+Score = Callable[[Tensor, Tensor], Tensor]
+
+
+def score_of(model: VideoTransformer, condition: Condition) -> Score:
+    """The clean estimate of a transformer that sees all latents of the video together."""
+
+    def clean(noisy_BTCHW: Tensor, sigma_BT: Tensor) -> Tensor:
+        index = torch.arange(noisy_BTCHW.shape[1], device=noisy_BTCHW.device)
+        velocity = model(noisy_BTCHW, sigma_BT, index, condition)
+        return flow.clean_of(noisy_BTCHW, velocity, sigma_BT)
+
+    return clean
+
+
+def guided(wished: Score, free: Score, scale: float) -> Score:
+    """Classifier-free guidance (Ho & Salimans 2022): free + scale * (wished - free). Scale 1 is `wished` alone."""
+
+    def clean(noisy_BTCHW: Tensor, sigma_BT: Tensor) -> Tensor:
+        base = free(noisy_BTCHW, sigma_BT)
+        return base + scale * (wished(noisy_BTCHW, sigma_BT) - base)
+
+    return clean
