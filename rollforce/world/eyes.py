@@ -1,0 +1,174 @@
+"""Two small networks that look at single frames: where which things are, in what surroundings, and of which shape.
+
+They know nothing of prompts, motion or other frames; `oracle.py` draws the conclusions. Trained by train/oracle.py on
+rendered scenes with blur, ghosts and noise, so that they also read soft and slightly wrong pictures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rollforce.errors import CheckpointError
+from rollforce.world.scenes import COLOURS, PLACES, SHAPES, TIMES
+
+SIZE = 64  # the networks look at this many pixels
+MARGIN = 16  # around them, so that the middle of a thing may lie outside of the picture
+CELL = 4  # pixels per cell of the map of things
+CROP = 32
+SURE = 0.4  # heat from which something counts as a thing
+NEAR = 0.11  # two heats nearer than this, in picture widths, are one thing
+WEIGHTS = Path("assets/oracle/eyes.safetensors")  # in the package if installed, beside it in a checkout
+
+
+class Finder(nn.Module):
+    """Frame [B, 4, 96, 96], RGB with a margin -> heat [B, 6, 24, 24], offset [B, 2, 24, 24], scene [B, 7].
+
+    Heat has a channel per colour and peaks at the middle of a thing; offset points from a cell's middle to the thing's,
+    in cells; scene holds the logits of the four places, then of the three times.
+    """
+
+    def __init__(self, width: int = 40) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4, 24, 5, 2, 2)
+        self.second = nn.Conv2d(24, width, 3, 2, 1)
+        self.blocks = nn.ModuleList(nn.Conv2d(width, width, 3, 1, d, d) for d in (1, 2, 3, 1))
+        self.heat = nn.Conv2d(width, len(COLOURS), 1)
+        self.offset = nn.Conv2d(width, 2, 1)
+        self.scene = nn.Linear(4 * width, len(PLACES) + len(TIMES))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = F.silu(self.second(F.silu(self.first(x))))
+        for block in self.blocks:
+            x = x + F.silu(block(x))
+        edge = MARGIN // CELL
+        bands = F.adaptive_avg_pool2d(x[:, :, edge:-edge, edge:-edge], (4, 1)).flatten(1)
+        return self.heat(x), self.offset(x), self.scene(bands)
+
+
+class Namer(nn.Module):
+    """Crop [B, 4, 32, 32] around a thing -> logits [B, 5] of the four shapes and of being torn or no shape at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(4, 16, 3, 1, 1), nn.Conv2d(16, 32, 3, 1, 1), nn.Conv2d(32, 48, 3, 1, 1)])
+        self.hidden = nn.Linear(48 * 16, 48)
+        self.name = nn.Linear(48, len(SHAPES) + 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in self.convs:
+            x = F.max_pool2d(F.silu(conv(x)), 2)
+        return self.name(F.silu(self.hidden(x.flatten(1))))
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """One thing in one frame. x, y: its middle in picture widths; `heat`: how sure, 0..1; `colour`: probabilities [6];
+    `shape`: probabilities [5] of the four shapes and of being torn; None if its middle is outside of the picture."""
+
+    x: float
+    y: float
+    heat: float
+    colour: np.ndarray
+    shape: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen in F frames: `place` [F, 4] and `time` [F, 3] probabilities, and the things of each frame."""
+
+    place: np.ndarray
+    time: np.ndarray
+    things: tuple[tuple[Sighting, ...], ...]
+
+
+class Eyes:
+    """The two networks, ready to `look`."""
+
+    def __init__(self, finder: Finder, namer: Namer) -> None:
+        self.finder, self.namer = finder.eval(), namer.eval()
+
+    @classmethod
+    def load(cls, path: Path | None = None) -> Eyes:
+        """The trained networks of `path`, or the bundled ones. CheckpointError if they are not there."""
+        path = bundled() if path is None else path
+        if not path.is_file():
+            raise CheckpointError(f"the oracle's weights {path} are missing; make them with: python train/oracle.py")
+        state = {name: value.float() for name, value in load_file(path).items()}
+        finder, namer = Finder(), Namer()
+        for part, network in (("finder.", finder), ("namer.", namer)):
+            network.load_state_dict({k.removeprefix(part): v for k, v in state.items() if k.startswith(part)})
+        return cls(finder, namer)
+
+    @torch.no_grad()
+    def look(self, frames: np.ndarray, batch: int = 96) -> Look:
+        """See every frame of uint8 [F, H, W, 3]."""
+        looks = [self._look(frames[at : at + batch]) for at in range(0, len(frames), batch)]
+        return Look(np.concatenate([k.place for k in looks]), np.concatenate([k.time for k in looks]),
+                    tuple(things for k in looks for things in k.things))
+
+    def _look(self, frames: np.ndarray) -> Look:
+        x = padded(as_input(frames))
+        heat, offset, scene = self.finder(x)
+        place, time = scene.split([len(PLACES), len(TIMES)], 1)
+        found = [peaks(h, o) for h, o in zip(torch.sigmoid(heat), offset, strict=True)]
+        whole = [(f, n) for f, spots in enumerate(found) for n, (px, _, _, _) in enumerate(spots) if 0 < px < 1]
+        shapes: dict[tuple[int, int], np.ndarray] = {}
+        if whole:
+            crops = torch.stack([crop(x[f], found[f][n][0], found[f][n][1]) for f, n in whole])
+            shapes = dict(zip(whole, self.namer(crops).softmax(1).numpy(), strict=True))
+        things = tuple(tuple(Sighting(px, py, sure, colour, shapes.get((f, n)))
+                             for n, (px, py, sure, colour) in enumerate(spots)) for f, spots in enumerate(found))
+        return Look(place.softmax(1).numpy(), time.softmax(1).numpy(), things)
+
+
+def bundled() -> Path:
+    """Where the bundled weights are, or should be."""
+    package = Path(__file__).resolve().parents[1]
+    return package / WEIGHTS if (package / WEIGHTS).is_file() else package.parent / WEIGHTS
+
+
+def as_input(frames: np.ndarray) -> Tensor:
+    """uint8 [F, H, W, 3] -> float [F, 3, 64, 64] in -1..1."""
+    x = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    if x.shape[-2:] != (SIZE, SIZE):
+        x = F.interpolate(x, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
+    return x
+
+
+def padded(x: Tensor) -> Tensor:
+    """[F, 3, 64, 64] -> [F, 4, 96, 96]: zeros around, and a channel that says where the picture is."""
+    return F.pad(torch.cat([x, torch.ones_like(x[:, :1])], 1), (MARGIN,) * 4)
+
+
+def crop(x: Tensor, px: float, py: float) -> Tensor:
+    """The [4, 32, 32] pixels of one padded frame [4, 96, 96] around (px, py), in picture widths."""
+    room = CROP // 2
+    x = F.pad(x, (room,) * 4)
+    left, top = (round(p * SIZE) + MARGIN for p in (px, py))
+    left, top = (min(max(at, 0), SIZE + 2 * MARGIN) for at in (left, top))
+    return x[:, top : top + CROP, left : left + CROP]
+
+
+def peaks(heat: Tensor, offset: Tensor) -> list[tuple[float, float, float, np.ndarray]]:
+    """The things in one frame's heat [6, h, w]: (x, y, how sure, colour probabilities), surest first."""
+    best = heat.amax(0)
+    tops = (best == F.max_pool2d(best[None], 3, 1, 1)[0]) & (best > SURE)
+    spots = []
+    for row, column in tops.nonzero().tolist():
+        dx, dy = offset[:, row, column].clamp(-2, 2).tolist()
+        px = ((column + 0.5 + dx) * CELL - MARGIN) / SIZE
+        py = ((row + 0.5 + dy) * CELL - MARGIN) / SIZE
+        around = heat[:, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2].mean((1, 2))
+        spots.append((px, py, float(best[row, column]), (around / around.sum()).numpy()))
+    kept: list[tuple[float, float, float, np.ndarray]] = []
+    for spot in sorted(spots, key=lambda s: -s[2]):
+        if all(abs(spot[0] - k[0]) + abs(spot[1] - k[1]) > NEAR for k in kept):
+            kept.append(spot)
+    return kept
