@@ -1,0 +1,40 @@
+"""The generator embedded in a program: frames arrive one by one, for ever, and are drawn in the terminal.
+
+    python infer/stream.py "a blue star drifts right over the sea at night"
+"""
+
+import sys
+import time
+
+import numpy as np
+
+import rollforce
+
+
+def draw(frame_HWC: np.ndarray, caption: str) -> None:
+    """One picture in a terminal that knows 24-bit colour: each character shows two pixels, one above the other."""
+    small = frame_HWC[::2, ::2].tolist()
+    lines = []
+    for upper, lower in zip(small[::2], small[1::2], strict=True):
+        pairs = zip(upper, lower, strict=True)
+        cells = [f"\033[38;2;{r};{g};{b};48;2;{R};{G};{B}m▀" for (r, g, b), (R, G, B) in pairs]
+        lines.append("".join(cells) + "\033[0m")
+    sys.stdout.write("\033[H" + "\n".join(lines) + f"\n{caption}\033[K\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    model = rollforce.load("tiny")
+    prompt = " ".join(sys.argv[1:]) or "a red ball bounces over green hills"
+    begun = time.perf_counter()
+    for number, frame in enumerate(rollforce.stream(prompt, model=model)):
+        made = (number + 1) / (time.perf_counter() - begun)
+        draw(frame, f"{prompt} · {number / model.fps:.1f} s of video · {made:.0f} frames/s · Ctrl-C ends")
+        time.sleep(max(0.0, begun + number / model.fps - time.perf_counter()))  # as fast as the video, no faster
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.stdout.write("\n")
