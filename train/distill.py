@@ -3,8 +3,8 @@
     python train/distill.py --teacher runs/teacher --autoencoder runs/autoencoder/final --out runs/student --minutes 20
 
 The student starts as the teacher and walks `rollforce.rollout.Rollout` with the stream preset it will be used with. The
-teacher (frozen, guided) and the critic (a second copy that learns what the student makes) judge windows of its video, all
-latents at one noise level. `--apart` trains the critic in a process of its own, on another core, through shared memory.
+teacher (frozen, guided) and the critic (a second copy that learns what the student makes) judge windows of its video,
+all latents at one noise level. `--apart` trains the critic in a process of its own, through shared memory.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def sigmas(batch: int, latents: int, device: torch.device) -> Tensor:
     return level[:, None].expand(-1, latents).to(device)
 
 
-def critic_steps(critic: VideoTransformer, optimiser: torch.optim.Optimizer, video: Tensor, text: Tensor, ratio: int) -> float:
+def critic_steps(
+    critic: VideoTransformer, optimiser: torch.optim.Optimizer, video: Tensor, text: Tensor, ratio: int
+) -> float:
     """Teach the critic what the student makes: `ratio` steps of flow matching on one batch of its videos."""
     total = 0.0
     for _ in range(ratio):
@@ -101,16 +103,20 @@ def started(path: Path, device: torch.device) -> VideoTransformer:
 
 
 @torch.no_grad()
-def show(student: VideoTransformer, text: TextEncoder, autoencoder: TinyAutoencoder, settings: StreamSettings,
-         latent: tuple[int, int, int]) -> tuple[dict[str, float], np.ndarray]:
+def show(
+    student: VideoTransformer, text: TextEncoder, autoencoder: TinyAutoencoder, settings: StreamSettings,
+    latent: tuple[int, int, int],
+) -> tuple[dict[str, float], np.ndarray]:
     """Stream 8 prompts never trained on for 7 s; border ratio, contrast, and a sheet."""
     prompts = [caption(sample_scene(10**9 + i, held_out=True), i, full=True) for i in range(8)]
-    streams = Streams(student, settings, text.encode(prompts).to(student.proj_out.weight.device), tuple(range(8)), latent)
+    vectors = text.encode(prompts).to(student.proj_out.weight.device)
+    streams = Streams(student, settings, vectors, tuple(range(8)), latent)
     streams.rollout.end = 21
     made = torch.cat([c.latents_BTCHW for c in streams.rollout.commits()], dim=1).float().cpu()
     frames = autoencoder(made).clamp(0, 1)
     pictures = [(f * 255).round().byte().numpy() for f in frames]
-    figures = {"border": round(border_ratio(frames, autoencoder.config.frames), 3), "contrast": round(float(frames.std()), 4)}
+    border = border_ratio(frames, autoencoder.config.frames)
+    figures = {"border": round(border, 3), "contrast": round(float(frames.std()), 4)}
     return figures, sheet(pictures, list(range(1, 84, 8)), prompts, zoom=2)
 
 

@@ -3,29 +3,33 @@
     python train/teacher.py --autoencoder runs/autoencoder/encoder --out runs/teacher --minutes 90
     torchrun --nproc-per-node 2 train/teacher.py ... --resume      # goes on, with any number of processes
 
-Half of the video parts have one noise level (the bidirectional teacher that judges), half the rising levels of a rolling
-stream (the student's start). A step has `--parts` parts; processes take them from one counter, so a process on a busy core
-takes fewer and nobody waits long. The learning rate falls to zero when `--minutes` are spent, over all resumed runs.
+Some video parts have one noise level (the bidirectional teacher that judges), the others the rising levels of a rolling
+stream (the student's start). A step has `--parts` parts; processes take them from one counter, so a process on a busy
+core takes fewer and nobody waits long. The learning rate falls to zero when `--minutes` are spent, over resumed runs.
+Without bfloat16 units in the CPU, float32 is many times faster; nothing here uses autocast.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from rollforce import flow
+from rollforce.distill import losses
 from rollforce.distill.checks import border_ratio
 from rollforce.distill.data import ClipPool, PoolConfig
+from rollforce.distill.loop import append, follow, load_state, save_state, sum_gradients
 from rollforce.distill.muon import Muon
 from rollforce.distill.start import start
-from rollforce.distill.windows import PATTERNS, rolling, together
+from rollforce.distill.windows import PATTERNS, Noising, rolling, together
 from rollforce.models.autoencoder import TinyAutoencoder
 from rollforce.models.text import TextConfig, TextEncoder
 from rollforce.models.transformer import Block, TransformerConfig, VideoTransformer
@@ -33,7 +37,7 @@ from rollforce.schedule import linear, shifted, warped
 from rollforce.world.caption import KINDS
 from rollforce.world.sheet import sheet
 
-CHUNK, LADDER = 3, warped([1, 0.75, 0.5, 0.25], 3)
+CHUNK, LADDER, TOKENS = 3, warped([1, 0.75, 0.5, 0.25], 3), 16
 VIDEO_KINDS = ("together",) * 4 + ("past",) * 3 + ("long past",) * 2 + ("filling 1+4", "filling 2+3")
 
 
@@ -75,7 +79,7 @@ class Both(torch.nn.Module):
         self.transformer.set_attention("plain" if args.device == "cpu" else "sdpa")
         self.text = TextEncoder(TextConfig(dict(KINDS)))
 
-    def forward(self, x, sigma, prompts, mask=None):  # noqa: ANN001, ANN201
+    def forward(self, x: Tensor, sigma: Tensor, prompts: list[str], mask: Tensor | None = None) -> Tensor:
         condition = self.transformer.condition(self.text(self.text.numbers(prompts)))
         return self.transformer(x, sigma, torch.arange(x.shape[1], device=x.device), condition, None, mask)
 
@@ -107,7 +111,7 @@ adam = torch.optim.AdamW(others, args.lr, betas=(0.9, 0.98), weight_decay=0.0)
 everything = list(model.parameters())
 step, spent = 0, 0.0
 if args.resume and (args.out / "state.pt").exists():
-    state = torch.load(args.out / "state.pt", weights_only=True, map_location=device)
+    state = load_state(args.out / "state.pt", device)
     model.load_state_dict(state["model"])
     average.load_state_dict(state["average"])
     muon.load_state_dict(state["muon"])
@@ -118,16 +122,15 @@ if not args.no_compile:
     model.transformer.compiled = tuple(compiled)
 
 
-def noising(kind: str, rng: np.random.Generator):  # noqa: ANN201
+def noising(kind: str, rng: np.random.Generator) -> Noising:
     if kind == "image":
         return together(rng, args.pictures, 1)
     if kind == "together":
         return together(rng, args.videos, args.latents)
-    tokens = 16
-    return rolling(rng, args.videos, PATTERNS[kind], CHUNK, tokens, LADDER)
+    return rolling(rng, args.videos, PATTERNS[kind], CHUNK, TOKENS, LADDER)
 
 
-def part_loss(step: int, part: int, images_only: bool) -> tuple[str, torch.Tensor]:
+def part_loss(step: int, part: int, images_only: bool) -> tuple[str, Tensor]:
     """The loss of one part: a pure function of (step, part) and the weights."""
     rng = np.random.default_rng([1, step, part])
     video = not images_only and rng.random() >= args.images
@@ -138,11 +141,9 @@ def part_loss(step: int, part: int, images_only: bool) -> tuple[str, torch.Tenso
     clean, eps, sigma = clean.to(device), eps.to(device), n.sigma_BT.to(device)
     mask = None if n.mask is None else n.mask.to(device)
     if video and mask is None:  # the same graph for all video parts
-        mask = clean.new_zeros(16 * args.latents, 16 * args.latents)
+        mask = clean.new_zeros(TOKENS * args.latents, TOKENS * args.latents)
     velocity = model(flow.noised(clean, eps, sigma), sigma, prompts, mask)
-    error = (velocity - (eps - clean)).square().mean((0, 2, 3, 4))
-    weight = n.weight_T.to(device)
-    return kind, (error * weight).sum() / weight.sum()
+    return kind, losses.velocity(velocity, clean, eps, n.weight_T.to(device))
 
 
 @torch.no_grad()
@@ -163,9 +164,9 @@ def validate() -> dict[str, float]:
 def sample(steps: int = 12, scale: float = 2.5, count: int = 8) -> tuple[float, np.ndarray]:
     """Euler samples of held-out prompts, all latents together, with guidance: border ratio and a sheet."""
     prompts = held_out.prompts(count)
-    x = torch.randn(count, args.latents, *held_out.clip(0).shape[1:], generator=torch.Generator().manual_seed(3)).to(device)
-    levels = [shifted(s, 3.0) for s in linear(steps)] + [0.0]
-    for now, later in zip(levels, levels[1:], strict=False):
+    shape = (count, args.latents, *held_out.clip(0).shape[1:])
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(device)
+    for now, later in pairwise([*(shifted(s, 3.0) for s in linear(steps)), 0.0]):
         sigma = torch.full(x.shape[:2], now, device=device)
         wished, free = average(x, sigma, prompts), average(x, sigma, [""] * count)
         x = flow.euler(x, free + scale * (wished - free), sigma, torch.full_like(sigma, later))
@@ -177,22 +178,32 @@ def sample(steps: int = 12, scale: float = 2.5, count: int = 8) -> tuple[float, 
 def save(seconds: float) -> None:
     average.transformer.save(args.out / "transformer")
     average.text.save(args.out / "text")
-    state = {"model": model.state_dict(), "average": average.state_dict(), "muon": muon.state_dict(),
-             "adam": adam.state_dict(), "step": step, "spent": seconds}
-    torch.save(state, args.out / "state.tmp")
-    os.replace(args.out / "state.tmp", args.out / "state.pt")
+    parts = {"model": model, "average": average, "muon": muon, "adam": adam}
+    states = {name: part.state_dict() for name, part in parts.items()}
+    save_state(args.out / "state.pt", {**states, "step": step, "spent": seconds})
 
 
-def tell(entry: dict) -> None:
+def tell(**entry: float) -> None:
+    entry = {"step": step, "minutes": round(seconds / 60, 2), **entry}
     print(entry, flush=True)
-    with (args.out / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(entry) + "\n")
+    append(args.out / "metrics.jsonl", entry)
+
+
+def check() -> None:
+    """Save, sample, validate."""
+    from PIL import Image
+
+    save(seconds)
+    ratio, picture = sample()
+    tell(**validate(), border=round(ratio, 3))
+    Image.fromarray(picture).save(args.out / f"sheet_{int(seconds // 60):03d}.png")
 
 
 # ---- training
 
 begun = time.time()
-told, checked, losses = begun, begun, {}
+told = checked = begun
+heard: dict[str, list[float]] = {}  # losses since they were last told
 while True:
     seconds = spent + time.time() - begun
     if distributed:  # all processes must agree on the time
@@ -207,52 +218,31 @@ while True:
         for group in optimiser.param_groups:
             group["lr"] = lr * slow
 
-    part, taken = 0, 0
+    part = 0
     while (part := (counter.add(f"parts of {step}", 1) - 1) if distributed else part) < args.parts:
         kind, loss = part_loss(step, part, images_only=seconds < 60 * args.image_minutes)
         (loss / args.parts).backward()
-        losses.setdefault(kind, []).append(float(loss.detach()))
-        taken += 1
+        heard.setdefault(kind, []).append(float(loss.detach()))
         part += 1
-    for p in everything:
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-    if distributed:
-        flat = torch.cat([p.grad.flatten() for p in everything])
-        dist.all_reduce(flat)
-        for p, g in zip(everything, flat.split([p.numel() for p in everything]), strict=True):
-            p.grad.copy_(g.view_as(p))
+    sum_gradients(everything)
     norm = torch.nn.utils.clip_grad_norm_(everything, 5.0)
     muon.step()
     adam.step()
-    for p in everything:
-        p.grad.zero_()
+    model.zero_grad(set_to_none=True)
     step += 1
-    keep = min(args.ema, (1 + step) / (10 + step))
-    with torch.no_grad():
-        torch._foreach_lerp_(list(average.parameters()), everything, 1 - keep)
+    follow(average, model, args.ema, step)
 
     if rank == 0 and time.time() - told > 60:
         told = time.time()
-        means = {kind: round(sum(values) / len(values), 4) for kind, values in losses.items()}
-        losses = {}
-        tell({"step": step, "minutes": round(seconds / 60, 2), "cpu": round(time.process_time() / 60, 2), "lr": round(slow, 3), "norm": round(float(norm), 3), **means})
+        means = {kind: round(sum(values) / len(values), 4) for kind, values in heard.items()}
+        heard = {}
+        tell(cpu=round(time.process_time() / 60, 2), lr=round(slow, 3), norm=round(float(norm), 3), **means)
     if rank == 0 and time.time() - checked > 60 * args.every:
+        check()
         checked = time.time()
-        save(seconds)
-        ratio, picture = sample()
-        tell({"step": step, "minutes": round(seconds / 60, 2), **validate(), "border": round(ratio, 3)})
-        from PIL import Image
-
-        Image.fromarray(picture).save(args.out / f"sheet_{int(seconds // 60):03d}.png")
 
 if rank == 0:
-    save(seconds)
-    ratio, picture = sample()
-    tell({"step": step, "minutes": round(seconds / 60, 2), **validate(), "border": round(ratio, 3)})
-    from PIL import Image
-
-    Image.fromarray(picture).save(args.out / f"sheet_{int(seconds // 60):03d}.png")
+    check()
 if distributed:
     dist.barrier()
     dist.destroy_process_group()

@@ -49,6 +49,7 @@ class Muon(torch.optim.Optimizer):
     def _step(self, matrices: list[Tensor], lr: float, momentum: float, rounds: int) -> None:
         wanted = []
         for matrix in matrices:
+            assert matrix.grad is not None
             state = self.state[matrix]
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(matrix)

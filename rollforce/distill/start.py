@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from rollforce import rope
-from rollforce.models.transformer import Attention, VideoTransformer
+from rollforce.models.transformer import Attention, Block, VideoTransformer
 
 # One row per head: {axis: {number of the RoPE pair: amplitude}}; heads beyond the table have no prior.
 PRIORS: tuple[dict[str, dict[int, float]], ...] = (
@@ -32,10 +32,11 @@ def start(model: VideoTransformer, positions: bool = True) -> None:
     """Initialise `model` in place. `positions`: with the prior over relative position."""
     _pass_through(model)
     for block in model.blocks:
+        assert isinstance(block, Block)
         block.scale_shift_table[:, (2, 5)] = 1.0
-        for linear in (block.attn1.to_out[0], block.attn2.to_out[0], block.ffn.net[2]):
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        for layer in (block.attn1.to_out[0], block.attn2.to_out[0], block.ffn.net[2]):
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
         if positions:
             _position_prior(block.attn1)
     nn.init.normal_(model.condition_embedder.time_proj.weight, std=0.01)
@@ -51,9 +52,9 @@ def _pass_through(model: VideoTransformer) -> None:
     order = torch.arange(values).view(weight.shape[1:])
     flat = weight.flatten(1)
     flat[:values] = torch.eye(values)
-    nn.init.zeros_(model.patch_embedding.bias)
-    nn.init.zeros_(model.proj_out.weight)
-    nn.init.zeros_(model.proj_out.bias)
+    for parameter in (model.patch_embedding.bias, model.proj_out.weight, model.proj_out.bias):
+        assert parameter is not None
+        nn.init.zeros_(parameter)
     leaving = order[:, 0].permute(1, 2, 0).flatten()  # the output is ordered row, column, channel
     model.proj_out.weight[torch.arange(values), leaving] = 0.3
 

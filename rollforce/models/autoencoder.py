@@ -49,6 +49,12 @@ class AutoencoderConfig:
         return self.frames * self.patch * self.patch * 3
 
 
+def silence(layer: nn.Conv2d | nn.Linear) -> None:
+    """Let a layer start with nothing to say."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
 class TemporalBlock(nn.Module):
     """Residual block at latent resolution: mixes each place with its `memory` past latents, then 3x3 in space."""
 
@@ -57,8 +63,7 @@ class TemporalBlock(nn.Module):
         self.memory = memory
         self.mix = nn.Conv2d(width * (memory + 1), width, 1)
         self.space = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.space.weight)
-        nn.init.zeros_(self.space.bias)
+        silence(self.space)
 
     def forward(self, x_BTDHW: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the block's output and the last `memory` inputs, oldest first: the past of the next call."""
@@ -78,8 +83,7 @@ class SpatialBlock(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.second = nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        silence(self.second)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(F.silu(self.first(F.silu(x))))
@@ -109,8 +113,7 @@ class TinyAutoencoder(nn.Module):
         self.high = SpatialBlock(c.width_high)
         self.out = nn.Conv2d(c.width_high, 4 * c.frames * 3, 3, padding=1)
         for layer in (self.steady, self.out):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            silence(layer)
 
     # ---- video to latents
 
