@@ -1,0 +1,77 @@
+"""Every layout, tier combination and sight there is, at small sizes: the table that the laws run over."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY
+from torch import Tensor
+
+from rollforce.cache import KVCache, Shape, Sight, Sink, Tier, Window
+from rollforce.layout import Layout, bidirectional, chunkwise, partitioned, rolling
+from rollforce.models.transformer import Condition, VideoTransformer
+from rollforce.noise import Noise
+from rollforce.rollout import Rollout, Stepping
+
+LADDER = (1.0, 0.8, 0.6, 0.35)
+HEIGHT, WIDTH = 4, 6
+
+LAYOUTS: dict[str, Layout] = {
+    "chunkwise": chunkwise(LADDER, 2),
+    "rolling": rolling(LADDER, 2),
+    "rolling-1": rolling(LADDER[:3], 1),
+    "partitioned": partitioned(LADDER, 2, 2),
+    "bidirectional": bidirectional(LADDER, 4),
+}
+TIERS: dict[str, tuple[Tier, ...]] = {
+    "none": (),
+    "window": (Window(5),),
+    "sink": (Sink(3),),
+    "sink+window": (Sink(2), Window(4)),
+    "short window": (Window(1),),
+}
+SIGHTS: dict[str, Stepping] = {
+    "all realigned": Stepping(),
+    "all absolute": Stepping(Sight(positions="absolute"), Sight(positions="absolute")),
+    "two sights": Stepping(Sight(12), Sight(6, pinned=(), positions="absolute")),
+    "euler": Stepping(sampler="euler"),
+}
+
+
+def policies(*names: str) -> Any:
+    """Parametrise over layout x tiers x stepping, or over those of them that are named."""
+    tables = {"layout": LAYOUTS, "tiers": TIERS, "stepping": SIGHTS}
+    chosen = [tables[name] for name in names]
+    return pytest.mark.parametrize(
+        names, [pytest.param(*(table[key] for table, key in zip(chosen, keys, strict=True)), id="-".join(keys)) for keys in product(*chosen)]
+    )
+
+
+@torch.no_grad()
+def condition(model: VideoTransformer, batch: int = 1) -> Condition:
+    text = torch.randn(1, 5, TINY.text_dim, generator=torch.Generator().manual_seed(1))
+    return model.condition(text.expand(batch, -1, -1))
+
+
+def start(
+    model: VideoTransformer, layout: Layout, tiers: tuple[Tier, ...], stepping: Stepping, *, seeds: int | tuple[int, ...] = 0, **where: Any
+) -> Rollout:
+    """A fresh stream."""
+    noise = where.pop("noise", None) or Noise.of(seeds, (TINY.in_channels, HEIGHT, WIDTH))
+    batch = 1 if isinstance(seeds, int) else len(seeds)
+    shape = Shape(TINY.num_layers, batch, TINY.num_attention_heads, HEIGHT * WIDTH // TINY.patch**2, TINY.attention_head_dim)
+    return Rollout(model, condition(model, batch), KVCache(tiers, shape, layout.slots), layout, noise, stepping, **where)
+
+
+@torch.no_grad()
+def latents(rollout: Rollout, count: int) -> Tensor:
+    """The first `count` latents of a stream (all, if it ends before)."""
+    done: list[Tensor] = []
+    for commit in rollout.commits():
+        done.append(commit.latents_BTCHW)
+        if sum(part.shape[1] for part in done) >= count:
+            break
+    return torch.cat(done, dim=1)[:, :count]

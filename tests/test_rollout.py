@@ -1,0 +1,173 @@
+"""The laws of design section 7, over every layout x tiers x sight."""
+
+import pytest
+import torch
+from conftest import tiny_transformer
+from policies import HEIGHT, LADDER, LAYOUTS, SIGHTS, TIERS, WIDTH, condition, latents, policies, start
+
+from rollforce.attention import additive, block_causal, teacher_forcing
+from rollforce.cache import Sight, Window
+from rollforce.layout import chunkwise
+from rollforce.noise import Noise
+from rollforce.rollout import Stepping
+from rollforce.types import index_range
+
+FULL = (Window(40),)
+EXACT = Stepping(Sight(positions="absolute"), Sight(positions="absolute"))
+
+
+@policies("layout", "tiers")
+def test_1_a_policy_equals_the_full_cache_until_it_overflows(model, layout, tiers):
+    room = sum(tier.latents for tier in tiers) // layout.shift * layout.shift
+    fits = room + layout.shift  # the next chunk still sees all of the past
+    full, policy = (latents(start(model, layout, kept, Stepping()), fits + 4 * layout.shift) for kept in (FULL, tiers))
+    torch.testing.assert_close(policy[:, :fits], full[:, :fits], atol=1e-5, rtol=0)
+    assert not torch.allclose(policy, full, atol=1e-4)  # and then it does overflow
+
+
+@policies("layout", "tiers", "stepping")
+def test_3_a_state_between_any_two_ticks_resumes_bit_equal(model, layout, tiers, stepping):
+    whole = latents(start(model, layout, tiers, stepping), 14)
+    for ticks in (1, layout.ticks, 2 * layout.ticks + 1, 3 * layout.ticks + 2):
+        rollout, done = start(model, layout, tiers, stepping), []
+        with torch.no_grad():
+            for _ in range(ticks):
+                rollout.tick()
+                if (commit := rollout.commit()) is not None:
+                    done.append(commit.latents_BTCHW)
+        state = rollout.state_dict()
+        latents(rollout, 6)  # what the first one does later must not reach into the saved state
+        again = start(model, layout, tiers, stepping)
+        again.load_state_dict(state)
+        rest = latents(again, 14 - sum(part.shape[1] for part in done))
+        assert torch.equal(torch.cat([*done, rest], dim=1)[:, :14], whole)
+
+
+@policies("layout", "tiers", "stepping")
+def test_4_only_relative_time_matters(model, layout, tiers, stepping):
+    class Moved:
+        def __init__(self, shift: int) -> None:
+            self.noise, self.shift = Noise.of(0, (4, HEIGHT, WIDTH)), shift
+
+        def __call__(self, index: int, draw: int) -> torch.Tensor:
+            return self.noise(index - self.shift, draw)
+
+    near, far = (latents(start(model, layout, tiers, stepping, noise=Moved(at), start=at), 14) for at in (0, 100_000))
+    torch.testing.assert_close(near, far, atol=2e-4, rtol=0)
+
+
+@policies("layout", "tiers")
+def test_8_gradient_exists_only_where_asked(layout, tiers):
+    model = tiny_transformer().requires_grad_(True)
+    rollout = start(model, layout, tiers, Stepping())
+    for tick in range(3 * layout.ticks):
+        asked = tick % 2 == 1
+        out = rollout.tick(with_grad=asked)
+        assert out.clean_BTCHW.requires_grad == asked == out.with_grad
+        assert rollout.x is not None and not rollout.x.requires_grad
+        if (commit := rollout.commit()) is not None:
+            assert not commit.latents_BTCHW.requires_grad
+        assert not rollout.cache.keys.requires_grad
+        if asked:
+            out.clean_BTCHW.square().mean().backward()
+    assert model.blocks[0].attn1.to_q.weight.grad.abs().max() > 0
+
+
+def test_8_a_tick_with_gradient_has_the_numbers_of_one_without(model):
+    for layout in LAYOUTS.values():
+        plain, grad = (start(model, layout, TIERS["sink+window"], Stepping()) for _ in range(2))
+        for _ in range(4 * layout.ticks):
+            with torch.no_grad():
+                expected = plain.tick().clean_BTCHW
+                plain.commit()
+            torch.testing.assert_close(grad.tick(with_grad=True).clean_BTCHW.detach(), expected, atol=1e-5, rtol=0)
+            grad.commit()
+
+
+@policies("layout", "tiers", "stepping")
+def test_9_a_commit_never_depends_on_noise_beyond_the_slots(model, layout, tiers, stepping):
+    class Other:
+        def __init__(self, beyond: int) -> None:
+            self.one, self.two, self.beyond = Noise.of(0, (4, HEIGHT, WIDTH)), Noise.of(9, (4, HEIGHT, WIDTH)), beyond
+
+        def __call__(self, index: int, draw: int) -> torch.Tensor:
+            return (self.one if index < self.beyond else self.two)(index, draw)
+
+    commits = 6
+    safe = layout.shift * (commits - 1) + layout.slots  # latents that have entered when commit 6 is handed out
+    same = latents(start(model, layout, tiers, stepping, noise=Other(10**9)), commits * layout.shift)
+    other = latents(start(model, layout, tiers, stepping, noise=Other(safe)), commits * layout.shift)
+    assert torch.equal(same, other)
+
+
+@policies("layout", "tiers", "stepping")
+def test_13_batch_rows_are_the_streams_alone(model, layout, tiers, stepping):
+    together = latents(start(model, layout, tiers, stepping, seeds=(5, 6)), 10)
+    for row, seed in enumerate((5, 6)):
+        torch.testing.assert_close(together[row : row + 1], latents(start(model, layout, tiers, stepping, seeds=seed), 10), atol=1e-5, rtol=0)
+
+
+@policies("layout", "tiers", "stepping")
+def test_the_riding_clean_pass_gives_the_numbers_of_two_calls(model, layout, tiers, stepping):
+    apart = Stepping(stepping.denoise, stepping.commit, stepping.sampler, stepping.context_sigma, ride=False)
+    one, two = (latents(start(model, layout, tiers, how), 14) for how in (stepping, apart))
+    torch.testing.assert_close(one, two, atol=1e-5, rtol=0)
+
+
+@policies("layout")
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 9])
+def test_any_length_ends_by_itself(model, layout, length):
+    """Also shorter than the buffer, and not a multiple of the chunk."""
+    rollout = start(model, layout, TIERS["window"], Stepping(), length=length)
+    assert latents(rollout, 10**6).shape[1] == length and rollout.done
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3])
+def test_a_full_cache_is_one_teacher_forcing_pass(model, chunk):
+    """Law G1: with nothing evicted, cached streaming equals one masked pass over clean and noisy latents without a cache."""
+    count, tokens = 4 * chunk, HEIGHT * WIDTH // 4
+    rollout = start(model, chunkwise(LADDER, chunk), FULL, EXACT, length=count)
+    clean, noisy, velocity = [], [], []
+    with torch.no_grad():
+        while not rollout.done:
+            x = rollout._entered(*rollout.live)
+            tick = rollout.tick()
+            if rollout.row == 2:  # look at the second step of every chunk
+                noisy.append(x)
+                velocity.append((x - tick.clean_BTCHW) / LADDER[1])
+            if (commit := rollout.commit()) is not None:
+                clean.append(commit.latents_BTCHW)
+        pair = torch.cat([*clean, *noisy], dim=1)
+        sigma = torch.tensor([[0.0] * count + [LADDER[1]] * count])
+        index = torch.cat([index_range(0, count)] * 2)
+        mask = additive(teacher_forcing(count, chunk, tokens))
+        expected = model(pair, sigma, index, condition(model), mask=mask)[:, count:]
+    torch.testing.assert_close(torch.cat(velocity, dim=1), expected, atol=2e-5, rtol=0)
+
+
+def test_committed_memory_is_one_block_causal_pass(model):
+    """The keys in a full cache are those of one block-causal pass over the clean latents: seen through its output."""
+    chunk, tokens = 2, HEIGHT * WIDTH // 4
+    rollout = start(model, chunkwise(LADDER, chunk), FULL, EXACT, length=6)
+    clean = latents(rollout, 6)
+    mask = additive(block_causal(6, chunk, tokens))
+    whole = model(clean, torch.zeros(1, 6), index_range(0, 6), condition(model), mask=mask)
+    from rollforce.cache import Group, KVCache, Memory
+
+    cache = KVCache(FULL, rollout.cache.shape, chunk)
+    parts = []
+    with torch.no_grad():
+        for at in range(0, 6, chunk):
+            group = Group(at, chunk, EXACT.commit, commit=True)
+            memory = Memory(cache, [group])
+            parts.append(model(clean[:, at : at + chunk], torch.zeros(1, chunk), index_range(at, chunk), condition(model), memory))
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=2e-5, rtol=0)
+
+
+def test_sights_differ_where_they_should(model):
+    """A law that all policies obey says little if they were all the same: they are not."""
+    streams = {name: latents(start(model, LAYOUTS["rolling"], TIERS["sink+window"], how), 20) for name, how in SIGHTS.items()}
+    names = sorted(streams)
+    for i, one in enumerate(names):
+        for two in names[i + 1 :]:
+            assert not torch.allclose(streams[one], streams[two], atol=1e-4), (one, two)
