@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.rollforce-installed
+CORE   := $(VENV)/.rollforce-core
+DEV    := $(VENV)/.rollforce-dev
 PROMPT ?= a red ball bounces over green hills
 
 .PHONY: demo test lint format clean distclean help
@@ -15,28 +16,34 @@ help:
 
 # A plain `pip install torch` may fetch gigabytes of CUDA, and a package that depends on torch would do it silently.
 # So torch comes first, by name: replace this line's version or index to get the build for your GPU.
-$(STAMP): pyproject.toml
+$(CORE): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "rollforce needs Python 3.11 or newer; set one: make PYTHON=/path/to/python3.11 ..."; exit 3; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet "torch==2.13.0"
-	$(BIN)/python -m pip install --quiet -e ".[dev,train]"
+	@echo "installing into $(VENV): minutes the first time, for torch is large"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -qq "torch==2.13.0"
+	$(BIN)/python -m pip install -qq -e .
 	@touch $@
 
-$(VENV): $(STAMP)
+$(DEV): $(CORE)
+	@echo "installing what tests and training need"
+	$(BIN)/python -m pip install -qq -e ".[dev,train]"
+	@touch $@
 
-demo: $(STAMP)
+$(VENV): $(DEV)
+
+demo: $(CORE)
 	$(BIN)/rollforce render "$(PROMPT)" --seconds 20 --seed 0 -o ball.mp4 --overwrite
 
-lint: $(STAMP)
+lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(STAMP)
+format: $(DEV)
 	$(BIN)/ruff check --fix .
 
 # One thread per process: the tests' arrays are small, and a shared machine is the rule.
-test: $(STAMP)
+test: $(DEV)
 	$(BIN)/ruff check .
 	OMP_NUM_THREADS=1 $(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
