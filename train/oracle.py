@@ -170,7 +170,7 @@ def crops_of(x: Tensor, moments: list[Moment], rng: np.random.Generator) -> tupl
                 crops.append(crop(frame, px + jx, py + jy))
                 names.append(SHAPES.index(thing.shape))
         empty = all(np.hypot(px - 0.5, py - 0.35) > 0.45 for _, px, py, _, _ in places_of(scene, at))
-        if empty and rng.random() < 0.1:
+        if rng.random() < 0.1 and empty:
             crops.append(crop(frame, 0.5, 0.35))
             names.append(TORN)
     for n in range(len(crops)):
