@@ -184,6 +184,23 @@ def crops_of(x: Tensor, moments: list[Moment], rng: np.random.Generator) -> tupl
     return torch.stack(crops), torch.tensor(names)
 
 
+def losses_of(moments: list[Moment], finder: Finder, namer: Namer, rng: np.random.Generator,
+              noise: torch.Generator) -> list[Tensor]:
+    """Heat, offset, scene and shape loss of one batch."""
+    x = padded(soften(as_input(np.stack([frame for frame, _, _ in moments])), noise))
+    aims = zip(*(targets(s, at) for _, s, at in moments), strict=True)
+    heat, offset, near, counted = (torch.from_numpy(np.stack(part)) for part in aims)
+    place = torch.tensor([PLACES.index(s.place) for _, s, _ in moments])
+    hour = torch.tensor([TIMES.index(s.time) for _, s, _ in moments])
+    said_heat, said_offset, said_scene = finder(x)
+    losses = [heat_loss(said_heat, heat, counted),
+              ((said_offset - offset).abs() * near[:, None]).sum() / near.sum().clamp(min=1),
+              F.cross_entropy(said_scene[:, :4], place) + F.cross_entropy(said_scene[:, 4:], hour)]
+    crops, names = crops_of(x, moments, rng)
+    losses.append(F.cross_entropy(namer(crops), names))
+    return losses
+
+
 def main() -> None:
     """Train both networks side by side and write them as float16."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -205,17 +222,7 @@ def main() -> None:
         for group in optimiser.param_groups:
             group["lr"] = 3e-3 * warm * (0.02 + 0.98 * left)
         moments = [moment(rng) for _ in range(a.batch)]
-        x = padded(soften(as_input(np.stack([frame for frame, _, _ in moments])), noise))
-        aims = zip(*(targets(s, at) for _, s, at in moments), strict=True)
-        heat, offset, near, counted = (torch.from_numpy(np.stack(part)) for part in aims)
-        place = torch.tensor([PLACES.index(s.place) for _, s, _ in moments])
-        hour = torch.tensor([TIMES.index(s.time) for _, s, _ in moments])
-        said_heat, said_offset, said_scene = finder(x)
-        losses = [heat_loss(said_heat, heat, counted),
-                  ((said_offset - offset).abs() * near[:, None]).sum() / near.sum().clamp(min=1),
-                  F.cross_entropy(said_scene[:, :4], place) + F.cross_entropy(said_scene[:, 4:], hour)]
-        crops, names = crops_of(x, moments, rng)
-        losses.append(F.cross_entropy(namer(crops), names))
+        losses = losses_of(moments, finder, namer, rng, noise)
         loss = losses[0] + 0.5 * losses[1] + 0.3 * losses[2] + losses[3]
         optimiser.zero_grad()
         loss.backward()
