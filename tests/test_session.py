@@ -1,0 +1,170 @@
+"""Law 13: the same seed gives the same bytes, however the stream is asked for; and what users do wrong."""
+
+import gc
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_model import make_model_folder
+
+import rollforce
+from rollforce.errors import CheckpointError, ConfigError, SessionClosed, ShapeError, SnapshotError
+from rollforce.load import load, presets
+from rollforce.session import Model
+from rollforce.snapshot import Snapshot
+
+PROMPT = "a red ball bounces over green hills"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model_folder(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="module")
+def small(folder: Path) -> Model:
+    return load(folder)
+
+
+def render(model: Model, seconds: float, prompt: str = PROMPT, seed: int = 3) -> np.ndarray:
+    return np.stack(list(rollforce.stream(prompt, seconds, model=model, seed=seed)))
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_same_seed_same_bytes(folder, preset):
+    model = load(folder, stream=preset)
+    short, long = render(model, 2.5), render(model, 5)
+    assert short.shape == (30, 32, 48, 3) and short.dtype == np.uint8
+    assert np.array_equal(short, long[:30])  # the length asked for changes nothing
+    with model.session("the blue star", seed=9) as other, model.session(PROMPT, seed=3) as session:
+        beside = []
+        for chunk, _ in zip(session.stream(5), other.stream(), strict=False):
+            beside.append(chunk.frames)
+    assert np.array_equal(np.concatenate(beside), long)  # nor does another stream of the same model
+    assert not np.array_equal(render(model, 2.5, seed=4), short)
+    assert not np.array_equal(render(model, 2.5, prompt="the blue star"), short)
+
+
+def test_chunks_carry_their_place(small):
+    with small.session(PROMPT) as session:
+        chunks = list(session.stream(2.5))
+    assert [len(chunk.frames) for chunk in chunks] == [12, 12, 6]
+    assert [chunk.pts for chunk in chunks] == [0, 1, 2] and [chunk.index for chunk in chunks] == [0, 1, 2]
+    assert all(chunk.prompt == PROMPT and chunk.timings.denoise_s > 0 for chunk in chunks)
+
+
+def test_pulling_in_pieces_is_pulling_at_once(small):
+    with small.session(PROMPT, seed=3) as session:
+        pieces = [chunk.frames for seconds in (0.5, 1.25, 0.75, 1) for chunk in session.stream(seconds)]
+    assert np.array_equal(np.concatenate(pieces), render(small, 3.5))
+
+
+@pytest.mark.parametrize("preset", presets())
+@pytest.mark.parametrize("at", [0, 0.5, 3])
+def test_a_snapshot_resumes_to_the_same_bytes(folder, tmp_path, preset, at):
+    model = load(folder, stream=preset)
+    with model.session(PROMPT, seed=3) as session:
+        if at:
+            list(session.stream(at))
+        session.snapshot().save(tmp_path / "stream.safetensors")
+        rest = np.concatenate([chunk.frames for chunk in session.stream(3)])  # taking one changes nothing
+    expected = render(model, at + 3)[round(at * 12) :]
+    assert np.array_equal(rest, expected)
+    with model.resume(Snapshot.load(tmp_path / "stream.safetensors")) as again:
+        assert np.array_equal(np.concatenate([chunk.frames for chunk in again.stream(3)]), expected)
+
+
+def test_a_snapshot_resumes_in_a_new_process(folder, tmp_path):
+    model = load(folder)
+    with model.session(PROMPT, seed=3) as session:
+        list(session.stream(1.5))
+        session.snapshot().save(tmp_path / "stream.safetensors")
+    code = (
+        "import sys, numpy, rollforce\n"
+        "folder, path, out = sys.argv[1:]\n"
+        "session = rollforce.load(folder).resume(rollforce.Snapshot.load(path))\n"
+        "numpy.save(out, numpy.concatenate([chunk.frames for chunk in session.stream(3)]))"
+    )
+    out = tmp_path / "rest.npy"
+    subprocess.run([sys.executable, "-c", code, folder, tmp_path / "stream.safetensors", out], check=True)
+    assert np.array_equal(np.load(out), render(model, 4.5)[18:])
+
+
+def test_a_snapshot_belongs_to_its_model(small, folder, tmp_path):
+    with small.session(PROMPT) as session:
+        snapshot = session.snapshot()
+    with pytest.raises(SnapshotError, match="settings"):
+        load(folder, overrides=["cache.0.latents=3"]).resume(snapshot)
+    other = Snapshot("0" * 64, snapshot.settings, snapshot.prompt, snapshot.seed, snapshot.size, snapshot.state)
+    with pytest.raises(SnapshotError, match="other weights"):
+        small.resume(other)
+    (tmp_path / "none").write_bytes(b"no snapshot")
+    with pytest.raises(SnapshotError, match="not a snapshot"):
+        Snapshot.load(tmp_path / "none")
+
+
+def test_closing_and_dropping_free_the_stream(small):
+    session = small.session(PROMPT)
+    next(session.stream())
+    memory = weakref.ref(session._rollout)
+    session.close()
+    session.close()
+    gc.collect()
+    assert memory() is None
+    for use in (session.snapshot, session.stream):
+        with pytest.raises(SessionClosed, match="closed"):
+            use()
+    frames = rollforce.stream(PROMPT, model=small)
+    next(frames)
+    before = sum(isinstance(thing, rollforce.Session) and thing._rollout is not None for thing in gc.get_objects())
+    del frames
+    gc.collect()
+    after = sum(isinstance(thing, rollforce.Session) and thing._rollout is not None for thing in gc.get_objects())
+    assert after == before - 1
+
+
+def test_any_size_and_both_orientations(small):
+    for height, width in ((16, 16), (48, 32), (32, 80)):
+        with small.session(PROMPT, size=(height, width)) as session:
+            assert next(session.stream()).frames.shape == (12, height, width, 3)
+
+
+@pytest.mark.parametrize(("wrong", "error", "words"), [
+    ({"prompt": ""}, ConfigError, "empty"),
+    ({"prompt": "a koi pond"}, ConfigError, "koi"),
+    ({"size": (30, 32)}, ShapeError, "Nearest: 16 or 32"),
+    ({"size": (8, 32)}, ShapeError, "multiple of 16"),
+])  # fmt: skip
+def test_what_a_session_refuses(small, wrong, error, words):
+    with pytest.raises(error, match=words):
+        small.session(**({"prompt": PROMPT} | wrong))
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan")])
+def test_seconds_must_be_positive(small, seconds):
+    with small.session(PROMPT) as session, pytest.raises(ConfigError, match="positive"):
+        session.stream(seconds)
+
+
+@pytest.mark.parametrize(("wrong", "error", "words"), [
+    ({"model": "huge"}, ConfigError, "Bundled: "),
+    ({"stream": "spiral"}, ConfigError, "Presets: .*rolling"),
+    ({"stream": "none.yaml"}, ConfigError, "no stream file"),
+    ({"device": "abacus"}, ConfigError, "abacus"),
+    ({"dtype": "int3"}, ConfigError, "float32"),
+    ({"overrides": ["layout.chnk=2"]}, ConfigError, "layout.chnk.*chunk"),
+    ({"overrides": ["stepping.denoise.budget=8"]}, ConfigError, "use at least 12"),
+    ({"overrides": ["layout.levels=[1,2]"]}, ConfigError, "levels|ladder"),
+])  # fmt: skip
+def test_what_load_refuses(folder, wrong, error, words):
+    arguments = {"model": folder} | wrong
+    with pytest.raises(error, match=words):
+        load(arguments.pop("model"), **arguments)
+
+
+def test_a_folder_that_is_no_model(tmp_path):
+    with pytest.raises(CheckpointError, match=r"model\.yaml"):
+        load(tmp_path)
