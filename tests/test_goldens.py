@@ -119,17 +119,15 @@ def test_training_masks(path: Path) -> None:
     count, tokens = x.shape[1], x.shape[-2] * x.shape[-1] // model.config.patch**2
     seen = 0
     for name, case in spec["cases"].items():
-        chunk = case.get("num_frame_per_block", 1)
+        chunk, local = case["num_frame_per_block"], case["local_attn_size"]
         index = index_range(0, count)
-        if name.startswith("tf"):
-            clean_sigma = tensors["aug_t"] / 1000 if case.get("aug_t") or "aug" in name else torch.zeros_like(sigma)
+        if case["teacher_forcing"]:
+            clean_sigma = tensors["aug_t"] / 1000 if case["uses_aug_t"] else torch.zeros_like(sigma)
             doubled = torch.cat([video_order(tensors["clean_x"]), x], dim=1)
             mask = additive(teacher_forcing(count, chunk, tokens))
             out = model(doubled, torch.cat([clean_sigma, sigma], 1), torch.cat([index, index]), condition, mask=mask)[:, count:]
         else:
-            local = case.get("local_attn_size", -1)
-            window = None if local in (-1, None) else local
-            mask = None if name == "full" else additive(block_causal(count, chunk, tokens, window))
+            mask = additive(block_causal(count, chunk, tokens, None if local == -1 else local))
             out = model(x, sigma, index, condition, mask=mask)
         close(video_order(out), tensors[f"{name}.out"], FORWARD, name)
         seen += 1
@@ -176,16 +174,15 @@ def test_rolling_forcing_calls(path: Path) -> None:
     spec, tensors = read(path)
     model = model_of(path, spec)
     x = tensors["call00.x"]
-    chunk = spec.get("num_frame_per_block") or min(call["frames"] for call in spec["calls"])
+    chunk = spec["block_frames"]
     tiers, stepping = rolling_forcing_memory(spec, chunk)
     with torch.no_grad():
-        replay(spec, tensors, model, arena(model, tiers, x.shape[0], x, flight=64), stepping)
+        replay(spec, tensors, model, arena(model, tiers, x.shape[0], x, flight=max(call["frames"] for call in spec["calls"])), stepping)
 
 
 def rolling_forcing_memory(spec: dict[str, Any], chunk: int) -> tuple[list[Tier], Stepping]:
     """The two sights of the reference: a denoising call pins and re-aligns the sink, a committing call sees the newest."""
-    size, budget = spec.get("kv_cache_frames", 24), spec.get("max_attention_frames", 21)
-    sink = spec.get("sink_blocks", 1) * chunk
+    size, budget, sink = spec["kv_cache_frames"], spec["max_attention_frames"], spec.get("sink_blocks", 1) * chunk
     stepping = Stepping(Sight(budget), Sight(budget, pinned=(), positions="absolute"))
     return [Sink(sink), Window(size - sink - chunk)], stepping
 
@@ -292,3 +289,17 @@ def test_scheduler(path: Path) -> None:
         torch.testing.assert_close(xt[:, 0], tensors[f"{name}.add_noise"], rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(flow.clean_of(xt, velocity, sigma)[:, 0], tensors[f"{name}.flow_to_x0"], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(flow.velocity_of(xt, x0, sigma)[:, 0], tensors[f"{name}.x0_to_flow"], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(flow.velocity_of(noise, x0, torch.ones_like(sigma))[:, 0], tensors[f"{name}.training_target"], rtol=1e-6, atol=1e-6)
+        euler_steps(tensors, name, table, velocity)
+        warp = torch.tensor([schedule.shifted(t / 1000, shift) * 1000 for t in range(1000)]).clamp(20, 980)
+        torch.testing.assert_close(warp, tensors[f"{name}.dmd_timestep_warp_of_0_999_clamped"], rtol=1e-5, atol=1e-3)
+
+
+def euler_steps(tensors: dict[str, Tensor], name: str, table: Tensor, velocity: Tensor) -> None:
+    """One step down the table. A quirk of the reference: if any sample is at the last entry, all of them step to 0."""
+    expected, times = tensors[f"{name}.euler_step"], tensors[f"{name}.euler_step.t"]
+    at = (table[None] * 1000 - times[:, None].float()).abs().argmin(dim=1)
+    later = torch.zeros(len(at)) if (at + 1 >= len(table)).any() else table[(at + 1).clamp(max=len(table) - 1)]
+    samples = tensors[f"{name}.add_noise"][-len(expected) :, None]
+    out = flow.euler(samples, velocity[-len(expected) :], table[at][:, None], later[:, None])
+    torch.testing.assert_close(out[:, 0], expected, rtol=1e-5, atol=1e-5)
