@@ -44,7 +44,7 @@ def main() -> None:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
-# -- the engine with random weights -------------------------------------------------------------------------------------
+# -- the engine with random weights ----------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -114,10 +114,13 @@ def riding(args: argparse.Namespace, model: VideoTransformer, dtype: torch.dtype
         run(rollout, args.warmup + 1)
     pairs = [(seconds(lambda: run(together, 1)), seconds(lambda: run(apart, 1))) for _ in range(args.chunks)]
     gain = statistics.median(two / one for one, two in pairs)
-    return {"riding_speedup": round(gain, 3), "apart_seconds_per_chunk": round(statistics.median(b for _, b in pairs), 4)}
+    return {
+        "riding_speedup": round(gain, 3),
+        "apart_seconds_per_chunk": round(statistics.median(b for _, b in pairs), 4),
+    }
 
 
-# -- the floor: the same matrix products, bare ----------------------------------------------------------------------------
+# -- the floor: the same matrix products, bare -------------------------------------------------------------------
 
 
 def recorded(model: VideoTransformer, rollout: Rollout) -> list[tuple[str, tuple[Any, ...]]]:
@@ -154,7 +157,11 @@ class Bare:
     @staticmethod
     def _linear(sizes: tuple[Any, ...], dtype: torch.dtype) -> Callable[[], Tensor]:
         rows, inside, outside = sizes
-        x, weight, bias = torch.randn(rows, inside, dtype=dtype), torch.randn(outside, inside, dtype=dtype), torch.randn(outside, dtype=dtype)
+        x, weight, bias = (
+            torch.randn(rows, inside, dtype=dtype),
+            torch.randn(outside, inside, dtype=dtype),
+            torch.randn(outside, dtype=dtype),
+        )
         return lambda: F.linear(x, weight, bias)
 
     @staticmethod
@@ -164,7 +171,9 @@ class Bare:
 
     def time(self) -> float:
         """Seconds for all calls; also remembered per part."""
-        self.last = {kind: seconds(lambda calls=calls: [call() for call in calls]) for kind, calls in self.parts.items()}
+        self.last = {
+            kind: seconds(lambda calls=calls: [call() for call in calls]) for kind, calls in self.parts.items()
+        }
         return sum(self.last.values())
 
     def shares(self, ours: float) -> dict[str, float]:
@@ -173,7 +182,7 @@ class Bare:
         return shares | {"rest": round(1 - sum(shares.values()), 3)}
 
 
-# -- a whole model ----------------------------------------------------------------------------------------------------------
+# -- a whole model -------------------------------------------------------------------------------------------
 
 
 def bench_model(args: argparse.Namespace) -> dict[str, Any]:
@@ -204,7 +213,7 @@ def bench_model(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-# -- odds and ends ------------------------------------------------------------------------------------------------------
+# -- odds and ends ---------------------------------------------------------------------------------------
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -218,7 +227,9 @@ def peak_rss_mb() -> float:
 
 
 def environment(args: argparse.Namespace) -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     return {
@@ -230,7 +241,9 @@ def environment(args: argparse.Namespace) -> dict[str, Any]:
 def processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 def show(report: dict[str, Any]) -> None:
@@ -246,7 +259,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompt", default="a red ball bounces over green hills")
     parser.add_argument("--seconds", type=float, default=20)
     for name, value in {"dim": 384, "layers": 12, "heads": 6, "ffn": 0, "tokens": 64, "steps": 5, "chunk": 3,
-                        "sink": 3, "window": 3, "text": 24, "chunks": 20, "warmup": 8, "threads": 0}.items():  # fmt: skip
+                        "sink": 3, "window": 3, "text": 24, "chunks": 20, "warmup": 8,
+                        "threads": 0}.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--layout", choices=["rolling", "chunkwise"], default="rolling")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])

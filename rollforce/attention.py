@@ -47,7 +47,7 @@ def block_causal(latents: int, chunk: int, tokens: int, window: int | None = Non
     Args: `window` in latents limits the look back, counted from the end of the own chunk; `first` is the length of the
     first chunk where it differs (image to video). Returns bool [L, L], L = latents * tokens.
     """
-    chunk_of, end_of = _chunks(latents, chunk, first)
+    _, end_of = _chunks(latents, chunk, first)
     index = torch.arange(latents)
     allowed = index[None] < end_of[:, None]
     if window is not None:

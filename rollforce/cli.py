@@ -62,6 +62,7 @@ def render(
     record: Annotated[Path | None, typer.Option("--from", help="Repeat the render that this .json describes.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="auto, float32, bfloat16, float16.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", help="CPU threads (small models: 1).")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Keep videos that are complete, make the others.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something is wrong.")] = False,
@@ -74,7 +75,7 @@ def render(
         from rollforce.terminal import Terminal
 
         options = Options(tuple(words or ()), prompts, record, seconds, seed, output, out, model, stream, size, scale,
-                          device, dtype, overwrite, resume)  # fmt: skip
+                          device, dtype, threads, overwrite, resume)  # fmt: skip
         raise typer.Exit(_render(options, Terminal(quiet or as_json), as_json))
 
 
@@ -127,6 +128,7 @@ def _render(options: Options, terminal: Terminal, as_json: bool) -> int:
 
 
 def _load(planned: Plan, waiting: list[Task], terminal: Terminal) -> Model:
+    from rollforce import machine
     from rollforce.errors import ConfigError
     from rollforce.load import load
 
@@ -141,6 +143,7 @@ def _load(planned: Plan, waiting: list[Task], terminal: Terminal) -> Model:
             problems.append(f"{task.where}: {error}" if task.where else str(error))
     if problems:
         raise ConfigError("\n".join(problems))
+    machine.use_threads(request.threads, model.parameters, model.device)
     terminal.loaded(model, request.size or model.size, time.perf_counter() - begun)
     if planned.record and (reasons := planned.record.differences(model)):
         terminal.say(f"this is not where the record was made; bytes may differ: {'; '.join(reasons)}", style="yellow")

@@ -34,7 +34,9 @@ class Layout:
         if not 0 < self.shift <= slots or slots % self.shift:
             raise ConfigError(f"shift {self.shift} must divide the number of slots, {slots}.")
         if any(level != 0 for level in last[: self.shift]):
-            raise ConfigError(f"the first {self.shift} slots end at {list(last[: self.shift])}: they must end clean (0).")
+            raise ConfigError(
+                f"the first {self.shift} slots end at {list(last[: self.shift])}: they must end clean (0)."
+            )
         if last[self.shift :] != self.sigma[0][: slots - self.shift]:
             raise ConfigError("after a commit the buffer does not look as it did before: the table must repeat.")
         if any(after > before for row, later in self.pairs for before, after in zip(row, later, strict=True)):
@@ -54,7 +56,7 @@ class Layout:
         return list(zip(self.sigma, self.sigma[1:], strict=False))
 
     def first(self) -> int:
-        """Stream index of slot 0 at the start of a stream: only the entering slots hold latents, the others lie before 0."""
+        """Stream index of slot 0 at the start: only the entering slots hold latents, the others lie before 0."""
         return self.shift - self.slots
 
     def draw(self, row: int, slot: int) -> int:
@@ -73,7 +75,7 @@ def rolling(ladder: Ladder, chunk: int) -> Layout:
 
 
 def partitioned(ladder: Ladder, chunk: int, micro: int) -> Layout:
-    """StreamDiT (Kodaira et al. 2025, section 3.2): `micro` ticks between commits, len(ladder) / micro chunks in flight."""
+    """StreamDiT (Kodaira et al. 2025, 3.2): `micro` ticks between commits, len(ladder) / micro chunks in flight."""
     _positive("chunk", chunk)
     if micro < 1 or len(ladder) % micro:
         raise ConfigError(f"micro {micro} must divide the number of steps, {len(ladder)}.")

@@ -26,7 +26,7 @@ CARD = "model.yaml"
 
 @dataclass(frozen=True)
 class Card:
-    """A model folder's model.yaml: what it is, how it wants to be streamed. `stream` names a preset in configs/stream."""
+    """A model folder's model.yaml: what it is, how it wants to be streamed (`stream`: a preset in configs/stream)."""
 
     name: str
     licence: str
@@ -70,7 +70,8 @@ def load(
         part.eval().requires_grad_(False)
     return Model(
         name=card.name, licence=card.licence, fps=card.fps, trained_size=card.size, transformer=transformer,
-        text=text.to(place), autoencoder=autoencoder.to(place), stream_settings=settings, fingerprint=_fingerprint(folder),
+        text=text.to(place), autoencoder=autoencoder.to(place), stream_settings=settings,
+        fingerprint=_fingerprint(folder),
     )  # fmt: skip
 
 
@@ -84,7 +85,7 @@ def stream(
     preset: str | Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Iterator[np.ndarray]:
-    """Frames, uint8 [H, W, 3], each as soon as it exists; endless unless `seconds` is given. Stop iterating to stop it."""
+    """Frames, uint8 [H, W, 3], each as soon as it exists; endless unless `seconds` is given."""
     loaded = model if isinstance(model, Model) else load(model, stream=preset, overrides=overrides)
     session = loaded.session(prompt, seed=seed, size=size)
     return _frames(session, session.stream(seconds))
@@ -105,7 +106,8 @@ def _folder(model: str | Path) -> Path:
     if folder.is_dir():
         raise CheckpointError(f"{folder} is a folder without {CARD}: not a rollforce model.")
     raise ConfigError(
-        f"There is no model {str(model)!r}. Bundled: {', '.join(bundled()) or 'none'}. Or give a folder that holds {CARD}."
+        f"There is no model {str(model)!r}. Bundled: {', '.join(bundled()) or 'none'}. "
+        f"Or give a folder that holds {CARD}."
     )
 
 
@@ -116,7 +118,9 @@ def _preset(stream: str | Path) -> Path:
             raise ConfigError(f"There is no stream file {path}.")
         return path
     if str(stream) not in presets():
-        raise ConfigError(f"There is no stream preset {str(stream)!r}. Presets: {', '.join(presets())}. Or give a YAML file.")
+        raise ConfigError(
+            f"There is no stream preset {str(stream)!r}. Presets: {', '.join(presets())}. Or give a YAML file."
+        )
     return resource(f"configs/stream/{stream}.yaml")
 
 

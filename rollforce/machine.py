@@ -1,4 +1,4 @@
-"""What this process uses: memory, age, versions. No torch is imported here."""
+"""What this process uses: memory, threads, age, versions. torch is imported only where it must be."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+_SMALL = 50_000_000  # parameters
 
 
 def resident_mb() -> float:
@@ -46,6 +48,27 @@ def file_sha256(path: Path) -> str:
     """Of the whole file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def use_threads(wanted: int | None, parameters: int, device: Any) -> int:
+    """Set how many threads torch computes with, and return it. None: one for a small model on a CPU, else torch's own.
+
+    A small model's layers are too short to share: a second thread gains little on an idle machine, waits ten times
+    longer on a busy one, and would make the bytes depend on the number of cores.
+    """
+    import torch
+
+    small = parameters < _SMALL and getattr(device, "type", "cpu") == "cpu"
+    if wanted is not None or small:
+        torch.set_num_threads(wanted or 1)
+    return torch.get_num_threads()
+
+
+def threads() -> int:
+    """How many threads torch computes with now."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def device_peak_mb(device: Any) -> float | None:

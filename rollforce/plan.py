@@ -35,6 +35,7 @@ class Options:
     scale: int | None = None
     device: str | None = None
     dtype: str | None = None
+    threads: int | None = None
     overwrite: bool = False
     resume: bool = False
 
@@ -126,11 +127,12 @@ def _request(options: Options, start: Request, overrides: tuple[str, ...]) -> Re
                           ("seed", check_seed(start.seed if options.seed is None else options.seed))):
         if problem:
             raise ConfigError(f"{problem.replace(f'{name!r}', f'--{name}')}.")
-    if options.scale is not None and options.scale < 1:
-        raise ConfigError(f"--scale must be a whole number of at least 1, got {options.scale}.")
+    for name, count in (("scale", options.scale), ("threads", options.threads)):
+        if count is not None and count < 1:
+            raise ConfigError(f"--{name} must be a whole number of at least 1, got {count}.")
     typed: dict[str, Any] = {
         "seconds": options.seconds, "seed": options.seed, "scale": options.scale, "model": options.model,
-        "stream": options.stream, "device": options.device, "dtype": options.dtype,
+        "stream": options.stream, "device": options.device, "dtype": options.dtype, "threads": options.threads,
         "size": parse_size(options.size) if options.size else None,
     }  # fmt: skip
     kept = {name: value for name, value in typed.items() if value is not None}

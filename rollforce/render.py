@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What decides a video's bytes. `size` is (height, width) in pixels before `scale`; None: the model's own."""
+    """What decides a video's bytes. `size` is (height, width) in pixels before `scale`; None: the model's own.
+
+    `threads` belongs here because sums are split over threads: another number of them gives another last digit.
+    """
 
     prompt: str
     seed: int = 0
@@ -35,6 +39,7 @@ class Request:
     overrides: tuple[str, ...] = ()
     device: str = "auto"
     dtype: str = "auto"
+    threads: int | None = None
     codec: Codec = field(default_factory=Codec)
 
 
@@ -73,6 +78,7 @@ class Result:
     peak_memory_mb: float
     peak_device_memory_mb: float | None
     drift: Drift | None
+    frames_sha256: str  # of the uint8 frames as they came, before scaling and coding
     video_sha256: str
 
 
@@ -86,6 +92,7 @@ class _Tally:
         self.first_frame_s: float | None = None
         self.first_frame_since_command_s: float | None = None
         self.meter = DriftMeter(fps)
+        self.digest = hashlib.sha256()
 
     @property
     def elapsed_s(self) -> float:
@@ -99,6 +106,7 @@ class _Tally:
         self.denoise_s += chunk.timings.denoise_s
         self.decode_s += chunk.timings.decode_s
         self.meter.add(chunk.frames)
+        self.digest.update(chunk.frames.tobytes())
 
     def progress(self) -> Progress:
         return Progress(self.frames, self.frames / self.fps, self.request.seconds, self.elapsed_s,
@@ -113,7 +121,7 @@ class _Tally:
             elapsed_s=elapsed, denoise_s=self.denoise_s, decode_s=self.decode_s,
             denoise_fps=self.frames / max(self.denoise_s, 1e-9), end_to_end_fps=fps, times_real_time=fps / self.fps,
             peak_memory_mb=machine.peak_mb(), peak_device_memory_mb=machine.device_peak_mb(model.device),
-            drift=self.meter.result(), video_sha256=machine.file_sha256(path))
+            drift=self.meter.result(), frames_sha256=self.digest.hexdigest(), video_sha256=machine.file_sha256(path))
 
 
 def render(model: Model, request: Request, path: Path, report: Callable[[Progress], None] | None = None) -> Result:
@@ -128,7 +136,7 @@ def render(model: Model, request: Request, path: Path, report: Callable[[Progres
         model.session(request.prompt, seed=request.seed, size=size) as session,
         VideoWriter(path, model.fps, size, scale=request.scale or 1, codec=request.codec) as video,
     ):
-        record = describe(model, dataclasses.replace(request, codec=video.codec), path)
+        record = describe(model, dataclasses.replace(request, codec=video.codec, threads=machine.threads()), path)
         _save(path, record)
         try:
             for chunk in session.stream(seconds=request.seconds):

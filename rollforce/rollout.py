@@ -8,7 +8,7 @@ the price of one. State is (first, row, x, pending) and the cache; noise is a pu
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -27,19 +27,19 @@ class Stepping:
     """How a rollout steps and what its calls see.
 
     `sampler`: `renoise` forgets the noise at each step (consistency sampler of distilled students), `euler` keeps it.
-    `context_sigma`: noise level that clean latents are said to have when they are written to memory; 0 everywhere so far.
+    `context_sigma`: noise level that clean latents are said to have when written to memory; 0 everywhere so far.
     `ride`: let the clean pass ride along with the next tick (False: a call of its own; same numbers, for measuring).
     """
 
-    denoise: Sight = Sight()
-    commit: Sight = Sight()
+    denoise: Sight = field(default_factory=Sight)
+    commit: Sight = field(default_factory=Sight)
     sampler: Literal["renoise", "euler"] = "renoise"
     context_sigma: float = 0.0
     ride: bool = True
 
 
 class Rollout:
-    """Steps one batch of streams through a layout. `length`: latents in all, None for ever; `start`: index of the first."""
+    """Steps one batch of streams through a layout. `length` latents in all (None: for ever), the first at `start`."""
 
     def __init__(
         self,
@@ -48,13 +48,13 @@ class Rollout:
         cache: KVCache,
         layout: Layout,
         noise: NoiseSource,
-        stepping: Stepping = Stepping(),
+        stepping: Stepping | None = None,
         *,
         length: int | None = None,
         start: int = 0,
     ) -> None:
         self.model, self.condition, self.cache = model, condition, cache
-        self.layout, self.noise, self.stepping = layout, noise, stepping
+        self.layout, self.noise, self.stepping = layout, noise, stepping or Stepping()
         self.start = start
         self.end = None if length is None else start + length
         self.first = start + layout.first()
@@ -74,7 +74,7 @@ class Rollout:
         return low >= high
 
     def tick(self, with_grad: bool = False) -> Tick:
-        """One model call. With `with_grad` the clean estimates carry gradient; the past and the stream's state never do."""
+        """One model call. With `with_grad` the clean estimates carry gradient; past and state never do."""
         low, high = self.live
         assert low < high, "a finished rollout was ticked"
         x = self._entered(low, high)
@@ -89,7 +89,7 @@ class Rollout:
         return Tick(low, clean, now, with_grad)
 
     def commit(self) -> Commit | None:
-        """After the last row of the layout: hand out the clean slots and move on. None before, or where nothing is live."""
+        """After the layout's last row: hand out the clean slots and move on. None before, or where nothing is live."""
         if self.row < self.layout.ticks:
             return None
         assert self.x is not None

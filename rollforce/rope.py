@@ -26,7 +26,7 @@ def _axis(position_L: Tensor, channels: int) -> Tensor:
 
 
 def angles(index_T: Tensor, rows: int, columns: int, head_dim: int) -> Tensor:
-    """cos and sin for the tokens of latents at stream positions `index_T`: float32 [2, T * rows * columns, head_dim / 2].
+    """cos and sin for the tokens of latents at positions `index_T`: float32 [2, T * rows * columns, head_dim / 2].
 
     Token order is latent, row, column (column fastest).
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ def linear(steps: int) -> Ladder:
 
 
 def warped(levels: Sequence[float], shift: float) -> Ladder:
-    """Explicit levels, each moved by the shift: [1, .75, .5, .25] at shift 5 is Self Forcing's 1, .9375, .8333, .625."""
+    """Explicit levels, each shifted: [1, .75, .5, .25] at shift 5 is Self Forcing's 1, .9375, .8333, .625."""
     if shift <= 0:
         raise ConfigError(f"shift {shift} must be positive (1 leaves the levels as they are).")
     return explicit([shifted(level, shift) for level in levels])
@@ -38,7 +39,7 @@ def explicit(levels: Sequence[float]) -> Ladder:
         raise ConfigError("a ladder needs at least one level, e.g. [1, 0.75, 0.5, 0.25].")
     if not all(0 < level <= 1 for level in ladder):
         raise ConfigError(f"ladder {list(ladder)}: every level must lie in (0, 1]; the step to 0 is implied.")
-    if any(low >= high for high, low in zip(ladder, ladder[1:], strict=False)):
+    if any(low >= high for high, low in pairwise(ladder)):
         raise ConfigError(f"ladder {list(ladder)}: levels must fall from noise to clean.")
     return ladder
 

@@ -21,7 +21,8 @@ from rollforce.models.transformer import VideoTransformer
 from rollforce.noise import Noise
 from rollforce.rollout import Rollout
 from rollforce.settings import StreamSettings
-from rollforce.snapshot import Snapshot, on_device
+from rollforce.snapshot import Snapshot as Snapshot
+from rollforce.snapshot import on_device
 from rollforce.types import Chunk, Commit, Grid, Timings
 
 log = logging.getLogger(__name__)
@@ -99,11 +100,15 @@ class Model:
         return Session(self, prompt, seed, size)
 
     def resume(self, snapshot: Snapshot) -> Session:
-        """Continue a saved stream to the same bytes. SnapshotError if it is not one of this model with these settings."""
+        """Continue a saved stream to the same bytes. SnapshotError if it has another model or other settings."""
         if snapshot.model != self.fingerprint:
-            raise SnapshotError(f"The snapshot was made with other weights than those of {self.name!r}; load the model it came from.")
+            raise SnapshotError(
+                f"The snapshot was made with other weights than those of {self.name!r}; load the model it came from."
+            )
         if snapshot.settings != repr(self.stream_settings):
-            raise SnapshotError("The snapshot was made with other stream settings; load the model with the same preset and overrides.")
+            raise SnapshotError(
+                "The snapshot was made with other stream settings; load the model with the same preset and overrides."
+            )
         session = Session(self, snapshot.prompt, snapshot.seed, snapshot.size)
         session._restore(snapshot)
         return session
@@ -132,7 +137,9 @@ class Session:
         text = model.text.encode([self._prompt]).to(model.device, model.dtype)
         condition = model.transformer.condition(text)
         config, layout = model.transformer.config, settings.layout.build()
-        shape = Shape(config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent, config.attention_head_dim)
+        shape = Shape(
+            config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent, config.attention_head_dim
+        )
         cache = KVCache(settings.cache, shape, max(layout.slots, layout.shift), model.dtype, model.device)
         noise = Noise.of(self.seed, (grid.channels, grid.height, grid.width))
         return Rollout(model.transformer, condition, cache, layout, noise, settings.stepping)
@@ -205,13 +212,17 @@ class Session:
 
     def _alive(self) -> tuple[Rollout, TinyDecoder]:
         if self._rollout is None or self._decoder is None:
-            raise SessionClosed("This session is closed. Open another with model.session(prompt), or model.resume(snapshot).")
+            raise SessionClosed(
+                "This session is closed. Open another with model.session(prompt), or model.resume(snapshot)."
+            )
         return self._rollout, self._decoder
 
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 

@@ -1,11 +1,11 @@
-"""Settings of a stream: everything between a prompt and its latents that a person may choose. Data only; YAML maps onto it."""
+"""Settings of a stream: all that a person may choose between a prompt and its latents. Data; YAML maps onto it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rollforce.cache import AnyTier, Sight, Window
+from rollforce.cache import AnyTier, Window
 from rollforce.errors import ConfigError
 from rollforce.layout import Layout, bidirectional, chunkwise, partitioned, rolling
 from rollforce.rollout import Stepping
@@ -34,7 +34,9 @@ class LayoutSettings:
         """The table."""
         if self.kind == "partitioned":
             return partitioned(self.ladder, self.chunk, self.micro)
-        return {"chunkwise": chunkwise, "rolling": rolling, "bidirectional": bidirectional}[self.kind](self.ladder, self.chunk)
+        return {"chunkwise": chunkwise, "rolling": rolling, "bidirectional": bidirectional}[self.kind](
+            self.ladder, self.chunk
+        )
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,13 @@ class StreamSettings:
 
     def __post_init__(self) -> None:
         table = self.layout.build()
-        for name, sight, own in (("denoise", self.stepping.denoise, table.slots), ("commit", self.stepping.commit, table.shift)):
+        for name, sight, own in (
+            ("denoise", self.stepping.denoise, table.slots),
+            ("commit", self.stepping.commit, table.shift),
+        ):
             pinned = sum(tier.latents for tier in self.cache if tier.kind in sight.pinned)
             if sight.budget is not None and sight.budget < pinned + own:
                 raise ConfigError(
-                    f"stepping.{name}.budget {sight.budget} must hold what is pinned ({pinned}) and the call's own latents "
-                    f"({own}): use at least {pinned + own}, or null for no limit."
+                    f"stepping.{name}.budget {sight.budget} must hold what is pinned ({pinned}) and the call's own "
+                    f"latents ({own}): use at least {pinned + own}, or null for no limit."
                 )

@@ -32,7 +32,13 @@ class Snapshot:
 
         tensors: dict[str, Tensor] = {}
         plain = _take_tensors(self.state, "", tensors)
-        header = {"model": self.model, "settings": self.settings, "prompt": self.prompt, "seed": self.seed, "size": self.size}
+        header = {
+            "model": self.model,
+            "settings": self.settings,
+            "prompt": self.prompt,
+            "seed": self.seed,
+            "size": self.size,
+        }
         save_file(tensors, path, metadata={"rollforce": json.dumps({"version": VERSION, **header, "state": plain})})
 
     @classmethod
@@ -43,21 +49,23 @@ class Snapshot:
         try:
             with safe_open(path, framework="pt") as file:
                 header = (file.metadata() or {}).get("rollforce")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError) as error:
             raise SnapshotError(f"{path} is not a snapshot: {error}") from error
         if header is None:
             raise SnapshotError(f"{path} is a safetensors file, but not a snapshot of a stream.")
         data = json.loads(header)
         if data["version"] != VERSION:
-            raise SnapshotError(f"{path} has snapshot version {data['version']}; this rollforce reads version {VERSION}.")
+            raise SnapshotError(
+                f"{path} has snapshot version {data['version']}; this rollforce reads version {VERSION}."
+            )
         size = None if data["size"] is None else tuple(data["size"])
         state = _put_tensors(data["state"], tensors)
         return cls(data["model"], data["settings"], data["prompt"], data["seed"], size, state)
 
 
 def _take_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """A copy of nested dicts and lists in which each tensor has become {"tensor": its path}; the tensors go to `tensors`."""
+    """A copy of nested dicts and lists with {"tensor": its path} for each tensor; the tensors go to `tensors`."""
     if isinstance(value, Tensor):
         tensors[path] = value.detach().contiguous().cpu()
         return {"tensor": path}

@@ -14,6 +14,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
+from rollforce.machine import threads
 from rollforce.render import Progress, Request, Result, record_path
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class Terminal:
         dtype = str(model.dtype).removeprefix("torch.")
         what = f"model {model.name} ({_count(model.parameters)} parameters, {model.licence})"
         how = f"{width}x{height} at {model.fps} fps · {model.stream_settings.layout.kind}"
-        self.say(f"{what} · {model.device} {dtype} · {how} · loaded in {seconds:.1f} s")
+        where = f"{model.device} {dtype}" + (f" on {_plural(threads(), 'thread')}" if model.device.type == "cpu" else "")
+        self.say(f"{what} · {where} · {how} · loaded in {seconds:.1f} s")
 
     def announce(self, request: Request, fps: float, path: Path) -> None:
         """What will be made."""
@@ -103,3 +105,7 @@ def _text(progress: Progress) -> str:
 
 def _count(number: int) -> str:
     return f"{number / 1e9:.1f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
+
+
+def _plural(count: int, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"

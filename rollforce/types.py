@@ -47,7 +47,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class KVBlock:
-    """Keys (turned by RoPE at their own index) and values of consecutive latents: each [B, N, L, K], L = latents x tokens."""
+    """Keys (rotated at their own index) and values of consecutive latents: each [B, N, L, K], L = latents x tokens."""
 
     key: Tensor
     value: Tensor
@@ -89,7 +89,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Decoded pictures, as soon as they exist: frames uint8 [F, H, W, 3]; pts = seconds from the start to the first one."""
+    """Decoded pictures: frames uint8 [F, H, W, 3]; pts = seconds from the start to the first one."""
 
     frames: np.ndarray
     index: int

@@ -27,7 +27,14 @@ def _quiet_threads() -> None:
 
 
 TINY = TransformerConfig(
-    num_attention_heads=2, attention_head_dim=16, num_layers=2, ffn_dim=48, in_channels=4, out_channels=4, text_dim=8, freq_dim=16
+    num_attention_heads=2,
+    attention_head_dim=16,
+    num_layers=2,
+    ffn_dim=48,
+    in_channels=4,
+    out_channels=4,
+    text_dim=8,
+    freq_dim=16,
 )
 
 
@@ -38,7 +45,9 @@ def tiny_transformer(seed: int = 0, config: TransformerConfig = TINY) -> VideoTr
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             spread = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.1
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread + ("norm" in name and "weight" in name))
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator) * spread + ("norm" in name and "weight" in name)
+            )
     return model.eval().requires_grad_(False)
 
 

@@ -46,7 +46,11 @@ def policies(*names: str) -> Any:
     tables = {"layout": LAYOUTS, "tiers": TIERS, "stepping": SIGHTS}
     chosen = [tables[name] for name in names]
     return pytest.mark.parametrize(
-        names, [pytest.param(*(table[key] for table, key in zip(chosen, keys, strict=True)), id="-".join(keys)) for keys in product(*chosen)]
+        names,
+        [
+            pytest.param(*(table[key] for table, key in zip(chosen, keys, strict=True)), id="-".join(keys))
+            for keys in product(*chosen)
+        ],
     )
 
 
@@ -57,13 +61,23 @@ def condition(model: VideoTransformer, batch: int = 1) -> Condition:
 
 
 def start(
-    model: VideoTransformer, layout: Layout, tiers: tuple[Tier, ...], stepping: Stepping, *, seeds: int | tuple[int, ...] = 0, **where: Any
+    model: VideoTransformer,
+    layout: Layout,
+    tiers: tuple[Tier, ...],
+    stepping: Stepping,
+    *,
+    seeds: int | tuple[int, ...] = 0,
+    **where: Any,
 ) -> Rollout:
     """A fresh stream."""
     noise = where.pop("noise", None) or Noise.of(seeds, (TINY.in_channels, HEIGHT, WIDTH))
     batch = 1 if isinstance(seeds, int) else len(seeds)
-    shape = Shape(TINY.num_layers, batch, TINY.num_attention_heads, HEIGHT * WIDTH // TINY.patch**2, TINY.attention_head_dim)
-    return Rollout(model, condition(model, batch), KVCache(tiers, shape, layout.slots), layout, noise, stepping, **where)
+    shape = Shape(
+        TINY.num_layers, batch, TINY.num_attention_heads, HEIGHT * WIDTH // TINY.patch**2, TINY.attention_head_dim
+    )
+    return Rollout(
+        model, condition(model, batch), KVCache(tiers, shape, layout.slots), layout, noise, stepping, **where
+    )
 
 
 @torch.no_grad()

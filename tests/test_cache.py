@@ -18,7 +18,9 @@ SHAPE = Shape(layers=2, batch=1, heads=2, tokens=3, width=16)
 def marked(start: int, count: int) -> KVBlock:
     """Keys and values that say which latent they belong to."""
     mark = torch.arange(start, start + count).repeat_interleave(SHAPE.tokens).float()
-    return KVBlock(mark[None, None, :, None].expand(1, 2, -1, 16).clone(), mark[None, None, :, None].expand(1, 2, -1, 16).clone())
+    return KVBlock(
+        mark[None, None, :, None].expand(1, 2, -1, 16).clone(), mark[None, None, :, None].expand(1, 2, -1, 16).clone()
+    )
 
 
 def attended(cache: KVCache, group: Group) -> list[int]:
@@ -52,7 +54,8 @@ def brute_force(past: list[int], sink: int, window: int, sight: Sight, own: list
 
 @settings(max_examples=60, deadline=None)
 @given(
-    sink=st.integers(0, 4), window=st.integers(0, 7), chunk=st.integers(1, 4), live=st.integers(1, 6), grad=st.booleans(),
+    sink=st.integers(0, 4), window=st.integers(0, 7), chunk=st.integers(1, 4), live=st.integers(1, 6),
+    grad=st.booleans(),
     budget=st.one_of(st.none(), st.integers(11, 16)), pinned=st.booleans(), chunks=st.integers(0, 9),
 )  # fmt: skip
 def test_attended_latents_are_those_of_the_list(sink, window, chunk, live, grad, budget, pinned, chunks):
@@ -64,7 +67,9 @@ def test_attended_latents_are_those_of_the_list(sink, window, chunk, live, grad,
             own = list(range(number * chunk, (number + 1) * chunk))
             alive = list(range(number * chunk, number * chunk + live))
             assert attended(cache, Group(alive[0], live, sight)) == brute_force(past, sink, window, sight, alive)
-            assert attended(cache, Group(own[0], chunk, sight, commit=True)) == brute_force(past, sink, window, sight, own)
+            assert attended(cache, Group(own[0], chunk, sight, commit=True)) == brute_force(
+                past, sink, window, sight, own
+            )
             past += own
     assert cache.used <= sink + window
 

@@ -52,7 +52,8 @@ def transformer(folder: Path, name: str = "weights_tiny.safetensors") -> VideoTr
 def config_of(spec: dict[str, Any]) -> TransformerConfig:
     return TransformerConfig(
         num_attention_heads=spec["num_heads"], attention_head_dim=spec["dim"] // spec["num_heads"],
-        num_layers=spec["num_layers"], ffn_dim=spec["ffn_dim"], in_channels=spec["in_dim"], out_channels=spec["out_dim"],
+        num_layers=spec["num_layers"], ffn_dim=spec["ffn_dim"], in_channels=spec["in_dim"],
+        out_channels=spec["out_dim"],
         text_dim=spec["text_dim"], freq_dim=spec["freq_dim"], patch_size=tuple(spec["patch_size"]), eps=spec["eps"],
     )  # fmt: skip
 
@@ -125,7 +126,9 @@ def test_training_masks(path: Path) -> None:
             clean_sigma = tensors["aug_t"] / 1000 if case["uses_aug_t"] else torch.zeros_like(sigma)
             doubled = torch.cat([video_order(tensors["clean_x"]), x], dim=1)
             mask = additive(teacher_forcing(count, chunk, tokens))
-            out = model(doubled, torch.cat([clean_sigma, sigma], 1), torch.cat([index, index]), condition, mask=mask)[:, count:]
+            out = model(doubled, torch.cat([clean_sigma, sigma], 1), torch.cat([index, index]), condition, mask=mask)[
+                :, count:
+            ]
         else:
             mask = additive(block_causal(count, chunk, tokens, None if local == -1 else local))
             out = model(x, sigma, index, condition, mask=mask)
@@ -137,8 +140,10 @@ def test_training_masks(path: Path) -> None:
 # -- calls with a cache -----------------------------------------------------------------------------------------------
 
 
-def replay(spec: dict[str, Any], tensors: dict[str, Tensor], model: VideoTransformer, cache: KVCache, stepping: Stepping) -> None:
-    """Walk a list of calls. A call commits if it is the last of its kind for its latents: earlier ones are overwritten."""
+def replay(
+    spec: dict[str, Any], tensors: dict[str, Tensor], model: VideoTransformer, cache: KVCache, stepping: Stepping
+) -> None:
+    """Walk a list of calls. A call commits if it is the last of its kind for its latents: others are overwritten."""
     condition = model.condition(context(tensors, spec))
     calls = spec["calls"]
     writes = [call for call in calls if call.get("updating_cache", True)]
@@ -177,11 +182,17 @@ def test_rolling_forcing_calls(path: Path) -> None:
     chunk = spec["block_frames"]
     tiers, stepping = rolling_forcing_memory(spec, chunk)
     with torch.no_grad():
-        replay(spec, tensors, model, arena(model, tiers, x.shape[0], x, flight=max(call["frames"] for call in spec["calls"])), stepping)
+        replay(
+            spec,
+            tensors,
+            model,
+            arena(model, tiers, x.shape[0], x, flight=max(call["frames"] for call in spec["calls"])),
+            stepping,
+        )
 
 
 def rolling_forcing_memory(spec: dict[str, Any], chunk: int) -> tuple[list[Tier], Stepping]:
-    """The two sights of the reference: a denoising call pins and re-aligns the sink, a committing call sees the newest."""
+    """The reference's two sights: a denoising call pins and re-aligns the sink, a committing call sees the newest."""
     size, budget, sink = spec["kv_cache_frames"], spec["max_attention_frames"], spec.get("sink_blocks", 1) * chunk
     stepping = Stepping(Sight(budget), Sight(budget, pinned=(), positions="absolute"))
     return [Sink(sink), Window(size - sink - chunk)], stepping
@@ -205,7 +216,9 @@ class GoldenNoise:
 
 def ladder_of(spec: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[float, ...]:
     levels = [step / 1000 for step in spec["steps"]]
-    ladder = schedule.warped(levels, spec["timestep_shift"]) if spec["warp_denoising_step"] else schedule.explicit(levels)
+    ladder = (
+        schedule.warped(levels, spec["timestep_shift"]) if spec["warp_denoising_step"] else schedule.explicit(levels)
+    )
     close(torch.tensor(ladder) * 1000, tensors["denoising_step_list"].float(), 1e-3, "ladder")
     return ladder
 
@@ -224,7 +237,9 @@ def test_self_forcing_rollout(path: Path, ride: bool) -> None:
     spec, tensors, model, condition = prepared(path)
     noise, chunk = tensors["noise"], spec["num_frame_per_block"]
     cache = arena(model, self_forcing_tiers(spec, chunk), noise.shape[0], noise, flight=chunk)
-    stepping = Stepping(Sight(positions="absolute"), Sight(positions="absolute"), context_sigma=spec["context_noise"] / 1000, ride=ride)
+    stepping = Stepping(
+        Sight(positions="absolute"), Sight(positions="absolute"), context_sigma=spec["context_noise"] / 1000, ride=ride
+    )
     layout = chunkwise(ladder_of(spec, tensors), chunk)
     rollout = Rollout(model, condition, cache, layout, GoldenNoise(tensors, chunk), stepping, length=noise.shape[1])
     latents, estimates = [], []
@@ -248,7 +263,9 @@ def test_rolling_forcing_rollout(path: Path, ride: bool) -> None:
     tiers, stepping = rolling_forcing_memory(spec, chunk)
     stepping = Stepping(stepping.denoise, stepping.commit, context_sigma=spec["context_noise"] / 1000, ride=ride)
     cache = arena(model, tiers, noise.shape[0], noise, flight=chunk * len(ladder))
-    rollout = Rollout(model, condition, cache, rolling(ladder, chunk), GoldenNoise(tensors, chunk), stepping, length=noise.shape[1])
+    rollout = Rollout(
+        model, condition, cache, rolling(ladder, chunk), GoldenNoise(tensors, chunk), stepping, length=noise.shape[1]
+    )
     latents, window = [], 0
     while not rollout.done:
         name = f"window{window:02d}"
@@ -275,7 +292,12 @@ def test_scheduler(path: Path) -> None:
     x0, noise, velocity = (tensors[name][:, None] for name in ("x0", "noise", "flow"))  # one latent per sample
     for shift in spec["shifts"]:
         name = f"shift{shift:g}" if f"shift{shift:g}.sigmas" in tensors else f"shift{shift}"
-        table = torch.tensor([schedule.shifted(1 - i / len(tensors[f"{name}.sigmas"]), shift) for i in range(len(tensors[f"{name}.sigmas"]))])
+        table = torch.tensor(
+            [
+                schedule.shifted(1 - i / len(tensors[f"{name}.sigmas"]), shift)
+                for i in range(len(tensors[f"{name}.sigmas"]))
+            ]
+        )
         torch.testing.assert_close(table, tensors[f"{name}.sigmas"], rtol=1e-6, atol=1e-7)
         torch.testing.assert_close(table * 1000, tensors[f"{name}.timesteps"], rtol=1e-6, atol=1e-4)
         weight = schedule.training_weight(table.double(), shift, len(table)).float()
@@ -287,9 +309,18 @@ def test_scheduler(path: Path) -> None:
         sigma = tensors[f"{name}.sigma_used"][:, None]  # the reference's nearest table entry; ours is exact
         xt = flow.noised(x0, noise, sigma)
         torch.testing.assert_close(xt[:, 0], tensors[f"{name}.add_noise"], rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(flow.clean_of(xt, velocity, sigma)[:, 0], tensors[f"{name}.flow_to_x0"], rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(flow.velocity_of(xt, x0, sigma)[:, 0], tensors[f"{name}.x0_to_flow"], rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(flow.velocity_of(noise, x0, torch.ones_like(sigma))[:, 0], tensors[f"{name}.training_target"], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            flow.clean_of(xt, velocity, sigma)[:, 0], tensors[f"{name}.flow_to_x0"], rtol=1e-5, atol=1e-5
+        )
+        torch.testing.assert_close(
+            flow.velocity_of(xt, x0, sigma)[:, 0], tensors[f"{name}.x0_to_flow"], rtol=1e-3, atol=1e-3
+        )
+        torch.testing.assert_close(
+            flow.velocity_of(noise, x0, torch.ones_like(sigma))[:, 0],
+            tensors[f"{name}.training_target"],
+            rtol=1e-6,
+            atol=1e-6,
+        )
         euler_steps(tensors, name, table, velocity)
         warp = torch.tensor([schedule.shifted(t / 1000, shift) * 1000 for t in range(1000)]).clamp(20, 980)
         torch.testing.assert_close(warp, tensors[f"{name}.dmd_timestep_warp_of_0_999_clamped"], rtol=1e-5, atol=1e-3)

@@ -13,7 +13,13 @@ def walk(layout: Layout, length: int) -> list[list[tuple[int, float, int]]]:
     """Per tick: (latent, its noise, its draw) of all live slots."""
     first, row, ticks = layout.first(), 0, []
     while first < length:
-        ticks.append([(first + s, layout.sigma[row][s], layout.draw(row, s)) for s in range(layout.slots) if 0 <= first + s < length])
+        ticks.append(
+            [
+                (first + s, layout.sigma[row][s], layout.draw(row, s))
+                for s in range(layout.slots)
+                if 0 <= first + s < length
+            ]
+        )
         row += 1
         if row == layout.ticks:
             row, first = 0, first + layout.shift
@@ -22,10 +28,14 @@ def walk(layout: Layout, length: int) -> list[list[tuple[int, float, int]]]:
 
 @pytest.mark.parametrize("blocks", [1, 2, 5, 9])
 def test_rolling_windows_are_the_papers(blocks):
-    """Window w covers blocks max(0, w-T+1) .. min(blocks-1, w); block b is at step w - b (goldens' README, section 2)."""
+    """Window w covers blocks max(0, w-T+1) .. min(blocks-1, w); block b is at step w - b (the goldens' README)."""
     steps, chunk = len(LADDER), 3
     expected = [
-        [(3 * b + i, LADDER[w - b], w - b) for b in range(max(0, w - steps + 1), min(blocks - 1, w) + 1) for i in range(chunk)]
+        [
+            (3 * b + i, LADDER[w - b], w - b)
+            for b in range(max(0, w - steps + 1), min(blocks - 1, w) + 1)
+            for i in range(chunk)
+        ]
         for w in range(blocks + steps - 1)
     ]
     assert walk(rolling(LADDER, chunk), 3 * blocks) == expected
@@ -65,7 +75,9 @@ def test_tables_that_cannot_stream(sigma, shift, words):
         Layout(sigma, shift)
 
 
-@pytest.mark.parametrize("build", [lambda: rolling(LADDER, 0), lambda: partitioned(LADDER, 3, 3), lambda: chunkwise((), 3)])
+@pytest.mark.parametrize(
+    "build", [lambda: rolling(LADDER, 0), lambda: partitioned(LADDER, 3, 3), lambda: chunkwise((), 3)]
+)
 def test_bad_sizes(build):
     with pytest.raises(ConfigError):
         build()

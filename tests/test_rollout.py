@@ -104,7 +104,9 @@ def test_9_a_commit_never_depends_on_noise_beyond_the_slots(model, layout, tiers
 def test_13_batch_rows_are_the_streams_alone(model, layout, tiers, stepping):
     together = latents(start(model, layout, tiers, stepping, seeds=(5, 6)), 10)
     for row, seed in enumerate((5, 6)):
-        torch.testing.assert_close(together[row : row + 1], latents(start(model, layout, tiers, stepping, seeds=seed), 10), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            together[row : row + 1], latents(start(model, layout, tiers, stepping, seeds=seed), 10), atol=1e-5, rtol=0
+        )
 
 
 @policies("layout", "tiers", "stepping")
@@ -124,7 +126,7 @@ def test_any_length_ends_by_itself(model, layout, length):
 
 @pytest.mark.parametrize("chunk", [1, 2, 3])
 def test_a_full_cache_is_one_teacher_forcing_pass(model, chunk):
-    """Law G1: with nothing evicted, cached streaming equals one masked pass over clean and noisy latents without a cache."""
+    """With nothing evicted, cached streaming equals one masked pass over clean and noisy latents without a cache."""
     count, tokens = 4 * chunk, HEIGHT * WIDTH // 4
     rollout = start(model, chunkwise(LADDER, chunk), FULL, EXACT, length=count)
     clean, noisy, velocity = [], [], []
@@ -160,13 +162,19 @@ def test_committed_memory_is_one_block_causal_pass(model):
         for at in range(0, 6, chunk):
             group = Group(at, chunk, EXACT.commit, commit=True)
             memory = Memory(cache, [group])
-            parts.append(model(clean[:, at : at + chunk], torch.zeros(1, chunk), index_range(at, chunk), condition(model), memory))
+            parts.append(
+                model(
+                    clean[:, at : at + chunk], torch.zeros(1, chunk), index_range(at, chunk), condition(model), memory
+                )
+            )
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=2e-5, rtol=0)
 
 
 def test_sights_differ_where_they_should(model):
     """A law that all policies obey says little if they were all the same: they are not."""
-    streams = {name: latents(start(model, LAYOUTS["rolling"], TIERS["sink+window"], how), 20) for name, how in SIGHTS.items()}
+    streams = {
+        name: latents(start(model, LAYOUTS["rolling"], TIERS["sink+window"], how), 20) for name, how in SIGHTS.items()
+    }
     names = sorted(streams)
     for i, one in enumerate(names):
         for two in names[i + 1 :]:

@@ -14,7 +14,9 @@ def keys(latents: int = 2) -> torch.Tensor:
 
 
 def rotate(key: torch.Tensor, start: int) -> torch.Tensor:
-    return rope.rotate(key.float(), rope.angles(index_range(start, key.shape[2] // (ROWS * COLUMNS)), ROWS, COLUMNS, HEAD))
+    return rope.rotate(
+        key.float(), rope.angles(index_range(start, key.shape[2] // (ROWS * COLUMNS)), ROWS, COLUMNS, HEAD)
+    )
 
 
 def test_split_is_that_of_wan():

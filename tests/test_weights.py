@@ -38,13 +38,18 @@ def test_diffusers_agrees(shape):
     diffusers = pytest.importorskip("diffusers")
     ours = tiny_transformer()
     theirs = diffusers.WanTransformer3DModel(
-        patch_size=TINY.patch_size, num_attention_heads=TINY.num_attention_heads, attention_head_dim=TINY.attention_head_dim,
+        patch_size=TINY.patch_size, num_attention_heads=TINY.num_attention_heads,
+        attention_head_dim=TINY.attention_head_dim,
         in_channels=4, out_channels=4, text_dim=TINY.text_dim, freq_dim=TINY.freq_dim, ffn_dim=TINY.ffn_dim,
         num_layers=TINY.num_layers, cross_attn_norm=True, qk_norm="rms_norm_across_heads", eps=TINY.eps,
     )  # fmt: skip
     theirs.load_state_dict(ours.state_dict(), strict=True)
     batch, latents, height, width = shape
-    x, text, sigma = torch.randn(batch, latents, 4, height, width), torch.randn(batch, 7, TINY.text_dim), torch.rand(batch)
+    x, text, sigma = (
+        torch.randn(batch, latents, 4, height, width),
+        torch.randn(batch, 7, TINY.text_dim),
+        torch.rand(batch),
+    )
     mine = ours(x, sigma[:, None].expand(-1, latents), index_range(0, latents), ours.condition(text))
     with torch.no_grad():
         other = theirs(x.transpose(1, 2), sigma * 1000, text, return_dict=False)[0].transpose(1, 2)

@@ -63,7 +63,7 @@ class Group:
 
 @dataclass(frozen=True)
 class View:
-    """What a group sees, as slots and moves. `dense`: all used slots from the first visible one on, so one slice serves."""
+    """What a group sees, as slots and moves. `dense`: all used slots from the first visible one: one slice."""
 
     slots: tuple[int, ...]
     moves: tuple[tuple[str, int], ...]
@@ -74,7 +74,12 @@ class KVCache:
     """Keys and values of the past, for all layers of one batch of streams."""
 
     def __init__(
-        self, tiers: Sequence[Tier], shape: Shape, flight: int, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+        self,
+        tiers: Sequence[Tier],
+        shape: Shape,
+        flight: int,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
     ) -> None:
         """`flight`: the largest number of latents in one group of a call."""
         names = [tier.kind for tier in tiers]
@@ -158,7 +163,7 @@ class KVCache:
     # -- writing ------------------------------------------------------------------------------------------------
 
     def plan(self, start: int, latents: int) -> dict[str, dict[int, int]]:
-        """Where everything will be once latents `start` .. `start + latents` have been committed: region -> index -> slot."""
+        """Where everything will be once `latents` from `start` on have been committed: region -> index -> slot."""
         falling = tuple(range(start, start + latents))
         slot_of: dict[str, dict[int, int]] = {}
         for tier in self.tiers:

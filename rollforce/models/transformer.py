@@ -49,7 +49,9 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "patch_size", tuple(self.patch_size))
         if self.attention_head_dim % 2:
-            raise ConfigError(f"attention_head_dim {self.attention_head_dim} must be even: RoPE turns pairs of channels.")
+            raise ConfigError(
+                f"attention_head_dim {self.attention_head_dim} must be even: RoPE turns pairs of channels."
+            )
         if self.patch_size[0] != 1 or self.patch_size[1] != self.patch_size[2]:
             raise ConfigError(f"patch_size {self.patch_size} must be (1, p, p): a latent is the unit of time.")
 
@@ -160,13 +162,15 @@ class Block(nn.Module):
         query = rope.rotate(self.attn1.query(normed), angle)
         return query, KVBlock(rope.rotate(own.key, angle), own.value)
 
-    def after(
-        self, x_BLD: Tensor, attended: Tensor, mod: Sequence[Tensor], text: KVBlock, attend: Kernel
-    ) -> Tensor:
+    def after(self, x_BLD: Tensor, attended: Tensor, mod: Sequence[Tensor], text: KVBlock, attend: Kernel) -> Tensor:
         """The rest of the block: residual of self-attention, cross-attention, feed-forward."""
         x = gated(x_BLD, self.attn1.out(attended), mod[2])
         dtype = self.norm2.weight.dtype
-        query = self.attn2.query(F.layer_norm(x, x.shape[-1:], self.norm2.weight.to(x.dtype), self.norm2.bias.to(x.dtype), self.eps).to(dtype))
+        query = self.attn2.query(
+            F.layer_norm(x, x.shape[-1:], self.norm2.weight.to(x.dtype), self.norm2.bias.to(x.dtype), self.eps).to(
+                dtype
+            )
+        )
         x = x + self.attn2.out(attend(query, text.key, text.value, None)).to(x.dtype)
         return gated(x, self.ffn(modulated(x, mod[3], mod[4], self.eps).to(dtype)), mod[5])
 
@@ -229,7 +233,7 @@ class VideoTransformer(nn.Module):
         width = config.width
         self.patch_embedding = nn.Conv3d(config.in_channels, width, config.patch_size, config.patch_size)
         self.condition_embedder = ConditionEmbedder(config)
-        self.blocks = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
+        self.blocks: Sequence[Block] = nn.ModuleList([Block(config) for _ in range(config.num_layers)])  # type: ignore[assignment]
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, width) / width**0.5)
         self.proj_out = nn.Linear(width, config.out_channels * config.patch**2)
         self.attend: Kernel = kernel("sdpa")
@@ -237,7 +241,7 @@ class VideoTransformer(nn.Module):
         self.compiled: tuple[Callable[..., Any], Callable[..., Any]] | None = None
 
     def compile_blocks(self) -> None:
-        """Compile what lies between attention calls (torch.compile; needs a C++ compiler on a CPU). Shapes may still vary."""
+        """Compile what lies between attention calls (torch.compile; needs a C++ compiler on a CPU)."""
         self.compiled = (torch.compile(Block.before), torch.compile(Block.after))
 
     def set_attention(self, name: str) -> None:
@@ -311,7 +315,12 @@ class VideoTransformer(nn.Module):
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        config = {"_class_name": "WanTransformer3DModel", **asdict(self.config), "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads"}
+        config = {
+            "_class_name": "WanTransformer3DModel",
+            **asdict(self.config),
+            "cross_attn_norm": True,
+            "qk_norm": "rms_norm_across_heads",
+        }
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
 

@@ -10,7 +10,8 @@ from rollforce.errors import CheckpointError
 
 T = TypeVar("T")
 
-# One table, read in both directions: original Wan name | diffusers name. {n} block, {qkv} q k or v, {qk} q or k, {w} weight or bias.
+# One table, read in both directions: original Wan name, diffusers name.
+# {n} block, {qkv} q k or v, {qk} q or k, {w} weight or bias.
 WAN_AND_DIFFUSERS: tuple[tuple[str, str], ...] = (
     ("patch_embedding.{w}", "patch_embedding.{w}"),
     ("text_embedding.0.{w}", "condition_embedder.text_embedder.linear_1.{w}"),
@@ -55,7 +56,9 @@ def _rename(state: Mapping[str, T], table: tuple[tuple[str, str], ...]) -> dict[
         else:
             renamed[found[1].format(**found[0].groupdict())] = value
     if unknown:
-        raise CheckpointError(f"{len(unknown)} names are not those of a Wan transformer, e.g. {', '.join(unknown[:5])}.")
+        raise CheckpointError(
+            f"{len(unknown)} names are not those of a Wan transformer, e.g. {', '.join(unknown[:5])}."
+        )
     return renamed
 
 
