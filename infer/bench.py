@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 import rollforce
 from rollforce.cache import KVCache, Shape, Sink, Window
 from rollforce.layout import chunkwise, rolling
+from rollforce.machine import peak_mb, resident_mb, use_threads
 from rollforce.models.transformer import TransformerConfig, VideoTransformer
 from rollforce.noise import Noise
 from rollforce.rollout import Rollout, Stepping
@@ -71,7 +71,7 @@ def bench_engine(args: argparse.Namespace) -> dict[str, Any]:
         "denoise_fps": round(args.chunk * 4 / ours, 1),
         "end_to_end_fps": None,  # random weights have no autoencoder; see --model
         "shares": kernel_only.shares(ours),
-        "peak_rss_mb": peak_rss_mb(),
+        "peak_rss_mb": round(peak_mb(), 1),
     }
     return report | (riding(args, model, dtype) if args.apart else {})
 
@@ -188,28 +188,40 @@ class Bare:
 def bench_model(args: argparse.Namespace) -> dict[str, Any]:
     begun = perf_counter()
     model = rollforce.load(args.model, stream=args.stream, device=args.device, dtype=args.dtype)
+    use_threads(args.threads or None, model.parameters, model.device)
     loaded = perf_counter()
     if args.compile:
         model.transformer.compile_blocks()
-    denoise, decode, frames, first = [], [], 0, 0.0
+    denoise, decode, memory, frames, first = [], [], [], 0, 0.0
     with model.session(args.prompt) as session:
         for chunk in session.stream(args.seconds):
             first = first or perf_counter() - loaded
             denoise.append(chunk.timings.denoise_s)
             decode.append(chunk.timings.decode_s)
+            memory.append(resident_mb())
             frames += len(chunk.frames)
     total = perf_counter() - loaded
-    fps = frames / total
+    times = [sum(pair) for pair in zip(denoise, decode, strict=True)]
+    minute = round(60 * model.fps / model.frames_per_chunk)
     return {
         "efficiency": None,
-        "seconds_per_chunk": round(statistics.median(map(sum, zip(denoise, decode, strict=True))), 4),
+        "seconds_per_chunk": round(statistics.median(times), 4),
         "load_s": round(loaded - begun, 3),
         "ttff_s": round(first, 3),
         "denoise_fps": round(frames / sum(denoise), 1),
-        "end_to_end_fps": round(fps, 1),
-        "times_real_time": round(fps / model.fps, 2),
+        "end_to_end_fps": round(frames / total, 1),
+        "times_real_time": round(frames / total / model.fps, 2),
         "shares": {"denoise": round(sum(denoise) / total, 3), "decode": round(sum(decode) / total, 3)},
-        "peak_rss_mb": peak_rss_mb(),
+        "peak_rss_mb": round(peak_mb(), 1),
+    } | (steadiness(times, memory, minute) if len(times) >= 3 * minute else {})
+
+
+def steadiness(times: list[float], memory: list[float], minute: int) -> dict[str, float]:
+    """Does a long stream slow down or grow? Chunk times of the last minute against the second; memory after the first."""
+    second, last = times[minute : 2 * minute], times[-minute:]
+    return {
+        "last_to_second_minute": round(statistics.median(last) / statistics.median(second), 4),
+        "rss_growth_mb": round(max(memory[minute:]) - memory[minute - 1], 1),
     }
 
 
@@ -220,10 +232,6 @@ def seconds(work: Callable[[], Any]) -> float:
     begun = perf_counter()
     work()
     return perf_counter() - begun
-
-
-def peak_rss_mb() -> float:
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
 def environment(args: argparse.Namespace) -> dict[str, Any]:
