@@ -217,7 +217,7 @@ def bench_model(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def steadiness(times: list[float], memory: list[float], minute: int) -> dict[str, float]:
-    """Does a long stream slow down or grow? Chunk times of the last minute against the second; memory after the first."""
+    """Does a long stream slow down or grow? Chunk times of the last minute and the second; memory after the first."""
     second, last = times[minute : 2 * minute], times[-minute:]
     return {
         "last_to_second_minute": round(statistics.median(last) / statistics.median(second), 4),

@@ -42,10 +42,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 @cache
-def transformer(folder: Path, name: str = "weights_tiny.safetensors") -> VideoTransformer:
-    spec = json.loads((folder / name).with_suffix(".json").read_text())["config"]
-    model = VideoTransformer(config_of(spec))
-    model.load_state_dict(from_wan(load_file(folder / name)), strict=True)
+def transformer(weights: Path) -> VideoTransformer:
+    model = VideoTransformer(config_of(json.loads(weights.with_suffix(".json").read_text())["config"]))
+    model.load_state_dict(from_wan(load_file(weights)), strict=True)
     return model.eval().requires_grad_(False)
 
 
@@ -59,8 +58,13 @@ def config_of(spec: dict[str, Any]) -> TransformerConfig:
 
 
 def model_of(path: Path, spec: dict[str, Any]) -> VideoTransformer:
-    name = str(spec.get("weights", "weights_tiny.safetensors"))
-    return transformer(path.parent, name if name.endswith(".safetensors") else name + ".safetensors")
+    """The weights a case names, else the folder's generator (the other two are score networks)."""
+    if "weights" in spec:
+        return transformer(path.parent / Path(spec["weights"]).with_suffix(".safetensors").name)
+    generators = (
+        w for w in sorted(path.parent.glob("weights_*.safetensors")) if w.stem.split("_")[1] not in ("real", "fake")
+    )
+    return transformer(next(generators))
 
 
 def padded(text: Tensor, spec: dict[str, Any]) -> Tensor:
