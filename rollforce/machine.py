@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import sys
 import time
@@ -35,7 +36,10 @@ def peak_mb() -> float:
 
 def command_age_s() -> float:
     """Seconds since this process was started."""
-    return time.time() - float(psutil.Process().create_time())
+    if sys.platform != "linux":
+        return time.time() - float(psutil.Process().create_time())
+    started = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]  # in ticks since boot
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(started) / os.sysconf("SC_CLK_TCK")
 
 
 def versions() -> dict[str, str]:

@@ -40,8 +40,8 @@ class Terminal:
         dtype = str(model.dtype).removeprefix("torch.")
         what = f"model {model.name} ({_count(model.parameters)} parameters, {model.licence})"
         how = f"{width}x{height} at {model.fps} fps · {model.stream_settings.layout.kind}"
-        where = f"{model.device} {dtype}" + (f" on {_plural(threads(), 'thread')}" if model.device.type == "cpu" else "")
-        self.say(f"{what} · {where} · {how} · loaded in {seconds:.1f} s")
+        count = f" on {_plural(threads(), 'thread')}" if model.device.type == "cpu" else ""
+        self.say(f"{what} · {model.device} {dtype}{count} · {how} · loaded in {seconds:.1f} s")
 
     def announce(self, request: Request, fps: float, path: Path) -> None:
         """What will be made."""

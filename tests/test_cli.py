@@ -186,3 +186,13 @@ def test_doctor_and_lists() -> None:
 
 def test_words_are_listed(folder: Path) -> None:
     assert "bounces" in CliRunner().invoke(app, ["words", "--model", str(folder)]).output
+
+
+def test_the_number_of_threads_is_part_of_a_record(run: Run) -> None:
+    run(PROMPT, "-s", "1", "-o", "one.mp4")
+    assert record("one.json")["request"]["threads"] == 1
+    run(PROMPT, "-s", "1", "-o", "two.mp4", "--threads", "2")
+    assert record("two.json")["request"]["threads"] == 2
+    run("--from", "one.json", "-o", "again.mp4")
+    assert record("again.json")["request"]["threads"] == 1
+    assert Path("again.mp4").read_bytes() == Path("one.mp4").read_bytes()
