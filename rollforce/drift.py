@@ -1,4 +1,4 @@
-"""Does a long video stay itself? Four plain measures of every frame, and how they moved from its start to its end.
+"""Does a long video stay itself? Five plain measures of every frame, and how they moved from its start to its end.
 
 They know nothing of any model or world: a user can watch for colour creep, blur and dying motion in any stream.
 """
@@ -20,18 +20,22 @@ class Drift:
     luma: float
     saturation: float
     sharpness: float
+    contrast: float
     motion: float
     window_s: float
 
+    def ratios(self) -> dict[str, float]:
+        """The measures by name, without the window."""
+        return {name: ratio for name, ratio in asdict(self).items() if name != "window_s"}
+
     def line(self) -> str:
         """One line for people."""
-        changes = " · ".join(f"{name} {100 * (ratio - 1):+.1f} %" for name, ratio in asdict(self).items()
-                             if name != "window_s")
+        changes = " · ".join(f"{name} {100 * (ratio - 1):+.1f} %" for name, ratio in self.ratios().items())
         return f"{changes} (last {self.window_s:g} s against first {self.window_s:g} s)"
 
 
 class DriftMeter:
-    """Collects measures chunk by chunk; holds four numbers per frame and the last frame."""
+    """Collects measures chunk by chunk; holds five numbers per frame and the last frame."""
 
     def __init__(self, fps: float) -> None:
         self._fps = fps
@@ -45,17 +49,17 @@ class DriftMeter:
 
     def result(self, window_s: float = 5.0) -> Drift | None:
         """The last `window_s` seconds against the first, or halves of a shorter video; None below four frames."""
-        rows = np.concatenate(self._rows) if self._rows else np.zeros((0, 4), np.float32)
+        rows = np.concatenate(self._rows) if self._rows else np.zeros((0, 5), np.float32)
         count = min(round(window_s * self._fps), len(rows) // 2)
         if count < 2:
             return None
         start, end = (np.nanmean(part, axis=0) for part in (rows[:count], rows[-count:]))
         ratios = (end + 1e-3) / (start + 1e-3)  # the constant keeps a still or black video at 1
-        luma, saturation, sharpness, motion = (round(float(ratio), 4) for ratio in ratios)
-        return Drift(luma, saturation, sharpness, motion, window_s=round(count / self._fps, 3))
+        luma, saturation, sharpness, contrast, motion = (round(float(ratio), 4) for ratio in ratios)
+        return Drift(luma, saturation, sharpness, contrast, motion, round(count / self._fps, 3))
 
     def _measure(self, frames_FHWC: np.ndarray) -> np.ndarray:
-        """Columns: luma, saturation, sharpness (Laplacian), motion (change since the frame before; nan at first)."""
+        """Columns: luma, saturation, sharpness (Laplacian), contrast, motion (change since the frame before)."""
         pictures = frames_FHWC.astype(np.float32) / 255
         luma = pictures @ _LUMA
         edges = np.abs(4 * luma[:, 1:-1, 1:-1] - luma[:, :-2, 1:-1] - luma[:, 2:, 1:-1] - luma[:, 1:-1, :-2]
@@ -64,4 +68,5 @@ class DriftMeter:
         change = np.abs(luma - np.concatenate([before, luma[:-1]]))
         self._last = luma[-1:]
         saturation = pictures.max(axis=-1) - pictures.min(axis=-1)
-        return np.stack([each.mean(axis=(1, 2)) for each in (luma, saturation, edges, change)], axis=1)
+        means = [each.mean(axis=(1, 2)) for each in (luma, saturation, edges, change)]
+        return np.stack([*means[:3], luma.std(axis=(1, 2)), means[3]], axis=1)

@@ -11,7 +11,7 @@ import pytest
 from rollforce.errors import CheckpointError, ShapeError
 from rollforce.world import MOTIONS, Scene, parse, render, sample_scene, sprite_mask, wish_of
 from rollforce.world.eyes import Eyes
-from rollforce.world.measures import differences, drift, flicker, seams
+from rollforce.world.measures import differences, flicker, seams
 from rollforce.world.motion import name_motion
 from rollforce.world.oracle import Report, score, score_windows
 
@@ -175,12 +175,12 @@ def test_flicker_noise_is_noticed(eyes: Eyes) -> None:
     assert calm is not None and calm < 0.05 and restless is not None and restless > 2
 
 
-def test_slow_brightness_drift_is_measured() -> None:
+def test_slow_brightness_drift_is_measured(eyes: Eyes) -> None:
     video = truth(1, seconds=20)[1]
     dimmed = (video * np.linspace(1, 0.7, 240)[:, None, None, None]).astype(np.uint8)
-    calm, bright = drift(video), drift(dimmed)
-    assert abs(calm.luma) < 0.05 and abs(calm.sharpness) < 0.25
-    assert bright.luma - calm.luma == pytest.approx(-0.24, abs=0.05) and bright.contrast < -0.15
+    calm, dim = (score(v, parse("at night"), eyes=eyes).drift for v in (video, dimmed))
+    assert calm is not None and abs(calm.luma - 1) < 0.05 and abs(calm.sharpness - 1) < 0.25
+    assert dim is not None and dim.luma - calm.luma == pytest.approx(-0.24, abs=0.05) and dim.contrast < 0.85
 
 
 @pytest.mark.parametrize("motion", MOTIONS)

@@ -1,4 +1,4 @@
-"""Measures of a video that need no prompt: drift, seams and flicker. Grey levels are 0..255."""
+"""Measures of a video that need no prompt: seams and flicker. Grey levels are 0..255. (Drift: rollforce/drift.py.)"""
 
 from __future__ import annotations
 
@@ -7,20 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rollforce.world.scenes import FPS
-
 BLOCK = 240  # frames worked on at once, so that memory does not grow with the video
-
-
-@dataclass(frozen=True)
-class Drift:
-    """Relative change of the last seconds against the first, 0.1: 10 % more. `motion`: mean frame difference."""
-
-    luma: float
-    saturation: float
-    sharpness: float
-    contrast: float
-    motion: float
 
 
 @dataclass(frozen=True)
@@ -41,24 +28,6 @@ class Seams:
     @property
     def latent_ratio(self) -> float | None:
         return _ratio(self.latent, self.inside)
-
-
-def drift(frames: np.ndarray, seconds: float = 5.0, fps: float = FPS) -> Drift:
-    """The last `seconds` of uint8 [F, H, W, 3] against the first; halves if the video is shorter than both."""
-    count = min(round(seconds * fps), len(frames) // 2)
-    first, last = _looks(frames[:count]), _looks(frames[-count:])
-    return Drift(*(float((b - a) / max(abs(a), 1e-6)) for a, b in zip(first, last, strict=True)))
-
-
-def _looks(frames: np.ndarray) -> tuple[float, float, float, float, float]:
-    x = frames.astype(np.float32)
-    luma = x @ np.array([0.299, 0.587, 0.114], np.float32)
-    saturation = (x.max(-1) - x.min(-1)).mean()
-    inner = luma[:, 1:-1, 1:-1]
-    edges = 4 * inner - luma[:, :-2, 1:-1] - luma[:, 2:, 1:-1] - luma[:, 1:-1, :-2] - luma[:, 1:-1, 2:]
-    motion = np.abs(np.diff(x, axis=0)).mean() if len(x) > 1 else 0.0
-    return (float(luma.mean()), float(saturation), float(np.abs(edges).mean()), float(luma.std((1, 2)).mean()),
-            float(motion))
 
 
 def differences(frames: np.ndarray) -> np.ndarray:

@@ -15,10 +15,11 @@ from itertools import permutations
 
 import numpy as np
 
+from rollforce.drift import Drift, DriftMeter
 from rollforce.errors import ShapeError
 from rollforce.world.caption import Wish, WishedThing, motion_fits, parse
 from rollforce.world.eyes import Eyes, Look, Sighting
-from rollforce.world.measures import Drift, Seams, drift, flicker, seams
+from rollforce.world.measures import Seams, flicker, seams
 from rollforce.world.motion import name_motion
 from rollforce.world.scenes import COLOURS, FPS, GROUND, PLACES, RADIUS, SHAPES, TIMES
 
@@ -62,7 +63,7 @@ class Report:
     present: float
     flicker: float | None
     seams: Seams
-    drift: Drift
+    drift: Drift | None
     seen: str
 
     def numbers(self) -> dict[str, float | None]:
@@ -70,7 +71,7 @@ class Report:
         flat = {name: value for name, value in vars(self).items() if name not in ("seams", "drift", "seen")}
         flat |= {f"seams.{name}": getattr(self.seams, name) for name in
                  ("chunk", "latent", "inside", "chunk_ratio", "latent_ratio")}
-        return flat | {f"drift.{name}": value for name, value in vars(self.drift).items()}
+        return flat | {f"drift.{name}": ratio for name, ratio in (self.drift.ratios() if self.drift else {}).items()}
 
 
 def score(frames: np.ndarray, prompt: str | Wish, chunk: int = 12, latent: int = 4, eyes: Eyes | None = None) -> Report:
@@ -120,7 +121,13 @@ def _report(frames: np.ndarray, look: Look, wish: Wish, chunk: int, latent: int)
         whole=1 - float(np.mean(torn)) if torn else None,
         present=float(np.mean([len(things) > 0 for things in look.things])),
         flicker=flicker(frames, _moving(look, frames.shape[1:3])), seams=seams(frames, chunk, latent),
-        drift=drift(frames), seen=_words(PLACES[_most(place)], TIMES[_most(time)], seen))
+        drift=_drift(frames), seen=_words(PLACES[_most(place)], TIMES[_most(time)], seen))
+
+
+def _drift(frames: np.ndarray) -> Drift | None:
+    meter = DriftMeter(FPS)
+    meter.add(frames)
+    return meter.result()
 
 
 def _most(values: np.ndarray) -> int:
