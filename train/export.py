@@ -30,7 +30,8 @@ def main() -> None:
     TextEncoder.load(args.student / "text").save(args.out / "text")
     TinyAutoencoder.load(args.autoencoder).save(args.out / "autoencoder")
     if not (args.out / "model.yaml").exists():
-        card = {"name": args.name, "licence": "Apache-2.0", "fps": args.fps, "size": [args.size] * 2, "stream": args.stream}
+        size = [args.size] * 2
+        card = {"name": args.name, "licence": "Apache-2.0", "fps": args.fps, "size": size, "stream": args.stream}
         (args.out / "model.yaml").write_text("".join(f"{key}: {value}\n" for key, value in card.items()))
     weights = sorted(args.out.rglob("*.safetensors"))
     for path in weights:

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rollforce import flow
+from rollforce.config import build, resource
 from rollforce.distill import losses
 from rollforce.distill.checks import border_ratio
 from rollforce.distill.data import ClipPool, PoolConfig
@@ -55,10 +56,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--videos", type=int, default=4, help="videos per part")
     p.add_argument("--pictures", type=int, default=48, help="single latents per image part")
     p.add_argument("--latents", type=int, default=15)
-    p.add_argument("--width", type=int, default=256)
-    p.add_argument("--heads", type=int, default=4)
-    p.add_argument("--layers", type=int, default=6)
-    p.add_argument("--ffn", type=int, default=1024)
+    p.add_argument("--model", type=Path, default=resource("configs/model/tiny.yaml"), help="sizes of the transformer")
     p.add_argument("--lr-muon", type=float, default=0.02)
     p.add_argument("--lr", type=float, default=2e-3)
     p.add_argument("--ema", type=float, default=0.998)
@@ -74,10 +72,9 @@ class Both(torch.nn.Module):
 
     def __init__(self, args: argparse.Namespace) -> None:
         super().__init__()
-        config = TransformerConfig(args.heads, args.width // args.heads, args.layers, args.ffn, 32, 32, text_dim=128)
-        self.transformer = VideoTransformer(config)
+        self.transformer = VideoTransformer(build(TransformerConfig, args.model))
         self.transformer.set_attention("plain" if args.device == "cpu" else "sdpa")
-        self.text = TextEncoder(TextConfig(dict(KINDS)))
+        self.text = TextEncoder(TextConfig(dict(KINDS), text_dim=self.transformer.config.text_dim))
 
     def forward(self, x: Tensor, sigma: Tensor, prompts: list[str], mask: Tensor | None = None) -> Tensor:
         condition = self.transformer.condition(self.text(self.text.numbers(prompts)))
