@@ -69,7 +69,7 @@ def load(
     for part in (transformer, text, autoencoder):
         part.eval().requires_grad_(False)
     return Model(
-        name=card.name, licence=card.licence, fps=card.fps, trained_size=card.size, transformer=transformer,
+        name=card.name, licence=card.licence, fps=card.fps, size=card.size, transformer=transformer,
         text=text.to(place), autoencoder=autoencoder.to(place), stream_settings=settings,
         fingerprint=_fingerprint(folder),
     )  # fmt: skip

@@ -35,16 +35,12 @@ class Model:
     name: str
     licence: str
     fps: int
-    trained_size: tuple[int, int]  # height, width in pixels
+    size: tuple[int, int]  # height, width in pixels that it was trained at
     transformer: VideoTransformer
     text: TextEncoder
     autoencoder: TinyAutoencoder
     stream_settings: StreamSettings
     fingerprint: str  # sha256 over the weights
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.trained_size
 
     @cached_property
     def parameters(self) -> int:
@@ -72,6 +68,11 @@ class Model:
     def dtype(self) -> torch.dtype:
         return self.transformer.proj_out.weight.dtype
 
+    @property
+    def signature(self) -> str:
+        """The settings that a snapshot must meet again to continue to the same bytes."""
+        return f"{self.stream_settings!r} in {self.dtype}"
+
     def check_prompt(self, text: str) -> None:
         """ConfigError for an empty prompt or a word that this model does not know."""
         if not text.strip():
@@ -82,17 +83,17 @@ class Model:
         """Latent geometry of a picture size (height, width). ShapeError if it does not fit."""
         stride, patch = self.autoencoder.config.patch, self.transformer.config.patch
         step = stride * patch
-        for name, value in zip(("height", "width"), size or self.trained_size, strict=True):
+        for name, value in zip(("height", "width"), size or self.size, strict=True):
             if value < step or value % step:
                 low = max(step, value // step * step)
                 raise ShapeError(
                     f"{name} {value} is not a multiple of {step} (autoencoder stride {stride} x patch {patch}). "
                     f"Nearest: {low} or {low + step}."
                 )
-        height, width = size or self.trained_size
-        if (height, width) != self.trained_size:
+        height, width = size or self.size
+        if (height, width) != self.size:
             log.warning("%dx%d is not the size this model was trained at (%dx%d): expect lower quality.",
-                        width, height, self.trained_size[1], self.trained_size[0])  # fmt: skip
+                        width, height, self.size[1], self.size[0])  # fmt: skip
         return Grid(self.autoencoder.config.channels, height // stride, width // stride, patch)
 
     def session(self, prompt: str, seed: int = 0, size: tuple[int, int] | None = None) -> Session:
@@ -105,9 +106,9 @@ class Model:
             raise SnapshotError(
                 f"The snapshot was made with other weights than those of {self.name!r}; load the model it came from."
             )
-        if snapshot.settings != repr(self.stream_settings):
+        if snapshot.settings != self.signature:
             raise SnapshotError(
-                "The snapshot was made with other stream settings; load the model with the same preset and overrides."
+                "The snapshot was made with other stream settings; load the model with the same preset, overrides and dtype."
             )
         session = Session(self, snapshot.prompt, snapshot.seed, snapshot.size)
         session._restore(snapshot)
@@ -195,8 +196,7 @@ class Session:
             "index": self._index,
             "frames": self._frames,
         }
-        settings = repr(self.model.stream_settings)
-        return Snapshot(self.model.fingerprint, settings, self._prompt, self.seed, self.size, state)
+        return Snapshot(self.model.fingerprint, self.model.signature, self._prompt, self.seed, self.size, state)
 
     def _restore(self, snapshot: Snapshot) -> None:
         rollout, decoder = self._alive()
