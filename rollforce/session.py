@@ -108,7 +108,7 @@ class Model:
             )
         if snapshot.settings != self.signature:
             raise SnapshotError(
-                "The snapshot was made with other stream settings; load the model with the same preset, overrides and dtype."
+                "The snapshot was made with other stream settings; load the model with the same ones and dtype."
             )
         session = Session(self, snapshot.prompt, snapshot.seed, snapshot.size)
         session._restore(snapshot)

@@ -97,7 +97,7 @@ def test_a_snapshot_belongs_to_its_model(small, folder, tmp_path):
     with small.session(PROMPT) as session:
         snapshot = session.snapshot()
     with pytest.raises(SnapshotError, match="settings"):
-        load(folder, overrides=["cache.0.latents=3"]).resume(snapshot)
+        load(folder, overrides=["cache.0.latents=5"]).resume(snapshot)
     other = Snapshot("0" * 64, snapshot.settings, snapshot.prompt, snapshot.seed, snapshot.size, snapshot.state)
     with pytest.raises(SnapshotError, match="other weights"):
         small.resume(other)
