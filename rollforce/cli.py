@@ -129,25 +129,32 @@ def _render(options: Options, terminal: Terminal, as_json: bool) -> int:
 
 def _load(planned: Plan, waiting: list[Task], terminal: Terminal) -> Model:
     from rollforce import machine
-    from rollforce.errors import ConfigError
     from rollforce.load import load
 
     request, begun = planned.request, time.perf_counter()
     model = load(request.model, stream=request.stream, overrides=planned.overrides, device=request.device,
                  dtype=request.dtype)  # fmt: skip
-    problems = []
-    for task in waiting:
-        try:
-            model.check_prompt(task.request.prompt)
-        except ConfigError as error:
-            problems.append(f"{task.where}: {error}" if task.where else str(error))
-    if problems:
-        raise ConfigError("\n".join(problems))
+    _check_prompts(model, waiting)
     machine.use_threads(request.threads, model.parameters, model.device)
     terminal.loaded(model, request.size or model.size, time.perf_counter() - begun)
     if planned.record and (reasons := planned.record.differences(model)):
         terminal.say(f"this is not where the record was made; bytes may differ: {'; '.join(reasons)}", style="yellow")
     return model
+
+
+def _check_prompts(model: Model, waiting: list[Task]) -> None:
+    """All prompts before the first is rendered. What the model knows is said once, not for every bad line."""
+    from rollforce.errors import ConfigError
+
+    problems, known = [], ""
+    for task in waiting:
+        try:
+            model.check_prompt(task.request.prompt)
+        except ConfigError as error:
+            problem, _, known = str(error).partition("\n")
+            problems.append(f"{task.where}: {problem}" if task.where else problem)
+    if problems:
+        raise ConfigError("\n".join([*problems, *([known] if known else [])]))
 
 
 def _make(planned: Plan, waiting: list[Task], model: Model, terminal: Terminal, as_json: bool) -> int:

@@ -1,4 +1,4 @@
-"""What a person sees while a video is made: two lines, a live bar, a small table; plain lines without a terminal."""
+"""What a person sees while a video is made: two lines, a live bar, a few numbers; plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
 from rich.text import Text
 
 from rollforce.machine import threads
@@ -63,7 +62,8 @@ class Terminal:
 
     def finished(self, result: Result, path: Path) -> None:
         """The numbers, each with what it counts."""
-        self.console.print(_table(result, path))
+        for name, value in _rows(result, path):
+            self.say(f"{name:<12} {value}")
 
     def _plain_lines(self) -> Report:
         said = time.monotonic()
@@ -77,25 +77,21 @@ class Terminal:
         return report
 
 
-def _table(result: Result, path: Path) -> Table:
-    table = Table.grid(padding=(0, 2))
+def _rows(result: Result, path: Path) -> Iterator[tuple[str, str]]:
     if result.interrupted:
-        table.add_row("interrupted", f"after {result.seconds:g} s of video; {path} plays")
+        yield "interrupted", f"after {result.seconds:g} s of video; {path} plays"
     else:
-        table.add_row("done", f"{result.frames} frames = {result.seconds:g} s of video in {result.elapsed_s:.1f} s")
-    if result.first_frame_s is not None:
-        since = result.first_frame_since_command_s
-        table.add_row("first frame", f"{result.first_frame_s:.2f} s after loading"
-                      + (f", {since:.1f} s after the command" if since is not None else ""))
-    table.add_row("denoising", f"{result.denoise_fps:.1f} fps")
-    table.add_row("end to end", f"{result.end_to_end_fps:.1f} fps = {result.times_real_time:.1f}x real time")
+        yield "done", f"{result.frames} frames = {result.seconds:g} s of video in {result.elapsed_s:.1f} s"
+    if result.first_frame_s is not None and result.first_frame_since_command_s is not None:
+        since = f"{result.first_frame_since_command_s:.1f} s after the command"
+        yield "first frame", f"{result.first_frame_s:.2f} s after loading, {since}"
+    yield "denoising", f"{result.denoise_fps:.1f} fps"
+    yield "end to end", f"{result.end_to_end_fps:.1f} fps = {result.times_real_time:.1f}x real time"
     device = result.peak_device_memory_mb
-    table.add_row("peak memory", f"{result.peak_memory_mb:.0f} MB" + (f", device {device:.0f} MB" if device else ""))
-    if result.drift is not None:
-        table.add_row("drift", result.drift.line())
-    record = record_path(path)
-    table.add_row("wrote", f"{path}, {record.name} (all settings; again: rollforce render --from {record})")
-    return table
+    yield "peak memory", f"{result.peak_memory_mb:.0f} MB" + (f", device {device:.0f} MB" if device else "")
+    if result.drift is not None and result.drift.window_s >= 2:  # less is motion, not drift
+        yield "drift", result.drift.line()
+    yield "wrote", f"{path}, {record_path(path)} (every setting; `rollforce render --from` repeats it)"
 
 
 def _text(progress: Progress) -> str:

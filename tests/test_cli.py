@@ -55,8 +55,10 @@ def test_a_prompt_becomes_a_video_and_a_record(run: Run) -> None:
     assert told["result"]["frames"] == 30 and told["result"]["interrupted"] is False
     assert told["stream"]["layout"]["kind"] == "rolling" and len(told["model"]["weights_sha256"]) == 64
     for part in ("model small", "2.5 s = 30 frames", "playable while it grows", "first frame", "fps", "real time",
-                 "peak memory", "drift", "ball.json"):
+                 "peak memory", "ball.json"):
         assert part in result.output
+    assert "drift" not in result.output and told["result"]["drift"] is not None
+    assert "last 2 s against first 2 s" in run(PROMPT, "-s", "4", "-o", "longer.mp4").output
 
 
 def test_a_record_gives_the_same_bytes(run: Run) -> None:
@@ -85,6 +87,7 @@ def test_many_prompts_are_checked_together_then_made_and_resumed(run: Run) -> No
     Path("p.jsonl").write_text('{"prompt": "a red ball"}\n{"prompt": "a pink ball"}\n{"prompt": "a car", "id": "c"}\n')
     result = run("--prompts", "p.jsonl", "--out", "made", "-s", "1", code=2)
     assert "p.jsonl:2:" in result.stderr and "pink" in result.stderr and "p.jsonl:3:" in result.stderr
+    assert result.stderr.count("It knows these words") == 1
     assert not list(Path("made").glob("*.mp4"))
     Path("p.jsonl").write_text('{"prompt": "a red ball"}\n{"prompt": "a blue star", "seed": 5, "seconds": 2}\n')
     run("--prompts", "p.jsonl", "--out", "made", "-s", "1")
