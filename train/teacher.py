@@ -39,7 +39,7 @@ from rollforce.world.caption import KINDS
 from rollforce.world.sheet import sheet
 
 CHUNK, LADDER, TOKENS = 3, warped([1, 0.75, 0.5, 0.25], 3), 16
-VIDEO_KINDS = ("together",) * 4 + ("past",) * 3 + ("long past",) * 2 + ("filling 1+4", "filling 2+3")
+VIDEO_KINDS = ("together",) * 5 + ("past",) * 3 + ("filling 1+4", "filling 2+3")
 
 
 def arguments() -> argparse.Namespace:
@@ -51,7 +51,7 @@ def arguments() -> argparse.Namespace:
     p.add_argument("--minutes", type=float, default=90)
     p.add_argument("--stop", type=float, default=1e9, help="stop (to resume later) after this many minutes")
     p.add_argument("--image-minutes", type=float, default=4, help="single latents only, at first")
-    p.add_argument("--images", type=float, default=0.12, help="share of image parts afterwards")
+    p.add_argument("--images", type=float, default=0.2, help="share of image parts afterwards")
     p.add_argument("--parts", type=int, default=6)
     p.add_argument("--videos", type=int, default=4, help="videos per part")
     p.add_argument("--pictures", type=int, default=48, help="single latents per image part")
