@@ -20,6 +20,7 @@ from typing import Any, Literal, Self
 
 import av
 import numpy as np
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
 from rollforce.errors import ConfigError, ShapeError
 
@@ -96,6 +97,7 @@ class VideoWriter:
         self._check()
         self._container: Any = av.open(str(path), "w", format="mp4", options=_FRAGMENTED)
         self._stream = self._add_stream()
+        self._reformatter = VideoReformatter()  # kept: to set one up takes ten times longer than to use it
 
     @property
     def seconds(self) -> float:
@@ -153,9 +155,9 @@ class VideoWriter:
 
     def _picture(self, frame_HWC: np.ndarray) -> Any:
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), format="rgb24")
-        picture = frame.reformat(
-            width=self._stream.width, height=self._stream.height, format="yuv420p", dst_colorspace="ITU709",
-            interpolation="LANCZOS" if self.codec.enlarge == "smooth" else "POINT")
+        picture = self._reformatter.reformat(
+            frame, width=self._stream.width, height=self._stream.height, format="yuv420p", dst_colorspace=Colorspace.ITU709,
+            interpolation=Interpolation.LANCZOS if self.codec.enlarge == "smooth" else Interpolation.POINT)
         picture.pts = self.frames
         picture.time_base = 1 / Fraction(self.fps).limit_denominator(1001)
         return picture

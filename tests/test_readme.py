@@ -28,7 +28,7 @@ def has_weights() -> bool:
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_blocks_run(code: str, capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(code, "README.md", "exec"), {})
-    assert "(64, 64, 3)" in capsys.readouterr().out
+    assert "64, 64, 3)" in capsys.readouterr().out
 
 
 def commands(program: str) -> list[list[str]]:
