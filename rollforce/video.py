@@ -156,8 +156,10 @@ class VideoWriter:
     def _picture(self, frame_HWC: np.ndarray) -> Any:
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), format="rgb24")
         picture = self._reformatter.reformat(
-            frame, width=self._stream.width, height=self._stream.height, format="yuv420p", dst_colorspace=Colorspace.ITU709,
-            interpolation=Interpolation.LANCZOS if self.codec.enlarge == "smooth" else Interpolation.POINT)
+            frame, width=self._stream.width, height=self._stream.height, format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            interpolation=Interpolation.LANCZOS if self.codec.enlarge == "smooth" else Interpolation.POINT,
+        )  # fmt: skip
         picture.pts = self.frames
         picture.time_base = 1 / Fraction(self.fps).limit_denominator(1001)
         return picture
