@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import rollforce
 from rollforce.cache import KVCache, Shape, Sink, Window
 from rollforce.layout import chunkwise, rolling
-from rollforce.machine import peak_mb, resident_mb, use_threads
+from rollforce.machine import peak_mb, resident_mb
 from rollforce.models.transformer import TransformerConfig, VideoTransformer
 from rollforce.noise import Noise
 from rollforce.rollout import Rollout, Stepping
@@ -187,8 +187,9 @@ class Bare:
 
 def bench_model(args: argparse.Namespace) -> dict[str, Any]:
     begun = perf_counter()
-    model = rollforce.load(args.model, stream=args.stream, device=args.device, dtype=args.dtype)
-    use_threads(args.threads or None, model.parameters, model.device)
+    model = rollforce.load(
+        args.model, stream=args.stream, device=args.device, dtype=args.dtype, threads=args.threads or None
+    )
     loaded = perf_counter()
     if args.compile:
         model.transformer.compile_blocks()

@@ -128,14 +128,12 @@ def _render(options: Options, terminal: Terminal, as_json: bool) -> int:
 
 
 def _load(planned: Plan, waiting: list[Task], terminal: Terminal) -> Model:
-    from rollforce import machine
     from rollforce.load import load
 
     request, begun = planned.request, time.perf_counter()
     model = load(request.model, stream=request.stream, overrides=planned.overrides, device=request.device,
-                 dtype=request.dtype)  # fmt: skip
+                 dtype=request.dtype, threads=request.threads)  # fmt: skip
     _check_prompts(model, waiting)
-    machine.use_threads(request.threads, model.parameters, model.device)
     terminal.loaded(model, request.size or model.size, time.perf_counter() - begun)
     if planned.record and (reasons := planned.record.differences(model)):
         terminal.say(f"this is not where the record was made; bytes may differ: {'; '.join(reasons)}", style="yellow")

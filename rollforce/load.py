@@ -13,6 +13,7 @@ import torch
 
 from rollforce.config import build, resource
 from rollforce.errors import CheckpointError, ConfigError
+from rollforce.machine import threads_for
 from rollforce.models.autoencoder import TinyAutoencoder
 from rollforce.models.text import TextEncoder
 from rollforce.models.transformer import VideoTransformer
@@ -52,11 +53,13 @@ def load(
     overrides: Sequence[str] = (),
     device: str = "auto",
     dtype: str = "auto",
+    threads: int | None = None,
 ) -> Model:
     """Load a model: a bundled name or a local folder.
 
     Args: `stream` a preset name or a YAML file (default: the one the model was trained for); `overrides` such as
-    "layout.levels=[1,0.75]"; `device` auto, cpu, cuda, cuda:1, mps; `dtype` auto, float32, bfloat16, float16.
+    "layout.levels=[1,0.75]"; `device` auto, cpu, cuda, cuda:1, mps; `dtype` auto, float32, bfloat16, float16;
+    `threads` of the CPU (default: one for a small model, else torch's own number).
     Raises ConfigError or CheckpointError before anything is computed.
     """
     folder = _folder(model)
@@ -68,10 +71,11 @@ def load(
     text, autoencoder = TextEncoder.load(folder / "text"), TinyAutoencoder.load(folder / "autoencoder")
     for part in (transformer, text, autoencoder):
         part.eval().requires_grad_(False)
+    parameters = sum(tensor.numel() for part in (transformer, text, autoencoder) for tensor in part.parameters())
     return Model(
         name=card.name, licence=card.licence, fps=card.fps, size=card.size, transformer=transformer,
         text=text.to(place), autoencoder=autoencoder.to(place), stream_settings=settings,
-        fingerprint=_fingerprint(folder),
+        fingerprint=_fingerprint(folder), threads=threads or threads_for(parameters, place),
     )  # fmt: skip
 
 
@@ -128,9 +132,13 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device {name!r} is not known. Use auto, cpu, cuda, cuda:1 or mps.") from error
+    here = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= here.get(device.type, 0):
+        raise ConfigError(f"device {name!r} is not here, or torch {torch.__version__} cannot use it. Try auto.")
+    return device
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:

@@ -54,8 +54,8 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def use_threads(wanted: int | None, parameters: int, device: Any) -> int:
-    """Set how many threads torch computes with, and return it. None: one for a small model on a CPU, else torch's own.
+def threads_for(parameters: int, device: Any) -> int:
+    """How many CPU threads a model should compute with: one if it is small, else torch's own number.
 
     A small model's layers are too short to share: a second thread gains little on an idle machine, waits ten times
     longer on a busy one, and would make the bytes depend on the number of cores.
@@ -63,16 +63,22 @@ def use_threads(wanted: int | None, parameters: int, device: Any) -> int:
     import torch
 
     small = parameters < _SMALL and getattr(device, "type", "cpu") == "cpu"
-    if wanted is not None or small:
-        torch.set_num_threads(wanted or 1)
-    return torch.get_num_threads()
+    return 1 if small else torch.get_num_threads()
 
 
-def threads() -> int:
-    """How many threads torch computes with now."""
+@contextmanager
+def computing_on(threads: int) -> Iterator[None]:
+    """torch computes with this many threads inside, and with as many as before afterwards."""
     import torch
 
-    return torch.get_num_threads()
+    before = torch.get_num_threads()
+    if before != threads:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        if before != threads:
+            torch.set_num_threads(before)
 
 
 def device_peak_mb(device: Any) -> float | None:

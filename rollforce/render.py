@@ -136,7 +136,7 @@ def render(model: Model, request: Request, path: Path, report: Callable[[Progres
         model.session(request.prompt, seed=request.seed, size=size) as session,
         VideoWriter(path, model.fps, size, scale=request.scale or 1, codec=request.codec) as video,
     ):
-        record = describe(model, dataclasses.replace(request, codec=video.codec, threads=machine.threads()), path)
+        record = describe(model, dataclasses.replace(request, codec=video.codec, threads=model.threads), path)
         _save(path, record)
         try:
             for chunk in session.stream(seconds=request.seconds):

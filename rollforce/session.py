@@ -14,6 +14,7 @@ import torch
 
 from rollforce.cache import KVCache, Shape
 from rollforce.errors import ConfigError, SessionClosed, ShapeError, SnapshotError
+from rollforce.machine import computing_on
 from rollforce.models.autoencoder import TinyAutoencoder
 from rollforce.models.decoder import TinyDecoder
 from rollforce.models.text import TextEncoder
@@ -41,6 +42,7 @@ class Model:
     autoencoder: TinyAutoencoder
     stream_settings: StreamSettings
     fingerprint: str  # sha256 over the weights
+    threads: int  # of the CPU; another number gives another last digit, so it belongs to the model
 
     @cached_property
     def parameters(self) -> int:
@@ -71,7 +73,7 @@ class Model:
     @property
     def signature(self) -> str:
         """The settings that a snapshot must meet again to continue to the same bytes."""
-        return f"{self.stream_settings!r} in {self.dtype}"
+        return f"{self.stream_settings!r} in {self.dtype} on {self.threads} threads"
 
     def check_prompt(self, text: str) -> None:
         """ConfigError for an empty prompt or a word that this model does not know."""
@@ -108,7 +110,7 @@ class Model:
             )
         if snapshot.settings != self.signature:
             raise SnapshotError(
-                "The snapshot was made with other stream settings; load the model with the same ones and dtype."
+                "The snapshot was made with other settings; load the model with the same ones, dtype and threads."
             )
         session = Session(self, snapshot.prompt, snapshot.seed, snapshot.size)
         session._restore(snapshot)
@@ -126,7 +128,8 @@ class Session:
         self.model, self.seed, self.size = model, seed, size
         self._prompt = prompt
         self._grid = model.grid(size)
-        self._rollout: Rollout | None = self._begin()
+        with computing_on(model.threads):
+            self._rollout: Rollout | None = self._begin()
         self._decoder: TinyDecoder | None = TinyDecoder(model.autoencoder)
         self._index = 0  # chunks handed out
         self._frames = 0  # frames handed out
@@ -177,11 +180,12 @@ class Session:
         rollout, decoder = self._alive()
         begun = perf_counter()
         commit: Commit | None = None
-        while commit is None:
-            rollout.tick()
-            commit = rollout.commit()
-        denoised = perf_counter()
-        frames = decoder.decode(commit.latents_BTCHW)
+        with computing_on(self.model.threads):
+            while commit is None:
+                rollout.tick()
+                commit = rollout.commit()
+            denoised = perf_counter()
+            frames = decoder.decode(commit.latents_BTCHW)
         return frames, Timings(denoised - begun, perf_counter() - denoised)
 
     # -- saving and ending --------------------------------------------------------------------------------------

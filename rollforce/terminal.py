@@ -13,7 +13,6 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from rollforce.machine import threads
 from rollforce.render import Progress, Request, Result, record_path
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ class Terminal:
         dtype = str(model.dtype).removeprefix("torch.")
         what = f"model {model.name} ({_count(model.parameters)} parameters, {model.licence})"
         how = f"{width}x{height} at {model.fps} fps · {model.stream_settings.layout.kind}"
-        count = f" on {_plural(threads(), 'thread')}" if model.device.type == "cpu" else ""
+        count = f" on {_plural(model.threads, 'thread')}" if model.device.type == "cpu" else ""
         self.say(f"{what} · {model.device} {dtype}{count} · {how} · loaded in {seconds:.1f} s")
 
     def announce(self, request: Request, fps: float, path: Path) -> None:

@@ -153,7 +153,7 @@ class Block(nn.Module):
         self.attn1, self.attn2 = Attention(config), Attention(config)
         self.norm2 = nn.LayerNorm(config.width, config.eps)
         self.ffn = FeedForward(config.width, config.ffn_dim)
-        self.scale_shift_table = nn.Parameter(torch.randn(1, 6, config.width) / config.width**0.5)
+        self.scale_shift_table = nn.Parameter(_table(6, config.width))
 
     def before(self, x_BLD: Tensor, mod: Sequence[Tensor], angle: Tensor) -> tuple[Tensor, KVBlock]:
         """Queries, keys and values of self-attention, turned by RoPE."""
@@ -173,6 +173,11 @@ class Block(nn.Module):
         )
         x = x + self.attn2.out(attend(query, text.key, text.value, None)).to(x.dtype)
         return gated(x, self.ffn(modulated(x, mod[3], mod[4], self.eps).to(dtype)), mod[5])
+
+
+def _table(rows: int, width: int) -> Tensor:
+    # Filled in place: a division on the meta device would import the compiler, two seconds of every start.
+    return nn.init.trunc_normal_(torch.empty(1, rows, width), std=width**-0.5)
 
 
 def modulated(x_BLD: Tensor, shift_BTD: Tensor, scale_BTD: Tensor, eps: float) -> Tensor:
@@ -234,7 +239,7 @@ class VideoTransformer(nn.Module):
         self.patch_embedding = nn.Conv3d(config.in_channels, width, config.patch_size, config.patch_size)
         self.condition_embedder = ConditionEmbedder(config)
         self.blocks: Sequence[Block] = nn.ModuleList([Block(config) for _ in range(config.num_layers)])  # type: ignore[assignment]
-        self.scale_shift_table = nn.Parameter(torch.randn(1, 2, width) / width**0.5)
+        self.scale_shift_table = nn.Parameter(_table(2, width))
         self.proj_out = nn.Linear(width, config.out_channels * config.patch**2)
         self.attend: Kernel = kernel("sdpa")
         self.float32_islands = True
