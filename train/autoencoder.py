@@ -6,6 +6,11 @@
 The encoder is final after the first seconds (OUT/encoder), so the teacher can start beside the decoder. The decoder
 sees latents with independent noise and is asked for the clean video: it learns to average what stands still over the
 latents it remembers, and to draw whole shapes. Nothing is stored: clips are rendered as they are needed.
+
+    python train/autoencoder.py --out runs/autoencoder --minutes 8 --resume --student runs/student
+
+At the end it can get used to the student's hand: half of the clips are noised half way and restored by the student, and
+the decoder is asked for the video they came from.
 """
 
 from __future__ import annotations
@@ -20,10 +25,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rollforce import flow
 from rollforce.distill.checks import border_ratio, psnr
 from rollforce.distill.loop import load_state, save_state
 from rollforce.distill.muon import Muon
+from rollforce.distill.scores import score_of
 from rollforce.models.autoencoder import TinyAutoencoder
+from rollforce.models.text import TextEncoder
+from rollforce.models.transformer import VideoTransformer
+from rollforce.world.caption import caption
 from rollforce.world.render import render, sprite_mask
 from rollforce.world.scenes import sample_scene
 from rollforce.world.sheet import sheet
@@ -33,6 +43,7 @@ def arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--encoder", type=Path, help="keep the linear encoder of this autoencoder")
+    p.add_argument("--student", type=Path, help="folder with transformer/ and text/ that spoils half of the latents")
     p.add_argument("--minutes", type=float, default=10, help="of this process on a CPU, of the clock on a GPU")
     p.add_argument("--resume", action="store_true")
     p.add_argument("--size", type=int, default=64)
@@ -67,6 +78,25 @@ def latent_noise(latents: Tensor, spread: Tensor, level_B: Tensor, generator: to
     smooth = F.avg_pool2d(noise.flatten(0, 1), 3, 1, 1).view_as(noise) * 3
     some = (torch.rand(len(latents), generator=generator) < 0.4).to(latents.device)[:, None, None, None, None]
     return torch.where(some, smooth, noise) * spread.sqrt()[:, None, None] * level_B[:, None, None, None, None]
+
+
+class Student:
+    """Latents as the student would have made them: noised half way, restored in one step."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        self.transformer = VideoTransformer.load(folder / "transformer").float().to(device)
+        self.text, self.device = TextEncoder.load(folder / "text"), device
+
+    @torch.no_grad()
+    def redrawn(self, latents: Tensor, seeds: range, generator: torch.Generator) -> Tensor:
+        """`latents` [B, T, C, h, w] of the scenes `seeds`, redrawn."""
+        prompts = [caption(sample_scene(seed, held_out=False), seed) for seed in seeds]
+        condition = self.transformer.condition(self.text.encode(prompts).to(self.device))
+        sigma = (0.35 + 0.25 * torch.rand(len(latents), 1, generator=generator)).expand(-1, latents.shape[1])
+        sigma = sigma.to(self.device)
+        noisy = flow.noised(latents, torch.randn(latents.shape, generator=generator).to(self.device), sigma)
+        score = score_of(self.transformer, condition)
+        return score(noisy, sigma)
 
 
 def loss_of(video: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
@@ -125,6 +155,7 @@ def main() -> None:
         adam.load_state_dict(state["adam"])
         step, spent = state["step"], state["spent"]
     average.load_state_dict(state["average"] if args.resume else model.state_dict())
+    student = Student(args.student, args.device) if args.student else None
     log = (args.out / "metrics.jsonl").open("a")
     clock = time.process_time if args.device == "cpu" else time.time
     begun, told, running = clock(), time.time(), 0.0
@@ -138,6 +169,10 @@ def main() -> None:
         level = torch.rand(args.batch, generator=generator).to(args.device) * args.noise
         at = int(torch.randint(args.latents - args.drawn + 1, (), generator=generator))
         pixels = slice(at * model.config.frames, (at + args.drawn) * model.config.frames)
+        if student and args.batch > 1:  # half of the clips, with less noise on top
+            half = args.batch // 2
+            z[:half] = student.redrawn(z[:half], range(step * args.batch, step * args.batch + half), generator)
+            level[:half] *= 0.4
         out = model(z + latent_noise(z, model.spread, level, generator), slice(at, at + args.drawn))
         loss = loss_of(out, video[:, pixels], mask[:, pixels])
         model.zero_grad(set_to_none=True)
