@@ -104,7 +104,7 @@ def loss_of(video: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     weight = 1 + 5 * mask[..., None]
     near = ((video - truth).square() + 1e-4).sqrt() * weight
     moved = ((video.diff(dim=1) - truth.diff(dim=1)).square() + 1e-4).sqrt() * weight[:, 1:]
-    return near.mean() + 0.5 * moved.mean()
+    return near.mean() + moved.mean()
 
 
 @torch.no_grad()
