@@ -123,7 +123,8 @@ def _render(options: Options, terminal: Terminal, as_json: bool) -> int:
     if not waiting:
         return 0
     model = _load(planned, waiting, terminal)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill ends like Ctrl-C: files are closed
+    for polite in (signal.SIGINT, signal.SIGTERM):  # either ends like Ctrl-C, also where a shell had it ignored
+        signal.signal(polite, signal.default_int_handler)
     return _make(planned, waiting, model, terminal, as_json)
 
 
