@@ -22,7 +22,7 @@ def golden_folders() -> list[Path]:
 
 
 @pytest.fixture(autouse=True)
-def _quiet_threads() -> None:
+def _seeded() -> None:
     torch.manual_seed(0)
 
 

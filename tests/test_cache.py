@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies import LAYOUTS, TIERS, latents, start
@@ -134,7 +133,3 @@ def test_two_tiers_of_a_kind_are_refused():
 def test_a_budget_of_nothing_is_refused():
     with pytest.raises(ConfigError, match="at least 1"):
         Sight(0)
-
-
-def test_tiny_config_is_the_one_the_policies_expect():
-    assert TINY.patch == 2
