@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from rollforce.errors import CheckpointError, ConfigError
-from rollforce.models.text import TextConfig, TextEncoder, tokenise
+from rollforce.models.text import TextConfig, TextEncoder
+from rollforce.words import tokenize
 
 WORDS = {"things": ("ball", "star"), "colours": ("red", "blue"), "small words": ("a", "over", "the", "sea")}
 
@@ -18,13 +19,13 @@ def encoder() -> TextEncoder:
 
 
 def test_words_case_and_punctuation() -> None:
-    assert tokenise(" A Red BALL, over the sea! ", WORDS) == ["a", "red", "ball", "over", "the", "sea"]
-    assert tokenise("", WORDS) == []
+    assert tokenize(" A Red BALL, over the sea! ", WORDS) == ["a", "red", "ball", "over", "the", "sea"]
+    assert tokenize("", WORDS) == []
 
 
 def test_unknown_word_gets_a_list_of_known_ones() -> None:
     with pytest.raises(ConfigError) as caught:
-        tokenise("a red bal over the sea", WORDS)
+        tokenize("a red bal over the sea", WORDS)
     said = str(caught.value)
     assert '"bal"' in said and 'did you mean "ball"?' in said
     assert all(word in said for words in WORDS.values() for word in words)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollforce.errors import ConfigError
+from rollforce.words import tokenize
 from rollforce.world import (
     COLOURS,
     FPS,
@@ -26,9 +27,9 @@ from rollforce.world import (
     sample_scene,
     sheet,
     sprite_mask,
-    tokenize,
     wish_of,
 )
+from rollforce.world.caption import KINDS
 
 SEEDS = st.integers(0, 2**40)
 
@@ -94,7 +95,7 @@ def test_captions_never_say_something_else(seed: int, wording: int) -> None:
 
 def test_captions_use_every_word_and_sometimes_leave_things_out() -> None:
     captions = [caption(sample_scene(seed), seed) for seed in range(4000)]
-    assert {word for text in captions for word in tokenize(text)} == set(WORDS)
+    assert {word for text in captions for word in tokenize(text, KINDS)} == set(WORDS)
     wishes = [parse(text) for text in captions]
     assert 0.04 < np.mean([w.place is None for w in wishes]) < 0.12
     assert 0.04 < np.mean([w.things[0].motion is None for w in wishes]) < 0.12
@@ -119,7 +120,7 @@ def test_parse(text: str, wish: Wish) -> None:
 
 def test_unknown_word_gets_help() -> None:
     with pytest.raises(ConfigError) as caught:
-        tokenize("a red bal bounces")
+        parse("a red bal bounces")
     message = str(caught.value)
     assert '"bal"' in message and '"ball"' in message and "colours: red, orange" in message
     assert all(word in message for word in WORDS)
@@ -128,7 +129,7 @@ def test_unknown_word_gets_help() -> None:
 @pytest.mark.parametrize("text", ["", "  ", "!?"])
 def test_empty_prompt_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="empty"):
-        tokenize(text)
+        parse(text)
 
 
 def test_contradiction_is_refused() -> None:

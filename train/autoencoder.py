@@ -9,8 +9,8 @@ latents it remembers, and to draw whole shapes. Nothing is stored: clips are ren
 
     python train/autoencoder.py --out runs/autoencoder --minutes 8 --resume --student runs/student
 
-At the end it can get used to the student's hand: half of the clips are noised half way and restored by the student, and
-the decoder is asked for the video they came from.
+At the end it can get used to the student's hand: three quarters of the clips are noised half way and restored by the
+student, and the decoder is asked for the video they came from.
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def latent_noise(latents: Tensor, spread: Tensor, level_B: Tensor, generator: to
 
 
 class Student:
-    """Latents as the student would have made them: noised half way, restored in one step."""
+    """Latents as the student would have made them: noised half way, restored in one step.
+
+    Each latent comes from one of two draws, as a stream finishes its latents in different ticks: outlines waver."""
 
     def __init__(self, folder: Path, device: str) -> None:
         self.transformer = VideoTransformer.load(folder / "transformer").float().to(device)
@@ -94,17 +96,23 @@ class Student:
         condition = self.transformer.condition(self.text.encode(prompts).to(self.device))
         sigma = (0.35 + 0.25 * torch.rand(len(latents), 1, generator=generator)).expand(-1, latents.shape[1])
         sigma = sigma.to(self.device)
-        noisy = flow.noised(latents, torch.randn(latents.shape, generator=generator).to(self.device), sigma)
         score = score_of(self.transformer, condition)
-        return score(noisy, sigma)
+        draws = [
+            score(flow.noised(latents, torch.randn(latents.shape, generator=generator).to(self.device), sigma), sigma)
+            for _ in range(2)
+        ]
+        first = (torch.rand(latents.shape[:2], generator=generator) < 0.5).to(self.device)
+        return torch.where(first[:, :, None, None, None], *draws)
 
 
-def loss_of(video: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
-    """Charbonnier distance with more weight on sprites, and the same of frame differences."""
+def loss_of(video: Tensor, truth: Tensor, mask: Tensor, frames: int) -> Tensor:
+    """Charbonnier distance with more weight on sprites, and the same of frame differences, most where a latent of
+    `frames` frames begins."""
     weight = 1 + 5 * mask[..., None]
     near = ((video - truth).square() + 1e-4).sqrt() * weight
+    border = 1 + 2 * ((torch.arange(1, video.shape[1], device=video.device) % frames) == 0).float()
     moved = ((video.diff(dim=1) - truth.diff(dim=1)).square() + 1e-4).sqrt() * weight[:, 1:]
-    return near.mean() + moved.mean()
+    return near.mean() + (moved * border[:, None, None, None]).mean()
 
 
 @torch.no_grad()
@@ -169,12 +177,12 @@ def main() -> None:
         level = torch.rand(args.batch, generator=generator).to(args.device) * args.noise
         at = int(torch.randint(args.latents - args.drawn + 1, (), generator=generator))
         pixels = slice(at * model.config.frames, (at + args.drawn) * model.config.frames)
-        if student and args.batch > 1:  # half of the clips, with less noise on top
-            half = args.batch // 2
-            z[:half] = student.redrawn(z[:half], range(step * args.batch, step * args.batch + half), generator)
-            level[:half] *= 0.4
+        if student and args.batch > 1:  # most of the clips, with less noise on top
+            most = args.batch * 3 // 4
+            z[:most] = student.redrawn(z[:most], range(step * args.batch, step * args.batch + most), generator)
+            level[:most] *= 0.4
         out = model(z + latent_noise(z, model.spread, level, generator), slice(at, at + args.drawn))
-        loss = loss_of(out, video[:, pixels], mask[:, pixels])
+        loss = loss_of(out, video[:, pixels], mask[:, pixels], model.config.frames)
         model.zero_grad(set_to_none=True)
         loss.backward()
         muon.step()

@@ -2,23 +2,22 @@
 
 The encoder is a principal component transform of patches of 4 frames x 8 x 8 pixels: nothing to train, nothing to
 drift, and the space in which the transformer works is fixed within a minute. The decoder undoes it exactly as a skip
-and adds what a small convolutional net has learned. Its temporal layers look only back, so it draws one latent at a
-time; because it was trained on latents with independent noise, it averages what stands still over the past latents and
-draws whole shapes.
+and adds what a small convolutional net has learned. It looks only back, so it draws one latent at a time and goes on
+from what it drew before. Because it was trained on latents with independent noise, it averages what stands still over
+the past latents and draws whole shapes.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rollforce.errors import CheckpointError, ConfigError, ShapeError
+from rollforce.errors import ConfigError, ShapeError
+from rollforce.models.files import load_module, save_module
 
 State = tuple[Tensor, ...]
 
@@ -55,6 +54,11 @@ def silence(layer: nn.Conv2d | nn.Linear) -> None:
         nn.init.zeros_(parameter)
 
 
+def per_latent(layer: nn.Conv2d, x_BTDHW: Tensor) -> Tensor:
+    """Apply a layer for pictures to every latent of a video: [B, T, D, H, W] -> [B, T, D', H, W]."""
+    return layer(x_BTDHW.flatten(0, 1)).unflatten(0, x_BTDHW.shape[:2])
+
+
 class TemporalBlock(nn.Module):
     """Residual block at latent resolution: mixes each place with its `memory` past latents, then 3x3 in space."""
 
@@ -76,17 +80,26 @@ class TemporalBlock(nn.Module):
         return x_BTDHW + change.unflatten(0, (B, T)), line[:, T:]
 
 
-class SpatialBlock(nn.Module):
-    """Residual block inside one latent: two 3x3 convolutions."""
+class DrawingBlock(nn.Module):
+    """Residual block above latent resolution: two 3x3 convolutions that also see what the latent before had drawn here.
+
+    So an outline can go on where the last picture left it, more finely than the latents say."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.before = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.second = nn.Conv2d(width, width, 3, padding=1)
+        silence(self.before)
         silence(self.second)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(F.silu(self.first(F.silu(x))))
+    def forward(self, x_BTDHW: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the block's output and its last input: the past of the next call."""
+        if past is None:
+            past = torch.zeros_like(x_BTDHW[:, :1])
+        previous = torch.cat([past, x_BTDHW[:, :-1]], dim=1).flatten(0, 1)
+        change = self.first(F.silu(x_BTDHW.flatten(0, 1))) + self.before(F.silu(previous))
+        return x_BTDHW + self.second(F.silu(change)).view_as(x_BTDHW), x_BTDHW[:, -1:]
 
 
 class TinyAutoencoder(nn.Module):
@@ -108,9 +121,9 @@ class TinyAutoencoder(nn.Module):
         self.blocks = nn.ModuleList(TemporalBlock(c.width, c.memory) for _ in range(c.blocks))
         self.steady = nn.Conv2d(c.width, c.channels, 1)
         self.up_mid = nn.Conv2d(c.width, 4 * c.width_mid, 3, padding=1)
-        self.mid = SpatialBlock(c.width_mid)
+        self.mid = DrawingBlock(c.width_mid)
         self.up_high = nn.Conv2d(c.width_mid, 4 * c.width_high, 3, padding=1)
-        self.high = SpatialBlock(c.width_high)
+        self.high = DrawingBlock(c.width_high)
         self.out = nn.Conv2d(c.width_high, 4 * c.frames * 3, 3, padding=1)
         for layer in (self.steady, self.out):
             silence(layer)
@@ -168,19 +181,21 @@ class TinyAutoencoder(nn.Module):
     def draw(self, latents_BTCHW: Tensor, state: State | None, keep: slice = slice(None)) -> tuple[Tensor, State]:
         """Decode any number of latents together; see `decode` and `forward`."""
         B, T = latents_BTCHW.shape[:2]
+        pasts = iter(state or [None] * (len(self.blocks) + 2))
         x = self.stem(latents_BTCHW.flatten(0, 1)).unflatten(0, (B, T))
         after = []
-        for i, block in enumerate(self.blocks):
-            x, past = block(x, None if state is None else state[i])
+        for block in self.blocks:
+            x, past = block(x, next(pasts))
             after.append(past)
-        x, plain = x[:, keep], latents_BTCHW[:, keep]
-        T = x.shape[1]
-        x = x.flatten(0, 1)
-        steadied = plain + self.steady(x).unflatten(0, (B, T))
-        x = self.mid(F.pixel_shuffle(self.up_mid(x), 2))
-        x = self.high(F.pixel_shuffle(self.up_high(x), 2))
-        detail = F.pixel_shuffle(self.out(F.silu(x)), 2)  # [B*T, frames*3, 8h, 8w]
-        detail = detail.unflatten(1, (self.config.frames, 3)).movedim(2, -1).unflatten(0, (B, T)).flatten(1, 2)
+        start, stop, _ = keep.indices(T)
+        first = max(0, start - 2)  # two drawing blocks, each of which sees one latent back
+        x, lead = x[:, first:stop], start - first
+        steadied = latents_BTCHW[:, start:stop] + per_latent(self.steady, x[:, lead:])
+        for up, block in ((self.up_mid, self.mid), (self.up_high, self.high)):
+            x, past = block(F.pixel_shuffle(per_latent(up, x), 2), next(pasts))
+            after.append(past)
+        detail = F.pixel_shuffle(per_latent(self.out, F.silu(x[:, lead:])), 2)  # [B, T, frames*3, 8h, 8w]
+        detail = detail.unflatten(2, (self.config.frames, 3)).movedim(3, -1).flatten(1, 2)
         return self.linear(steadied) + detail, tuple(after)
 
     def linear(self, latents_BTCHW: Tensor) -> Tensor:
@@ -222,25 +237,9 @@ class TinyAutoencoder(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors (float16) into `folder`, which is made if it is missing."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-        save_file({k: v.half().contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+        save_module(self, self.config, folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> TinyAutoencoder:
         """Read what `save` wrote, as float32, in eval mode. CheckpointError if it is missing or does not fit."""
-        folder = Path(folder)
-        try:
-            config = AutoencoderConfig(**json.loads((folder / "config.json").read_text()))
-            weights = load_file(folder / "model.safetensors")
-        except FileNotFoundError as error:
-            raise CheckpointError(f"no autoencoder in {folder}: {error.filename or error} is missing") from error
-        except (TypeError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"{folder / 'config.json'} does not describe an autoencoder: {error}") from error
-        model = cls(config)
-        try:
-            model.load_state_dict({k: v.float() for k, v in weights.items()})
-        except RuntimeError as error:
-            raise CheckpointError(f"{folder / 'model.safetensors'} does not fit its config.json: {error}") from error
-        return model.eval()
+        return load_module(cls, AutoencoderConfig, folder, "autoencoder")

@@ -6,19 +6,17 @@ model never learnt lists them.
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from difflib import get_close_matches
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rollforce.errors import CheckpointError, ConfigError
+from rollforce.errors import ConfigError
+from rollforce.models.files import load_module, save_module
+from rollforce.words import tokenize
 
 PAD = 0
 
@@ -45,23 +43,6 @@ class TextConfig:
     def words(self) -> tuple[str, ...]:
         """All words in the order of their numbers."""
         return tuple(word for kind in self.vocabulary.values() for word in kind)
-
-
-def tokenise(text: str, vocabulary: Mapping[str, Sequence[str]]) -> list[str]:
-    """The words of `text` in lower case, without punctuation; none for "".
-
-    Raises ConfigError for a word outside `vocabulary` (kind -> words); the message lists what is known."""
-    words = re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower())
-    known = [word for kind in vocabulary.values() for word in kind]
-    for word in words:
-        if word not in known:
-            near = get_close_matches(word, known, n=1, cutoff=0.6)
-            hint = f'; did you mean "{near[0]}"?' if near else ""
-            kinds = "\n".join(f"  {kind}: {', '.join(members)}" for kind, members in vocabulary.items())
-            raise ConfigError(
-                f'the prompt has the word "{word}", which this model never learnt{hint}\nIt knows these words:\n{kinds}'
-            )
-    return words
 
 
 class TextLayer(nn.Module):
@@ -102,7 +83,7 @@ class TextEncoder(nn.Module):
         rows = []
         limit = self.config.text_len
         for prompt in prompts:
-            words = tokenise(prompt, self.config.vocabulary)
+            words = tokenize(prompt, self.config.vocabulary)
             if len(words) > limit:
                 raise ConfigError(f"the prompt has {len(words)} words; this model reads at most {limit}: shorten it")
             rows.append([self._number[word] for word in words] + [PAD] * (limit - len(words)))
@@ -123,25 +104,9 @@ class TextEncoder(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors (float16) into `folder`, which is made if it is missing."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-        save_file({k: v.half().contiguous() for k, v in self.state_dict().items()}, folder / "model.safetensors")
+        save_module(self, self.config, folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> TextEncoder:
         """Read what `save` wrote, as float32, in eval mode. CheckpointError if it is missing or does not fit."""
-        folder = Path(folder)
-        try:
-            config = TextConfig(**json.loads((folder / "config.json").read_text()))
-            weights = load_file(folder / "model.safetensors")
-        except FileNotFoundError as error:
-            raise CheckpointError(f"no text encoder in {folder}: {error.filename or error} is missing") from error
-        except (TypeError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"{folder / 'config.json'} does not describe a text encoder: {error}") from error
-        model = cls(config)
-        try:
-            model.load_state_dict({k: v.float() for k, v in weights.items()})
-        except RuntimeError as error:
-            raise CheckpointError(f"{folder / 'model.safetensors'} does not fit its config.json: {error}") from error
-        return model.eval()
+        return load_module(cls, TextConfig, folder, "text encoder")

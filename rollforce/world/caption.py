@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 import numpy as np
 
 from rollforce.errors import ConfigError
+from rollforce.words import tokenize
 from rollforce.world.scenes import Scene
 
 NOUNS = {"ball": "ball", "sphere": "ball", "circle": "ball", "box": "box", "square": "box", "cube": "box",
@@ -122,30 +121,17 @@ def _moves(motion: str, participle: bool, rng: np.random.Generator) -> str:
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-def tokenize(text: str) -> list[str]:
-    """The words of `text` in lower case, without punctuation. ConfigError if it is empty or has an unknown word."""
-    words = re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower())
-    if not words:
-        raise ConfigError('the prompt is empty; write for example "a red ball bounces over green hills"')
-    for word in words:
-        if word not in WORDS:
-            near = get_close_matches(word, WORDS, n=1, cutoff=0.6)
-            hint = f'; did you mean "{near[0]}"?' if near else ""
-            known = "\n".join(f"  {kind}: {', '.join(members)}" for kind, members in KINDS.items())
-            raise ConfigError(f'the prompt has the word "{word}", which this model never learnt{hint}\n'
-                              f"It knows these words:\n{known}")
-    return words
-
-
 def parse(text: str) -> Wish:
-    """What `text` asks for. ConfigError for unknown words and for texts that contradict themselves.
+    """What `text` asks for. ConfigError for no words, unknown words and texts that contradict themselves.
 
     `and` begins another thing; words about place and time belong to the whole picture wherever they stand.
     """
     said: dict[str, str] = {}
     things: list[dict[str, str]] = []
     current: dict[str, str] = {}
-    words = tokenize(text)
+    words = tokenize(text, KINDS)
+    if not words:
+        raise ConfigError('the prompt is empty; write for example "a red ball bounces over green hills"')
     for here, word in enumerate(words):
         following = words[here + 1] if here + 1 < len(words) else ""
         if word == "and" and "shape" in current:
