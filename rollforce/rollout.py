@@ -21,6 +21,8 @@ from rollforce.models.transformer import Condition, VideoTransformer
 from rollforce.noise import NoiseSource
 from rollforce.types import Commit, Tick, index_range
 
+CONTEXT_DRAW = -1  # the number of the noise that context_noise mixes in
+
 
 @dataclass(frozen=True)
 class Stepping:
@@ -28,6 +30,7 @@ class Stepping:
 
     `sampler`: `renoise` forgets the noise at each step (consistency sampler of distilled students), `euler` keeps it.
     `context_sigma`: noise level that clean latents are said to have when written to memory; 0 everywhere so far.
+    `context_noise`: noise level they are really given for that (Self Forcing trains with .005 and says 0).
     `ride`: let the clean pass ride along with the next tick (False: a call of its own; same numbers, for measuring).
     """
 
@@ -35,6 +38,7 @@ class Stepping:
     commit: Sight = field(default_factory=Sight)
     sampler: Literal["renoise", "euler"] = "renoise"
     context_sigma: float = 0.0
+    context_noise: float = 0.0
     ride: bool = True
 
 
@@ -99,8 +103,14 @@ class Rollout:
         self.x, self.first, self.row = self.x[:, count:], self.first + self.layout.shift, 0
         if finished is not None:
             self._write()  # never two pending: a tick has carried the last one unless none came between
-            self.pending = finished
+            self.pending = self._as_context(finished)
         return finished
+
+    def finish(self, clean_BTCHW: Tensor) -> Commit | None:
+        """Leave the ladder here: these estimates of all live slots are committed. Chunkwise layouts only."""
+        assert self.layout.slots == self.layout.shift, "only a layout with one chunk in flight can stop early"
+        self.x, self.row = clean_BTCHW.detach(), self.layout.ticks
+        return self.commit()
 
     def commits(self) -> Iterator[Commit]:
         """Tick on; yield latents as soon as they are clean."""
@@ -135,6 +145,15 @@ class Rollout:
         index = index_range(pending.start, pending.latents_BTCHW.shape[1])
         memory = Memory(self.cache, [self._committing(pending)])
         self.model(pending.latents_BTCHW, self._context_levels(pending), index, self.condition, memory)
+
+    def _as_context(self, finished: Commit) -> Commit:
+        """What is written to memory of a finished chunk."""
+        level = self.stepping.context_noise
+        if not level:
+            return finished
+        x, low = finished.latents_BTCHW, finished.start
+        noise = torch.stack([self._drawn(low + i, CONTEXT_DRAW) for i in range(x.shape[1])], dim=1)
+        return Commit(low, flow.noised(x, noise, self._levels((level,) * x.shape[1])))
 
     def _committing(self, pending: Commit) -> Group:
         return Group(pending.start, pending.latents_BTCHW.shape[1], self.stepping.commit, commit=True)

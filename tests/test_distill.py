@@ -45,7 +45,7 @@ def test_dmd_gradient_is_critic_minus_teacher_over_its_normaliser(noise: torch.T
     torch.manual_seed(2)
     x = torch.randn(SHAPE, requires_grad=True)
     sigma = torch.rand(3, 5)
-    weight = torch.tensor([1.0, 0.5, 2.0])
+    weight = torch.tensor([1.0, 0.5, 2.0])[:, None, None, None, None]
 
     def teacher(noisy: torch.Tensor, sigma_BT: torch.Tensor) -> torch.Tensor:
         assert torch.equal(sigma_BT, sigma)
@@ -58,7 +58,27 @@ def test_dmd_gradient_is_critic_minus_teacher_over_its_normaliser(noise: torch.T
     noisy = flow.noised(x.detach(), noise, sigma)
     wanted = teacher(noisy, sigma)
     scale = (x.detach() - wanted).abs().mean((1, 2, 3, 4), keepdim=True)
-    expected = (critic(noisy, sigma) - wanted) / scale * weight[:, None, None, None, None] / x.numel()
+    expected = (critic(noisy, sigma) - wanted) / scale * weight / x.numel()
+    assert x.grad is not None and torch.allclose(x.grad, expected, atol=1e-7)
+
+
+def test_dmd_learns_only_where_it_is_told(noise: torch.Tensor) -> None:
+    x = torch.randn(SHAPE, requires_grad=True)
+    learns = torch.tensor([False, False, True, True, True]).expand(3, 5)
+    losses.dmd(x, lambda n, s: 0.3 * n, lambda n, s: n.tanh(), torch.rand(3, 5), noise, learns_BT=learns).backward()
+    assert x.grad is not None and not x.grad[:, :2].any() and bool(x.grad[:, 2:].any())
+
+
+def test_sid_gradient_for_linear_scores_is_its_closed_form(noise: torch.Tensor) -> None:
+    x = torch.randn(SHAPE, requires_grad=True)
+    sigma, a, b, alpha = torch.rand(3, 5), 0.7, 0.4, 0.8
+    losses.sid(x, lambda n, s: a * n, lambda n, s: b * n, sigma, noise, alpha=alpha).backward()
+    y = x.detach()
+    noisy = flow.noised(y, noise, sigma)
+    scale = (y - a * noisy).abs().mean((1, 2, 3, 4), keepdim=True)
+    keep = (1 - sigma)[..., None, None, None]  # d noisy / d x
+    gap, rest = (a - b) * noisy, a * noisy - y - alpha * (a - b) * noisy
+    expected = ((a - b) * keep * rest + gap * (a * keep - 1 - alpha * (a - b) * keep)) / scale / x.numel()
     assert x.grad is not None and torch.allclose(x.grad, expected, atol=1e-7)
 
 

@@ -1,4 +1,8 @@
-"""Losses: pure functions of tensors and scores."""
+"""Losses: pure functions of tensors and scores.
+
+Weights are given, never made here: `weight` is anything that broadcasts over the video, such as exp(beta * reward) per
+video [B, 1, 1, 1, 1] (Re-DMD) or a map in space and time [B, T, 1, h, w] (Stream-R1); see weights.py.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rollforce import flow
-from rollforce.distill.scores import Score
+from rollforce.distill.scores import Level, Score, exact
 
 
 def velocity(
@@ -20,26 +24,62 @@ def velocity(
     return (error * weight).sum() / weight.sum()
 
 
+def regression(predicted_BTCHW: Tensor, target_BTCHW: Tensor, learns_BT: Tensor | None = None) -> Tensor:
+    """Mean squared error of clean estimates, over the latents where `learns_BT` is true (ODE pairs, consistency)."""
+    error = (predicted_BTCHW - target_BTCHW).float().square()
+    return error.mean() if learns_BT is None else error[learns_BT.expand(error.shape[:2])].mean()
+
+
 def dmd(
     x_BTCHW: Tensor,
     teacher: Score,
     critic: Score,
     sigma_BT: Tensor,
     noise_BTCHW: Tensor,
-    weight_B: Tensor | None = None,
+    weight: Tensor | None = None,
+    learns_BT: Tensor | None = None,
+    level: Level = exact,
 ) -> Tensor:
     """Distribution matching distillation (Yin et al. 2024, as in Self Forcing): a loss whose gradient moves x along
     critic - teacher.
 
     With both scores' clean estimates of the noised x, per video: g = (critic - teacher) / mean|x - teacher|;
-    loss = mean over videos of weight * mean((x - stopgrad(x - g))^2) / 2, so d loss / d x = weight * g / numel(x).
-    `weight_B` makes videos count more, for example exp(beta * reward).
+    loss = mean of weight * (x - stopgrad(x - g))^2 / 2 over the latents where `learns_BT` is true (None: all), so
+    d loss / d x = weight * g / count. `level`: see scores.Level.
     """
     x = x_BTCHW.float()
     with torch.no_grad():
-        noisy = flow.noised(x, noise_BTCHW.float(), sigma_BT)
+        noisy = flow.noised(x, noise_BTCHW.float(), level(sigma_BT))
         wanted = teacher(noisy, sigma_BT).float()
         scale = (x - wanted).abs().mean((1, 2, 3, 4), keepdim=True).clamp_min(1e-6)
         target = x - (critic(noisy, sigma_BT).float() - wanted) / scale
-    per_video = 0.5 * (x - target).square().mean((1, 2, 3, 4))
-    return (per_video if weight_B is None else per_video * weight_B).mean()
+    error = 0.5 * (x - target).square()
+    if weight is not None:
+        error = error * weight
+    return error.mean() if learns_BT is None else error[learns_BT.expand(error.shape[:2])].mean()
+
+
+def sid(
+    x_BTCHW: Tensor,
+    teacher: Score,
+    critic: Score,
+    sigma_BT: Tensor,
+    noise_BTCHW: Tensor,
+    weight: Tensor | None = None,
+    learns_BT: Tensor | None = None,
+    level: Level = exact,
+    alpha: float = 1.0,
+) -> Tensor:
+    """Score identity distillation (Zhou et al. 2024, as in Self Forcing): with r, f the clean estimates of teacher and
+    critic, mean of (r - f) * ((r - x) - alpha * (r - f)) / mean|x - r|.
+
+    The gradient passes through both networks into x, so their parameters should not require one.
+    """
+    x = x_BTCHW.float()
+    noisy = flow.noised(x, noise_BTCHW.float(), level(sigma_BT))
+    real, fake = teacher(noisy, sigma_BT).float(), critic(noisy, sigma_BT).float()
+    scale = (x - real).detach().abs().mean((1, 2, 3, 4), keepdim=True).clamp_min(1e-6)
+    error = (real - fake) * ((real - x) - alpha * (real - fake)) / scale
+    if weight is not None:
+        error = error * weight
+    return error.mean() if learns_BT is None else error[learns_BT.expand(error.shape[:2])].mean()
