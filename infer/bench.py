@@ -28,7 +28,7 @@ import rollforce
 from rollforce.cache import KVCache, Shape, Sink, Window
 from rollforce.layout import chunkwise, rolling
 from rollforce.machine import peak_mb, resident_mb
-from rollforce.models.transformer import TransformerConfig, VideoTransformer
+from rollforce.models.transformer import HALVES, TransformerConfig, VideoTransformer
 from rollforce.noise import Noise
 from rollforce.rollout import Rollout, Stepping
 from rollforce.schedule import linear, warped
@@ -136,11 +136,11 @@ def recorded(model: VideoTransformer, rollout: Rollout) -> list[tuple[str, tuple
         assert isinstance(module, nn.Linear)
         calls.append(("linear", (inputs[0].numel() // inputs[0].shape[-1], module.in_features, module.out_features)))
 
-    compiled, model.compiled = model.compiled, None  # hooks see eager modules only; shapes are the same
+    halves, model.halves = model.halves, HALVES  # hooks see eager modules only; shapes are the same
     handles = [part.register_forward_pre_hook(watch) for part in model.modules() if isinstance(part, nn.Linear)]
     model.attend = watched
     run(rollout, chunks=1)
-    model.attend, model.compiled = attend, compiled
+    model.attend, model.halves = attend, halves
     for handle in handles:
         handle.remove()
     return calls

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -155,12 +156,19 @@ class Block(nn.Module):
         self.ffn = FeedForward(config.width, config.ffn_dim)
         self.scale_shift_table = nn.Parameter(_table(6, config.width))
 
-    def before(self, x_BLD: Tensor, mod: Sequence[Tensor], angle: Tensor) -> tuple[Tensor, KVBlock]:
-        """Queries, keys and values of self-attention, turned by RoPE."""
+    def text(self, text_BLD: Tensor) -> KVBlock:
+        """Cross-attention keys and values of a prompt."""
+        return self.attn2.key_value(text_BLD)
+
+    def before(
+        self, x_BLD: Tensor, modulation_BT6D: Tensor, angle: Tensor
+    ) -> tuple[Tensor, KVBlock, tuple[Tensor, ...]]:
+        """Queries, keys and values of self-attention, turned by RoPE; and the block's own modulation, for `after`."""
+        mod = (self.scale_shift_table.to(modulation_BT6D.dtype) + modulation_BT6D).unbind(2)
         normed = modulated(x_BLD, mod[0], mod[1], self.eps).to(self.attn1.to_q.weight.dtype)
         own = self.attn1.key_value(normed)
         query = rope.rotate(self.attn1.query(normed), angle)
-        return query, KVBlock(rope.rotate(own.key, angle), own.value)
+        return query, KVBlock(rope.rotate(own.key, angle), own.value), mod
 
     def after(self, x_BLD: Tensor, attended: Tensor, mod: Sequence[Tensor], text: KVBlock, attend: Kernel) -> Tensor:
         """The rest of the block: residual of self-attention, cross-attention, feed-forward."""
@@ -173,6 +181,19 @@ class Block(nn.Module):
         )
         x = x + self.attn2.out(attend(query, text.key, text.value, None)).to(x.dtype)
         return gated(x, self.ffn(modulated(x, mod[3], mod[4], self.eps).to(dtype)), mod[5])
+
+
+def _before(block: Block, *inputs: Any) -> tuple[Tensor, KVBlock, tuple[Tensor, ...]]:
+    return block.before(*inputs)
+
+
+def _after(block: Block, *inputs: Any) -> Tensor:
+    return block.after(*inputs)
+
+
+Halves = tuple[Callable[..., Any], Callable[..., Any]]
+HALVES: Halves = (_before, _after)
+"""What lies between attention calls, as it is; a model may have it compiled or checkpointed instead."""
 
 
 def _table(rows: int, width: int) -> Tensor:
@@ -243,11 +264,19 @@ class VideoTransformer(nn.Module):
         self.proj_out = nn.Linear(width, config.out_channels * config.patch**2)
         self.attend: Kernel = kernel("sdpa")
         self.float32_islands = True
-        self.compiled: tuple[Callable[..., Any], Callable[..., Any]] | None = None
+        self.halves: Halves = HALVES
 
-    def compile_blocks(self) -> None:
+    def compile_blocks(self, **options: Any) -> None:
         """Compile what lies between attention calls (torch.compile; needs a C++ compiler on a CPU)."""
-        self.compiled = (torch.compile(Block.before), torch.compile(Block.after))
+        self.halves = (torch.compile(_before, **options), torch.compile(_after, **options))
+
+    def checkpoint_blocks(self) -> None:
+        """Keep no activations of what lies between attention calls; compute them again in the backward pass."""
+        from torch.utils.checkpoint import checkpoint
+
+        before, after = self.halves
+        again = partial(checkpoint, use_reentrant=False)
+        self.halves = (partial(again, before), partial(again, after))
 
     def set_attention(self, name: str) -> None:
         """Choose the attention kernel by name; ConfigError lists what exists."""
@@ -259,7 +288,7 @@ class VideoTransformer(nn.Module):
         Wan attends to all text positions, zero padding included: pad before calling.
         """
         text = self.condition_embedder.text_embedder(text_BLD)
-        return Condition(tuple(block.attn2.key_value(text) for block in self.blocks))
+        return Condition(tuple(block.text(text) for block in self.blocks))
 
     def forward(
         self,
@@ -281,10 +310,9 @@ class VideoTransformer(nn.Module):
         x = self._patches(x_BTCHW)
         if self.float32_islands:
             x, embedding, modulation = x.float(), embedding.float(), modulation.float()
-        before, after = self.compiled or (Block.before, Block.after)
+        before, after = self.halves
         for layer, block in enumerate(self.blocks):
-            mod = (block.scale_shift_table.to(modulation.dtype) + modulation).unbind(2)
-            query, own = before(block, x, mod, angle)
+            query, own, mod = before(block, x, modulation, angle)
             if memory is None:
                 attended = self.attend(query, own.key, own.value, mask)
             else:
