@@ -5,7 +5,8 @@
     ├── ShapeError (ValueError)      a size does not fit the model's geometry
     ├── CheckpointError              weights are missing, of another kind, or of another size
     ├── SnapshotError                a saved stream does not belong to this model or version
-    └── SessionClosed                a session was used after it was closed
+    ├── SessionClosed                a session was used after it was closed
+    └── TrainingError                training cannot go on: numbers that are not finite, a checkpoint of another run
 """
 
 
@@ -31,3 +32,7 @@ class SnapshotError(RollforceError):
 
 class SessionClosed(RollforceError):
     """A session was used after it was closed."""
+
+
+class TrainingError(RollforceError):
+    """Training cannot go on: numbers that are not finite, or a checkpoint of another run."""

@@ -1,18 +1,26 @@
-"""Endless captioned latents to train from: scenes rendered by seed, encoded once, drawn as windows.
+"""Where training data comes from: the tiny world, rendered as it is needed, or a folder of encoded clips.
 
-Nothing is stored on disk. What a draw returns is a pure function of (seed, step): a run that is stopped and resumed,
-or shared out among processes, sees the same data.
+What a draw returns is a pure function of (seed, step, part): a run that is stopped and resumed, or shared out among
+processes, sees the same data. `fingerprint` names the data: a checkpoint goes on only with data of the same name.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rollforce.config import resource
+from rollforce.distill.recipe import AnyData, Latents, World
+from rollforce.errors import ConfigError
 from rollforce.models.autoencoder import TinyAutoencoder
 from rollforce.world.caption import caption
 from rollforce.world.render import render
@@ -22,67 +30,186 @@ TEST_SEEDS = 10**9  # scenes from this seed on are kept for testing
 
 
 @dataclass(frozen=True)
-class PoolConfig:
-    """Settings of a pool.
+class Batch:
+    """Clean latents float32 [B, T, C, h, w] (or None where only prompts were asked for) and what they show.
 
-    `clips`: how many scenes there are; `opened`: at the first step, `per_step`: how many more with each step, so
-    that training starts at once; `latents`: length of a clip, longer than any window so that windows differ;
-    `dropped`: share of captions left empty, for guidance; `kept`: clips held in memory; `size`: pixels.
-    """
+    `text_BLD`: embeddings, where the data brings its own; else the network's text encoder reads the prompts."""
 
-    clips: int = 8192
-    opened: int = 512
-    per_step: float = 4.0
-    latents: int = 24
-    dropped: float = 0.1
-    kept: int = 8192
-    size: int = 64
+    latents_BTCHW: Tensor | None
+    prompts: tuple[str, ...]
+    text_BLD: Tensor | None = None
 
 
-class ClipPool:
-    """Windows of captioned latents. `held_out`: only attribute combinations that training never sees."""
+class Data(Protocol):
+    """Endless training data. `latent`: C, h, w."""
+
+    @property
+    def latent(self) -> tuple[int, int, int]: ...
+    @property
+    def fingerprint(self) -> str: ...
+    def draw(self, step: int, part: int, count: int, latents: int) -> Batch: ...
+    def prompts(self, step: int, part: int, count: int) -> Batch: ...
+
+
+def open_data(settings: AnyData, seed: int = 0, held_out: bool = False) -> Data:
+    """The data that `settings` describe. `held_out`: what training never sees (the world only)."""
+    if isinstance(settings, World):
+        return WorldClips(settings, seed, held_out)
+    return LatentFolder(settings, seed)
+
+
+class WorldClips:
+    """Windows of captioned latents of the tiny world, from scenes rendered by seed and encoded once; nothing on disk.
+
+    `held_out`: only attribute combinations that training never sees."""
 
     def __init__(
-        self, autoencoder: TinyAutoencoder, config: PoolConfig = PoolConfig(), seed: int = 0, held_out: bool = False
+        self, settings: World, seed: int = 0, held_out: bool = False, autoencoder: TinyAutoencoder | None = None
     ) -> None:
-        self.autoencoder, self.config, self.seed, self.held_out = autoencoder, config, seed, held_out
+        self.settings, self.seed, self.held_out = settings, seed, held_out
+        self.autoencoder = autoencoder or TinyAutoencoder.load(path_of(settings.autoencoder))
         self._clips: OrderedDict[int, Tensor] = OrderedDict()
 
-    @torch.no_grad()
+    @property
+    def latent(self) -> tuple[int, int, int]:
+        config = self.autoencoder.config
+        return config.channels, self.settings.size // config.patch, self.settings.size // config.patch
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the world's pixels and captions and of the encoder."""
+        latents, scene = self._encoded(0), self.scene(0)
+        return digest([latents.numpy().tobytes(), caption(scene, 0).encode()])
+
     def clip(self, number: int) -> Tensor:
         """All latents of one clip: float16 [T, C, h, w]."""
         if number in self._clips:
             self._clips.move_to_end(number)
             return self._clips[number]
-        c = self.config
-        start = number * 131 % 4096  # scenes are endless: begin anywhere
-        frames = render(self.scene(number), start, c.latents * self.autoencoder.config.frames, c.size)
-        latents = self.autoencoder.encode(torch.from_numpy(frames)[None])[0].half()
-        self._clips[number] = latents
-        if len(self._clips) > c.kept:
+        latents = self._clips[number] = self._encoded(number)
+        if len(self._clips) > self.settings.kept:
             self._clips.popitem(last=False)
         return latents
 
+    @torch.no_grad()
+    def _encoded(self, number: int) -> Tensor:
+        start = number * 131 % 4096  # scenes are endless: begin anywhere
+        frames = self.settings.latents * self.autoencoder.config.frames
+        video = render(self.scene(number), start, frames, self.settings.size)
+        return self.autoencoder.encode(torch.from_numpy(video)[None])[0].half()
+
     def scene(self, number: int) -> Scene:
         """The scene of one clip."""
-        return sample_scene((TEST_SEEDS if self.held_out else 0) + number, held_out=self.held_out)
+        return self._scene((TEST_SEEDS if self.held_out else 0) + number)
 
-    def draw(self, step: int, part: int, count: int, latents: int) -> tuple[Tensor, list[str]]:
-        """`count` windows and captions of `part` of training step `step`: float32 [count, latents, C, h, w], prompts.
+    def _scene(self, seed: int) -> Scene:
+        two = self.settings.two
+        count = None if two is None else 1 + int(np.random.default_rng([seed, 2]).random() < two)
+        return sample_scene(seed, count=count, held_out=self.held_out)
+
+    def draw(self, step: int, part: int, count: int, latents: int) -> Batch:
+        """`count` windows of `latents` latents and their captions, for `part` of training step `step`.
 
         Windows start at any latent of a clip; each draw words its caption afresh or drops it."""
-        c = self.config
+        s = self.settings
+        if latents > s.latents:
+            raise ConfigError(f"windows of {latents} latents from clips of {s.latents}: raise data.latents.")
         rng = np.random.default_rng([self.seed, step, part])
-        opened = min(c.clips, c.opened + int(step * c.per_step))
+        opened = min(s.clips, s.opened + int(step * s.per_step))
         windows, prompts = [], []
         for _ in range(count):
             number = int(rng.integers(opened))
-            at = int(rng.integers(c.latents - latents + 1))
+            at = int(rng.integers(s.latents - latents + 1))
             windows.append(self.clip(number)[at : at + latents])
-            wording, keep = int(rng.integers(2**31)), rng.random() >= c.dropped
+            wording, keep = int(rng.integers(2**31)), rng.random() >= s.dropped
             prompts.append(caption(self.scene(number), wording) if keep else "")
-        return torch.stack(windows).float(), prompts
+        return Batch(torch.stack(windows).float(), tuple(prompts))
 
-    def prompts(self, count: int, start: int = 0) -> list[str]:
-        """`count` full captions of the scenes from number `start` on."""
-        return [caption(self.scene(start + i), i, full=True) for i in range(count)]
+    def prompts(self, step: int, part: int, count: int) -> Batch:
+        """Captions of scenes that no clip need exist for."""
+        rng = np.random.default_rng([self.seed, step, part, 1])
+        numbers = [int(n) for n in rng.integers(2**31, size=count)]
+        return Batch(None, tuple(caption(self._scene(n), n + 1) for n in numbers))
+
+    def full_captions(self, count: int) -> list[str]:
+        """Captions that leave nothing out, of the first `count` scenes."""
+        return [caption(self.scene(i), i, full=True) for i in range(count)]
+
+
+class LatentFolder:
+    """Encoded clips on disk: clip-*.safetensors with `latents` [T, C, h, w] and `text` [L, D], and data.json.
+
+    Written by `write_latents`. An empty text (guidance) is all zeros. ConfigError if the folder holds no data."""
+
+    def __init__(self, settings: Latents, seed: int = 0) -> None:
+        self.settings, self.seed, self.folder = settings, seed, Path(settings.folder)
+        self.files = sorted(self.folder.glob("clip-*.safetensors"))
+        if not self.files or not (self.folder / "data.json").is_file():
+            raise ConfigError(
+                f"data.folder {settings.folder!r} holds no encoded clips: expected data.json and clip-*.safetensors, "
+                "as rollforce.distill.data.write_latents leaves them."
+            )
+        told = json.loads((self.folder / "data.json").read_text())
+        self.fingerprint: str = told["fingerprint"]
+        self.latent: tuple[int, int, int] = tuple(told["latent"])
+        if told["clips"] != len(self.files):
+            raise ConfigError(f"{self.folder}: data.json tells of {told['clips']} clips, there are {len(self.files)}.")
+
+    def draw(self, step: int, part: int, count: int, latents: int) -> Batch:
+        """`count` windows; see WorldClips.draw."""
+        rng, windows, texts, prompts = np.random.default_rng([self.seed, step, part]), [], [], []
+        for _ in range(count):
+            clip, text, prompt = self._read(int(rng.integers(len(self.files))))
+            if len(clip) < latents:
+                raise ConfigError(f"windows of {latents} latents from a clip of {len(clip)} in {self.folder}.")
+            at = int(rng.integers(len(clip) - latents + 1))
+            windows.append(clip[at : at + latents])
+            keep = rng.random() >= self.settings.dropped
+            texts.append(text if keep else torch.zeros_like(text))
+            prompts.append(prompt if keep else "")
+        return Batch(torch.stack(windows).float(), tuple(prompts), torch.stack(texts).float())
+
+    def prompts(self, step: int, part: int, count: int) -> Batch:
+        """Texts of drawn clips."""
+        rng = np.random.default_rng([self.seed, step, part, 1])
+        read = [self._read(int(n)) for n in rng.integers(len(self.files), size=count)]
+        return Batch(None, tuple(p for _, _, p in read), torch.stack([t for _, t, _ in read]).float())
+
+    def _read(self, number: int) -> tuple[Tensor, Tensor, str]:
+        from safetensors import safe_open
+
+        with safe_open(self.files[number], "pt") as file:
+            return file.get_tensor("latents"), file.get_tensor("text"), (file.metadata() or {}).get("prompt", "")
+
+
+def write_latents(folder: Path, clips: Iterable[tuple[Tensor, Tensor, str]]) -> str:
+    """Write (latents [T, C, h, w], text [L, D], prompt) clips as a LatentFolder reads them; return the fingerprint."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    digests: list[bytes] = []
+    latent: tuple[int, ...] = ()
+    count = 0
+    for count, (latents, text, prompt) in enumerate(clips, 1):
+        tensors = {"latents": latents.contiguous(), "text": text.contiguous()}
+        path = folder / f"clip-{count - 1:06d}.safetensors"
+        save_file(tensors, path, metadata={"prompt": prompt})
+        digests.append(hashlib.sha256(path.read_bytes()).digest())
+        latent = tuple(latents.shape[1:])
+    fingerprint = digest(digests)
+    told = {"fingerprint": fingerprint, "clips": count, "latent": latent}
+    (folder / "data.json").write_text(json.dumps(told) + "\n")
+    return fingerprint
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """A short name of some bytes."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(part)
+    return whole.hexdigest()[:16]
+
+
+def path_of(name: str) -> Path:
+    """A path as given, or a shipped file of that name."""
+    return Path(name) if Path(name).exists() else resource(name)

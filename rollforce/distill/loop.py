@@ -1,54 +1,123 @@
-"""What training scripts share: the moving average of weights, resumable state, a log."""
+"""What training scripts share: starting, optimisers, the moving average, gradients over processes, the guard."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from rollforce.distill.muon import Muon
+from rollforce.distill.recipe import Optimiser, Run
+from rollforce.errors import ConfigError, TrainingError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def accelerator_of(run: Run, cpu: bool = False) -> Accelerator:
+    """The accelerator of a run: devices, processes (`accelerate launch` or `torchrun`) and autocast.
+
+    Models are not wrapped by it: students are called tick by tick inside a rollout, which DistributedDataParallel
+    cannot follow, so gradients are added up by `share_gradients`, and FSDP2 shards in distill/shard.py."""
+    from accelerate import Accelerator
+
+    cpu = cpu or not torch.cuda.is_available()  # said outright, or accelerate starts no processes on a CPU
+    accelerator = Accelerator(mixed_precision=run.precision, cpu=cpu)
+    processes = accelerator.num_processes
+    if run.parts % processes:
+        raise ConfigError(f"run.parts {run.parts} must be a multiple of the number of processes, {processes}.")
+    return accelerator
+
+
+def parts_of(run: Run, rank: int, processes: int) -> range:
+    """The parts of a step's batch that a process takes."""
+    return range(rank, run.parts, processes)
+
+
+def optimisers(network: nn.Module, settings: Optimiser) -> list[torch.optim.Optimizer]:
+    """The optimisers of a network, each with its full rate under "initial"."""
+    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    matrices = [p for n, p in named if p.ndim == 2 and "blocks." in n and "norm" not in n]
+    if settings.kind == "adamw":
+        matrices = []
+    chosen = {id(p) for p in matrices}
+    rest = [p for _, p in named if id(p) not in chosen]
+    made: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, settings.lr, settings.betas, weight_decay=settings.weight_decay)
+    ]
+    if matrices:
+        made.append(Muon(matrices, settings.lr_matrices))
+    for optimiser in made:
+        for group in optimiser.param_groups:
+            group["initial"] = group["lr"]
+    return made
+
+
+def set_rate(made: Sequence[torch.optim.Optimizer], factor: float) -> None:
+    """Set the learning rates to `factor` of the full ones."""
+    for optimiser in made:
+        for group in optimiser.param_groups:
+            group["lr"] = group["initial"] * factor
 
 
 @torch.no_grad()
 def follow(average: nn.Module, model: nn.Module, keep: float, step: int) -> None:
     """Exponential moving average of the parameters; early steps follow faster, so that the start is forgotten."""
     keep = min(keep, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
-
-
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint so that a crash leaves the old one or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    torch.save(dict(state), part)
-    os.replace(part, path)
-
-
-def load_state(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Read what `save_state` wrote: tensors and plain values only."""
-    return torch.load(path, map_location=device, weights_only=True)
-
-
-def append(path: Path, entry: Mapping[str, Any]) -> None:
-    """Add one line to a .jsonl log."""
-    with path.open("a") as file:
-        file.write(json.dumps(entry) + "\n")
+    for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
+        slow.lerp_(fast, 1 - keep)
 
 
 @torch.no_grad()
-def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Add up gradients over all processes, in one message; parameters without a gradient count as zero."""
-    parameters = list(parameters)
+def share_gradients(parameters: Iterable[Tensor]) -> None:
+    """Add up gradients over all processes, in one message; parameters without a gradient count as zero.
+
+    Sharded parameters (FSDP2) have theirs already."""
+    parameters = [p for p in parameters if p.requires_grad]
     for p in parameters:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if not dist.is_initialized() or dist.get_world_size() == 1 or is_sharded(parameters):
         return
     flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
     dist.all_reduce(flat)
     for p, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         p.grad = grad.view_as(p)
+
+
+def is_sharded(parameters: Sequence[Tensor]) -> bool:
+    """Whether these are the parameters of a network that FSDP2 has sharded."""
+    return any(hasattr(p, "full_tensor") for p in parameters)
+
+
+def update(network: nn.Module, made: Sequence[torch.optim.Optimizer], clip: float, step: int, out: Path) -> float:
+    """Share gradients, clip, guard, step. Returns the norm of the gradient before clipping."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    share_gradients(parameters)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
+    size = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    guard(size, "the norm of the gradient", step, out)
+    for optimiser in made:
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+    return size
+
+
+def guard(value: float, what: str, step: int, out: Path) -> None:
+    """Stop before a number that is not finite reaches the weights; the last checkpoint stays."""
+    if math.isfinite(value):
+        return
+    from rollforce.distill.checkpoint import latest
+
+    last = latest(out)
+    kept = f"The last good checkpoint is {last}" if last else "No checkpoint was written yet"
+    raise TrainingError(
+        f"step {step}: {what} is {value}. {kept}; nothing was overwritten.\n"
+        "What helps: a lower learning rate or a longer warm-up; run.precision=bf16 instead of fp16, or no; a smaller "
+        "clip. If it comes back at the same step with all of these, look at that step's data."
+    )

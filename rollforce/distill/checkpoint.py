@@ -1,0 +1,101 @@
+"""Checkpoints of training: a folder per step, and a pointer to the newest whole one.
+
+    OUT/checkpoint-000200/state.pt      networks, averages, optimisers: the same for any number of processes
+    OUT/checkpoint-000200/part-3.pt     what belongs to part 3 of the batch (its running streams)
+    OUT/checkpoint-000200/recipe.json   settings and the fingerprint of the data
+    OUT/latest                          the name of the newest; replaced last, so that a crash never leaves half of one
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rollforce.errors import TrainingError
+
+FREE = ("run.tell_every", "run.save_every", "run.show_every", "run.keep", "run.recompute", "run.compile")
+"""Settings that may differ on resuming: they do not change the numbers."""
+
+
+def folder_of(out: Path, step: int) -> Path:
+    return out / f"checkpoint-{step:06d}"
+
+
+def latest(out: Path) -> Path | None:
+    """The newest whole checkpoint of a run, None if there is none."""
+    pointer = out / "latest"
+    return out / pointer.read_text().strip() if pointer.is_file() else None
+
+
+def save_part(out: Path, step: int, part: int, state: Mapping[str, Any]) -> None:
+    """Write what belongs to one part of the batch. Any process; before `save`."""
+    folder = folder_of(out, step)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(dict(state), folder / f"part-{part}.pt")
+
+
+def save(out: Path, step: int, state: Mapping[str, Any], recipe: Mapping[str, Any], data: str, keep: int) -> Path:
+    """Write the rest and make it the newest; remove all but the `keep` newest. One process only."""
+    folder = folder_of(out, step)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({**state, "step": step}, folder / "state.pt")
+    (folder / "recipe.json").write_text(json.dumps({"recipe": recipe, "data": data}, indent=1) + "\n")
+    pointer = out / "latest.part"
+    pointer.write_text(folder.name)
+    os.replace(pointer, out / "latest")
+    whole = sorted(path for path in out.glob("checkpoint-*") if (path / "recipe.json").is_file())
+    for old in whole[:-keep]:
+        if old != folder:
+            shutil.rmtree(old)
+    return folder
+
+
+def load(folder: Path, recipe: Mapping[str, Any], data: str, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """The state written by `save`. TrainingError if it belongs to another recipe or other data."""
+    try:
+        told = json.loads((folder / "recipe.json").read_text())
+        state: dict[str, Any] = torch.load(folder / "state.pt", map_location=device, weights_only=True)
+    except FileNotFoundError as error:
+        raise TrainingError(f"{folder} is no whole checkpoint: {Path(error.filename).name} is missing.") from error
+    changed = [
+        f"  {path}: {before!r} -> {now!r}" for path, before, now in differences(told["recipe"], recipe)
+        if path not in FREE
+    ]
+    if changed:
+        listed = "\n".join(changed)
+        raise TrainingError(
+            f"{folder} was made with other settings (checkpoint -> now):\n{listed}\n"
+            "Resume with the old settings, or begin a new run in another --out with `start` set to its export."
+        )
+    if told["data"] != data:
+        raise TrainingError(
+            f"{folder} was trained on other data: fingerprint {told['data']}, now {data}. The autoencoder, the world "
+            "or the latent folder has changed; resume with the old one, or begin a new run in another --out."
+        )
+    return state
+
+
+def load_part(folder: Path, part: int, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """What `save_part` wrote."""
+    state: dict[str, Any] = torch.load(folder / f"part-{part}.pt", map_location=device, weights_only=True)
+    return state
+
+
+def differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Where two trees of settings differ: (dotted path, value before, value now)."""
+    before, now = _plain(before), _plain(now)
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted({*before, *now}):
+            yield from differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+    elif before != now:
+        yield path, before, now
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,84 @@
+"""FSDP2: the weights of a network spread over the processes, gathered block by block."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from rollforce.distill.loop import is_sharded
+from rollforce.models.transformer import VideoTransformer
+
+
+def shard(transformer: VideoTransformer, precision: str = "no") -> None:
+    """Shard a transformer in place over all processes: every block by itself, and the rest.
+
+    A block is entered by three doors (text, before, after), because attention between them belongs to memory; each is
+    made a forward method in the eyes of FSDP2. Gradients are added up, not averaged, as elsewhere in training."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh(next(transformer.parameters()).device.type, (dist.get_world_size(),))
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None)
+    for block in transformer.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+        for door in ("text", "before", "after"):
+            register_fsdp_forward_method(block, door)
+    fully_shard(transformer, mesh=mesh, mp_policy=policy)
+    register_fsdp_forward_method(transformer, "condition")
+    for part in (transformer, *transformer.blocks):
+        cast(FSDPModule, part).set_gradient_divide_factor(1.0)
+
+
+def whole_state(network: nn.Module) -> dict[str, Any]:
+    """The state dict of a network, sharded or not: plain tensors, on the CPU if sharded. All processes must call it."""
+    state = network.state_dict()
+    if not is_sharded(list(network.parameters())):
+        return state
+    return {name: v.full_tensor().cpu() if hasattr(v, "full_tensor") else v for name, v in state.items()}
+
+
+def load_whole(network: nn.Module, state: dict[str, Any]) -> None:
+    """Load what `whole_state` returned into a network, sharded or not."""
+    if not is_sharded(list(network.parameters())):
+        network.load_state_dict(state)
+        return
+    own = network.state_dict()
+    network.load_state_dict({name: _spread(value, own[name]) for name, value in state.items()})
+
+
+def whole_optimiser(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """The state of an optimiser with whole tensors; see `whole_state`."""
+    return _mapped(optimiser.state_dict(), lambda v: v.full_tensor().cpu() if hasattr(v, "full_tensor") else v)
+
+
+def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load what `whole_optimiser` returned; numbers are spread like the parameters they belong to."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    spread = dict(state)
+    spread["state"] = {
+        i: {k: _spread(v, parameters[i]) if torch.is_tensor(v) and v.shape == parameters[i].shape else v
+            for k, v in entry.items()}
+        for i, entry in state["state"].items()
+    }
+    optimiser.load_state_dict(spread)
+
+
+def _spread(value: Any, like: Any) -> Any:
+    """`value` as a tensor spread like the DTensor `like`; as it is where `like` is none."""
+    if not hasattr(like, "full_tensor"):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+
+
+def _mapped(tree: Any, change: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _mapped(value, change) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_mapped(value, change) for value in tree]
+    return change(tree)
