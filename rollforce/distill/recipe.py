@@ -156,7 +156,8 @@ class Lessons:
     """Whole rollouts from the start (distill/rollouts.py): `latents` is drawn from the list; with gradient only what
     reaches into the `last` ones (what the teacher can judge); `mix`: share of rollouts in the second preset.
 
-    `context_noise`: see rollout.Stepping. `leak`: the reference's gradient path into memory (distill/leak.py).
+    `first`: what longer videos begin with for the teacher, the latent as it is or a re-encoded image
+    (judging.as_beginning). `leak`: the reference's gradient path into memory (distill/leak.py).
     """
 
     kind: Literal["lessons"] = "lessons"
@@ -164,6 +165,7 @@ class Lessons:
     last: int = 21
     mix: float = 0.0
     second: str = "chunkwise"
+    first: Literal["keep", "image"] = "keep"
     leak: bool = False
 
 

@@ -2,10 +2,14 @@
 
 A rollout from the start for every update would spend eight calls on one gradient. Instead several groups of streams of
 different age stay alive: an update makes one tick of one group with gradient, and that tick also moves the group on. So
-the student always learns on what it really meets, at every noise level, and no call is wasted.
+the student always learns on what it really meets, at every noise level, and no call is wasted. Memory is kept across
+updates, as in LongLive's streaming long tuning (Yang et al. 2025, 3.3), and a stream may get a new prompt on its way.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,15 +31,15 @@ class Streams:
         text_BLD: Tensor,
         seeds: tuple[int, ...],
         latent: tuple[int, int, int],
+        prompts: tuple[str, ...] = (),
     ) -> None:
-        """`text_BLD`: encoded prompts; `seeds`: one per stream; `latent`: C, h, w."""
-        config, layout = student.config, settings.layout.build()
-        tokens = latent[1] * latent[2] // config.patch**2
-        shape = Shape(config.num_layers, len(seeds), config.num_attention_heads, tokens, config.attention_head_dim)
-        cache = KVCache(settings.cache, shape, max(layout.slots, layout.shift), text_BLD.dtype, text_BLD.device)
+        """`text_BLD`: encoded prompts; `seeds`: one per stream; `latent`: C, h, w; `prompts`: for rewards."""
+        layout = settings.layout.build()
+        cache = KVCache(settings.cache, shape_of(student, len(seeds), latent), max(layout.slots, layout.shift),
+                        text_BLD.dtype, text_BLD.device)
         with torch.no_grad():
             condition = student.condition(text_BLD)
-        self.text_BLD = text_BLD
+        self.text_BLD, self.prompts, self.seeds = text_BLD, prompts, seeds
         self.rollout = Rollout(student, condition, cache, layout, Noise.of(seeds, latent), settings.stepping)
         self.ticks = 0
         self._behind: Tensor | None = None  # the chunk just before the live slots, clean
@@ -52,3 +56,29 @@ class Streams:
             self._behind = finished.latents_BTCHW
         self.ticks += 1
         return video
+
+    def switch(self, text_BLD: Tensor, prompts: tuple[str, ...] = ()) -> None:
+        """Go on with new prompts; memory and the latents in flight stay."""
+        self.text_BLD, self.prompts = text_BLD, prompts
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `resumed` needs besides the student."""
+        return {"rollout": self.rollout.state_dict(), "ticks": self.ticks, "behind": self._behind,
+                "text": self.text_BLD, "seeds": list(self.seeds), "prompts": list(self.prompts)}
+
+    @classmethod
+    def resumed(
+        cls, student: VideoTransformer, settings: StreamSettings, latent: tuple[int, int, int], state: Mapping[str, Any]
+    ) -> Streams:
+        """The streams of a `state_dict`, going on."""
+        group = cls(student, settings, state["text"], tuple(state["seeds"]), latent, tuple(state["prompts"]))
+        group.rollout.load_state_dict(state["rollout"])
+        group.ticks, group._behind = int(state["ticks"]), state["behind"]
+        return group
+
+
+def shape_of(student: VideoTransformer, batch: int, latent: tuple[int, int, int]) -> Shape:
+    """The shape of a cache for `batch` videos of latents C, h, w."""
+    config = student.config
+    tokens = latent[1] * latent[2] // config.patch**2
+    return Shape(config.num_layers, batch, config.num_attention_heads, tokens, config.attention_head_dim)

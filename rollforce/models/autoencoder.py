@@ -172,6 +172,12 @@ class TinyAutoencoder(nn.Module):
             states.append(past)
         return torch.cat(videos).clamp(0, 1), tuple(torch.cat(layer) for layer in zip(*states, strict=True))
 
+    @torch.no_grad()
+    def image_latent(self, latents_BTCHW: Tensor) -> Tensor:
+        """The last frame that these latents show, encoded as a still picture: [B, 1, C, h, w]."""
+        frames, _ = self.decode(latents_BTCHW)
+        return self.encode(frames[:, -1:].expand(-1, self.config.frames, -1, -1, -1))
+
     def forward(self, latents_BTCHW: Tensor, keep: slice = slice(None)) -> Tensor:
         """The training path: all latents at once from an empty past, drawing the pixels of the latents `keep` only.
 
