@@ -40,7 +40,7 @@ def own_past(model: VideoTransformer, condition: Condition, chunk: int, tokens: 
     `tokens`: per latent (Grid.tokens_per_latent)."""
 
     def velocity(noisy_BTCHW: Tensor, sigma_BT: Tensor) -> Tensor:
-        mask = additive(block_causal(noisy_BTCHW.shape[1], chunk, tokens)).to(noisy_BTCHW)
+        mask = additive(block_causal(noisy_BTCHW.shape[1], chunk, tokens)).to(noisy_BTCHW.device)
         return model(noisy_BTCHW, sigma_BT, _index(noisy_BTCHW), condition, mask=mask)
 
     return velocity
@@ -65,7 +65,7 @@ def true_past(
         if past_BTCHW.shape != noisy_BTCHW.shape:
             raise ShapeError(f"the true video {list(past_BTCHW.shape)} and the noisy one {list(noisy_BTCHW.shape)} "
                              "must have one shape: give the whole video, the mask hides its future.")
-        mask = additive(teacher_forcing(latents, chunk, tokens)).to(noisy_BTCHW)
+        mask = additive(teacher_forcing(latents, chunk, tokens)).to(noisy_BTCHW.device)
         both = torch.cat([past_BTCHW.to(noisy_BTCHW), noisy_BTCHW], dim=1)
         sigma = torch.cat([past_sigma.to(sigma_BT), sigma_BT], dim=1)
         return model(both, sigma, torch.cat([index, index]), condition, mask=mask)[:, latents:]
