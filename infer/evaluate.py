@@ -1,12 +1,19 @@
-"""Score a model on prompts whose combination of attributes it never saw in training.
+"""Score models and settings on prompts whose combination of attributes never occurs in training.
 
     python infer/evaluate.py --prompts 64 --seconds 10 --json scores.json --sheet sheet.png
-    python infer/evaluate.py --prompts 16 --seconds 60          also the first and last 10 s, and a curve over time
+    python infer/evaluate.py --prompts 16 --seeds 4 --seconds 60 --plot drift.png   curves, and what is lost by the end
+    python infer/evaluate.py --things 2 --run plain= --run "two=:rolling layout.levels=[1,0.5]" --markdown table.md
+    python infer/evaluate.py --compare a.json b.json --markdown table.md   saved reports, nothing streamed
 
-Every prompt is streamed once and judged by the oracle (rollforce/world/oracle.py) from its pixels. Beside the model
-stand two references: the rendered truth of the same prompts, and that truth through the model's autoencoder. Each
-number comes with a 95 % bootstrap interval over prompts. `seams.*_to_real` is the frame difference at the borders
-divided by the one of real video through the autoencoder.
+--run NAME=[MODEL][:STREAM] [KEY=VALUE ...] names one configuration, quoted as a whole; without MODEL or STREAM it has
+those of --model and --stream. --runs FILE holds several: runs: {NAME: {model, stream, overrides: [KEY=VALUE, ...]}}.
+All runs get the same prompts and seeds, and the others are compared with the first, stream by stream.
+
+Every stream is judged by the oracle (rollforce/world/oracle.py) from its pixels. Beside the runs stand two references:
+the rendered truth of the same prompts, and that truth through the model's autoencoder. Each number comes with a 95 %
+bootstrap interval over prompts. `seams.*_to_real` is the frame difference at the borders divided by the one of real
+video through the autoencoder. With --json, finished streams are kept in a .jsonl beside it as they come, and --resume
+goes on from there.
 """
 
 from __future__ import annotations
@@ -15,118 +22,226 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
+import shlex
 import sys
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rollforce.errors import RollforceError
+from rollforce.config import build
+from rollforce.errors import ConfigError, RollforceError
 from rollforce.world import FPS, Scene, caption, render, sample_scene, sheet, wish_of
+from rollforce.world.journal import Journal
+from rollforce.world.judging import WINDOW_S, Numbers, judge_stream, seams_to_real
+from rollforce.world.plots import save_curves
+from rollforce.world.report import Report, Streamed, compared, saved_runs, summary
+from rollforce.world.sheet import packed, unpacked
+from rollforce.world.tables import differences, markdown, terminal
 
-ENDS_S = 10  # the first and last seconds that are compared in longer videos
 REFERENCE_S = 20  # truth is rendered no longer than this
 MOMENTS, ROWS = 8, 8  # of the contact sheet
-MAIN = ("scene", "colour", "motion", "shape", "count", "whole", "flicker")
-Numbers = dict[str, float | None]
+SEED_STEP = 1_000_000  # between the seeds of one prompt's streams
+
+
+@dataclass(frozen=True)
+class Run:
+    """One configuration: a model (bundled name or folder), a stream (preset or YAML file) and changes to it."""
+
+    model: str | None = None
+    stream: str | None = None
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What a file for --runs holds."""
+
+    runs: dict[str, Run] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Task:
-    """One prompt: the scene it describes (and the truth is rendered from), its words, and the seed of the stream."""
+    """One stream: the scene it describes (and the truth is rendered from), its words, and the seed of its noise."""
 
     number: int
+    repeat: int
     scene: Scene
     prompt: str
     seed: int
 
 
-@dataclass(frozen=True)
-class Result:
-    """What came of one task: numbers by part ("model", "first_10s", "last_10s", "truth", "truth_autoencoder")."""
-
-    task: Task
-    parts: dict[str, Numbers]
-    curve: list[Numbers]
-    seen: str
-    tiles: np.ndarray  # uint8 [MOMENTS, H, W, 3]
-    streamed_s: float  # wall time of streaming it
-
-
 def main() -> None:
     args = arguments()
-    tasks = draw(args.prompts, args.things, args.prompt_seed, args.seed)
-    results = stream_all(tasks, args)
-    report = summary(results, args)
-    show(report)
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    runs = saved_runs(args.compare) if args.compare else streamed_runs(args)
+    first = next(iter(runs))
+    against_first = {name: compared(report, runs[first]) for name, report in runs.items() if name != first}
+    for name, report in runs.items():
+        print(f"{name}\n{terminal(report)}\n" if len(runs) > 1 else terminal(report))
+    for name, found in against_first.items():
+        print(differences(name, first, found) + "\n")
+    save(runs, against_first, args)
+
+
+def streamed_runs(args: argparse.Namespace) -> dict[str, Report]:
+    """Stream and judge every configuration."""
+    configurations, prompts = runs_of(args), draw(args)
+    journal = stream_all(configurations, prompts, args)
+    asked = {(task.number, task.repeat) for tasks in prompts for task in tasks}
+    streams = sorted((s for s in journal.streams if s.run in configurations and (s.number, s.repeat) in asked),
+                     key=lambda s: (s.number, s.repeat))
     if args.sheet:
-        save_sheet(results, args.sheet)
+        save_sheets(streams, list(configurations), args.sheet)
+    return {name: {"run": asdict(run), **summary([s for s in streams if s.run == name])}
+            for name, run in configurations.items()}
 
 
-def draw(prompts: int, things: int, prompt_seed: int, seed: int) -> list[Task]:
-    """Held-out scenes and their full captions; the same arguments give the same tasks."""
-    tasks = []
-    for number in range(prompts):
-        draw_seed = prompt_seed * 1_000_003 + number
-        scene = sample_scene(draw_seed, count=things, held_out=True)
-        tasks.append(Task(number, scene, caption(scene, draw_seed, full=True), seed + number))
-    return tasks
+def save(runs: dict[str, Report], against_first: dict[str, Report], args: argparse.Namespace) -> None:
+    command = "python " + shlex.join(sys.argv)
+    if args.json:
+        names = ("prompts", "seeds", "things", "seconds", "prompt_seed", "seed", "workers")
+        content = {"command": command, "settings": {name: getattr(args, name) for name in names}}
+        several = {"runs": runs, "differences": against_first}
+        content |= several if len(runs) > 1 else next(iter(runs.values()))
+        args.json.write_text(json.dumps(content, indent=1) + "\n")
+    if args.markdown:
+        args.markdown.write_text(markdown(command, runs, against_first))
+    if args.plot:
+        save_curves(runs, args.plot)
 
 
-def stream_all(tasks: list[Task], args: argparse.Namespace) -> list[Result]:
-    """Spread the tasks over processes of one thread each."""
-    if args.workers == 1:
-        return work(tasks, args)
-    shares = [tasks[n :: args.workers] for n in range(min(args.workers, len(tasks)))]
+# -- what is streamed ------------------------------------------------------------------------------------------------
+
+
+def draw(args: argparse.Namespace) -> list[list[Task]]:
+    """Held-out scenes and their full captions, `--seeds` streams of each; the same arguments give the same tasks."""
+    prompts = []
+    for number in range(args.prompts):
+        draw_seed = args.prompt_seed * 1_000_003 + number
+        scene = sample_scene(draw_seed, count=args.things, held_out=True)
+        words = caption(scene, draw_seed, full=True)
+        prompts.append([Task(number, repeat, scene, words, args.seed + number + repeat * SEED_STEP)
+                        for repeat in range(args.seeds)])
+    return prompts
+
+
+def runs_of(args: argparse.Namespace) -> dict[str, Run]:
+    """The configurations by name, in the order they were given; one called "model" if none was."""
+    runs = dict(build(Runs, args.runs).runs) if args.runs else {}
+    for text in args.run:
+        name, run = parsed(text)
+        if name in runs:
+            raise ConfigError(f"two runs are called {name!r}; every run needs a name of its own")
+        runs[name] = run
+    changes = tuple(args.overrides)
+    return {name: Run(run.model or args.model, run.stream or args.stream, changes + run.overrides)
+            for name, run in (runs or {"model": Run()}).items()}
+
+
+def parsed(text: str) -> tuple[str, Run]:
+    """A name and its run from NAME=[MODEL][:STREAM] [KEY=VALUE ...]; values may hold blanks, but no =."""
+    what, *overrides = re.split(r"\s+(?=[\w.]+=)", text.strip())
+    name, equals, place = what.partition("=")
+    if not equals or not name or " " in place:
+        raise ConfigError(f"--run {text!r} is not NAME=[MODEL][:STREAM] [KEY=VALUE ...], such as "
+                          '"plain=tiny:rolling layout.levels=[1,0.5]"')
+    model, _, stream = place.partition(":")
+    return name, Run(model or None, stream or None, tuple(overrides))
+
+
+# -- streaming -------------------------------------------------------------------------------------------------------
+
+
+def stream_all(runs: dict[str, Run], prompts: list[list[Task]], args: argparse.Namespace) -> Journal:
+    """Stream what is not in the journal yet: prompt by prompt through all runs, so that all meet the same load."""
+    weights = {f"weights of {name}": loaded(run).fingerprint for name, run in runs.items()}  # wrong settings end here
+    settings = {"seconds": args.seconds, "things": args.things, "prompt_seed": args.prompt_seed, "seed": args.seed}
+    journal = Journal(args.json and args.json.with_suffix(".jsonl"),
+                      settings | {f"run {name}": asdict(run) for name, run in runs.items()} | weights, args.resume)
+    jobs = []
+    for tasks in prompts:
+        for name, run in runs.items():
+            missing = [task for task in tasks if not journal.has(name, task.number, task.repeat)]
+            if missing:
+                jobs.append((name, run, missing, args.seconds))
+    total, begun = sum(len(job[2]) for job in jobs), time.monotonic()
+    for done, streamed in enumerate(finished(jobs, args.workers), 1):
+        journal.add(streamed)
+        left = (time.monotonic() - begun) / done * (total - done)
+        print(f"\r{done} of {total} streams, {left / 60:.1f} minutes left ", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return journal
+
+
+Job = tuple[str, Run, list[Task], float]
+
+
+def finished(jobs: list[Job], workers: int) -> Iterator[Streamed]:
+    """Every stream as soon as it is judged, by processes of one thread each."""
+    if workers == 1:
+        for job in jobs:
+            yield from work(job)
+        return
     os.environ["OMP_NUM_THREADS"] = "1"
-    with ProcessPoolExecutor(len(shares), multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(work, share, args) for share in shares]
-        results = [result for future in futures for result in future.result()]
-    return sorted(results, key=lambda result: result.task.number)
+    pool = ProcessPoolExecutor(max(1, min(workers, len(jobs))), multiprocessing.get_context("spawn"))
+    try:
+        for future in as_completed([pool.submit(all_work, job) for job in jobs]):
+            yield from future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def work(tasks: list[Task], args: argparse.Namespace) -> list[Result]:
+def all_work(job: Job) -> list[Streamed]:
+    return list(work(job))
+
+
+def work(job: Job) -> Iterator[Streamed]:
+    """The streams of one prompt by one run."""
     import torch
 
+    torch.set_num_threads(1)
+    name, run, tasks, seconds = job
+    model, eyes = loaded(run), sight()
+    real: dict[str, Numbers] = {}
+    for task in tasks:
+        begun = time.perf_counter()
+        with model.session(task.prompt, seed=task.seed) as session:
+            video = np.concatenate([chunk.frames for chunk in session.stream(seconds)])
+        taken = time.perf_counter() - begun
+        real = real or references(task.scene, model, eyes, len(video), video.shape[1])
+        found = judge_stream(video, wish_of(task.scene), eyes, model.frames_per_chunk, model.frames_per_latent)
+        whole = found.whole | seams_to_real(found.whole, real["truth_autoencoder"]) | {"x_real_time": seconds / taken}
+        tiles = packed(video, MOMENTS) if task.number < ROWS and task.repeat == 0 else ""
+        yield Streamed(name, task.number, task.repeat, task.prompt, task.seed, seconds, taken, found.seen,
+                       {"model": whole} | found.ends | real, found.curve, tiles)
+
+
+@cache
+def loaded(run: Run) -> Any:
     import rollforce
+
+    return rollforce.load(run.model or "tiny", stream=run.stream, overrides=run.overrides)
+
+
+@cache
+def sight() -> Any:
     from rollforce.world.eyes import Eyes
 
-    torch.set_num_threads(1)
-    model, eyes = rollforce.load(args.model, stream=args.stream, overrides=args.overrides), Eyes.load()
-    return [evaluate(task, model, eyes, args.seconds) for task in tasks]
+    return Eyes.load()
 
 
-def evaluate(task: Task, model: Any, eyes: Any, seconds: float) -> Result:
-    """Stream one prompt, judge it, and judge its truth and its truth through the autoencoder."""
-    from rollforce.world.oracle import score, score_windows
-
-    begun = time.perf_counter()
-    with model.session(task.prompt, seed=task.seed) as session:
-        video = np.concatenate([chunk.frames for chunk in session.stream(seconds)])
-    taken = time.perf_counter() - begun
-    borders = {"chunk": model.frames_per_chunk, "latent": model.frames_per_latent}
-    wish, ends = wish_of(task.scene), ENDS_S * FPS
-    whole = score(video, wish, eyes=eyes, **borders)
-    videos = {}
-    if len(video) >= 2 * ends:
-        videos = {"first_10s": video[:ends], "last_10s": video[-ends:]}
-    videos["truth"] = render(task.scene, 0, min(len(video), REFERENCE_S * FPS), video.shape[1])
-    videos["truth_autoencoder"] = through(model.autoencoder, videos["truth"])
-    parts = {"model": whole.numbers()}
-    parts |= {name: score(part, wish, eyes=eyes, **borders).numbers() for name, part in videos.items()}
-    for border in ("chunk", "latent"):
-        real = parts["truth_autoencoder"][f"seams.{border}"]
-        ours = parts["model"][f"seams.{border}"]
-        parts["model"][f"seams.{border}_to_real"] = ours / max(real, 1e-6) if ours is not None and real else None
-    curve = [r.numbers() for r in score_windows(video, wish, eyes=eyes, **borders)] if len(video) >= 2 * ends else []
-    tiles = video[np.linspace(0, len(video) - 1, MOMENTS).round().astype(int)]
-    return Result(task, parts, curve, whole.seen, tiles, taken)
+def references(scene: Scene, model: Any, eyes: Any, frames: int, size: int) -> dict[str, Numbers]:
+    """Numbers of the rendered truth, and of the truth through the model's autoencoder."""
+    truth = render(scene, 0, min(frames, REFERENCE_S * FPS), size)
+    videos = {"truth": truth, "truth_autoencoder": through(model.autoencoder, truth)}
+    return {name: judge_stream(video, wish_of(scene), eyes, model.frames_per_chunk, model.frames_per_latent).whole
+            for name, video in videos.items()}
 
 
 def through(autoencoder: Any, video: np.ndarray) -> np.ndarray:
@@ -140,84 +255,58 @@ def through(autoencoder: Any, video: np.ndarray) -> np.ndarray:
     return np.asarray(frames[0].mul(255).round().to("cpu", torch.uint8).numpy())
 
 
-# -- numbers ---------------------------------------------------------------------------------------------------------
+# -- pictures --------------------------------------------------------------------------------------------------------
 
 
-def summary(results: list[Result], args: argparse.Namespace) -> dict[str, Any]:
-    """The report: main numbers on top, then the parts, the curve and every prompt."""
-    parts = {name: together([r.parts[name] for r in results]) for name in results[0].parts}
-    settings = {name: value for name, value in vars(args).items() if name not in ("json", "sheet")}
-    curve = [{name: value["mean"] for name, value in together([r.curve[n] for r in results]).items()}
-             for n in range(min(len(r.curve) for r in results))]
-    prompts = [{"prompt": r.task.prompt, "seed": r.task.seed, "seen": r.seen, "streamed_s": round(r.streamed_s, 3)}
-               | r.parts["model"] for r in results]
-    main_part = grouped(parts.pop("model"))
-    others = {name: grouped(part) for name, part in parts.items()}
-    return {"settings": settings, **main_part, **others, "curve_5s": curve, "prompts": prompts}
-
-
-def together(rows: Sequence[Numbers]) -> dict[str, dict[str, float]]:
-    """Mean and 95 % interval over prompts of every measure that any prompt has."""
-    names = {name: None for row in rows for name in row}
-    values = {name: np.array([row[name] for row in rows if row.get(name) is not None], float) for name in names}
-    return {name: interval(v) for name, v in values.items() if len(v)}
-
-
-def interval(values: np.ndarray, draws: int = 2000) -> dict[str, float]:
-    """Mean of `values` and the percentile bootstrap of it."""
-    rng = np.random.default_rng(0)
-    means = values[rng.integers(len(values), size=(draws, len(values)))].mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return {"mean": round(float(values.mean()), 4), "low": round(float(low), 4), "high": round(float(high), 4)}
-
-
-def grouped(part: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """ "seams.chunk" and its like are put together under "seams"."""
-    tree: dict[str, Any] = {}
-    for name, value in part.items():
-        group, _, leaf = name.rpartition(".")
-        (tree.setdefault(group, {}) if group else tree)[leaf] = value
-    return tree
-
-
-def show(report: dict[str, Any]) -> None:
-    columns = {"model": report} | {name: report[name] for name in
-                                   ("first_10s", "last_10s", "truth", "truth_autoencoder") if name in report}
-    print(f"{'':22s}" + "".join(f"{name:>22s}" for name in columns))
-    paths: list[tuple[str, ...]] = [(name,) for name in (*MAIN, "shape_per_frame", "present")]
-    paths += [(group, leaf) for group in ("seams", "drift") for leaf in report[group]]
-    for path in paths:
-        cells = []
-        for part in columns.values():
-            value = part.get(path[0])
-            value = value.get(path[1]) if value is not None and len(path) == 2 else value
-            cells.append("" if value is None else f"{value['mean']:.3f} [{value['low']:.3f} {value['high']:.3f}]")
-        print(f"{'.'.join(path):22s}" + "".join(f"{cell:>22s}" for cell in cells))
-
-
-def save_sheet(results: list[Result], path: Path) -> None:
+def save_sheets(streams: Sequence[Streamed], runs: list[str], path: Path) -> None:
+    """A sheet of each run; with several runs also one where a prompt's rows stand together, and that is `path`."""
     from PIL import Image
 
-    chosen = results[:ROWS]
-    Image.fromarray(sheet([r.tiles for r in chosen], MOMENTS, [r.task.prompt for r in chosen], zoom=2)).save(path)
+    rows = {(s.number, s.run): s for s in sorted(streams, key=lambda s: (s.number, runs.index(s.run))) if s.tiles}
+
+    def save_rows(chosen: list[Streamed], labels: list[str], target: Path) -> None:
+        Image.fromarray(sheet([unpacked(s.tiles, MOMENTS) for s in chosen], MOMENTS, labels, zoom=2)).save(target)
+
+    for run in runs:
+        mine = [s for s in rows.values() if s.run == run]
+        target = path if len(runs) == 1 else path.with_stem(f"{path.stem}_{run}")
+        save_rows(mine, [s.prompt for s in mine], target)
+    if len(runs) > 1:
+        save_rows(list(rows.values()), [f"{s.run}:  {s.prompt}" for s in rows.values()], path)
+
+
+# -- arguments -------------------------------------------------------------------------------------------------------
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", help="settings of the stream, such as layout.levels=[1,0.75]")
+    parser.add_argument("overrides", nargs="*", help="settings of every run's stream, such as layout.levels=[1,0.75]")
     parser.add_argument("--model", default="tiny", help="bundled name or model folder")
     parser.add_argument("--stream", default=None, help="stream preset or YAML file; default: the model's own")
+    parser.add_argument("--run", action="append", default=[], metavar="NAME=[MODEL][:STREAM] [KEY=VALUE ...]")
+    parser.add_argument("--runs", type=Path, metavar="FILE", help="YAML: runs: {NAME: {model, stream, overrides}}")
+    parser.add_argument("--compare", type=Path, nargs="+", metavar="JSON", help="saved reports, compared to the first")
     parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--seeds", type=int, default=1, help="streams per prompt")
     parser.add_argument("--things", type=int, default=1, choices=(1, 2), help="things per prompt")
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--prompt-seed", type=int, default=0, help="which prompts are drawn")
     parser.add_argument("--seed", type=int, default=0, help="noise of the first stream; the others count up from it")
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument("--resume", action="store_true", help="go on from the .jsonl beside --json")
     parser.add_argument("--json", type=Path, help="write the report here")
-    parser.add_argument("--sheet", type=Path, help="write a contact sheet (PNG) here")
-    args = parser.parse_args()
-    if args.prompts < 1 or args.workers < 1 or args.seconds < 1:
-        parser.error("--prompts, --workers and --seconds must be at least 1")
+    parser.add_argument("--markdown", type=Path, help="write tables here")
+    parser.add_argument("--plot", type=Path, help="write curves over time (PNG) here")
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet (PNG) here; several runs: and NAME_RUN.png")
+    args = parser.parse_intermixed_args()
+    if min(args.prompts, args.seeds, args.workers, args.seconds) < 1:
+        parser.error("--prompts, --seeds, --workers and --seconds must be at least 1")
+    if args.plot and not args.compare and args.seconds < 2 * WINDOW_S:
+        parser.error(f"--plot shows windows of {WINDOW_S} s; give it --seconds {2 * WINDOW_S} or more")
+    if args.resume and not args.json:
+        parser.error("--resume goes on from the .jsonl beside --json; say which --json")
+    if args.compare and (args.run or args.runs or args.sheet):
+        parser.error("--compare streams nothing: it goes with neither --run, --runs nor --sheet")
     return args
 
 

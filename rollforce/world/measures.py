@@ -1,11 +1,13 @@
-"""Measures of a video that need no prompt: seams and flicker. Grey levels are 0..255. (Drift: rollforce/drift.py.)"""
+"""Measures of a video that need no prompt: seams, flicker, and drift over time. Grey levels are 0..255."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from rollforce.drift import DriftMeter
 
 BLOCK = 240  # frames worked on at once, so that memory does not grow with the video
 
@@ -60,6 +62,20 @@ def flicker(frames: np.ndarray, moving: np.ndarray | None = None) -> float | Non
         total += float(second[still].sum())
         pixels += float(still.sum())
     return total / pixels if pixels else None
+
+
+def drift_curve(frames: np.ndarray, parts: Sequence[slice]) -> list[dict[str, float]]:
+    """How each of some equal `parts` of uint8 [F, H, W, 3] differs from the first: ratios, by the names of `Drift`."""
+    change = [float(differences(frames[part]).mean()) for part in parts]
+    curve = []
+    for part, motion in zip(parts, change, strict=True):
+        meter = DriftMeter(fps=1)
+        meter.add(frames[parts[0]])
+        meter.add(frames[part])
+        drift = meter.result(window_s=len(frames[part]))
+        ratios = drift.ratios() if drift else {}
+        curve.append(ratios | {"motion": (motion + 0.1) / (change[0] + 0.1)})  # without the jump from part to part
+    return curve
 
 
 def _blocks(frames: np.ndarray, overlap: int) -> Iterator[np.ndarray]:

@@ -3,12 +3,12 @@
     report = score(frames, "a red ball bounces over green hills")       # frames uint8 [F, H, W, 3] at 12 fps
     report.shape, report.motion, report.seams.chunk_ratio
 
-Networks see single frames (`eyes.py`), motion is fitted to the track (`motion.py`), the rest is counting.
+Networks see single frames (`eyes.py`), things are put together from them (`seen.py`), the rest is counting. Whether a
+thing stays itself over time is told by `identity.py`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import permutations
@@ -18,27 +18,10 @@ import numpy as np
 from rollforce.drift import Drift, DriftMeter
 from rollforce.errors import ShapeError
 from rollforce.world.caption import Wish, WishedThing, motion_fits, parse
-from rollforce.world.eyes import Eyes, Look, Sighting
+from rollforce.world.eyes import Eyes, Look
 from rollforce.world.measures import Seams, flicker, seams
-from rollforce.world.motion import name_motion
 from rollforce.world.scenes import COLOURS, FPS, GROUND, PLACES, RADIUS, SHAPES, TIMES
-
-WINDOW = 5.0  # seconds of track from which a motion is named
-HOP = 2.5
-SEEN_OFTEN = 0.1  # a thing that fewer frames show than this share was not there
-
-
-@dataclass(frozen=True)
-class SeenThing:
-    """One thing over a whole clip: what it is, and per frame what it looked like (indices; -1 not seen, 4 torn)."""
-
-    colour: str
-    shape: str | None
-    motion: str | None
-    colours: np.ndarray
-    shapes: np.ndarray
-    motions: tuple[str | None, ...]
-    torn: float | None
+from rollforce.world.seen import SeenThing, count_of, most, part_of, things_of, windows
 
 
 @dataclass(frozen=True)
@@ -47,7 +30,8 @@ class Report:
 
     `scene`, `colour`, `motion`, `shape`, `count` judge the clip as a whole (two things: the share that is right), the
     `..._per_frame` ones single frames (those that show the thing), `motion_per_window` windows of 5 s. `whole` is 1
-    minus the share of torn things, `present` the share of frames that show a thing at all.
+    minus the share of torn things, `present` the share of frames that show a thing at all. `both` is whether both of
+    two wished things have their colour and their shape.
     """
 
     scene: float | None
@@ -55,6 +39,7 @@ class Report:
     motion: float | None
     shape: float | None
     count: float | None
+    both: float | None
     scene_per_frame: float | None
     colour_per_frame: float | None
     shape_per_frame: float | None
@@ -77,20 +62,15 @@ class Report:
 def score(frames: np.ndarray, prompt: str | Wish, chunk: int = 12, latent: int = 4, eyes: Eyes | None = None) -> Report:
     """Judge uint8 [F, H, W, 3] (12 fps, any size) against `prompt`. `chunk` and `latent`: their lengths in frames."""
     _check(frames)
-    return _report(frames, (eyes or Eyes.load()).look(frames), _wish(prompt), chunk, latent)
+    return judge(frames, (eyes or Eyes.load()).look(frames), _wish(prompt), chunk, latent)
 
 
 def score_windows(frames: np.ndarray, prompt: str | Wish, seconds: float = 5.0, chunk: int = 12, latent: int = 4,
                   eyes: Eyes | None = None) -> list[Report]:
     """A report for each `seconds` of the video, for curves over time; a shorter rest at the end is left out."""
     _check(frames)
-    look, wish, length = (eyes or Eyes.load()).look(frames), _wish(prompt), round(seconds * FPS)
-    reports = []
-    for at in range(0, len(frames) - length + 1, length):
-        part = slice(at, at + length)
-        seen = Look(look.place[part], look.time[part], look.things[part])
-        reports.append(_report(frames[part], seen, wish, chunk, latent))
-    return reports
+    look, wish = (eyes or Eyes.load()).look(frames), _wish(prompt)
+    return [judge(frames[part], part_of(look, part), wish, chunk, latent) for part in windows(len(frames), seconds)]
 
 
 def _check(frames: np.ndarray) -> None:
@@ -103,78 +83,32 @@ def _wish(prompt: str | Wish) -> Wish:
     return parse(prompt) if isinstance(prompt, str) else prompt
 
 
-def _report(frames: np.ndarray, look: Look, wish: Wish, chunk: int, latent: int) -> Report:
+def judge(frames: np.ndarray, look: Look, wish: Wish, chunk: int = 12, latent: int = 4) -> Report:
+    """`score` for who has looked at the frames already: `look` is what `Eyes.look` saw in just these `frames`."""
     place, time = look.place.argmax(1), look.time.argmax(1)
     asked = [(values, names.index(value)) for values, names, value in
              ((place, PLACES, wish.place), (time, TIMES, wish.time)) if value is not None]
-    count = _most(np.array([len(things) for things in look.things]))
-    seen = _things(look, count)
+    count = count_of(look)
+    seen = things_of(look, count)
     match = _match(wish.things, seen)
     torn = [thing.torn for thing in seen if thing.torn is not None]
     return Report(
-        scene=float(all(_most(values) == right for values, right in asked)) if asked else None,
+        scene=float(all(most(values) == right for values, right in asked)) if asked else None,
         colour=_share(match, "colour"), motion=_share(match, "motion"), shape=_share(match, "shape"),
-        count=None if wish.count is None else float(count == wish.count),
+        count=None if wish.count is None else float(count == wish.count), both=_both(match),
         scene_per_frame=float(np.all([v == right for v, right in asked], 0).mean()) if asked else None,
         colour_per_frame=_per_frame(match, "colour"), shape_per_frame=_per_frame(match, "shape"),
         motion_per_window=_per_frame(match, "motion"),
         whole=1 - float(np.mean(torn)) if torn else None,
         present=float(np.mean([len(things) > 0 for things in look.things])),
         flicker=flicker(frames, _moving(look, frames.shape[1:3])), seams=seams(frames, chunk, latent),
-        drift=_drift(frames), seen=_words(PLACES[_most(place)], TIMES[_most(time)], seen))
+        drift=_drift(frames), seen=_words(PLACES[most(place)], TIMES[most(time)], seen))
 
 
 def _drift(frames: np.ndarray) -> Drift | None:
     meter = DriftMeter(FPS)
     meter.add(frames)
     return meter.result()
-
-
-def _most(values: np.ndarray) -> int:
-    return int(np.bincount(values).argmax())
-
-
-# ---------------------------------------------------------------------------------------------------- what was seen
-
-
-def _things(look: Look, count: int) -> list[SeenThing]:
-    """The things of the clip: one track if there is one thing, else one per colour that is there most."""
-    if np.mean([len(things) > 0 for things in look.things]) < SEEN_OFTEN:
-        return []
-    if count <= 1:
-        return [_thing([max(things, key=lambda s: s.heat, default=None) for things in look.things])]
-    presence = Counter(int(s.colour.argmax()) for things in look.things for s in things)
-    tracks = []
-    for colour, _ in presence.most_common(count):
-        mine = ([s for s in things if int(s.colour.argmax()) == colour] for things in look.things)
-        tracks.append(_thing([max(found, key=lambda s: s.heat, default=None) for found in mine]))
-    return tracks
-
-
-def _thing(track: list[Sighting | None]) -> SeenThing:
-    colours = np.array([-1 if s is None else int(s.colour.argmax()) for s in track])
-    shapes = np.array([-1 if s is None or s.shape is None else int(s.shape.argmax()) for s in track])
-    named = [s.shape for s in track if s is not None and s.shape is not None]
-    mean_shape = np.mean(named, 0) if named else None
-    mean_colour = np.mean([s.colour for s in track if s is not None], 0)
-    motions = _motions(track)
-    votes = Counter(name for name, _ in motions if name)
-    motion = max(votes, key=lambda m: (votes[m], -np.mean([e for n, e in motions if n == m]))) if votes else None
-    return SeenThing(COLOURS[int(mean_colour.argmax())],
-                     None if mean_shape is None else SHAPES[int(mean_shape[: len(SHAPES)].argmax())],
-                     motion, colours, shapes, tuple(name for name, _ in motions),
-                     None if mean_shape is None else float(mean_shape[len(SHAPES)]))
-
-
-def _motions(track: list[Sighting | None]) -> list[tuple[str | None, float]]:
-    """The motion in each window of 5 s (or the whole shorter clip); windows that show too little are skipped."""
-    length, hop = min(round(WINDOW * FPS), len(track)), round(HOP * FPS)
-    found = []
-    for at in range(0, len(track) - length + 1, hop):
-        window = [(f / FPS, s.x, s.y) for f, s in enumerate(track[at : at + length]) if s is not None]
-        if len(window) >= max(0.3 * length, 6):
-            found.append(name_motion(*np.array(window).T))
-    return found
 
 
 def _moving(look: Look, shape: tuple[int, ...]) -> np.ndarray:
@@ -220,6 +154,13 @@ def _match(wished: tuple[WishedThing, ...], seen: list[SeenThing]) -> Match:
 def _share(match: Match, attribute: str) -> float | None:
     said = [_fits(w, s, attribute) for w, s in match if getattr(w, attribute) is not None]
     return float(np.mean(said)) if said else None
+
+
+def _both(match: Match) -> float | None:
+    """Whether both of two things have colour and shape; None if the wish is not two things with both said."""
+    if len(match) != 2 or not all(wished.colour and wished.shape for wished, _ in match):
+        return None
+    return float(all(_fits(w, s, name) for w, s in match for name in ("colour", "shape")))
 
 
 def _per_frame(match: Match, attribute: str) -> float | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,6 +26,24 @@ def sheet(videos: Sequence[np.ndarray], moments: Sequence[int] | int = 8, labels
         row = np.concatenate([np.pad(tile, ((0, GAP), (0, GAP), (0, 0)), constant_values=255) for tile in tiles], 1)
         rows.append(np.concatenate([_label(labels[number], row.shape[1]), row]) if labels else row)
     return np.concatenate(rows)
+
+
+def packed(video: np.ndarray, moments: int) -> str:
+    """`moments` frames spread over uint8 [F, H, W, 3], as text: a PNG in base64. Needs Pillow."""
+    from PIL import Image
+
+    tiles = video[np.linspace(0, len(video) - 1, moments).round().astype(int)]
+    file = io.BytesIO()
+    Image.fromarray(tiles.reshape(-1, *tiles.shape[2:])).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def unpacked(text: str, moments: int) -> np.ndarray:
+    """The frames that `packed` made text of: uint8 [moments, H, W, 3]."""
+    from PIL import Image
+
+    strip = np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
+    return strip.reshape(moments, -1, *strip.shape[1:])
 
 
 def _label(text: str, width: int) -> np.ndarray:

@@ -1,0 +1,107 @@
+"""Does a thing stay itself? Told from what was seen alone, whatever the prompt had asked for.
+
+    sameness(look)        per 5 s window: are its things those of the first window, in colour and shape?
+    comings_back(look)    per thing that was away for a second or more: is it the one that had left?
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rollforce.world.eyes import Look, Sighting
+from rollforce.world.scenes import COLOURS, FPS, SHAPES
+from rollforce.world.seen import count_of, part_of, things_of, windows
+
+WINDOW = 5.0  # seconds
+AWAY = round(1.0 * FPS)  # frames without a thing from which it has been away
+BRIEF = round(0.5 * FPS)  # what was seen for less is not named
+NEAR, STEP = 0.12, 0.03  # how far a thing may have moved: in any time, and per frame; picture widths
+OTHER_COLOUR = 0.3  # another colour counts like this distance, so that things that meet are not mixed up
+
+Name = tuple[str, str | None]
+
+
+@dataclass(eq=False)
+class Stay:
+    """One thing from its coming until it is gone: what was seen of it, in which frames."""
+
+    frames: list[int] = field(default_factory=list)
+    sightings: list[Sighting] = field(default_factory=list)
+
+    @property
+    def name(self) -> Name:
+        """Its colour and shape, by what all sightings together say."""
+        colour = np.mean([s.colour for s in self.sightings], 0)
+        shape = np.mean([s.shape for s in self.sightings if s.shape is not None], 0)
+        return COLOURS[int(colour.argmax())], SHAPES[int(shape[: len(SHAPES)].argmax())]
+
+
+def identity(look: Look) -> dict[str, float | None]:
+    """The two measures in 0..1: `identity`, the share of windows after the first that show the same things as the
+    first, and `recognised`, the share of things coming back that are what had left. None if there was no such case."""
+    same, back = sameness(look)[1:], comings_back(look)
+    return {"identity": float(np.mean(same)) if same else None, "recognised": float(np.mean(back)) if back else None}
+
+
+def sameness(look: Look) -> list[bool]:
+    """For each window of 5 s whether its things have the colours and shapes of the first window's things.
+
+    Empty if the first window shows nothing: there is nothing that could stay itself.
+    """
+    names = [_names(part_of(look, part)) for part in windows(len(look.things), WINDOW)]
+    return [now == names[0] for now in names] if names and names[0] else []
+
+
+def _names(look: Look) -> Counter[Name]:
+    return Counter((thing.colour, thing.shape) for thing in things_of(look, count_of(look)))
+
+
+def comings_back(look: Look) -> list[bool]:
+    """For each thing that comes after another has been away for a second or more: is it one that had left?
+
+    A thing is away while its middle is out of the picture or it cannot be seen at all.
+    """
+    known = [stay for stay in stays(look) if len(stay.frames) >= BRIEF]
+    left: list[Stay] = []
+    found = []
+    for stay in known:
+        gone = [other for other in known if other.frames[-1] + AWAY <= stay.frames[0] and other not in left]
+        if not gone:
+            continue
+        same = [other for other in gone if other.name == stay.name]
+        left.append((same or gone)[0])
+        found.append(bool(same))
+    return found
+
+
+def stays(look: Look) -> list[Stay]:
+    """Follow everything that is seen with its middle in the picture, from frame to frame; in order of coming."""
+    followed: list[Stay] = []
+    for frame, things in enumerate(look.things):
+        seen = [s for s in things if s.shape is not None]
+        open_ = [stay for stay in followed if frame - stay.frames[-1] < AWAY]
+        costs = sorted((_apart(stay, sighting, frame), n, m) for n, stay in enumerate(open_)
+                       for m, sighting in enumerate(seen))
+        taken: dict[int, int] = {}
+        for cost, n, m in costs:
+            if cost < np.inf and n not in taken.values() and m not in taken:
+                taken[m] = n
+        for m, sighting in enumerate(seen):
+            stay = open_[taken[m]] if m in taken else Stay()
+            if m not in taken:
+                followed.append(stay)
+            stay.frames.append(frame)
+            stay.sightings.append(sighting)
+    return followed
+
+
+def _apart(stay: Stay, sighting: Sighting, frame: int) -> float:
+    """How little `sighting` looks like the next of `stay`; infinite if it is too far away."""
+    last = stay.sightings[-1]
+    distance = float(np.hypot(sighting.x - last.x, sighting.y - last.y))
+    if distance > NEAR + STEP * (frame - stay.frames[-1]):
+        return np.inf
+    return distance + OTHER_COLOUR * (1 - float(np.minimum(last.colour, sighting.colour).sum()))
