@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,13 +12,15 @@ from rollforce import flow, rope
 from rollforce.cache import Window
 from rollforce.distill import losses
 from rollforce.distill.checks import border_ratio, psnr
-from rollforce.distill.data import ClipPool, PoolConfig
-from rollforce.distill.loop import follow, load_state, save_state
+from rollforce.distill.data import LatentFolder, WorldClips, write_latents
+from rollforce.distill.loop import follow
 from rollforce.distill.muon import Muon, orthogonal
+from rollforce.distill.recipe import Latents, World
 from rollforce.distill.scores import guided, score_of
 from rollforce.distill.start import start
 from rollforce.distill.streams import Streams
 from rollforce.distill.windows import PATTERNS, Group, rolling, together, visible
+from rollforce.errors import ConfigError
 from rollforce.models.autoencoder import AutoencoderConfig, TinyAutoencoder
 from rollforce.models.transformer import TransformerConfig, VideoTransformer
 from rollforce.settings import LayoutSettings, StreamSettings
@@ -190,17 +193,58 @@ def test_muon_makes_updates_orthogonal() -> None:
 # ---- data, averages, files
 
 
-def test_pool_is_a_function_of_step_and_part() -> None:
+def small_world(**settings: Any) -> WorldClips:
     autoencoder = TinyAutoencoder(AutoencoderConfig(channels=4, width=8, width_mid=8, width_high=8, blocks=1))
-    config = PoolConfig(clips=64, opened=40, per_step=1, latents=6, size=16, kept=2)
-    one, other = ClipPool(autoencoder, config), ClipPool(autoencoder, config)
+    held_out = settings.pop("held_out", False)
+    chosen = World(**{"clips": 64, "opened": 40, "per_step": 1, "latents": 6, "size": 16, "kept": 2} | settings)
+    return WorldClips(chosen, held_out=held_out, autoencoder=autoencoder)
+
+
+def test_world_clips_are_a_function_of_step_and_part() -> None:
+    torch.manual_seed(0)
+    one, other = small_world(), small_world()
+    other.autoencoder = one.autoencoder
     other.draw(7, 3, 6, 4)
-    latents, prompts = one.draw(2, 1, 3, 4)
-    again, same = other.draw(2, 1, 3, 4)
-    assert latents.shape == (3, 4, 4, 2, 2) and torch.equal(latents, again) and prompts == same
-    assert not torch.equal(one.draw(3, 1, 3, 4)[0], latents)
+    batch, again = one.draw(2, 1, 3, 4), other.draw(2, 1, 3, 4)
+    assert batch.latents_BTCHW is not None and again.latents_BTCHW is not None
+    assert batch.latents_BTCHW.shape == (3, 4, 4, 2, 2) and torch.equal(batch.latents_BTCHW, again.latents_BTCHW)
+    assert batch.prompts == again.prompts and one.prompts(2, 1, 3) == other.prompts(2, 1, 3)
+    later = one.draw(3, 1, 3, 4).latents_BTCHW
+    assert later is not None and not torch.equal(later, batch.latents_BTCHW)
     assert all(not one.scene(i).held_out for i in range(4))
-    assert all(ClipPool(autoencoder, config, held_out=True).scene(i).held_out for i in range(4))
+    assert all(small_world(held_out=True).scene(i).held_out for i in range(4))
+    assert one.fingerprint == other.fingerprint != small_world(size=24).fingerprint
+
+
+def test_world_clips_have_as_many_pairs_as_asked_for() -> None:
+    counts = [len(small_world(two=0.6).scene(i).things) for i in range(200)]
+    assert 0.5 < sum(n == 2 for n in counts) / 200 < 0.7
+    assert all(len(small_world(two=0.0).scene(i).things) == 1 for i in range(40))
+
+
+def test_windows_longer_than_clips_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"7 latents from clips of 6"):
+        small_world().draw(0, 0, 1, 7)
+
+
+def test_latent_folder_gives_back_what_was_written(tmp_path: Path) -> None:
+    clips = [(torch.randn(5, 4, 2, 2), torch.randn(3, 8), f"clip {i}") for i in range(4)]
+    fingerprint = write_latents(tmp_path, clips)
+    data = LatentFolder(Latents(folder=str(tmp_path), dropped=0.0))
+    assert data.fingerprint == fingerprint and data.latent == (4, 2, 2)
+    batch = data.draw(0, 0, 6, 5)
+    assert batch.latents_BTCHW is not None and batch.text_BLD is not None
+    for latents, text, prompt in zip(batch.latents_BTCHW, batch.text_BLD, batch.prompts, strict=True):
+        number = int(prompt.split()[1])
+        assert torch.equal(latents, clips[number][0]) and torch.equal(text, clips[number][1])
+    dropped = LatentFolder(Latents(folder=str(tmp_path), dropped=1.0)).draw(0, 0, 2, 3)
+    assert dropped.text_BLD is not None and not dropped.text_BLD.any() and dropped.prompts == ("", "")
+    assert write_latents(tmp_path / "other", clips[:3]) != fingerprint
+
+
+def test_an_empty_latent_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds no encoded clips.*write_latents"):
+        LatentFolder(Latents(folder=str(tmp_path)))
 
 
 def test_average_follows() -> None:
@@ -208,13 +252,6 @@ def test_average_follows() -> None:
     for step in range(400):
         follow(slow, fast, 0.9, step)
     assert torch.allclose(slow.weight, fast.weight, atol=1e-5)
-
-
-def test_state_survives(tmp_path: Path) -> None:
-    save_state(tmp_path / "deep" / "state.pt", {"w": torch.ones(2), "step": 3})
-    state = load_state(tmp_path / "deep" / "state.pt")
-    assert state["step"] == 3 and torch.equal(state["w"], torch.ones(2))
-    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["state.pt"]
 
 
 def test_checks() -> None:

@@ -19,7 +19,7 @@ FLOORS = """
 errors
 types schema machine
 config
-flow schedule noise rope drift prompts
+flow schedule noise rope drift prompts words
 layout positions attention
 cache
 models world

@@ -1,13 +1,13 @@
 """Make the autoencoder: fit the linear encoder to rendered patches, then train the decoder on noisy latents.
 
-    python train/autoencoder.py --out runs/autoencoder --minutes 10
-    python train/autoencoder.py --out runs/autoencoder --minutes 10 --resume     # goes on where it stopped
+    python train/autoencoder.py --recipe autoencoder_tiny --out runs/autoencoder --export runs/autoencoder/final
+    python train/autoencoder.py --recipe autoencoder_tiny --out runs/autoencoder --resume auto
 
 The encoder is final after the first seconds (OUT/encoder), so the teacher can start beside the decoder. The decoder
 sees latents with independent noise and is asked for the clean video: it learns to average what stands still over the
 latents it remembers, and to draw whole shapes. Nothing is stored: clips are rendered as they are needed.
 
-    python train/autoencoder.py --out runs/autoencoder --minutes 8 --resume --student runs/student
+    python train/autoencoder.py --out runs/decoder encoder=runs/autoencoder/final student=runs/student/final
 
 At the end it can get used to the student's hand: three quarters of the clips are noised half way and restored by the
 student, and the decoder is asked for the video they came from.
@@ -15,9 +15,6 @@ student, and the decoder is asked for the video they came from.
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +23,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rollforce import flow
+from rollforce.config import to_dict
+from rollforce.distill import checkpoint, cli
 from rollforce.distill.checks import border_ratio, psnr
-from rollforce.distill.loop import load_state, save_state
-from rollforce.distill.muon import Muon
+from rollforce.distill.data import digest, path_of
+from rollforce.distill.journal import Journal
+from rollforce.distill.loop import accelerator_of, follow, guard, optimisers, parts_of, set_rate, update
+from rollforce.distill.recipe import AutoencoderRecipe
 from rollforce.distill.scores import score_of
 from rollforce.models.autoencoder import TinyAutoencoder
 from rollforce.models.text import TextEncoder
@@ -39,22 +40,94 @@ from rollforce.world.scenes import sample_scene
 from rollforce.world.sheet import sheet
 
 
-def arguments() -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--out", type=Path, required=True)
-    p.add_argument("--encoder", type=Path, help="keep the linear encoder of this autoencoder")
-    p.add_argument("--student", type=Path, help="folder with transformer/ and text/ that spoils half of the latents")
-    p.add_argument("--minutes", type=float, default=10, help="of this process on a CPU, of the clock on a GPU")
-    p.add_argument("--resume", action="store_true")
-    p.add_argument("--size", type=int, default=64)
-    p.add_argument("--batch", type=int, default=4)
-    p.add_argument("--latents", type=int, default=12, help="latents per clip")
-    p.add_argument("--drawn", type=int, default=4, help="of these, how many consecutive ones are drawn and judged")
-    p.add_argument("--lr-muon", type=float, default=0.01)
-    p.add_argument("--lr", type=float, default=1e-3)
-    p.add_argument("--noise", type=float, default=0.35, help="largest noise of a clip's latents")
-    p.add_argument("--device", default="cpu")
-    return p.parse_args()
+def main() -> None:
+    args = cli.arguments(__doc__, "autoencoder_tiny")
+    recipe = cli.recipe_of(AutoencoderRecipe, args)
+    run, newest = recipe.run, cli.resumed(args)
+    accelerator = accelerator_of(run, args.cpu)
+    device = accelerator.device
+    torch.manual_seed(run.seed)
+
+    # 1. the linear encoder
+    model, average = TinyAutoencoder(), TinyAutoencoder()
+    if recipe.encoder:
+        model = TinyAutoencoder.load(path_of(recipe.encoder)).train()
+    elif not newest:
+        kept = fit(model, recipe)
+        if accelerator.is_main_process:
+            model.save(args.out / "encoder")
+            print(f"encoder fitted, keeps {kept:.4f} of the weighted variance; spread {model.spread.tolist()}")
+    average.load_state_dict(model.state_dict())
+    model.to(device), average.to(device).requires_grad_(False)
+
+    # 2. the decoder
+    made = optimisers(model, recipe.optimiser, [p for p in model.parameters() if p.ndim > 1])
+    data = digest([render(sample_scene(0), 0, 1, recipe.size).tobytes()])
+    step = 0
+    if newest:
+        state = checkpoint.load(newest, to_dict(recipe), data, device)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        for optimiser, saved in zip(made, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        step = state["step"]
+    student = Student(path_of(recipe.student), device) if recipe.student else None
+    journal = Journal(args.out, accelerator.is_main_process)
+    while step < run.steps:
+        set_rate(made, recipe.optimiser.rate(step, run.steps))
+        for part in parts_of(run, accelerator.process_index, accelerator.num_processes):
+            with accelerator.autocast():
+                loss = part_loss(model, recipe, student, step, part)
+            (loss / run.parts).backward()
+            guard(float(loss.detach()), f"the loss of part {part}", step, args.out)
+            journal.note(loss=float(loss.detach()))
+        journal.note(norm=update(model, made, recipe.optimiser.clip, step, args.out))
+        step += 1
+        follow(average, model, recipe.average.keep, step)
+
+        if step % run.tell_every == 0:
+            journal.tell(step)
+        if run.show_every and (step % run.show_every == 0 or step == run.steps):
+            figures, picture = show(average, recipe.size)
+            journal.tell(step, **figures)
+            journal.picture(step, "sheet", picture)
+        if (step % run.save_every == 0 or step == run.steps) and accelerator.is_main_process:
+            states = {"model": model.state_dict(), "average": average.state_dict(),
+                      "optimisers": [optimiser.state_dict() for optimiser in made]}
+            checkpoint.save(args.out, step, states, to_dict(recipe), data, run.keep)
+    journal.close()
+    if accelerator.is_main_process and args.export:
+        average.save(args.export)
+    accelerator.end_training()
+
+
+def fit(model: TinyAutoencoder, recipe: AutoencoderRecipe) -> float:
+    """Fit the linear encoder to patches of rendered clips, those that show a thing counting six times."""
+    video, mask = clips(range(recipe.fitted), 16, recipe.size)
+    weight = 1 + 5 * (model.patches(mask[..., None].expand(-1, -1, -1, -1, 3)).amax(-1) > 0.02).float()
+    some = torch.randperm(weight.numel(), generator=torch.Generator().manual_seed(0))[:60_000]
+    return model.fit(model.patches(video).flatten(0, 3)[some], weight.flatten()[some])
+
+
+def part_loss(
+    model: TinyAutoencoder, recipe: AutoencoderRecipe, student: Student | None, step: int, part: int
+) -> Tensor:
+    """Loss of one part of a step's clips: a pure function of (step, part) and the weights."""
+    count, frames = recipe.batch // recipe.run.parts, model.config.frames
+    first = step * recipe.batch + part * count
+    generator = torch.Generator().manual_seed(step * 64 + part)
+    video, mask = (x.to(model.basis.device) for x in clips(range(first, first + count), recipe.latents * frames,
+                                                           recipe.size))
+    z = model.encode(video)
+    level = torch.rand(count, generator=generator).to(z) * recipe.noise
+    if student:  # most of the clips, with less noise on top
+        most = round(count * recipe.redrawn)
+        z[:most] = student.redrawn(z[:most], range(first, first + most), generator)
+        level[:most] *= 0.4
+    at = int(torch.randint(recipe.latents - recipe.drawn + 1, (), generator=generator))
+    pixels = slice(at * frames, (at + recipe.drawn) * frames)
+    out = model(z + latent_noise(z, model.spread, level, generator), slice(at, at + recipe.drawn))
+    return loss_of(out, video[:, pixels], mask[:, pixels], frames)
 
 
 def clip(seed: int, frames: int, size: int, held_out: bool = False) -> tuple[Tensor, Tensor]:
@@ -85,7 +158,7 @@ class Student:
 
     Each latent comes from one of two draws, as a stream finishes its latents in different ticks: outlines waver."""
 
-    def __init__(self, folder: Path, device: str) -> None:
+    def __init__(self, folder: Path, device: torch.device) -> None:
         self.transformer = VideoTransformer.load(folder / "transformer").float().to(device)
         self.text, self.device = TextEncoder.load(folder / "text"), device
 
@@ -116,7 +189,7 @@ def loss_of(video: Tensor, truth: Tensor, mask: Tensor, frames: int) -> Tensor:
 
 
 @torch.no_grad()
-def report(model: TinyAutoencoder, size: int, noise: float = 0.2) -> tuple[dict[str, float], np.ndarray]:
+def show(model: TinyAutoencoder, size: int, noise: float = 0.2) -> tuple[dict[str, float], np.ndarray]:
     """Figures on clips never trained on, and a sheet: truth, linear, decoded, decoded from noisy latents."""
     video, mask = clips(range(24), 48, size, held_out=True)
     z = model.encode(video)
@@ -133,86 +206,5 @@ def report(model: TinyAutoencoder, size: int, noise: float = 0.2) -> tuple[dict[
     return {k: round(v, 3) for k, v in figures.items()}, sheet(rows, list(range(30, 46, 2)), zoom=2)
 
 
-def main() -> None:
-    args = arguments()
-    args.out.mkdir(parents=True, exist_ok=True)
-    model = TinyAutoencoder().to(args.device)
-    frames = args.latents * model.config.frames
-    step, spent = 0, 0.0
-
-    # 1. the linear encoder
-    if args.encoder:
-        model.load_state_dict(TinyAutoencoder.load(args.encoder).state_dict())
-    elif not args.resume:
-        video, mask = clips(range(300), 16, args.size)
-        weight = 1 + 5 * (model.patches(mask[..., None].expand(-1, -1, -1, -1, 3)).amax(-1) > 0.02).float()
-        some = torch.randperm(weight.numel(), generator=torch.Generator().manual_seed(0))[:60_000]
-        kept = model.fit(model.patches(video).flatten(0, 3)[some], weight.flatten()[some])
-        model.save(args.out / "encoder")
-        print(f"encoder fitted, keeps {kept:.4f} of the weighted variance; spread {model.spread.tolist()}", flush=True)
-
-    # 2. the decoder
-    average = TinyAutoencoder().to(args.device)
-    kernels = [p for p in model.parameters() if p.ndim > 1]
-    muon = Muon(kernels, args.lr_muon)
-    adam = torch.optim.AdamW([p for p in model.parameters() if p.ndim == 1], args.lr, (0.9, 0.98), weight_decay=0.0)
-    if args.resume:
-        state = load_state(args.out / "state.pt", args.device)
-        model.load_state_dict(state["model"])
-        muon.load_state_dict(state["muon"])
-        adam.load_state_dict(state["adam"])
-        step, spent = state["step"], state["spent"]
-    average.load_state_dict(state["average"] if args.resume else model.state_dict())
-    student = Student(args.student, args.device) if args.student else None
-    log = (args.out / "metrics.jsonl").open("a")
-    clock = time.process_time if args.device == "cpu" else time.time
-    begun, told, running = clock(), time.time(), 0.0
-    while (left := 1 - (clock() - begun) / (60 * args.minutes)) > 0:
-        for optimiser, lr in ((muon, args.lr_muon), (adam, args.lr)):
-            optimiser.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / 50, left / 0.5 + 0.01)
-        generator = torch.Generator().manual_seed(step)
-        video, mask = clips(range(step * args.batch, (step + 1) * args.batch), frames, args.size)
-        video, mask = video.to(args.device), mask.to(args.device)
-        z = model.encode(video)
-        level = torch.rand(args.batch, generator=generator).to(args.device) * args.noise
-        at = int(torch.randint(args.latents - args.drawn + 1, (), generator=generator))
-        pixels = slice(at * model.config.frames, (at + args.drawn) * model.config.frames)
-        if student and args.batch > 1:  # most of the clips, with less noise on top
-            most = args.batch * 3 // 4
-            z[:most] = student.redrawn(z[:most], range(step * args.batch, step * args.batch + most), generator)
-            level[:most] *= 0.4
-        out = model(z + latent_noise(z, model.spread, level, generator), slice(at, at + args.drawn))
-        loss = loss_of(out, video[:, pixels], mask[:, pixels], model.config.frames)
-        model.zero_grad(set_to_none=True)
-        loss.backward()
-        muon.step()
-        adam.step()
-        step += 1
-        keep = min(0.99, step / (step + 10))
-        with torch.no_grad():
-            for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
-                slow.lerp_(fast, 1 - keep)
-        running = float(loss.detach()) if step == 1 else 0.98 * running + 0.02 * float(loss.detach())
-        if time.time() - told > 60 or step == 20:
-            told = time.time()
-            minutes = round((spent + clock() - begun) / 60, 2)
-            entry = {"step": step, "minutes": minutes, "loss": round(running, 4)}
-            print(entry, flush=True)
-            log.write(json.dumps(entry) + "\n")
-            log.flush()
-
-    spent += clock() - begun
-    average.save(args.out / "final")
-    parts = {"model": model, "average": average, "muon": muon, "adam": adam}
-    states = {name: part.state_dict() for name, part in parts.items()}
-    save_state(args.out / "state.pt", {**states, "step": step, "spent": spent})
-    figures, picture = report(TinyAutoencoder.load(args.out / "final").to(args.device), args.size)
-    print(json.dumps(figures, indent=1), flush=True)
-    log.write(json.dumps({"step": step, **figures}) + "\n")
-    from PIL import Image
-
-    Image.fromarray(picture).save(args.out / "sheet.png")
-
-
 if __name__ == "__main__":
-    main()
+    cli.run(main)

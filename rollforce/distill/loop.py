@@ -39,10 +39,17 @@ def parts_of(run: Run, rank: int, processes: int) -> range:
     return range(rank, run.parts, processes)
 
 
-def optimisers(network: nn.Module, settings: Optimiser) -> list[torch.optim.Optimizer]:
-    """The optimisers of a network, each with its full rate under "initial"."""
+def block_matrices(network: nn.Module) -> list[nn.Parameter]:
+    """What Muon is for: the matrices inside a transformer's blocks."""
+    return [p for n, p in network.named_parameters() if p.ndim == 2 and "blocks." in n and "norm" not in n]
+
+
+def optimisers(
+    network: nn.Module, settings: Optimiser, matrices: Sequence[nn.Parameter] | None = None
+) -> list[torch.optim.Optimizer]:
+    """The optimisers of a network, each with its full rate under "initial". `matrices`: for Muon, if it is chosen."""
     named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-    matrices = [p for n, p in named if p.ndim == 2 and "blocks." in n and "norm" not in n]
+    matrices = block_matrices(network) if matrices is None else matrices
     if settings.kind == "adamw":
         matrices = []
     chosen = {id(p) for p in matrices}
@@ -51,7 +58,7 @@ def optimisers(network: nn.Module, settings: Optimiser) -> list[torch.optim.Opti
         torch.optim.AdamW(rest, settings.lr, settings.betas, weight_decay=settings.weight_decay)
     ]
     if matrices:
-        made.append(Muon(matrices, settings.lr_matrices))
+        made.append(Muon(list(matrices), settings.lr_matrices))
     for optimiser in made:
         for group in optimiser.param_groups:
             group["initial"] = group["lr"]

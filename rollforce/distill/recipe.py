@@ -257,3 +257,34 @@ class CausalRecipe:
     def ladder(self) -> Ladder:
         """The student's noise levels after the shift."""
         return warped(self.levels, self.shift)
+
+
+@dataclass(frozen=True)
+class AutoencoderRecipe:
+    """The tiny autoencoder (train/autoencoder.py).
+
+    `encoder`: folder of an autoencoder whose linear encoder (and decoder, to go on from) is kept; "" fits a new one to
+    `fitted` clips. `drawn`: of a clip's `latents`, how many consecutive ones are drawn and judged. `noise`: largest
+    noise on the latents. `student`: folder with transformer/ and text/ that redraws the share `redrawn` of the clips.
+    """
+
+    run: Run
+    encoder: str = ""
+    student: str = ""
+    redrawn: float = 0.75
+    fitted: int = 300
+    size: int = 64
+    batch: int = 4
+    latents: int = 12
+    drawn: int = 5
+    noise: float = 0.35
+    optimiser: Optimiser = field(
+        default_factory=lambda: Optimiser("muon", lr=1e-3, lr_matrices=0.01, warmup=50, decay=0.5, clip=1e9)
+    )
+    average: Average = field(default_factory=lambda: Average(keep=0.99))
+
+    def __post_init__(self) -> None:
+        if self.batch % self.run.parts:
+            raise ConfigError(f"batch {self.batch} must be a multiple of run.parts {self.run.parts}.")
+        if not 1 <= self.drawn <= self.latents:
+            raise ConfigError(f"drawn {self.drawn}: between 1 and latents, {self.latents}.")

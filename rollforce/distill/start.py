@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from rollforce import rope
-from rollforce.models.transformer import Attention, Block, VideoTransformer
+from rollforce.models.block import Attention, Block
+from rollforce.models.transformer import VideoTransformer
 
 # One row per head: {axis: {number of the RoPE pair: amplitude}}; heads beyond the table have no prior.
 PRIORS: tuple[dict[str, dict[int, float]], ...] = (

@@ -1,0 +1,130 @@
+"""One block of the Wan transformer, under diffusers' names.
+
+It is entered by three doors, because self-attention between them belongs to whoever holds the past: `text` once per
+prompt, then `before` and `after`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rollforce import rope
+from rollforce.attention import Kernel
+from rollforce.types import KVBlock
+
+
+class RMSNorm(nn.Module):
+    """RMS norm over the whole width (all heads together), in float32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (wide * scale).to(x.dtype) * self.weight
+
+
+class Attention(nn.Module):
+    """Projections of one attention. What is attended to is not its business."""
+
+    def __init__(self, width: int, heads: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.norm_q, self.norm_k = RMSNorm(width, eps), RMSNorm(width, eps)
+
+    def query(self, x_BLD: Tensor) -> Tensor:
+        return self._heads(self.norm_q(self.to_q(x_BLD)))
+
+    def key_value(self, x_BLD: Tensor) -> KVBlock:
+        return KVBlock(self._heads(self.norm_k(self.to_k(x_BLD))), self._heads(self.to_v(x_BLD)))
+
+    def out(self, x_BNLK: Tensor) -> Tensor:
+        return self.to_out[0](x_BNLK.transpose(1, 2).flatten(2))
+
+    def _heads(self, x_BLD: Tensor) -> Tensor:
+        return x_BLD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class GELULinear(nn.Module):
+    """First half of the feed-forward: linear, then tanh-GELU."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x), approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.net = nn.ModuleList([GELULinear(width, hidden), nn.Identity(), nn.Linear(hidden, width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net[2](self.net[0](x))
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention, feed-forward; the first and last modulated by the noise level of each latent."""
+
+    def __init__(self, width: int, heads: int, hidden: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.attn1, self.attn2 = Attention(width, heads, eps), Attention(width, heads, eps)
+        self.norm2 = nn.LayerNorm(width, eps)
+        self.ffn = FeedForward(width, hidden)
+        self.scale_shift_table = nn.Parameter(table(6, width))
+
+    def text(self, text_BLD: Tensor) -> KVBlock:
+        """Cross-attention keys and values of a prompt."""
+        return self.attn2.key_value(text_BLD)
+
+    def before(
+        self, x_BLD: Tensor, modulation_BT6D: Tensor, angle: Tensor
+    ) -> tuple[Tensor, KVBlock, tuple[Tensor, ...]]:
+        """Queries, keys and values of self-attention, turned by RoPE; and the block's own modulation, for `after`."""
+        mod = (self.scale_shift_table.to(modulation_BT6D.dtype) + modulation_BT6D).unbind(2)
+        normed = modulated(x_BLD, mod[0], mod[1], self.eps).to(self.attn1.to_q.weight.dtype)
+        own = self.attn1.key_value(normed)
+        query = rope.rotate(self.attn1.query(normed), angle)
+        return query, KVBlock(rope.rotate(own.key, angle), own.value), mod
+
+    def after(self, x_BLD: Tensor, attended: Tensor, mod: Sequence[Tensor], text: KVBlock, attend: Kernel) -> Tensor:
+        """The rest of the block: residual of self-attention, cross-attention, feed-forward."""
+        x = gated(x_BLD, self.attn1.out(attended), mod[2])
+        dtype = self.norm2.weight.dtype
+        query = self.attn2.query(
+            F.layer_norm(x, x.shape[-1:], self.norm2.weight.to(x.dtype), self.norm2.bias.to(x.dtype), self.eps).to(
+                dtype
+            )
+        )
+        x = x + self.attn2.out(attend(query, text.key, text.value, None)).to(x.dtype)
+        return gated(x, self.ffn(modulated(x, mod[3], mod[4], self.eps).to(dtype)), mod[5])
+
+
+def table(rows: int, width: int) -> Tensor:
+    """A modulation table [1, rows, width] at its start."""
+    # Filled in place: a division on the meta device would import the compiler, two seconds of every start.
+    return nn.init.trunc_normal_(torch.empty(1, rows, width), std=width**-0.5)
+
+
+def modulated(x_BLD: Tensor, shift_BTD: Tensor, scale_BTD: Tensor, eps: float) -> Tensor:
+    """LayerNorm without weights, then each latent's own shift and (1 + scale)."""
+    normed = F.layer_norm(x_BLD, x_BLD.shape[-1:], eps=eps).unflatten(1, (shift_BTD.shape[1], -1))
+    return torch.addcmul(shift_BTD.unsqueeze(2), normed, 1 + scale_BTD.unsqueeze(2)).flatten(1, 2)
+
+
+def gated(x_BLD: Tensor, update_BLD: Tensor, gate_BTD: Tensor) -> Tensor:
+    """x + update * gate, with one gate per latent."""
+    latents = (gate_BTD.shape[1], -1)
+    update = update_BLD.to(x_BLD.dtype).unflatten(1, latents)
+    return torch.addcmul(x_BLD.unflatten(1, latents), update, gate_BTD.unsqueeze(2)).flatten(1, 2)
