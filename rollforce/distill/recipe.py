@@ -230,24 +230,31 @@ class DistillRecipe:
 
 @dataclass(frozen=True)
 class CausalRecipe:
-    """A few-step causal student before any self-rollout (train/causal.py).
+    """A causal student before any self-rollout (train/causal.py).
 
-    `method`: teacher_forcing and diffusion_forcing (flow matching with clean or noisy past), ode (regression onto the
-    guided teacher's trajectories; `history`: with the true past, as Causal Forcing does), consistency (Causal Forcing).
-    `levels`, `shift`: the student's ladder; `solver_steps`: of the teacher's ODE and the consistency grid.
+    `method`: how; see the script. `aug`: largest noise on the true past (teacher forcing). `solver_steps`: of the
+    teacher's ODE and of the consistency grid; `history`: solve each chunk from its true past (Causal Forcing) or the
+    whole video at once (CausVid, Self Forcing); `pairs`: how many batches of ODE pairs are solved, each used again and
+    again. `mix`: StreamDiT's partitions as [chunk, micro steps, chunks in flight]; the first one is distilled.
     """
 
     run: Run
     teacher: str = "assets/tiny-teacher"
     start: str = ""
-    method: Literal["teacher_forcing", "diffusion_forcing", "ode", "consistency"] = "diffusion_forcing"
+    method: Literal[
+        "teacher_forcing", "diffusion_forcing", "ode", "consistency", "partitions", "segments"
+    ] = "diffusion_forcing"
     data: AnyData = field(default_factory=World)
     chunk: int = 3
     levels: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
     shift: float = 3.0
+    weighted: bool = False
+    aug: float = 0.0
     solver_steps: int = 48
-    scale: float = 2.0
     history: bool = True
+    pairs: int = 64
+    mix: tuple[tuple[int, int, int], ...] = ((3, 1, 4), (3, 2, 2), (1, 2, 8))
+    scale: float = 2.0
     videos: int = 4
     latents: int = 15
     optimiser: Optimiser = field(default_factory=Optimiser)
