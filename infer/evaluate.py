@@ -77,13 +77,23 @@ class Task:
     seed: int
 
 
+@dataclass(frozen=True)
+class Job:
+    """The streams of one prompt by one run, and the weights that this is about."""
+
+    name: str
+    run: Run
+    weights: str
+    tasks: list[Task]
+    seconds: float
+
+
 def main() -> None:
     args = arguments()
     runs = saved_runs(args.compare) if args.compare else streamed_runs(args)
     first = next(iter(runs))
     against_first = {name: compared(report, runs[first]) for name, report in runs.items() if name != first}
-    for name, report in runs.items():
-        print(f"{name}\n{terminal(report)}\n" if len(runs) > 1 else terminal(report))
+    print(terminal(runs) + "\n")
     for name, found in against_first.items():
         print(differences(name, first, found) + "\n")
     save(runs, against_first, args)
@@ -105,7 +115,8 @@ def streamed_runs(args: argparse.Namespace) -> dict[str, Report]:
 def save(runs: dict[str, Report], against_first: dict[str, Report], args: argparse.Namespace) -> None:
     command = "python " + shlex.join(sys.argv)
     if args.json:
-        names = ("prompts", "seeds", "things", "seconds", "prompt_seed", "seed", "workers")
+        names = ("prompts", "seeds", "things", "seconds", "prompt_seed", "seed", "workers",
+                 "model", "stream", "overrides")
         content = {"command": command, "settings": {name: getattr(args, name) for name in names}}
         several = {"runs": runs, "differences": against_first}
         content |= several if len(runs) > 1 else next(iter(runs.values()))
@@ -160,26 +171,23 @@ def parsed(text: str) -> tuple[str, Run]:
 
 def stream_all(runs: dict[str, Run], prompts: list[list[Task]], args: argparse.Namespace) -> Journal:
     """Stream what is not in the journal yet: prompt by prompt through all runs, so that all meet the same load."""
-    weights = {f"weights of {name}": loaded(run).fingerprint for name, run in runs.items()}  # wrong settings end here
-    settings = {"seconds": args.seconds, "things": args.things, "prompt_seed": args.prompt_seed, "seed": args.seed}
-    journal = Journal(args.json and args.json.with_suffix(".jsonl"),
-                      settings | {f"run {name}": asdict(run) for name, run in runs.items()} | weights, args.resume)
+    weights = {name: weights_of(run) for name, run in runs.items()}  # loads each: wrong settings are told of here
+    settings: dict[str, Any] = {name: getattr(args, name) for name in ("seconds", "things", "prompt_seed", "seed")}
+    settings |= {f"run {name}": [weights[name], loaded(run).signature] for name, run in runs.items()}
+    journal = Journal(args.json and args.json.with_suffix(".jsonl"), settings, args.resume)
     jobs = []
     for tasks in prompts:
         for name, run in runs.items():
             missing = [task for task in tasks if not journal.has(name, task.number, task.repeat)]
             if missing:
-                jobs.append((name, run, missing, args.seconds))
-    total, begun = sum(len(job[2]) for job in jobs), time.monotonic()
+                jobs.append(Job(name, run, weights[name], missing, args.seconds))
+    total, begun = sum(len(job.tasks) for job in jobs), time.monotonic()
     for done, streamed in enumerate(finished(jobs, args.workers), 1):
         journal.add(streamed)
         left = (time.monotonic() - begun) / done * (total - done)
         print(f"\r{done} of {total} streams, {left / 60:.1f} minutes left ", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return journal
-
-
-Job = tuple[str, Run, list[Task], float]
 
 
 def finished(jobs: list[Job], workers: int) -> Iterator[Streamed]:
@@ -202,14 +210,15 @@ def all_work(job: Job) -> list[Streamed]:
 
 
 def work(job: Job) -> Iterator[Streamed]:
-    """The streams of one prompt by one run."""
+    """Stream and judge. ConfigError if the model's weights have changed since the evaluation began."""
     import torch
 
     torch.set_num_threads(1)
-    name, run, tasks, seconds = job
-    model, eyes = loaded(run), sight()
+    model, eyes, seconds = loaded(job.run), sight(), job.seconds
+    if weights_of(job.run) != job.weights:
+        raise ConfigError(f"the weights of {job.name} changed during the evaluation; begin anew with a copy")
     real: dict[str, Numbers] = {}
-    for task in tasks:
+    for task in job.tasks:
         begun = time.perf_counter()
         with model.session(task.prompt, seed=task.seed) as session:
             video = np.concatenate([chunk.frames for chunk in session.stream(seconds)])
@@ -218,7 +227,7 @@ def work(job: Job) -> Iterator[Streamed]:
         found = judge_stream(video, wish_of(task.scene), eyes, model.frames_per_chunk, model.frames_per_latent)
         whole = found.whole | seams_to_real(found.whole, real["truth_autoencoder"]) | {"x_real_time": seconds / taken}
         tiles = packed(video, MOMENTS) if task.number < ROWS and task.repeat == 0 else ""
-        yield Streamed(name, task.number, task.repeat, task.prompt, task.seed, seconds, taken, found.seen,
+        yield Streamed(job.name, task.number, task.repeat, task.prompt, task.seed, seconds, taken, found.seen,
                        {"model": whole} | found.ends | real, found.curve, tiles)
 
 
@@ -227,6 +236,10 @@ def loaded(run: Run) -> Any:
     import rollforce
 
     return rollforce.load(run.model or "tiny", stream=run.stream, overrides=run.overrides)
+
+
+def weights_of(run: Run) -> str:
+    return str(loaded(run).fingerprint)[:16]
 
 
 @cache
@@ -265,14 +278,17 @@ def save_sheets(streams: Sequence[Streamed], runs: list[str], path: Path) -> Non
     rows = {(s.number, s.run): s for s in sorted(streams, key=lambda s: (s.number, runs.index(s.run))) if s.tiles}
 
     def save_rows(chosen: list[Streamed], labels: list[str], target: Path) -> None:
-        Image.fromarray(sheet([unpacked(s.tiles, MOMENTS) for s in chosen], MOMENTS, labels, zoom=2)).save(target)
+        videos, moments = [unpacked(s.tiles, MOMENTS) for s in chosen], np.linspace(0, chosen[0].seconds, MOMENTS)
+        heads = [f"{moment:.3g} s" for moment in moments]
+        Image.fromarray(sheet(videos, MOMENTS, labels, zoom=2, heads=heads)).save(target)
 
     for run in runs:
         mine = [s for s in rows.values() if s.run == run]
         target = path if len(runs) == 1 else path.with_stem(f"{path.stem}_{run}")
         save_rows(mine, [s.prompt for s in mine], target)
     if len(runs) > 1:
-        save_rows(list(rows.values()), [f"{s.run}:  {s.prompt}" for s in rows.values()], path)
+        save_rows(list(rows.values()), [f"{s.run}:  {s.prompt}" if s.run == runs[0] else f"{s.run}"
+                                        for s in rows.values()], path)
 
 
 # -- arguments -------------------------------------------------------------------------------------------------------

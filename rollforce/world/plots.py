@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rollforce.errors import ConfigError
+from rollforce.world.judging import WINDOW_S
 from rollforce.world.report import Report
 
 PANELS = {
@@ -20,10 +21,11 @@ PANELS = {
 }
 SHARES = ("scene", "colour", "motion", "shape", "shape_per_frame", "both", "identity", "count", "whole")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#666666", "#000000")  # told apart by all
+STROKES = ("-", "--", "-.", ":")  # so that lines which cover each other are both seen
 ACROSS = 4
 
 
-def save_curves(runs: Mapping[str, Report], path: Path, title: str = "") -> None:
+def save_curves(runs: Mapping[str, Report], path: Path) -> None:
     """Write the runs' curves as a PNG: a panel per measure, seconds to the right, bands are 95 % intervals.
 
     ConfigError without matplotlib, or if the streams were shorter than two windows of 5 s.
@@ -41,9 +43,9 @@ def save_curves(runs: Mapping[str, Report], path: Path, title: str = "") -> None
     for axis in list(axes)[len(panels) :]:
         axis.set_visible(False)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), frameon=False, title=title or None,
-                  alignment="left")
-    figure.supxlabel("seconds of video", fontsize=9)
+    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), frameon=False)
+    seconds = f"seconds of video, in windows of {WINDOW_S} s; bands: 95 % intervals over {_size(runs)}"
+    figure.supxlabel(seconds, fontsize=9)
     figure.savefig(path, dpi=120)
 
 
@@ -56,17 +58,20 @@ def _figure_class() -> Any:
 
 
 def _panel(axis: Any, name: str, curves: Mapping[str, list[dict[str, Any]]]) -> None:
-    for (run, curve), colour in zip(curves.items(), _cycled(len(curves)), strict=True):
+    for n, (run, curve) in enumerate(curves.items()):
+        colour, stroke = COLOURS[n % len(COLOURS)], STROKES[n % len(STROKES)]
         there = [window for window in curve if name in window]
         at = [(window["from_s"] + window["to_s"]) / 2 for window in there]
         low, mean, high = ([window[name][part] for window in there] for part in ("low", "mean", "high"))
         axis.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
-        axis.plot(at, mean, color=colour, label=run, linewidth=1.6, marker="o", markersize=2.5)
+        axis.plot(at, mean, color=colour, label=run, linestyle=stroke, linewidth=1.6, marker="o",
+                  markersize=2.5)
     if name in SHARES:
         axis.set_ylim(-0.03, 1.03)
     elif name.startswith("drift"):
         axis.axhline(1, color="#999999", linewidth=0.8, linestyle=":", zorder=0)
-        _at_least(axis, 0.9, 1.1)
+        reach = max(0.1, *(abs(bound - 1) for bound in axis.get_ylim()))  # tiny changes shall look tiny
+        axis.set_ylim(1 - reach, 1 + reach)
     else:
         axis.set_ylim(bottom=0)
     axis.set_xlim(0, max(window["to_s"] for curve in curves.values() for window in curve))
@@ -76,11 +81,7 @@ def _panel(axis: Any, name: str, curves: Mapping[str, list[dict[str, Any]]]) -> 
     axis.grid(axis="y", color="#e5e5e5", linewidth=0.6)
 
 
-def _at_least(axis: Any, low: float, high: float) -> None:
-    """Show no smaller range than this, so that tiny changes look tiny."""
-    bottom, top = axis.get_ylim()
-    axis.set_ylim(min(bottom, low), max(top, high))
-
-
-def _cycled(count: int) -> list[str]:
-    return [COLOURS[n % len(COLOURS)] for n in range(count)]
+def _size(runs: Mapping[str, Report]) -> str:
+    streams = next(iter(runs.values()))["prompts"]
+    prompts = len({row["number"] for row in streams})
+    return f"{prompts} prompts x {len(streams) / prompts:g} streams"

@@ -13,11 +13,11 @@ LABEL_HEIGHT = 14
 
 
 def sheet(videos: Sequence[np.ndarray], moments: Sequence[int] | int = 8, labels: Sequence[str] = (),
-          zoom: int = 1) -> np.ndarray:
+          zoom: int = 1, heads: Sequence[str] = ()) -> np.ndarray:
     """One picture of `videos` (each uint8 [F, H, W, 3], equal H and W): a row each, a column per moment.
 
     `moments`: frame numbers, or how many, spread over each video. `labels` are written above the rows if Pillow is
-    there. `zoom` repeats pixels. Returns uint8 [rows, columns, 3].
+    there, `heads` over the columns. `zoom` repeats pixels. Returns uint8 [rows, columns, 3].
     """
     rows = []
     for number, video in enumerate(videos):
@@ -25,6 +25,9 @@ def sheet(videos: Sequence[np.ndarray], moments: Sequence[int] | int = 8, labels
         tiles = [np.repeat(np.repeat(video[m], zoom, 0), zoom, 1) for m in at]
         row = np.concatenate([np.pad(tile, ((0, GAP), (0, GAP), (0, 0)), constant_values=255) for tile in tiles], 1)
         rows.append(np.concatenate([_label(labels[number], row.shape[1]), row]) if labels else row)
+    if heads:
+        widths = [part.shape[0] for part in np.array_split(rows[0][0], len(heads))]
+        rows.insert(0, np.concatenate([_label(*head) for head in zip(heads, widths, strict=True)], 1))
     return np.concatenate(rows)
 
 

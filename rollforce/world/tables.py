@@ -18,15 +18,18 @@ GROUPS = ("seams", "drift")
 REFERENCES = ("truth", "truth_autoencoder")
 
 
-def terminal(report: Report) -> str:
-    """All measures of one run, beside its first and last 10 s and its references."""
-    columns = {"model": report} | {name: report[name] for name in (*ENDS, *REFERENCES) if name in report}
-    names = [name for name in (*MAIN, *REST) if measure(report, name)]
-    names += [f"{group}.{leaf}" for group in GROUPS for leaf in report.get(group, {})]
-    lines = [f"{'':22s}" + "".join(f"{name:>22s}" for name in columns)]
+def terminal(runs: Mapping[str, Report]) -> str:
+    """All measures, a column per run; one run stands beside its first and last 10 s. The references come last."""
+    first = next(iter(runs.values()))
+    others = REFERENCES if len(runs) > 1 else (*ENDS, *REFERENCES)
+    columns = {**runs, **{name: first[name] for name in others if name in first}}
+    names = [name for name in (*MAIN, *REST) if any(measure(run, name) for run in runs.values())]
+    names += [f"{group}.{leaf}" for group in GROUPS for leaf in first.get(group, {})]
+    width = max(22, *(len(name) + 2 for name in columns))
+    lines = [f"{'':22s}" + "".join(f"{name:>{width}s}" for name in columns)]
     for name in names:
         cells = (_plain(measure(part, name)) for part in columns.values())
-        lines.append(f"{name:22s}" + "".join(f"{cell:>22s}" for cell in cells))
+        lines.append((f"{name:22s}" + "".join(f"{cell:>{width}s}" for cell in cells)).rstrip())
     return "\n".join(lines)
 
 
@@ -96,26 +99,27 @@ def _short(value: Mapping[str, float] | None) -> str:
     if value is None:
         return ""
     mean, low, high = (_digits(value[name]) for name in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+    return mean if value["low"] == value["high"] else f"{mean} [{low}, {high}]"
 
 
 def _signed(value: Mapping[str, Any] | None) -> str:
     if value is None:
         return ""
     mean, low, high = (_digits(value[name], "+") for name in ("mean", "low", "high"))
-    return f"**{mean} [{low}, {high}]**" if value["separable"] else f"{mean} [{low}, {high}]"
+    text = mean if value["low"] == value["high"] else f"{mean} [{low}, {high}]"
+    return f"**{text}**" if value["separable"] else text
 
 
 def _digits(value: float, sign: str = "") -> str:
-    """Two digits behind the point, one for large numbers, and no negative zero."""
+    """Two digits behind the point, one for large numbers; zero has no sign."""
     text = format(value, f"{sign}.{1 if abs(value) >= 10 else 2}f")
-    return text.replace("-0.00", format(0.0, f"{sign}.2f")) if float(text) == 0 else text
+    return "0.00" if float(text) == 0 else text
 
 
 def _footnote(runs: Mapping[str, Report], against_first: Mapping[str, Report]) -> str:
     prompts = len({row["number"] for row in next(iter(runs.values()))["prompts"]})
-    text = (f"Means over streams with 95 % intervals that resample the {prompts} prompts. An interval without width "
-            f"means no exception in {prompts} prompts: exceptions may still be as common as {min(3 / prompts, 1):.2f}.")
+    text = (f"Means over streams with 95 % intervals that resample the {prompts} prompts. Where none is given, "
+            f"no prompt was an exception; up to {min(3 / prompts, 1):.0%} of all prompts may still be one.")
     if against_first or any("change_by_the_end" in report for report in runs.values()):
         text += (" Bold differences are separable from zero: the interval leaves it out, and turning signs of whole "
                  "prompts gives p < 0.05; of every 20 comparisons one is bold by luck.")
