@@ -108,7 +108,7 @@ def streamed_runs(args: argparse.Namespace) -> dict[str, Report]:
                      key=lambda s: (s.number, s.repeat))
     if args.sheet:
         save_sheets(streams, list(configurations), args.sheet)
-    return {name: {"run": asdict(run), **summary([s for s in streams if s.run == name])}
+    return {name: {"run": asdict(run) | told(run), **summary([s for s in streams if s.run == name])}
             for name, run in configurations.items()}
 
 
@@ -171,16 +171,15 @@ def parsed(text: str) -> tuple[str, Run]:
 
 def stream_all(runs: dict[str, Run], prompts: list[list[Task]], args: argparse.Namespace) -> Journal:
     """Stream what is not in the journal yet: prompt by prompt through all runs, so that all meet the same load."""
-    weights = {name: weights_of(run) for name, run in runs.items()}  # loads each: wrong settings are told of here
     settings: dict[str, Any] = {name: getattr(args, name) for name in ("seconds", "things", "prompt_seed", "seed")}
-    settings |= {f"run {name}": [weights[name], loaded(run).signature] for name, run in runs.items()}
+    settings |= {f"run {name}": told(run) for name, run in runs.items()}  # loads each: wrong settings end here
     journal = Journal(args.json and args.json.with_suffix(".jsonl"), settings, args.resume)
     jobs = []
     for tasks in prompts:
         for name, run in runs.items():
             missing = [task for task in tasks if not journal.has(name, task.number, task.repeat)]
             if missing:
-                jobs.append(Job(name, run, weights[name], missing, args.seconds))
+                jobs.append(Job(name, run, told(run)["weights"], missing, args.seconds))
     total, begun = sum(len(job.tasks) for job in jobs), time.monotonic()
     for done, streamed in enumerate(finished(jobs, args.workers), 1):
         journal.add(streamed)
@@ -215,7 +214,7 @@ def work(job: Job) -> Iterator[Streamed]:
 
     torch.set_num_threads(1)
     model, eyes, seconds = loaded(job.run), sight(), job.seconds
-    if weights_of(job.run) != job.weights:
+    if told(job.run)["weights"] != job.weights:
         raise ConfigError(f"the weights of {job.name} changed during the evaluation; begin anew with a copy")
     real: dict[str, Numbers] = {}
     for task in job.tasks:
@@ -238,8 +237,9 @@ def loaded(run: Run) -> Any:
     return rollforce.load(run.model or "tiny", stream=run.stream, overrides=run.overrides)
 
 
-def weights_of(run: Run) -> str:
-    return str(loaded(run).fingerprint)[:16]
+def told(run: Run) -> dict[str, str]:
+    """What a stream's result depends on besides its prompt and seed."""
+    return {"weights": loaded(run).fingerprint[:16], "settings": loaded(run).signature}
 
 
 @cache
@@ -331,3 +331,5 @@ if __name__ == "__main__":
         main()
     except RollforceError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("stopped; with --json, the same command and --resume go on from here")

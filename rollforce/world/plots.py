@@ -37,10 +37,10 @@ def save_curves(runs: Mapping[str, Report], path: Path) -> None:
     panels = [name for name in PANELS if any(name in window for curve in curves.values() for window in curve)]
     down = -(-len(panels) // ACROSS)
     figure = figure_of(figsize=(3.1 * ACROSS, 2.2 * down + 0.9), layout="constrained")
-    axes = figure.subplots(down, ACROSS, squeeze=False).flat
+    axes = list(figure.subplots(down, ACROSS, squeeze=False).flat)
     for axis, name in zip(axes, panels, strict=False):
         _panel(axis, name, curves)
-    for axis in list(axes)[len(panels) :]:
+    for axis in axes[len(panels) :]:
         axis.set_visible(False)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), frameon=False)
@@ -63,7 +63,9 @@ def _panel(axis: Any, name: str, curves: Mapping[str, list[dict[str, Any]]]) -> 
         there = [window for window in curve if name in window]
         at = [(window["from_s"] + window["to_s"]) / 2 for window in there]
         low, mean, high = ([window[name][part] for window in there] for part in ("low", "mean", "high"))
-        axis.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
+        axis.fill_between(at, low, high, color=colour, alpha=0.1, linewidth=0)
+        for bound in (low, high):
+            axis.plot(at, bound, color=colour, alpha=0.4, linestyle=stroke, linewidth=0.7)
         axis.plot(at, mean, color=colour, label=run, linestyle=stroke, linewidth=1.6, marker="o",
                   markersize=2.5)
     if name in SHARES:
