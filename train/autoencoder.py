@@ -175,7 +175,7 @@ class Student:
             for _ in range(2)
         ]
         first = (torch.rand(latents.shape[:2], generator=generator) < 0.5).to(self.device)
-        return torch.where(first[:, :, None, None, None], *draws)
+        return torch.where(first[:, :, None, None, None], draws[0], draws[1])
 
 
 def loss_of(video: Tensor, truth: Tensor, mask: Tensor, frames: int) -> Tensor:

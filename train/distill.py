@@ -29,6 +29,7 @@ from rollforce.distill.recipe import DistillRecipe, Lasting, World
 from rollforce.distill.scores import guided, score_of
 from rollforce.distill.shard import load_optimiser, load_whole, shard, whole_optimiser, whole_state
 from rollforce.distill.streams import Streams
+from rollforce.distill.weighting import Weighting
 from rollforce.settings import StreamSettings
 from rollforce.world.sheet import sheet
 
@@ -63,16 +64,19 @@ def main() -> None:
     for network in (teacher, average):
         network.requires_grad_(False)
     student_made, critic_made = optimisers(student, recipe.student), optimisers(critic, recipe.critic)
-    practice = practice_of(recipe, student, stream, data)
+    practice, weighting = practice_of(recipe, student, stream, data), weighting_of(recipe, data)
     step = 0
     if newest:
         state = checkpoint.load(newest, to_dict(recipe), data.fingerprint, device)
         for name in NETWORKS:
             load_whole(networks[name], state[name])
-        for optimiser, saved in zip([*student_made, *critic_made], state["optimisers"], strict=True):
-            load_optimiser(optimiser, saved)
+        for optimiser, moments in zip([*student_made, *critic_made], state["optimisers"], strict=True):
+            load_optimiser(optimiser, moments)
         for part in parts:
-            practice.load_state_dict(part, checkpoint.load_part(newest, part, device))
+            saved = checkpoint.load_part(newest, part, device)
+            practice.load_state_dict(part, saved["practice"])
+            if weighting:
+                weighting.load_state_dict(part, saved["weighting"])
         step = state["step"]
     journal = Journal(args.out, accelerator.is_main_process)
     if accelerator.is_main_process:
@@ -93,7 +97,8 @@ def main() -> None:
                 shown.append((part, video.detach(), made))
                 if not learns:
                     continue
-                loss = student_loss(recipe, networks, made, video, where, step, rng)
+                weight = weighting(video, made.prompts, step, part) if weighting else None
+                loss = student_loss(recipe, networks, made, video, where, weight, step, rng)
             (loss / run.parts).backward()
             guard(float(loss.detach()), f"the student's loss of part {part}", step, args.out)
             journal.note(**{recipe.loss: float(loss.detach())})
@@ -121,12 +126,15 @@ def main() -> None:
             journal.picture(step, "samples", picture)
         if step % run.save_every == 0 or step == run.steps:
             states = {name: whole_state(networks[name]) for name in NETWORKS}
-            saved = [whole_optimiser(optimiser) for optimiser in (*student_made, *critic_made)]
+            moments = [whole_optimiser(optimiser) for optimiser in (*student_made, *critic_made)]
             for part in parts:
-                checkpoint.save_part(args.out, step, part, practice.state_dict(part))
+                lasting = {"practice": practice.state_dict(part)}
+                if weighting:
+                    lasting["weighting"] = weighting.state_dict(part)
+                checkpoint.save_part(args.out, step, part, lasting)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                state = {**states, "optimisers": saved}
+                state = {**states, "optimisers": moments}
                 checkpoint.save(args.out, step, state, to_dict(recipe), data.fingerprint, run.keep)
             accelerator.wait_for_everyone()
     journal.close()
@@ -149,6 +157,14 @@ def practice_of(recipe: DistillRecipe, student: Network, stream: StreamSettings,
     return WholeLessons(student, streams, recipe.practice, data, count, recipe.run.seed)
 
 
+def weighting_of(recipe: DistillRecipe, data: Data) -> Weighting | None:
+    """How rewards weight the student's loss, if they do."""
+    if recipe.rewards.kind == "none":
+        return None
+    assert isinstance(data, WorldClips), "rewards look at pixels of the world; set rewards.kind=none"
+    return Weighting(recipe.rewards, data.autoencoder)
+
+
 def judged(
     recipe: DistillRecipe, made: Made, stream: StreamSettings, data: Data, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor | None]:
@@ -163,8 +179,8 @@ def judged(
 
 
 def student_loss(
-    recipe: DistillRecipe, networks: dict[str, Network], made: Made, video: Tensor, where: Tensor | None, step: int,
-    rng: np.random.Generator,
+    recipe: DistillRecipe, networks: dict[str, Network], made: Made, video: Tensor, where: Tensor | None,
+    weight: Tensor | None, step: int, rng: np.random.Generator,
 ) -> Tensor:
     """DMD or SiD of one part, with the guided teacher and the critic as scores."""
     teacher, critic = networks["teacher"], networks["critic"]
@@ -175,7 +191,7 @@ def student_loss(
     scale = recipe.guidance.at(step / recipe.run.steps)
     judge = guided(score_of(teacher.transformer, wished), score_of(teacher.transformer, free), scale)
     loss = {"dmd": losses.dmd, "sid": losses.sid}[recipe.loss]
-    return loss(video, judge, score_of(critic.transformer, known), sigma, noise, learns_BT=where)
+    return loss(video, judge, score_of(critic.transformer, known), sigma, noise, weight, where)
 
 
 def critic_loss(
@@ -191,7 +207,8 @@ def critic_loss(
 
 def drawn(recipe: DistillRecipe, video: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Noise level [B, T] and noise of a video."""
-    sigma = levels(rng, *video.shape[:2], recipe.shift, recipe.levels)
+    batch, latents = video.shape[:2]
+    sigma = levels(rng, batch, latents, recipe.shift, recipe.levels)
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     return sigma.to(video.device), torch.randn(video.shape, generator=generator).to(video.device)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ class Journal:
             self._board.close()
 
 
-def networks_table(networks: dict[str, nn.Module], optimised: tuple[str, ...], processes: int = 1) -> str:
+def networks_table(networks: Mapping[str, nn.Module], optimised: tuple[str, ...], processes: int = 1) -> str:
     """Parameters and memory of each network; an optimised one also holds gradients and two moments in float32.
 
     `processes`: over how many the weights are sharded."""
