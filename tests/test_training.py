@@ -73,7 +73,7 @@ def equal(one: Any, other: Any) -> bool:
 
 STAGES = ("autoencoder", "teacher", "causal", "distill")
 VARIANTS = {
-    "distill lessons": ("distill", "practice={kind: lessons, latents: [3, 6], last: 3, mix: 0.5, first: image}"),
+    "distill lessons": ("distill", "practice={kind: lessons, latents: [6, 9], last: 6, mix: 0.5, first: image}"),
     "distill leaking": ("distill", "practice={kind: lessons, latents: [6], last: 6, leak: true}", "stream=chunkwise"),
     "distill sid": ("distill", "loss=sid"),
     "distill re_dmd": ("distill", "rewards={kind: re_dmd, reward: eyes}"),

@@ -87,7 +87,6 @@ def main() -> None:
         learns = step >= recipe.alone
         set_rate(student_made, recipe.student.rate(max(0, step - recipe.alone), run.steps))
         set_rate(critic_made, recipe.critic.rate(step, run.steps))
-        critic.requires_grad_(False)
         shown: list[tuple[int, Tensor, Made]] = []
         for part in parts:
             rng = np.random.default_rng([run.seed, step, part, 5])
@@ -106,7 +105,7 @@ def main() -> None:
             journal.note(norm=update(student, student_made, recipe.student.clip, step, args.out))
             follow(average, student, recipe.average.keep, step - recipe.alone - recipe.average.start)
 
-        critic.transformer.requires_grad_(True)
+        critic.zero_grad(set_to_none=True)  # what SiD's path through the critic left there
         for turn in range(recipe.ratio):
             for part, video, made in shown:
                 rng = np.random.default_rng([run.seed, step, part, 6, turn])

@@ -60,7 +60,7 @@ def load(folder: Path, recipe: Mapping[str, Any], data: str, device: str | torch
     """The state written by `save`. TrainingError if it belongs to another recipe or other data."""
     try:
         told = json.loads((folder / "recipe.json").read_text())
-        state: dict[str, Any] = torch.load(folder / "state.pt", map_location=device, weights_only=True)
+        state = _read(folder / "state.pt", device)
     except FileNotFoundError as error:
         raise TrainingError(f"{folder} is no whole checkpoint: {Path(error.filename).name} is missing.") from error
     changed = [
@@ -83,7 +83,12 @@ def load(folder: Path, recipe: Mapping[str, Any], data: str, device: str | torch
 
 def load_part(folder: Path, part: int, device: str | torch.device = "cpu") -> dict[str, Any]:
     """What `save_part` wrote."""
-    state: dict[str, Any] = torch.load(folder / f"part-{part}.pt", map_location=device, weights_only=True)
+    return _read(folder / f"part-{part}.pt", device)
+
+
+def _read(path: Path, device: str | torch.device) -> dict[str, Any]:
+    kind = torch.device(device)  # accelerate calls the CPU of a process cpu:0, which torch.load does not know
+    state: dict[str, Any] = torch.load(path, map_location="cpu" if kind.type == "cpu" else kind, weights_only=True)
     return state
 
 

@@ -25,7 +25,7 @@ def arguments(description: str | None, default: str) -> argparse.Namespace:
     p.add_argument("--resume", default="no", help="no, auto (the newest checkpoint in --out, if any) or a checkpoint")
     p.add_argument("--export", type=Path, help="write the result here at the end")
     p.add_argument("--cpu", action="store_true", help="stay on the CPU where there is a GPU")
-    return p.parse_args()
+    return p.parse_intermixed_args()  # settings may stand between the options
 
 
 def recipe_of(cls: type[R], args: argparse.Namespace) -> R:

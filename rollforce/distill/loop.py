@@ -84,12 +84,20 @@ def follow(average: nn.Module, model: nn.Module, keep: float, step: int) -> None
 def share_gradients(parameters: Iterable[Tensor]) -> None:
     """Add up gradients over all processes, in one message; parameters without a gradient count as zero.
 
-    Sharded parameters (FSDP2) have theirs already."""
+    Those of sharded parameters are together already, but averaged (FSDP2 cannot add with every backend)."""
     parameters = [p for p in parameters if p.requires_grad]
     for p in parameters:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
-    if not dist.is_initialized() or dist.get_world_size() == 1 or is_sharded(parameters):
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    if is_sharded(parameters):
+        for p in parameters:
+            assert p.grad is not None
+            if hasattr(p, "full_tensor"):
+                p.grad.mul_(dist.get_world_size())
+            else:
+                dist.all_reduce(p.grad)
         return
     flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
     dist.all_reduce(flat)
@@ -106,13 +114,23 @@ def update(network: nn.Module, made: Sequence[torch.optim.Optimizer], clip: floa
     """Share gradients, clip, guard, step. Returns the norm of the gradient before clipping."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     share_gradients(parameters)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, clip)
-    size = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    size = clipped(parameters, clip)
     guard(size, "the norm of the gradient", step, out)
     for optimiser in made:
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
     return size
+
+
+def clipped(parameters: Sequence[Tensor], clip: float) -> float:
+    """Clip gradients to the norm `clip`, sharded and whole ones together; return their norm before."""
+    sharded = [p for p in parameters if hasattr(p, "full_tensor")]
+    groups = [group for group in (sharded, [p for p in parameters if not hasattr(p, "full_tensor")]) if group]
+    norms = [torch.nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]) for group in groups]
+    whole = torch.stack([n.full_tensor() if hasattr(n, "full_tensor") else n for n in norms]).norm()
+    for group in groups:
+        torch.nn.utils.clip_grads_with_norm_(group, clip, whole)
+    return float(whole)
 
 
 def guard(value: float, what: str, step: int, out: Path) -> None:

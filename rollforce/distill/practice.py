@@ -136,6 +136,9 @@ class WholeLessons:
             if length % stream.layout.chunk:
                 raise ConfigError(
                     f"practice.latents {length} is not a multiple of the stream's chunk, {stream.layout.chunk}.")
+        if self.settings.first == "image" and self.settings.last <= stream.layout.chunk:
+            raise ConfigError(f"practice.last {self.settings.last}: with first=image the first chunk, "
+                              f"{stream.layout.chunk} latents, does not learn; make it longer.")
 
     def state_dict(self, part: int) -> dict[str, Any]:
         """Nothing lasts."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,9 +16,9 @@ def shard(transformer: VideoTransformer, precision: str = "no") -> None:
     """Shard a transformer in place over all processes: every block by itself, and the rest.
 
     A block is entered by three doors (text, before, after), because attention between them belongs to memory; each is
-    made a forward method in the eyes of FSDP2. Gradients are added up, not averaged, as elsewhere in training."""
+    made a forward method in the eyes of FSDP2. It averages gradients; `loop.share_gradients` makes sums of them."""
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(next(transformer.parameters()).device.type, (dist.get_world_size(),))
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
@@ -29,8 +29,6 @@ def shard(transformer: VideoTransformer, precision: str = "no") -> None:
             register_fsdp_forward_method(block, door)
     fully_shard(transformer, mesh=mesh, mp_policy=policy)
     register_fsdp_forward_method(transformer, "condition")
-    for part in (transformer, *transformer.blocks):
-        cast(FSDPModule, part).set_gradient_divide_factor(1.0)
 
 
 def whole_state(network: nn.Module) -> dict[str, Any]:
