@@ -6,11 +6,12 @@ CORE   := $(VENV)/.rollforce-core
 DEV    := $(VENV)/.rollforce-dev
 PROMPT ?= a red ball bounces over green hills
 
-.PHONY: demo test lint format clean distclean help
+.PHONY: demo test train-smoke lint format clean distclean help
 
 help:
 	@echo "make demo    install if needed, then render 20 s from a prompt into ball.mp4 (PROMPT='...' for another)"
 	@echo "make test    install if needed, then ruff, mypy and pytest"
+	@echo "make train-smoke    all stages of training for a few steps, then a video from the result"
 	@echo "make lint    ruff and mypy only        make format   let ruff fix what it can"
 	@echo "make clean   remove caches and the demo's output"
 
@@ -47,6 +48,11 @@ test: $(DEV)
 	$(BIN)/ruff check .
 	OMP_NUM_THREADS=1 $(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# Every stage of training for a few steps, then a video: minutes, on any machine.
+train-smoke: $(DEV)
+	rm -rf runs/smoke
+	OMP_NUM_THREADS=1 $(BIN)/python train/smoke.py --out runs/smoke
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info ball.mp4 ball.json

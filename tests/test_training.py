@@ -16,12 +16,14 @@ import pytest
 import torch
 from small_model import make_model_folder
 
+import rollforce
 from rollforce.config import to_dict
 from rollforce.distill import checkpoint
 from rollforce.distill.journal import Journal, networks_table
 from rollforce.distill.loop import guard, optimisers, parts_of, set_rate
 from rollforce.distill.recipe import Optimiser, Run, TeacherRecipe
 from rollforce.errors import ConfigError, TrainingError
+from rollforce.models.autoencoder import TinyAutoencoder
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ("run.tell_every=1", "run.save_every=2", "run.show_every=0", "run.parts=2", "run.compile=false")
@@ -114,10 +116,20 @@ def test_what_is_exported_can_be_loaded(
     stage: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(command(folder, stage, tmp_path / "out", "run.steps=2", "--export", str(tmp_path / "final")), monkeypatch)
-    from rollforce.distill.network import Network
-    from rollforce.models.autoencoder import TinyAutoencoder
+    if stage == "autoencoder":
+        TinyAutoencoder.load(tmp_path / "final")
+        return
+    model = rollforce.load(str(tmp_path / "final"), stream="rolling")
+    with model.session("a red ball rolls left", seed=1) as session:
+        assert next(session.stream()).frames.shape == (12, 16, 16, 3)
 
-    (TinyAutoencoder if stage == "autoencoder" else Network).load(tmp_path / "final")
+
+def test_all_stages_follow_each_other(tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    smoke = [sys.executable, str(ROOT / "train" / "smoke.py"), "--out", str(tmp_path)]
+    done = subprocess.run(smoke, env=environment, capture_output=True, text=True, timeout=280, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "smoke.mp4").stat().st_size > 1000
 
 
 # ---- refusals

@@ -23,9 +23,10 @@ from rollforce.config import to_dict
 from rollforce.distill import checkpoint, cli, losses, ode, partitions
 from rollforce.distill.causal import augmented, drawn_like, flow_matching, own_past, score_by, true_past
 from rollforce.distill.data import Batch, Data, open_data, path_of
+from rollforce.distill.export import export
 from rollforce.distill.journal import Journal, networks_table
 from rollforce.distill.loop import accelerator_of, follow, guard, optimisers, parts_of, set_rate, update
-from rollforce.distill.network import Network, export
+from rollforce.distill.network import Network
 from rollforce.distill.recipe import CausalRecipe
 from rollforce.distill.scores import Score, guided, score_of
 from rollforce.distill.shard import load_optimiser, load_whole, shard, whole_optimiser, whole_state
@@ -95,7 +96,7 @@ def main() -> None:
             accelerator.wait_for_everyone()
     journal.close()
     if args.export:
-        export(whole_state(average), average, args.export, accelerator.is_main_process)
+        export(average, args.export, data, "chunkwise", accelerator.is_main_process)
     accelerator.end_training()
 
 

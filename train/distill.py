@@ -20,10 +20,11 @@ from rollforce.config import build, resource, to_dict
 from rollforce.distill import checkpoint, cli, losses
 from rollforce.distill.checks import border_ratio
 from rollforce.distill.data import Batch, Data, WorldClips, open_data, path_of
+from rollforce.distill.export import export
 from rollforce.distill.journal import Journal, networks_table
 from rollforce.distill.judging import as_beginning, levels, window
 from rollforce.distill.loop import accelerator_of, follow, guard, optimisers, parts_of, set_rate, update
-from rollforce.distill.network import Network, export
+from rollforce.distill.network import Network
 from rollforce.distill.practice import LastingStreams, Made, Practice, WholeLessons
 from rollforce.distill.recipe import DistillRecipe, Lasting, World
 from rollforce.distill.scores import guided, score_of
@@ -138,7 +139,7 @@ def main() -> None:
             accelerator.wait_for_everyone()
     journal.close()
     if args.export:
-        export(whole_state(average), average, args.export, accelerator.is_main_process)
+        export(average, args.export, data, recipe.stream, accelerator.is_main_process)
     accelerator.end_training()
 
 

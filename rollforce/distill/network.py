@@ -59,11 +59,3 @@ class Network(nn.Module):
     def condition(self, batch: Batch) -> Condition:
         """What the transformer needs to know of a batch's texts."""
         return self.transformer.condition(self.vectors(batch))
-
-
-def export(state: dict[str, Tensor], like: Network, folder: Path, active: bool) -> None:
-    """Write a whole state (shard.whole_state) of a network shaped as `like` into `folder`, from one process."""
-    if active:
-        whole = Network(VideoTransformer(like.transformer.config), like.text and TextEncoder(like.text.config))
-        whole.load_state_dict(state)
-        whole.save(folder)
