@@ -5,23 +5,38 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from goldens import rolling_forcing_memory
 
+from rollforce.cache import Window
 from rollforce.config import build, resource, to_dict
+from rollforce.distill.recipe import AutoencoderRecipe, CausalRecipe, DistillRecipe, TeacherRecipe
 from rollforce.load import Card, bundled, presets
-from rollforce.models.transformer import TransformerConfig
+from rollforce.models.transformer import WAN_1_3B, WAN_14B, TransformerConfig
 from rollforce.prompts import read_jobs
 from rollforce.settings import StreamSettings
 from rollforce.world import parse
 
-KINDS: dict[str, type] = {"stream": StreamSettings, "model": TransformerConfig}
+RECIPES = {"teacher": TeacherRecipe, "causal": CausalRecipe, "distill": DistillRecipe, "autoencoder": AutoencoderRecipe}
 FILES = sorted(resource("configs").rglob("*.yaml"))
+
+
+def kind_of(path: Path) -> type:
+    """What a file in configs/ describes; recipes begin with their stage."""
+    if path.parent.name == "train":
+        return RECIPES[path.stem.split("_")[0]]
+    return {"stream": StreamSettings, "model": TransformerConfig}[path.parent.name]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_yaml_becomes_its_dataclass(path: Path) -> None:
-    assert path.parent.name in KINDS, f"say in tests/test_configs.py what configs/{path.parent.name} holds"
-    settings = build(KINDS[path.parent.name], path)
-    assert build(KINDS[path.parent.name], to_dict(settings)) == settings
+    kind = kind_of(path)
+    settings = build(kind, path)
+    assert build(kind, to_dict(settings)) == settings
+
+
+def test_wan_configs_have_the_sizes_of_wan() -> None:
+    for name, size in (("wan-1.3b", WAN_1_3B), ("wan-14b", WAN_14B)):
+        assert build(TransformerConfig, resource(f"configs/model/{name}.yaml")) == size
 
 
 def test_every_yaml_says_what_it_is() -> None:
@@ -41,3 +56,15 @@ def test_the_example_prompts_are_understood() -> None:
     assert len(jobs) >= 8
     for job in jobs:
         assert parse(job.prompt).things, job.prompt
+
+
+def test_presets_of_the_papers_are_what_their_goldens_were_passed_with() -> None:
+    """tests/test_goldens.py walks the reference's own numbers with these memories, sights and ladders."""
+    rolling = build(StreamSettings, resource("configs/stream/rolling_forcing.yaml"))
+    tiers, stepping = rolling_forcing_memory({"kv_cache_frames": 24, "max_attention_frames": 21}, rolling.layout.chunk)
+    assert (list(rolling.cache), rolling.stepping) == (tiers, stepping)
+    assert rolling.layout.ladder == pytest.approx([1, 0.952381, 0.882353, 0.769231, 0.555556], abs=1e-6)
+    forcing = build(StreamSettings, resource("configs/stream/self_forcing.yaml"))
+    assert forcing.cache == (Window(21 - forcing.layout.chunk),)  # 21 latents with the chunk in work
+    assert forcing.layout.ladder == pytest.approx([1, 0.9375, 0.833333, 0.625], abs=1e-6)
+    assert {forcing.stepping.denoise.positions, forcing.stepping.commit.positions} == {"absolute"}

@@ -77,6 +77,8 @@ STAGES = ("autoencoder", "teacher", "causal", "distill")
 VARIANTS = {
     "distill lessons": ("distill", "practice={kind: lessons, latents: [6, 9], last: 6, mix: 0.5, first: image}"),
     "distill leaking": ("distill", "practice={kind: lessons, latents: [6], last: 6, leak: true}", "stream=chunkwise"),
+    "distill forced": ("distill", "practice={kind: forced, latents: 6}"),
+    "distill forced, true past": ("distill", "practice={kind: forced, latents: 6, past: clean}"),
     "distill sid": ("distill", "loss=sid"),
     "distill re_dmd": ("distill", "rewards={kind: re_dmd, reward: eyes}"),
     "distill stream_r1": ("distill", "rewards={kind: stream_r1, reward: eyes}"),

@@ -5,8 +5,8 @@
 
 The student starts as the teacher (or from train/causal.py) and walks `rollforce.rollout.Rollout` with the preset it
 will be used with. The teacher (frozen, guided) and the critic (a copy that learns what the student makes) judge windows
-of its video, all latents at one noise level. `practice` says what it walks: persistent streams (cheap) or whole lessons
-(as the papers do); `loss` is dmd or sid.
+of its video, all latents at one noise level. `practice` says what it walks: persistent streams (cheap), whole lessons
+(as the papers do), or none (forced: CausVid); `loss` is dmd or sid.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from rollforce.distill.journal import Journal, networks_table
 from rollforce.distill.judging import as_beginning, levels, window
 from rollforce.distill.loop import accelerator_of, follow, guard, optimisers, parts_of, set_rate, update
 from rollforce.distill.network import Network
-from rollforce.distill.practice import LastingStreams, Made, Practice, WholeLessons
-from rollforce.distill.recipe import DistillRecipe, Lasting, World
+from rollforce.distill.practice import ForcedVideos, LastingStreams, Made, Practice, WholeLessons
+from rollforce.distill.recipe import DistillRecipe, Forced, Lasting, Lessons, World
 from rollforce.distill.scores import guided, score_of
 from rollforce.distill.shard import load_optimiser, load_whole, shard, whole_optimiser, whole_state
 from rollforce.distill.streams import Streams
@@ -153,6 +153,8 @@ def practice_of(recipe: DistillRecipe, student: Network, stream: StreamSettings,
     count = recipe.batch // recipe.run.parts
     if isinstance(recipe.practice, Lasting):
         return LastingStreams(student, stream, recipe.practice, data, count, recipe.run.seed)
+    if isinstance(recipe.practice, Forced):
+        return ForcedVideos(student, stream, recipe.practice, data, count, recipe.run.seed)
     streams = (stream, preset(recipe.practice.second))
     return WholeLessons(student, streams, recipe.practice, data, count, recipe.run.seed)
 
@@ -170,7 +172,7 @@ def judged(
 ) -> tuple[Tensor, Tensor | None]:
     """The latents that teacher and critic look at, and which of them learn (None: all)."""
     video = made.video_BTCHW
-    if isinstance(recipe.practice, Lasting):
+    if not isinstance(recipe.practice, Lessons):
         return window(video, recipe.window, rng), None
     if recipe.practice.first == "keep":
         return video[:, -recipe.practice.last :], None

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rollforce import flow
 from rollforce.cache import KVCache
+from rollforce.distill.causal import drawn_like, own_past, score_by, spread, true_past
 from rollforce.distill.data import Data
 from rollforce.distill.leak import LeakyCache
 from rollforce.distill.network import Network
-from rollforce.distill.recipe import Lasting, Lessons
+from rollforce.distill.recipe import Forced, Lasting, Lessons
 from rollforce.distill.rollouts import exits, lesson
 from rollforce.distill.streams import Streams, shape_of
 from rollforce.errors import ConfigError
@@ -139,6 +141,43 @@ class WholeLessons:
         if self.settings.first == "image" and self.settings.last <= stream.layout.chunk:
             raise ConfigError(f"practice.last {self.settings.last}: with first=image the first chunk, "
                               f"{stream.layout.chunk} latents, does not learn; make it longer.")
+
+    def state_dict(self, part: int) -> dict[str, Any]:
+        """Nothing lasts."""
+        return {}
+
+    def load_state_dict(self, part: int, state: Mapping[str, Any]) -> None:
+        """Nothing lasted."""
+
+
+class ForcedVideos:
+    """True videos noised to the ladder, chunk by chunk, and restored in one call: training without self-rollout."""
+
+    def __init__(
+        self, student: Network, stream: StreamSettings, settings: Forced, data: Data, count: int, seed: int = 0
+    ) -> None:
+        self.student, self.stream, self.settings = student, stream, settings
+        self.data, self.count, self.seed = data, count, seed
+
+    def make(self, step: int, part: int) -> Made:
+        """Clean estimates of all chunks, each drawn at one level of the ladder."""
+        s, chunk, ladder = self.settings, self.stream.layout.chunk, self.stream.layout.ladder
+        batch = self.data.draw(step, part, self.count, s.latents)
+        assert batch.latents_BTCHW is not None
+        clean = batch.latents_BTCHW.to(self.student.device)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 64 + part)
+        chunks = -(-s.latents // chunk)
+        levels = torch.tensor(ladder)[torch.randint(len(ladder), (self.count, chunks), generator=generator)]
+        sigma = spread(levels, s.latents, chunk).to(clean)
+        with torch.no_grad():
+            text = self.student.vectors(batch).detach()
+        model = self.student.transformer
+        tokens = clean.shape[-2] * clean.shape[-1] // model.config.patch**2
+        condition = model.condition(text)
+        velocity = (own_past(model, condition, chunk, tokens) if s.past == "noisy"
+                    else true_past(model, condition, clean, chunk, tokens))
+        video = score_by(velocity)(flow.noised(clean, drawn_like(clean, generator), sigma), sigma)
+        return Made(video, text, batch.prompts)
 
     def state_dict(self, part: int) -> dict[str, Any]:
         """Nothing lasts."""

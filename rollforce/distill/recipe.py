@@ -183,7 +183,17 @@ class Lasting:
     switch: float = 0.0
 
 
-AnyPractice = Lessons | Lasting
+@dataclass(frozen=True)
+class Forced:
+    """No self-rollout: noised true videos, each chunk at a level of the ladder, restored in one call (CausVid; the
+    "DF + DMD" and "TF + DMD" rows of Self Forcing's ablation). `past`: what a chunk sees behind it."""
+
+    kind: Literal["forced"] = "forced"
+    latents: int = 15
+    past: Literal["noisy", "clean"] = "noisy"
+
+
+AnyPractice = Lessons | Lasting | Forced
 
 
 @dataclass(frozen=True)
