@@ -29,7 +29,7 @@ from rollforce.distill.loop import accelerator_of, follow, guard, optimisers, pa
 from rollforce.distill.network import Network
 from rollforce.distill.recipe import CausalRecipe
 from rollforce.distill.scores import Score, guided, score_of
-from rollforce.distill.shard import load_optimiser, load_whole, shard, whole_optimiser, whole_state
+from rollforce.distill.shard import prepare, restore, states
 from rollforce.models.transformer import Condition
 from rollforce.schedule import linear, warped
 
@@ -46,24 +46,14 @@ def main() -> None:
     teacher = Network.load(path_of(recipe.teacher))
     student, average = (Network.load(path_of(recipe.start or recipe.teacher)) for _ in range(2))
     networks = {"teacher": teacher, "student": student, "average": average}
-    for network in networks.values():
-        network.to(device).transformer.set_attention(run.attention)
-        if network.text is not None:
-            network.text.requires_grad_(False)
-        if run.shard:
-            shard(network.transformer, run.precision)
-    if run.recompute:
-        student.transformer.checkpoint_blocks()
-    for network in (teacher, average):
-        network.requires_grad_(False)
+    learned = {"student": student, "average": average}
+    for name, network in networks.items():
+        prepare(network, run, device, learns=name == "student")
     made = optimisers(student, recipe.optimiser)
     step = 0
     if newest:
         state = checkpoint.load(newest, to_dict(recipe), data.fingerprint, device)
-        load_whole(student, state["student"])
-        load_whole(average, state["average"])
-        for optimiser, saved in zip(made, state["optimisers"], strict=True):
-            load_optimiser(optimiser, saved)
+        restore(state, learned, made)
         step = state["step"]
     journal = Journal(args.out, accelerator.is_main_process)
     if accelerator.is_main_process:
@@ -89,10 +79,9 @@ def main() -> None:
         if step % run.tell_every == 0:
             journal.tell(step)
         if step % run.save_every == 0 or step == run.steps:
-            states = {"student": whole_state(student), "average": whole_state(average),
-                      "optimisers": [whole_optimiser(optimiser) for optimiser in made]}
+            state = states(learned, made)
             if accelerator.is_main_process:
-                checkpoint.save(args.out, step, states, to_dict(recipe), data.fingerprint, run.keep)
+                checkpoint.save(args.out, step, state, to_dict(recipe), data.fingerprint, run.keep)
             accelerator.wait_for_everyone()
     journal.close()
     if args.export:

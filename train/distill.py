@@ -28,13 +28,11 @@ from rollforce.distill.network import Network
 from rollforce.distill.practice import ForcedVideos, LastingStreams, Made, Practice, WholeLessons
 from rollforce.distill.recipe import DistillRecipe, Forced, Lasting, Lessons, World
 from rollforce.distill.scores import guided, score_of
-from rollforce.distill.shard import load_optimiser, load_whole, shard, whole_optimiser, whole_state
+from rollforce.distill.shard import prepare, restore, states
 from rollforce.distill.streams import Streams
 from rollforce.distill.weighting import Weighting
 from rollforce.settings import StreamSettings
 from rollforce.world.sheet import sheet
-
-NETWORKS = ("student", "critic", "average")
 
 
 def main() -> None:
@@ -54,25 +52,15 @@ def main() -> None:
         Network.load(path_of(folder)) for folder in (recipe.start or recipe.teacher, recipe.teacher,
                                                      recipe.start or recipe.teacher))
     networks = {"teacher": teacher, "student": student, "critic": critic, "average": average}
-    for network in networks.values():
-        network.to(device).transformer.set_attention(run.attention)
-        if network.text is not None:
-            network.text.requires_grad_(False)
-        if run.shard:
-            shard(network.transformer, run.precision)
-        if run.recompute:
-            network.transformer.checkpoint_blocks()
-    for network in (teacher, average):
-        network.requires_grad_(False)
+    learned = {name: networks[name] for name in ("student", "critic", "average")}
+    for name, network in networks.items():
+        prepare(network, run, device, learns=name in ("student", "critic"))
     student_made, critic_made = optimisers(student, recipe.student), optimisers(critic, recipe.critic)
     practice, weighting = practice_of(recipe, student, stream, data), weighting_of(recipe, data)
     step = 0
     if newest:
         state = checkpoint.load(newest, to_dict(recipe), data.fingerprint, device)
-        for name in NETWORKS:
-            load_whole(networks[name], state[name])
-        for optimiser, moments in zip([*student_made, *critic_made], state["optimisers"], strict=True):
-            load_optimiser(optimiser, moments)
+        restore(state, learned, [*student_made, *critic_made])
         for part in parts:
             saved = checkpoint.load_part(newest, part, device)
             practice.load_state_dict(part, saved["practice"])
@@ -125,8 +113,7 @@ def main() -> None:
             journal.tell(step, **figures)
             journal.picture(step, "samples", picture)
         if step % run.save_every == 0 or step == run.steps:
-            states = {name: whole_state(networks[name]) for name in NETWORKS}
-            moments = [whole_optimiser(optimiser) for optimiser in (*student_made, *critic_made)]
+            state = states(learned, [*student_made, *critic_made])
             for part in parts:
                 lasting = {"practice": practice.state_dict(part)}
                 if weighting:
@@ -134,7 +121,6 @@ def main() -> None:
                 checkpoint.save_part(args.out, step, part, lasting)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                state = {**states, "optimisers": moments}
                 checkpoint.save(args.out, step, state, to_dict(recipe), data.fingerprint, run.keep)
             accelerator.wait_for_everyone()
     journal.close()

@@ -26,7 +26,7 @@ from rollforce.distill.journal import Journal, networks_table
 from rollforce.distill.loop import accelerator_of, follow, guard, optimisers, parts_of, set_rate, update
 from rollforce.distill.network import Network
 from rollforce.distill.recipe import TeacherRecipe, World
-from rollforce.distill.shard import load_optimiser, load_whole, shard, whole_optimiser, whole_state
+from rollforce.distill.shard import prepare, restore, states
 from rollforce.distill.start import start
 from rollforce.distill.windows import PATTERNS, Noising, rolling, together
 from rollforce.schedule import linear, shifted
@@ -51,27 +51,20 @@ def main() -> None:
     if not recipe.start:
         start(network.transformer)
         average.load_state_dict(network.state_dict())
-    for net in (network, average):
-        net.to(device).transformer.set_attention(run.attention)
-        if run.shard:
-            shard(net.transformer, run.precision)
-    average.requires_grad_(False)
+    networks = {"network": network, "average": average}
+    prepare(network, run, device, learns=True, text_learns=True)
+    prepare(average, run, device, learns=False)
     if run.compile:
         network.transformer.compile_blocks(dynamic=False)
-    if run.recompute:
-        network.transformer.checkpoint_blocks()
     made = optimisers(network, recipe.optimiser)
     step = 0
     if newest:
         state = checkpoint.load(newest, to_dict(recipe), data.fingerprint, device)
-        load_whole(network, state["network"])
-        load_whole(average, state["average"])
-        for optimiser, saved in zip(made, state["optimisers"], strict=True):
-            load_optimiser(optimiser, saved)
+        restore(state, networks, made)
         step = state["step"]
     journal = Journal(args.out, accelerator.is_main_process)
     if accelerator.is_main_process:
-        print(networks_table({"teacher": network, "average": average}, ("teacher",), processes if run.shard else 1))
+        print(networks_table(networks, ("network",), processes if run.shard else 1))
 
     # training
     stream = build(StreamSettings, resource(f"configs/stream/{recipe.noising.stream}.yaml"))
@@ -97,10 +90,9 @@ def main() -> None:
             journal.tell(step, **figures)
             journal.picture(step, "samples", picture)
         if step % run.save_every == 0 or step == run.steps:
-            states = {"network": whole_state(network), "average": whole_state(average),
-                      "optimisers": [whole_optimiser(optimiser) for optimiser in made]}
+            state = states(networks, made)
             if accelerator.is_main_process:
-                checkpoint.save(args.out, step, states, to_dict(recipe), data.fingerprint, run.keep)
+                checkpoint.save(args.out, step, state, to_dict(recipe), data.fingerprint, run.keep)
             accelerator.wait_for_everyone()
     journal.close()
     if args.export:

@@ -1,7 +1,8 @@
-"""FSDP2: the weights of a network spread over the processes, gathered block by block."""
+"""Networks on their devices: made ready for a run, sharded by FSDP2 where it says so, saved and loaded as one whole."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,38 @@ import torch.distributed as dist
 from torch import nn
 
 from rollforce.distill.loop import is_sharded
+from rollforce.distill.network import Network
+from rollforce.distill.recipe import Run
 from rollforce.models.transformer import VideoTransformer
+
+
+def prepare(network: Network, run: Run, device: torch.device, learns: bool, text_learns: bool = False) -> None:
+    """Bring a network to its device as a run wants it; freeze what does not learn."""
+    network.to(device).transformer.set_attention(run.attention)
+    if run.shard:
+        shard(network.transformer, run.precision)
+    network.transformer.requires_grad_(learns)
+    if network.text is not None:
+        network.text.requires_grad_(text_learns)
+    if run.recompute and learns:
+        network.transformer.checkpoint_blocks()
+
+
+def states(networks: Mapping[str, nn.Module], optimisers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
+    """The whole states of networks and optimisers, for a checkpoint. All processes must call it."""
+    return {name: whole_state(net) for name, net in networks.items()} | {
+        "optimisers": [whole_optimiser(optimiser) for optimiser in optimisers]
+    }
+
+
+def restore(
+    state: Mapping[str, Any], networks: Mapping[str, nn.Module], optimisers: Sequence[torch.optim.Optimizer]
+) -> None:
+    """Load what `states` returned."""
+    for name, network in networks.items():
+        load_whole(network, state[name])
+    for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+        load_optimiser(optimiser, saved)
 
 
 def shard(transformer: VideoTransformer, precision: str = "no") -> None:
