@@ -52,7 +52,7 @@ test: $(DEV)
 # Every stage of training for a few steps, then a video: minutes, on any machine.
 train-smoke: $(DEV)
 	rm -rf runs/smoke
-	OMP_NUM_THREADS=1 $(BIN)/python train/smoke.py --out runs/smoke
+	OMP_NUM_THREADS=1 $(BIN)/python train/tiny.py --out runs/smoke --smoke
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info ball.mp4 ball.json

@@ -90,6 +90,7 @@ VARIANTS = {
     "causal partitions": ("causal", "method=partitions"),
     "causal segments": ("causal", "method=segments"),
     "recomputed": ("distill", "run.recompute=true"),
+    "bf16": ("distill", "run.precision=bf16"),
 }
 
 
@@ -128,10 +129,10 @@ def test_what_is_exported_can_be_loaded(
 
 def test_all_stages_follow_each_other(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    smoke = [sys.executable, str(ROOT / "train" / "smoke.py"), "--out", str(tmp_path)]
+    smoke = [sys.executable, str(ROOT / "train" / "tiny.py"), "--out", str(tmp_path), "--smoke"]
     done = subprocess.run(smoke, env=environment, capture_output=True, text=True, timeout=280, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "smoke.mp4").stat().st_size > 1000
+    assert (tmp_path / "ball.mp4").stat().st_size > 1000
 
 
 # ---- refusals

@@ -1,0 +1,66 @@
+"""The bundled model from nothing: all stages of training, one after the other, and a video of what came out.
+
+    OMP_NUM_THREADS=1 python train/tiny.py --out runs/tiny --processes 2      hours; goes on where it was stopped
+    OMP_NUM_THREADS=1 python train/tiny.py --out runs/smoke --smoke           a few steps of each: does everything fit?
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+TRAIN = Path(__file__).resolve().parent
+BEGUN = time.perf_counter()
+QUICK = ("run.tell_every=1", "run.show_every=0")
+SMOKE = {
+    "autoencoder": ("run.steps=3", "fitted=40", "batch=2", "latents=6", "drawn=2"),
+    "teacher": ("run.steps=3", "run.parts=2", "run.compile=false", "noising.images_only=1", "noising.pictures=8",
+                "videos=1", "data.clips=16", "data.opened=16"),
+    "causal": ("run.steps=2", "videos=1", "latents=6", "solver_steps=4"),
+    "distill": ("run.steps=3", "batch=2", "alone=1", "ratio=1", "practice.groups=2"),
+}
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--smoke", action="store_true", help="a few steps of each stage, causal initialisation among them")
+    p.add_argument("--processes", type=int, default=1, help="of the teacher and the student")
+    args = p.parse_args()
+    out, model = args.out, args.out / "model"
+    autoencoder, teacher, causal, student, decoder = (
+        out / stage / "final" for stage in ("autoencoder", "teacher", "causal", "student", "decoder"))
+    world = f"data.autoencoder={autoencoder}"
+
+    stage(args, "autoencoder", autoencoder)
+    stage(args, "teacher", teacher, world)
+    begin = teacher  # distribution matching straight from the teacher was as good: train/LOG.md
+    if args.smoke:
+        stage(args, "causal", causal, world, f"teacher={teacher}", "method=consistency")
+        begin = causal
+    stage(args, "distill", student, world, f"teacher={teacher}", f"start={begin}")
+    stage(args, "autoencoder", decoder, f"encoder={autoencoder}", f"student={student}")
+    python(TRAIN / "export.py", "--student", student, "--autoencoder", decoder, "--out", model)
+    python("-m", "rollforce", "render", "a red ball rolls left", "--model", model, "--seconds", "3",
+           "-o", out / "ball.mp4", "--overwrite")
+
+
+def stage(args: argparse.Namespace, name: str, final: Path, *settings: str) -> None:
+    """Train one stage, going on from its checkpoint if there is one, and export it to `final`."""
+    print(f"--- {name} -> {final}, after {(time.perf_counter() - BEGUN) / 60:.1f} minutes", flush=True)
+    several = args.processes > 1 and name in ("teacher", "distill")
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", args.processes) if several else ()
+    quick = (*QUICK, *SMOKE[name]) if args.smoke else ()
+    python(*launch, TRAIN / f"{name}.py", "--out", final.parent, "--resume", "auto", "--export", final,
+           *settings, *quick)
+
+
+def python(*arguments: object) -> None:
+    subprocess.run([sys.executable, *map(str, arguments)], check=True)
+
+
+if __name__ == "__main__":
+    main()
