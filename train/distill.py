@@ -46,7 +46,7 @@ def main() -> None:
 
     # data, networks, optimisers
     data = open_data(recipe.data, run.seed)
-    stream = preset(recipe.stream)
+    stream = preset(recipe.stream, recipe.changes)
     teacher = Network.load(path_of(recipe.teacher))
     student, critic, average = (
         Network.load(path_of(folder)) for folder in (recipe.start or recipe.teacher, recipe.teacher,
@@ -129,9 +129,9 @@ def main() -> None:
     accelerator.end_training()
 
 
-def preset(name: str) -> StreamSettings:
-    """A stream preset by name."""
-    return build(StreamSettings, resource(f"configs/stream/{name}.yaml"))
+def preset(name: str, changes: tuple[str, ...] = ()) -> StreamSettings:
+    """A stream preset by name, with changes."""
+    return build(StreamSettings, resource(f"configs/stream/{name}.yaml"), overrides=changes)
 
 
 def practice_of(recipe: DistillRecipe, student: Network, stream: StreamSettings, data: Data) -> Practice:

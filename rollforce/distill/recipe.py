@@ -210,7 +210,7 @@ class DistillRecipe:
     """Distribution matching on the student's own rollouts (train/distill.py).
 
     `teacher`: folder with transformer/ and text/; `start`: the student's, "" for the teacher itself; `stream`: preset
-    the student is made for; `window`: latents judged together; `ratio`: critic steps per student step; `alone`: first
+    the student is made for, with `changes` such as layout.levels=[1,0.5]; `window`: latents judged together; `ratio`: critic steps per student step; `alone`: first
     steps that train the critic only; `shift` of the levels at which videos are judged, clamped to `levels`.
     """
 
@@ -218,6 +218,7 @@ class DistillRecipe:
     teacher: str = "assets/tiny-teacher"
     start: str = ""
     stream: str = "rolling"
+    changes: tuple[str, ...] = ()
     data: AnyData = field(default_factory=World)
     practice: AnyPractice = field(default_factory=Lasting)
     loss: Literal["dmd", "sid"] = "dmd"

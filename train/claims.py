@@ -1,0 +1,117 @@
+"""The papers' claims at this scale: train a student per method from one teacher, then compare their long streams.
+
+    OMP_NUM_THREADS=1 python train/claims.py --out runs/claims --steps 300              trains; goes on where it stopped
+    OMP_NUM_THREADS=1 python train/claims.py --out runs/claims --steps 300 --evaluate   then streams and compares
+
+All students see the same prompts in the same order, with the same batch, teacher, guidance and number of updates. The
+evaluation is made hard on purpose: two things that must keep their colour and shape, out of the picture for two
+seconds in every lap, few steps, no guidance, 60 s (a study found that an easy world does not tell the methods apart).
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+NO_SINK = "cache=[{kind: window, latents: 9}]"
+SINK = "cache=[{kind: sink, latents: 3}, {kind: window, latents: 6}]"  # of the same size
+ABSOLUTE = ("stepping.denoise.positions=absolute", "stepping.commit.positions=absolute")
+LESSONS = "practice={kind: lessons, latents: [21], last: 21, leak: %s}"
+
+# Student: settings of train/distill.py. The names in START are made by train/causal.py.
+STUDENTS: dict[str, tuple[str, ...]] = {
+    "causvid": ("stream=chunkwise", "practice={kind: forced}"),
+    "self_forcing": ("stream=chunkwise",),
+    "rolling_forcing": ("stream=rolling",),
+    "self_forcing_sink": ("stream=chunkwise", f"changes=['{SINK}']"),
+    "two_steps": ("stream=chunkwise", "changes=['layout.levels=[1, 0.5]']"),
+    "one_step": ("stream=chunkwise", "changes=['layout.levels=[1]']"),
+    "from_diffusion_forcing": ("stream=chunkwise", "start={out}/start_diffusion_forcing/final"),
+    "from_ode": ("stream=chunkwise", "start={out}/start_ode/final"),
+    "from_consistency": ("stream=chunkwise", "start={out}/start_consistency/final"),
+    "detached": ("stream=chunkwise", LESSONS % "false"),
+    "leaking": ("stream=chunkwise", LESSONS % "true"),
+}
+START = ("diffusion_forcing", "ode", "consistency")
+
+# Run: (student, stream, changes). Compared with the first.
+RUNS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "Self Forcing": ("self_forcing", "chunkwise", ()),
+    "CausVid": ("causvid", "chunkwise", ()),
+    "Rolling Forcing": ("rolling_forcing", "rolling", ()),
+    "Self Forcing, sink": ("self_forcing", "chunkwise", (SINK,)),
+    "Self Forcing, sink, absolute": ("self_forcing", "chunkwise", (SINK, *ABSOLUTE)),
+    "Self Forcing, sink in training": ("self_forcing_sink", "chunkwise", (SINK,)),
+    "CausVid, sink": ("causvid", "chunkwise", (SINK,)),
+    "CausVid, sink, absolute": ("causvid", "chunkwise", (SINK, *ABSOLUTE)),
+    "Rolling Forcing, sink": ("rolling_forcing", "rolling", (SINK,)),
+    "Rolling Forcing, sink, absolute": ("rolling_forcing", "rolling", (SINK, *ABSOLUTE)),
+    "two steps": ("two_steps", "chunkwise", ("layout.levels=[1, 0.5]",)),
+    "one step": ("one_step", "chunkwise", ("layout.levels=[1]",)),
+    "from diffusion forcing": ("from_diffusion_forcing", "chunkwise", ()),
+    "from ODE pairs": ("from_ode", "chunkwise", ()),
+    "from consistency": ("from_consistency", "chunkwise", ()),
+    "whole lessons, detached": ("detached", "chunkwise", ()),
+    "whole lessons, leaking": ("leaking", "chunkwise", ()),
+}
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--steps", type=int, default=300, help="updates per student")
+    p.add_argument("--teacher", default="assets/tiny-teacher")
+    p.add_argument("--processes", type=int, default=2)
+    p.add_argument("--only", nargs="*", choices=STUDENTS, default=list(STUDENTS), help="students to train")
+    p.add_argument("--evaluate", action="store_true")
+    p.add_argument("--prompts", type=int, default=16)
+    p.add_argument("--seeds", type=int, default=4)
+    p.add_argument("--seconds", type=int, default=60)
+    args = p.parse_args()
+    if args.evaluate:
+        evaluate(args)
+        return
+    for student in args.only:
+        settings = [s.format(out=args.out) if s.startswith("start=") else s for s in STUDENTS[student]]
+        for method in START:
+            if student == f"from_{method}":
+                stage(args, "causal", f"start_{method}", args.steps, f"method={method}")
+        stage(args, "distill", student, args.steps, *settings)
+
+
+def stage(args: argparse.Namespace, script: str, name: str, steps: int, *settings: str) -> None:
+    """Train into OUT/NAME/final, unless that is there."""
+    final = args.out / name / "final"
+    if (final / "model.yaml").is_file():
+        return
+    print(f"--- {name}", flush=True)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(args.processes)]
+    python(*launch, ROOT / "train" / f"{script}.py", "--out", final.parent, "--resume", "auto", "--export", final,
+           f"run.steps={steps}", f"teacher={args.teacher}", "run.show_every=0", "data.two=0.4", *settings)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Stream every run whose student is there; JSON, Markdown, curves and sheets go to OUT."""
+    runs = {
+        name: {"model": str(args.out / student / "final"), "stream": stream, "overrides": list(changes)}
+        for name, (student, stream, changes) in RUNS.items()
+        if (args.out / student / "final" / "model.yaml").is_file()
+    }
+    (args.out / "runs.yaml").write_text(yaml.safe_dump({"runs": runs}, sort_keys=False))
+    python(ROOT / "infer" / "evaluate.py", "--runs", args.out / "runs.yaml", "--prompts", args.prompts,
+           "--seeds", args.seeds, "--seconds", args.seconds, "--things", 2, "--resume",
+           "--json", args.out / "claims.json", "--markdown", args.out / "claims.md", "--plot", args.out / "claims.png",
+           "--sheet", args.out / "sheet.png")
+
+
+def python(*arguments: object) -> None:
+    subprocess.run([sys.executable, *map(str, arguments)], check=True)
+
+
+if __name__ == "__main__":
+    main()
