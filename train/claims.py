@@ -21,19 +21,20 @@ ROOT = Path(__file__).resolve().parents[1]
 NO_SINK = "cache=[{kind: window, latents: 9}]"
 SINK = "cache=[{kind: sink, latents: 3}, {kind: window, latents: 6}]"  # of the same size
 ABSOLUTE = ("stepping.denoise.positions=absolute", "stepping.commit.positions=absolute")
+BEHIND = "practice.behind=9"  # so that all students are judged on 12 latents
 LESSONS = "practice={kind: lessons, latents: [21], last: 21, leak: %s}"
 
 # Student: settings of train/distill.py. The names in START are made by train/causal.py.
 STUDENTS: dict[str, tuple[str, ...]] = {
     "causvid": ("stream=chunkwise", "practice={kind: forced}"),
-    "self_forcing": ("stream=chunkwise",),
+    "self_forcing": ("stream=chunkwise", BEHIND),
     "rolling_forcing": ("stream=rolling",),
-    "self_forcing_sink": ("stream=chunkwise", f"changes=['{SINK}']"),
-    "two_steps": ("stream=chunkwise", "changes=['layout.levels=[1, 0.5]']"),
-    "one_step": ("stream=chunkwise", "changes=['layout.levels=[1]']"),
-    "from_diffusion_forcing": ("stream=chunkwise", "start={out}/start_diffusion_forcing/final"),
-    "from_ode": ("stream=chunkwise", "start={out}/start_ode/final"),
-    "from_consistency": ("stream=chunkwise", "start={out}/start_consistency/final"),
+    "self_forcing_sink": ("stream=chunkwise", BEHIND, f"changes=['{SINK}']"),
+    "two_steps": ("stream=chunkwise", BEHIND, "changes=['layout.levels=[1, 0.5]']"),
+    "one_step": ("stream=chunkwise", BEHIND, "changes=['layout.levels=[1]']"),
+    "from_diffusion_forcing": ("stream=chunkwise", BEHIND, "start={out}/start_diffusion_forcing/final"),
+    "from_ode": ("stream=chunkwise", BEHIND, "start={out}/start_ode/final"),
+    "from_consistency": ("stream=chunkwise", BEHIND, "start={out}/start_consistency/final"),
     "detached": ("stream=chunkwise", LESSONS % "false"),
     "leaking": ("stream=chunkwise", LESSONS % "true"),
 }

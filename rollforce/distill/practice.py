@@ -57,11 +57,12 @@ class LastingStreams:
     def make(self, step: int, part: int) -> Made:
         """One tick of the group whose turn it is. A group of full age starts again; at first, groups differ in age."""
         s, place = self.settings, step % self.settings.groups
+        age = s.age * self.stream.layout.build().ticks
         group = self.groups.get((part, place))
-        if group is None or group.ticks >= s.age:
-            group = self._begin(step, part, place * s.age // s.groups if group is None else 0)
+        if group is None or group.ticks >= age:
+            group = self._begin(step, part, place * age // s.groups if group is None else 0)
             self.groups[part, place] = group
-        if s.switch and group.ticks == round(s.switch * s.age):
+        if s.switch and group.ticks == round(s.switch * age):
             batch = self.data.prompts(step, part + 1_000_000, self.count)
             with torch.no_grad():
                 group.switch(self.student.vectors(batch).detach(), batch.prompts)
@@ -75,7 +76,8 @@ class LastingStreams:
         seeds = tuple(int(n) for n in rng.integers(2**31, size=self.count))
         with torch.no_grad():
             text = self.student.vectors(batch).detach()
-            group = Streams(self.student.transformer, self.stream, text, seeds, self.data.latent, batch.prompts)
+            group = Streams(self.student.transformer, self.stream, text, seeds, self.data.latent, batch.prompts,
+                            self.settings.behind)
             for _ in range(age):
                 group.tick()
         return group

@@ -173,13 +173,15 @@ class Lessons:
 class Lasting:
     """Persistent streams (distill/streams.py): `groups` of streams of different age, one tick of one group per step.
 
-    With `switch` > 0 a group takes a new prompt at that share of its `age`, its memory kept: LongLive's streaming
-    long tuning.
+    `age`: chunks after which a group starts again. `behind`: how many finished latents are judged together with those
+    in flight; a stream of one chunk in flight needs some, or nobody sees whether its chunks follow each other. With
+    `switch` > 0 a group takes a new prompt at that share of its age, its memory kept: LongLive's streaming long tuning.
     """
 
     kind: Literal["lasting"] = "lasting"
     groups: int = 6
     age: int = 14
+    behind: int = 3
     switch: float = 0.0
 
 
@@ -210,8 +212,9 @@ class DistillRecipe:
     """Distribution matching on the student's own rollouts (train/distill.py).
 
     `teacher`: folder with transformer/ and text/; `start`: the student's, "" for the teacher itself; `stream`: preset
-    the student is made for, with `changes` such as layout.levels=[1,0.5]; `window`: latents judged together; `ratio`: critic steps per student step; `alone`: first
-    steps that train the critic only; `shift` of the levels at which videos are judged, clamped to `levels`.
+    the student is made for, with `changes` such as layout.levels=[1,0.5]; `window`: latents judged together; `ratio`:
+    critic steps per student step; `alone`: first steps that train the critic only; `shift` of the levels at which
+    videos are judged, clamped to `levels`.
     """
 
     run: Run

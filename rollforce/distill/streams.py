@@ -32,8 +32,10 @@ class Streams:
         seeds: tuple[int, ...],
         latent: tuple[int, int, int],
         prompts: tuple[str, ...] = (),
+        behind: int | None = None,
     ) -> None:
-        """`text_BLD`: encoded prompts; `seeds`: one per stream; `latent`: C, h, w; `prompts`: for rewards."""
+        """`text_BLD`: encoded prompts; `seeds`: one per stream; `latent`: C, h, w; `prompts`: for rewards; `behind`:
+        how many finished latents a tick's video begins with (None: one chunk)."""
         layout = settings.layout.build()
         cache = KVCache(settings.cache, shape_of(student, len(seeds), latent), max(layout.slots, layout.shift),
                         text_BLD.dtype, text_BLD.device)
@@ -41,19 +43,20 @@ class Streams:
             condition = student.condition(text_BLD)
         self.text_BLD, self.prompts, self.seeds = text_BLD, prompts, seeds
         self.rollout = Rollout(student, condition, cache, layout, Noise.of(seeds, latent), settings.stepping)
-        self.ticks = 0
-        self._behind: Tensor | None = None  # the chunk just before the live slots, clean
+        self.ticks, self.behind = 0, layout.shift if behind is None else behind
+        self._behind: Tensor | None = None  # the latents just before the live slots, clean
 
     def tick(self) -> Tensor:
-        """One tick with gradient. Returns the video it believes in, [B, T, C, h, w]: the chunk behind (no gradient),
+        """One tick with gradient. Returns the video it believes in, [B, T, C, h, w]: the latents behind (no gradient),
         then the clean estimates of all live slots."""
         rollout = self.rollout
         rollout.condition = rollout.model.condition(self.text_BLD)  # afresh: the weights have changed, and may learn
         clean = rollout.tick(with_grad=True).clean_BTCHW
         video = clean if self._behind is None else torch.cat([self._behind, clean], dim=1)
         finished = rollout.commit()
-        if finished is not None:
-            self._behind = finished.latents_BTCHW
+        if finished is not None and self.behind:
+            past = [finished.latents_BTCHW] if self._behind is None else [self._behind, finished.latents_BTCHW]
+            self._behind = torch.cat(past, dim=1)[:, -self.behind :]
         self.ticks += 1
         return video
 
@@ -64,14 +67,16 @@ class Streams:
     def state_dict(self) -> dict[str, Any]:
         """All that `resumed` needs besides the student."""
         return {"rollout": self.rollout.state_dict(), "ticks": self.ticks, "behind": self._behind,
-                "text": self.text_BLD, "seeds": list(self.seeds), "prompts": list(self.prompts)}
+                "length_behind": self.behind, "text": self.text_BLD, "seeds": list(self.seeds),
+                "prompts": list(self.prompts)}
 
     @classmethod
     def resumed(
         cls, student: VideoTransformer, settings: StreamSettings, latent: tuple[int, int, int], state: Mapping[str, Any]
     ) -> Streams:
         """The streams of a `state_dict`, going on."""
-        group = cls(student, settings, state["text"], tuple(state["seeds"]), latent, tuple(state["prompts"]))
+        seeds, prompts = tuple(state["seeds"]), tuple(state["prompts"])
+        group = cls(student, settings, state["text"], seeds, latent, prompts, int(state["length_behind"]))
         group.rollout.load_state_dict(state["rollout"])
         group.ticks, group._behind = int(state["ticks"]), state["behind"]
         return group
