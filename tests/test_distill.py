@@ -252,6 +252,10 @@ def test_average_follows() -> None:
     for step in range(400):
         follow(slow, fast, 0.9, step)
     assert torch.allclose(slow.weight, fast.weight, atol=1e-5)
+    with torch.no_grad():
+        fast.weight.mul_(2)
+    follow(slow, fast, 0.9, -3)  # before its start the average is the model
+    assert torch.equal(slow.weight, fast.weight)
 
 
 def test_checks() -> None:

@@ -74,8 +74,9 @@ def set_rate(made: Sequence[torch.optim.Optimizer], factor: float) -> None:
 
 @torch.no_grad()
 def follow(average: nn.Module, model: nn.Module, keep: float, step: int) -> None:
-    """Exponential moving average of the parameters; early steps follow faster, so that the start is forgotten."""
-    keep = min(keep, (1 + step) / (10 + step))
+    """Exponential moving average of the parameters; early steps follow faster, so that the start is forgotten, and
+    before step 0 it is the model itself."""
+    keep = min(keep, (1 + step) / (10 + step)) if step >= 0 else 0.0
     for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
         slow.lerp_(fast, 1 - keep)
 
@@ -143,6 +144,5 @@ def guard(value: float, what: str, step: int, out: Path) -> None:
     kept = f"The last good checkpoint is {last}" if last else "No checkpoint was written yet"
     raise TrainingError(
         f"step {step}: {what} is {value}. {kept}; nothing was overwritten.\n"
-        "What helps: a lower learning rate or a longer warm-up; run.precision=bf16 instead of fp16, or no; a smaller "
-        "clip. If it comes back at the same step with all of these, look at that step's data."
+        "What helps: a lower learning rate or a longer warm-up; run.precision=no; a smaller clip. If it comes back at the same step with all of these, look at that step's data."
     )

@@ -26,7 +26,7 @@ class Run:
     steps: int
     seed: int = 0
     parts: int = 1
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["no", "bf16"] = "no"
     shard: bool = False
     recompute: bool = False
     compile: bool = False

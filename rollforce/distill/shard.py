@@ -53,7 +53,7 @@ def shard(transformer: VideoTransformer, precision: str = "no") -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(next(transformer.parameters()).device.type, (dist.get_world_size(),))
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    dtype = torch.bfloat16 if precision == "bf16" else None
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None)
     for block in transformer.blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
