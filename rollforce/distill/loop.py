@@ -144,5 +144,6 @@ def guard(value: float, what: str, step: int, out: Path) -> None:
     kept = f"The last good checkpoint is {last}" if last else "No checkpoint was written yet"
     raise TrainingError(
         f"step {step}: {what} is {value}. {kept}; nothing was overwritten.\n"
-        "What helps: a lower learning rate or a longer warm-up; run.precision=no; a smaller clip. If it comes back at the same step with all of these, look at that step's data."
+        "What helps: a lower learning rate or a longer warm-up; run.precision=no; a smaller clip. "
+        "If it comes back at the same step with all of these, look at that step's data."
     )
