@@ -1,0 +1,92 @@
+"""Score a teacher as the oracle scores streams: clips of held-out prompts, all latents together, with guidance.
+
+    OMP_NUM_THREADS=1 python train/judge.py --teacher assets/tiny-teacher --prompts 64 --scale 2
+    OMP_NUM_THREADS=1 python train/judge.py --teacher runs/teacher/final --things 2 --sheet teacher.png
+
+A student should come near these numbers; infer/evaluate.py gives its own, for the same prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rollforce import flow
+from rollforce.distill.data import Batch, path_of
+from rollforce.distill.network import Network
+from rollforce.models.autoencoder import TinyAutoencoder
+from rollforce.schedule import linear, shifted
+from rollforce.world import caption, sample_scene, sheet, wish_of
+from rollforce.world.eyes import Eyes
+from rollforce.world.oracle import score
+from rollforce.world.stats import interval
+
+SHOWN = ("scene", "colour", "motion", "shape", "count", "both", "whole", "shape_per_frame", "flicker")
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--teacher", default="assets/tiny-teacher", help="folder with transformer/ and text/")
+    p.add_argument("--autoencoder", default="assets/tiny/autoencoder")
+    p.add_argument("--prompts", type=int, default=64)
+    p.add_argument("--things", type=int, default=1, choices=(1, 2))
+    p.add_argument("--scale", type=float, default=2.0, help="guidance: free + scale * (wished - free)")
+    p.add_argument("--steps", type=int, default=16)
+    p.add_argument("--latents", type=int, default=15)
+    p.add_argument("--size", type=int, default=64)
+    p.add_argument("--sheet", type=Path)
+    args = p.parse_args()
+    torch.set_num_threads(1)
+    teacher = Network.load(path_of(args.teacher)).requires_grad_(False)
+    autoencoder, eyes = TinyAutoencoder.load(path_of(args.autoencoder)), Eyes.load()
+    scenes = [sample_scene(n, count=args.things, held_out=True) for n in range(args.prompts)]  # as infer/evaluate.py
+    prompts = [caption(scene, n, full=True) for n, scene in enumerate(scenes)]
+    rows, pictures = [], []
+    for n, (scene, prompt) in enumerate(zip(scenes, prompts, strict=True)):
+        video = frames(sampled(teacher, prompt, n, args, autoencoder), autoencoder)
+        rows.append(score(video, wish_of(scene), eyes=eyes).numbers())
+        pictures.append(video)
+    for name in SHOWN:
+        values = [row[name] for row in rows if row[name] is not None]
+        if values:
+            found = interval([float(value) for value in values if value is not None])
+            print(f"{name:16s} {found.mean:.3f} [{found.low:.3f} {found.high:.3f}]")
+    if args.sheet:
+        from PIL import Image
+
+        at = np.linspace(0, len(pictures[0]) - 1, 8).round().astype(int).tolist()
+        Image.fromarray(sheet(pictures[:8], at, prompts[:8], zoom=2)).save(args.sheet)
+
+
+@torch.no_grad()
+def sampled(
+    teacher: Network, prompt: str, seed: int, args: argparse.Namespace, autoencoder: TinyAutoencoder
+) -> Tensor:
+    """Euler sampling with guidance: latents [1, T, C, h, w]."""
+    side = args.size // autoencoder.config.patch
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(1, args.latents, autoencoder.config.channels, side, side, generator=generator)
+    index = torch.arange(args.latents)
+    wished, free = (teacher.condition(Batch(None, (text,))) for text in (prompt, ""))
+    for now, later in pairwise([*(shifted(s, 3.0) for s in linear(args.steps)), 0.0]):
+        sigma = torch.full(x.shape[:2], now)
+        base = teacher.transformer(x, sigma, index, free)
+        velocity = base + args.scale * (teacher.transformer(x, sigma, index, wished) - base)
+        x = flow.euler(x, velocity, sigma, torch.full_like(sigma, later))
+    return x
+
+
+def frames(latents_BTCHW: Tensor, autoencoder: TinyAutoencoder) -> np.ndarray:
+    """uint8 [F, H, W, 3]."""
+    with torch.no_grad():
+        video, _ = autoencoder.decode(latents_BTCHW)
+    return np.asarray(video[0].mul(255).round().byte().numpy())
+
+
+if __name__ == "__main__":
+    main()
