@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from small_model import make_model_folder
 
 import rollforce
@@ -48,6 +49,7 @@ def command(folder: Path, stage: str, out: Path, *more: str) -> list[str]:
 
 def train(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a script in this process, as `python` would."""
+    AcceleratorState._reset_state(True)  # accelerate remembers the precision of the run before
     monkeypatch.setattr(sys, "argv", argv)
     runpy.run_path(argv[0], run_name="__main__")
 
