@@ -11,13 +11,13 @@ from types import TracebackType
 
 import numpy as np
 import torch
+from torch import nn
 
 from rollforce.cache import KVCache, Shape
 from rollforce.errors import ConfigError, SessionClosed, ShapeError, SnapshotError
 from rollforce.machine import computing_on
-from rollforce.models.autoencoder import TinyAutoencoder
-from rollforce.models.decoder import TinyDecoder
-from rollforce.models.text import TextEncoder
+from rollforce.models.decoder import Autoencoder, Decoder
+from rollforce.models.text import Text
 from rollforce.models.transformer import VideoTransformer
 from rollforce.noise import Noise
 from rollforce.rollout import Rollout
@@ -38,25 +38,26 @@ class Model:
     fps: int
     size: tuple[int, int]  # height, width in pixels that it was trained at
     transformer: VideoTransformer
-    text: TextEncoder
-    autoencoder: TinyAutoencoder
+    text: Text
+    autoencoder: Autoencoder
     stream_settings: StreamSettings
     fingerprint: str  # sha256 over the weights
     threads: int  # of the CPU; another number gives another last digit, so it belongs to the model
 
     @cached_property
     def parameters(self) -> int:
+        """Weights in memory: a text encoder that is loaded when it is needed does not count."""
         parts = (self.transformer, self.text, self.autoencoder)
-        return sum(tensor.numel() for part in parts for tensor in part.parameters())
+        return sum(tensor.numel() for part in parts if isinstance(part, nn.Module) for tensor in part.parameters())
 
     @property
     def words(self) -> tuple[str, ...]:
         """The words that prompts may use."""
-        return self.text.config.words
+        return self.text.words
 
     @property
     def frames_per_latent(self) -> int:
-        return self.autoencoder.config.frames
+        return self.autoencoder.frames
 
     @property
     def frames_per_chunk(self) -> int:
@@ -79,11 +80,11 @@ class Model:
         """ConfigError for an empty prompt or a word that this model does not know."""
         if not text.strip():
             raise ConfigError('The prompt is empty. Say what to show, e.g. "a red ball bounces over green hills".')
-        self.text.numbers([text])
+        self.text.check(text)
 
     def grid(self, size: tuple[int, int] | None = None) -> Grid:
         """Latent geometry of a picture size (height, width). ShapeError if it does not fit."""
-        stride, patch = self.autoencoder.config.patch, self.transformer.config.patch
+        stride, patch = self.autoencoder.stride, self.transformer.config.patch
         step = stride * patch
         for name, value in zip(("height", "width"), size or self.size, strict=True):
             if value < step or value % step:
@@ -96,7 +97,7 @@ class Model:
         if (height, width) != self.size:
             log.warning("%dx%d is not the size this model was trained at (%dx%d): expect lower quality.",
                         width, height, self.size[1], self.size[0])  # fmt: skip
-        return Grid(self.autoencoder.config.channels, height // stride, width // stride, patch)
+        return Grid(self.autoencoder.channels, height // stride, width // stride, patch)
 
     def session(self, prompt: str, seed: int = 0, size: tuple[int, int] | None = None) -> Session:
         """Start a stream. `size` is (height, width) in pixels; default the trained one."""
@@ -130,7 +131,7 @@ class Session:
         self._grid = model.grid(size)
         with computing_on(model.threads):
             self._rollout: Rollout | None = self._begin()
-        self._decoder: TinyDecoder | None = TinyDecoder(model.autoencoder)
+        self._decoder: Decoder | None = model.autoencoder.decoder()
         self._index = 0  # chunks handed out
         self._frames = 0  # frames handed out
         self._left = np.empty((0, self._grid.height, self._grid.width, 3), dtype=np.uint8)  # decoded, not yet asked for
@@ -214,7 +215,7 @@ class Session:
         """Free the stream's memory. Closing twice is fine."""
         self._rollout = self._decoder = None
 
-    def _alive(self) -> tuple[Rollout, TinyDecoder]:
+    def _alive(self) -> tuple[Rollout, Decoder]:
         if self._rollout is None or self._decoder is None:
             raise SessionClosed(
                 "This session is closed. Open another with model.session(prompt), or model.resume(snapshot)."

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rollforce.errors import ConfigError, ShapeError
+from rollforce.models.decoder import TinyDecoder, TinyEncoder
 from rollforce.models.files import load_module, save_module
 
 State = tuple[Tensor, ...]
@@ -127,6 +128,30 @@ class TinyAutoencoder(nn.Module):
         self.out = nn.Conv2d(c.width_high, 4 * c.frames * 3, 3, padding=1)
         for layer in (self.steady, self.out):
             silence(layer)
+
+    @property
+    def channels(self) -> int:
+        return self.config.channels
+
+    @property
+    def stride(self) -> int:
+        return self.config.patch
+
+    @property
+    def frames(self) -> int:
+        return self.config.frames
+
+    @property
+    def first_frames(self) -> int:
+        return self.config.frames
+
+    def decoder(self) -> TinyDecoder:
+        """A new stream of pictures."""
+        return TinyDecoder(self)
+
+    def encoder(self) -> TinyEncoder:
+        """A new stream of latents."""
+        return TinyEncoder(self)
 
     # ---- video to latents
 

@@ -1,15 +1,17 @@
-"""Streaming decoders: latents in, pictures out, as soon as they can be drawn."""
+"""Autoencoders as streams see them: latents in, pictures out as soon as they can be drawn, and the other way round."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rollforce.models.autoencoder import State, TinyAutoencoder
+if TYPE_CHECKING:
+    from rollforce.models.autoencoder import State, TinyAutoencoder
+
 
 
 class Decoder(Protocol):
@@ -29,6 +31,45 @@ class Decoder(Protocol):
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Encoder(Protocol):
+    """Turns the frames of one stream into latents. How frames are cut into calls never changes a latent."""
+
+    def encode(self, frames_FHWC: np.ndarray) -> Tensor:
+        """Latents float32 [1, T, C, h, w], on the autoencoder's device, that these uint8 frames complete; T may be 0."""
+        ...
+
+    def reset(self) -> None:
+        """Begin a new stream."""
+        ...
+
+
+class Autoencoder(Protocol):
+    """What a model's autoencoder must tell and make. Weights are shared; every stream has a decoder of its own."""
+
+    @property
+    def channels(self) -> int:
+        """Of a latent."""
+        ...
+
+    @property
+    def stride(self) -> int:
+        """Pixels per latent pixel, in each direction."""
+        ...
+
+    @property
+    def frames(self) -> int:
+        """Frames per latent."""
+        ...
+
+    @property
+    def first_frames(self) -> int:
+        """Frames of the first latent of a stream: 1 in Wan, as many as any other in the bundled model."""
+        ...
+
+    def decoder(self) -> Decoder: ...
+    def encoder(self) -> Encoder: ...
 
 
 class TinyDecoder:
@@ -55,3 +96,25 @@ class TinyDecoder:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         past = state["past"]
         self.past = None if past is None else tuple(past)
+
+
+class TinyEncoder:
+    """Encoder of the bundled autoencoder: every four frames are a latent; those that are not yet four wait."""
+
+    def __init__(self, autoencoder: TinyAutoencoder) -> None:
+        self.autoencoder = autoencoder
+        self.waiting: np.ndarray | None = None
+
+    @torch.no_grad()
+    def encode(self, frames_FHWC: np.ndarray) -> Tensor:
+        frames = frames_FHWC if self.waiting is None else np.concatenate([self.waiting, frames_FHWC])
+        count = len(frames) // self.autoencoder.frames * self.autoencoder.frames
+        self.waiting = frames[count:].copy()
+        if not count:
+            stride, channels = self.autoencoder.stride, self.autoencoder.channels
+            height, width = frames.shape[1] // stride, frames.shape[2] // stride
+            return self.autoencoder.basis.new_empty(1, 0, channels, height, width)
+        return self.autoencoder.encode(torch.from_numpy(frames[None, :count]).to(self.autoencoder.basis.device))
+
+    def reset(self) -> None:
+        self.waiting = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,23 @@ class TextConfig:
         return tuple(word for kind in self.vocabulary.values() for word in kind)
 
 
+class Text(Protocol):
+    """What a model's text encoder must do: prompts in, vectors for the transformer out."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words that prompts may use; none if any may."""
+        ...
+
+    def check(self, prompt: str) -> None:
+        """ConfigError for a prompt that cannot be encoded."""
+        ...
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Text vectors [B, L, D]. One at a time: a prompt's bits depend on no other."""
+        ...
+
+
 class TextLayer(nn.Module):
     """Pre-norm self-attention and feed-forward; padding is not attended to."""
 
@@ -75,6 +93,13 @@ class TextEncoder(nn.Module):
         self.layers = nn.ModuleList(TextLayer(config.text_dim, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.text_dim)
         self._number = {word: i + 1 for i, word in enumerate(config.words)}
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return self.config.words
+
+    def check(self, prompt: str) -> None:
+        self.numbers([prompt])
 
     def numbers(self, prompts: Sequence[str]) -> Tensor:
         """Word numbers of each prompt, padded: int64 [B, text_len].
