@@ -1,69 +1,188 @@
-"""Key maps between the public names of Wan weights: the original ones and those of diffusers, which are ours."""
+"""The one door to public weights: any file or folder of a Wan model or of a student of it, in our names.
+
+    checkpoint = read_checkpoint("self_forcing_dmd.pt")        # .state, .kind, .causal, .where, .config
+
+Known: diffusers folders (sharded or not), the original Wan files, students' .pt files, LoRAs. Tensors are
+memory-mapped: reading costs nothing until they are used.
+"""
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Mapping
-from typing import TypeVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from rollforce.errors import CheckpointError
+from rollforce.models import containers
+from rollforce.models.keys import FAMILIES, from_wan, recognise, to_original, to_ours, to_wan, untied
+from rollforce.models.low_rank import is_lora, lora_to_ours, merge_lora
+from rollforce.models.shapes import config_of, same_shape
+from rollforce.models.shards import STEM, read_shards, shards_of
 
-T = TypeVar("T")
+__all__ = [
+    "STREAM_CLASS", "Checkpoint", "config_of", "expect", "from_wan", "merge_lora", "raw_advice", "read_checkpoint",
+    "same_shape", "teacher_refusal", "to_original", "to_ours", "to_wan",
+]  # fmt: skip
 
-# One table, read in both directions: original Wan name, diffusers name.
-# {n} block, {qkv} q k or v, {qk} q or k, {w} weight or bias.
-WAN_AND_DIFFUSERS: tuple[tuple[str, str], ...] = (
-    ("patch_embedding.{w}", "patch_embedding.{w}"),
-    ("text_embedding.0.{w}", "condition_embedder.text_embedder.linear_1.{w}"),
-    ("text_embedding.2.{w}", "condition_embedder.text_embedder.linear_2.{w}"),
-    ("time_embedding.0.{w}", "condition_embedder.time_embedder.linear_1.{w}"),
-    ("time_embedding.2.{w}", "condition_embedder.time_embedder.linear_2.{w}"),
-    ("time_projection.1.{w}", "condition_embedder.time_proj.{w}"),
-    ("head.head.{w}", "proj_out.{w}"),
-    ("head.modulation", "scale_shift_table"),
-    ("blocks.{n}.modulation", "blocks.{n}.scale_shift_table"),
-    ("blocks.{n}.self_attn.{qkv}.{w}", "blocks.{n}.attn1.to_{qkv}.{w}"),
-    ("blocks.{n}.self_attn.o.{w}", "blocks.{n}.attn1.to_out.0.{w}"),
-    ("blocks.{n}.self_attn.norm_{qk}.{w}", "blocks.{n}.attn1.norm_{qk}.{w}"),
-    ("blocks.{n}.cross_attn.{qkv}.{w}", "blocks.{n}.attn2.to_{qkv}.{w}"),
-    ("blocks.{n}.cross_attn.o.{w}", "blocks.{n}.attn2.to_out.0.{w}"),
-    ("blocks.{n}.cross_attn.norm_{qk}.{w}", "blocks.{n}.attn2.norm_{qk}.{w}"),
-    ("blocks.{n}.norm3.{w}", "blocks.{n}.norm2.{w}"),  # the only block norm with weights
-    ("blocks.{n}.ffn.0.{w}", "blocks.{n}.ffn.net.0.proj.{w}"),
-    ("blocks.{n}.ffn.2.{w}", "blocks.{n}.ffn.net.2.{w}"),
-)
-FIELDS = {"n": r"\d+", "qkv": "q|k|v", "qk": "q|k", "w": "weight|bias"}
+PARTS = {"transformer": ("transformer",), "autoencoder": ("vae", "autoencoder"), "text": ("text_encoder",)}
+ORIGINAL = {"transformer": "diffusion_pytorch_model*", "autoencoder": "*VAE*.pth", "text": "models_t5*.pth"}
+WHAT = {**{family.kind: family.what for family in FAMILIES}, "lora": "a LoRA"}
+PICKLES = {".pt", ".pth", ".bin", ".ckpt"}
+STREAM_CLASS = "RollforceStream"
+"""_class_name in the model_index.json of a student's folder; diffusers' WanPipeline is the bidirectional model."""
 
 
-def from_wan(state: Mapping[str, T]) -> dict[str, T]:
-    """Original Wan names (also inside Self Forcing, LongLive, ... checkpoints) to ours. CheckpointError if unknown."""
-    return _rename(state, WAN_AND_DIFFUSERS)
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights in our names (those of diffusers and transformers), memory-mapped where the file allows.
+
+    `kind` transformer, autoencoder, text or lora; `causal` True for a student that streams, False for a bidirectional
+    model, None where the file does not tell; `where` the container the weights were in, such as "generator_ema", or
+    ""; `config` the config.json beside the weights, {} without one.
+    """
+
+    state: dict[str, Tensor] = field(repr=False)
+    kind: str
+    causal: bool | None
+    where: str
+    path: Path
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def heads(self) -> int | None:
+        """Attention heads of a transformer, if its config.json tells."""
+        return self.config.get("num_attention_heads") or self.config.get("num_heads")
+
+    @property
+    def name(self) -> str:
+        """Its path in a word or two, for messages."""
+        generic = self.path.stem.startswith("diffusion_pytorch_model") or self.path.name in sum(PARTS.values(), ())
+        return self.path.resolve().parent.name if generic else self.path.name
 
 
-def to_wan(state: Mapping[str, T]) -> dict[str, T]:
-    """Our names to the original Wan names."""
-    return _rename(state, tuple((ours, wan) for wan, ours in WAN_AND_DIFFUSERS))
+def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
+    """Read weights from a file or a folder. `kind`: which part of a folder with several (else its transformer).
 
-
-def _rename(state: Mapping[str, T], table: tuple[tuple[str, str], ...]) -> dict[str, T]:
-    rules = [(_pattern(source), target) for source, target in table]
-    renamed: dict[str, T] = {}
-    unknown: list[str] = []
-    for key, value in state.items():
-        found = next(((match, target) for pattern, target in rules if (match := pattern.fullmatch(key))), None)
-        if found is None:
-            unknown.append(key)
-        else:
-            renamed[found[1].format(**found[0].groupdict())] = value
-    if unknown:
+    Raises CheckpointError if there is nothing, if it is not a Wan model's, if it is damaged, or if it is a pickle that
+    would have to run code.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise CheckpointError(f"There is no file or folder {path}.{_near(path)}")
+    source = _inside(path, kind) if path.is_dir() else path
+    where, state, wrapped = _tensors(source)
+    config = _json(source.parent / "config.json")
+    if is_lora(state):
+        return Checkpoint(lora_to_ours(state, path.name), "lora", None, where, path, config)
+    found = recognise(state)
+    if found is None:
         raise CheckpointError(
-            f"{len(unknown)} names are not those of a Wan transformer, e.g. {', '.join(unknown[:5])}."
+            f"{path.name} is none of {', '.join(WHAT.values())}. Its first names: {', '.join(list(state)[:5])}."
         )
-    return renamed
+    family, original = found
+    if original:
+        state = to_ours(family.kind, state)
+    elif family.kind == "text":
+        state = untied(state)
+    causal = None
+    if family.kind == "transformer":
+        causal = True if where in containers.GENERATORS or wrapped else _causal(source, config, original)
+    return Checkpoint(state, family.kind, causal, where, path, config)
 
 
-def _pattern(template: str) -> re.Pattern[str]:
-    escaped = re.escape(template)
-    for name, choices in FIELDS.items():
-        escaped = escaped.replace(re.escape("{" + name + "}"), f"(?P<{name}>{choices})")
-    return re.compile(escaped)
+def expect(checkpoint: Checkpoint, kind: str) -> Checkpoint:
+    """`checkpoint`, if it is of this kind; else a CheckpointError that says what it is."""
+    if checkpoint.kind != kind:
+        remedy = " Give it as --lora, beside the model it was trained on." if checkpoint.kind == "lora" else ""
+        raise CheckpointError(
+            f"{checkpoint.name!r} is {WHAT[checkpoint.kind]}; {WHAT[kind]} is needed here.{remedy}"
+        )
+    return checkpoint
+
+
+def teacher_refusal(name: str) -> str:
+    """What to say where a bidirectional model is asked to stream."""
+    return (f"{name!r} is a bidirectional teacher: it cannot stream. Use a causal student, or distil one: "
+            "train/causal.py, then train/distill.py.")  # fmt: skip
+
+
+def raw_advice(path: str | Path) -> str:
+    """What to say where a file is given instead of a model folder."""
+    path = Path(path)
+    held = path.name
+    if path.suffix in PICKLES:
+        held = containers.describe(containers.read_pickle(path), path.name)
+    else:
+        held = f"{path.name} is a file of weights, not a model folder"
+    return f"{held}. Convert once: rollforce convert {path} --base Wan-AI/Wan2.1-T2V-1.3B-Diffusers --out FOLDER"
+
+
+def _inside(folder: Path, kind: str | None) -> Path:
+    """The weights' file or index in a folder that holds a part, or in one that holds a model."""
+    for part in PARTS[kind or "transformer"]:
+        if (folder / part).is_dir():
+            return _one(folder / part, kind)
+    return _one(folder, kind)
+
+
+def _one(folder: Path, kind: str | None) -> Path:
+    if kind in ORIGINAL and kind != "transformer" and (found := sorted(folder.glob(ORIGINAL[kind]))):
+        return found[0]
+    stems = dict.fromkeys([STEM[kind]] if kind else [*STEM.values()])
+    for stem in stems:
+        for name in (f"{stem}.safetensors.index.json", f"{stem}.safetensors"):
+            if (folder / name).is_file():
+                return folder / name
+    found = sorted(folder.glob("*.safetensors")) or sorted(p for p in folder.iterdir() if p.suffix in PICKLES)
+    if not found:
+        raise CheckpointError(f"{folder} holds no weights: no .safetensors, .pt or .pth file.")
+    if len({tuple(shards_of(path)) for path in found}) > 1:
+        names = ", ".join(path.name for path in found[:5])
+        raise CheckpointError(f"{folder} holds {len(found)} files of weights ({names}). Give the one you want.")
+    return found[0]
+
+
+def _tensors(source: Path) -> tuple[str, dict[str, Tensor], bool]:
+    """Container, tensors under bare names, and whether a student's own outer module `model.` was around them."""
+    if source.suffix in PICKLES:
+        where, state = containers.unpack(containers.read_pickle(source), source.name)
+        wrapped = all(key.startswith("model.") for key in state)
+        return where, containers.stripped(state, source.name), wrapped
+    if source.suffix == ".safetensors" or source.name.endswith(".index.json"):
+        return "", containers.stripped(read_shards(shards_of(source)), source.name), False
+    raise CheckpointError(
+        f"{source.name}: weights are read from .safetensors, {', '.join(sorted(PICKLES))} and folders of them."
+    )
+
+
+def _causal(source: Path, config: Mapping[str, Any], original: bool) -> bool | None:
+    """Whether a transformer from safetensors, or bare, is known to stream or known not to."""
+    outer = source.parent.parent
+    pipeline = str(_json(outer / "model_index.json").get("_class_name", ""))
+    if pipeline == STREAM_CLASS or config.get("_class_name") == "CausalWanModel" or (outer / "model.yaml").is_file():
+        return True
+    if pipeline.startswith("Wan") or config.get("_class_name") == "WanModel":
+        return False
+    return False if original and source.name.startswith(STEM["transformer"]) else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _near(path: Path) -> str:
+    import difflib
+
+    there = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, there, n=3)
+    return f" Nearest: {', '.join(near)}." if near else ""
