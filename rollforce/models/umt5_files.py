@@ -1,0 +1,98 @@
+"""The files of a UMT5 encoder in a diffusers folder: which there are, what they hold, what tells them from others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from rollforce.errors import CheckpointError
+
+ENCODER, TOKENIZER = "text_encoder", "tokenizer"
+INDEX = "model.safetensors.index.json"
+TIED = ("shared.weight", "encoder.embed_tokens.weight")  # two names of one table; files hold either or both
+SAMPLES, SAMPLE = 16, 4096  # of each weight file: pieces and their bytes that go into the fingerprint
+REMEDY = "A model folder in diffusers' layout holds text_encoder/ and tokenizer/; `rollforce convert` makes one."
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files. CheckpointError names what is missing."""
+    where = folder / ENCODER
+    if not (where / "config.json").is_file():
+        raise CheckpointError(f"no text encoder in {folder}: {ENCODER}/config.json is missing. {REMEDY}")
+    if (where / INDEX).is_file():
+        index = read_json(where / INDEX)
+        shards = [where / name for name in sorted(set(index.get("weight_map", {}).values()))]
+    else:
+        shards = [where / "model.safetensors"]
+    missing = [path.name for path in shards if not path.is_file()]
+    if missing or not shards:
+        what = ", ".join(missing) or "every weight file"
+        raise CheckpointError(f"the text encoder in {where} is not whole: {what} missing. {REMEDY}")
+    return shards
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def sample(path: Path, digest: Any) -> None:
+    """Header, size and a few pieces: the weights of a fine-tune differ in these, and reading them takes no time."""
+    size = path.stat().st_size
+    digest.update(f"{path.name} {size}".encode())
+    with path.open("rb") as file:
+        header = 8 + int.from_bytes(file.read(8), "little")
+        file.seek(0)
+        digest.update(file.read(min(header, size)))
+        for number in range(SAMPLES):
+            file.seek(max(0, header + (size - header - SAMPLE) * number // max(1, SAMPLES - 1)))
+            digest.update(file.read(SAMPLE))
+
+
+def read_weights(
+    files: Sequence[Path], wanted: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """All weights by name, on `device` in `dtype` (None: their own; then those for the CPU are mapped, not read).
+
+    `wanted`: the network's own, for names and sizes. CheckpointError if they differ."""
+    state: dict[str, Tensor] = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                state |= {name: _cast(name, file.get_tensor(name), dtype) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error}): fetch it again.") from error
+    for one, other in (TIED, TIED[::-1]):
+        if one in state and other not in state:
+            state[other] = state[one]
+    _refuse_misfit(wanted, state, files[0].parent)
+    return state
+
+
+def _cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The feed-forward's way out overflows in float16: UMT5 keeps it in float32."""
+    dtype = dtype or tensor.dtype
+    return tensor.to(torch.float32 if dtype == torch.float16 and name.endswith("wo.weight") else dtype)
+
+
+def _refuse_misfit(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], where: Path) -> None:
+    sizes = [
+        f"{name}: file {tuple(state[name].shape)}, config {tuple(wanted[name].shape)}"
+        for name in wanted.keys() & state.keys()
+        if wanted[name].shape != state[name].shape
+    ]
+    missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    for problem, names in (("missing", missing), ("not known", unexpected), ("of another size", sorted(sizes))):
+        if names:
+            raise CheckpointError(
+                f"{where}: {len(names)} weights are {problem}, e.g. {', '.join(names[:5])}. "
+                "Files and config.json are of different encoders."
+            )
