@@ -21,7 +21,9 @@ if TYPE_CHECKING:
         SnapshotError,
     )
     from rollforce.load import load, stream
-    from rollforce.session import Model, Session, Snapshot
+    from rollforce.model import Model
+    from rollforce.session import Session
+    from rollforce.snapshot import Snapshot
     from rollforce.types import Chunk
 
     __version__: str
@@ -44,7 +46,7 @@ __all__ = [
 
 _HOME = {
     "load": "load", "stream": "load",
-    "Model": "session", "Session": "session", "Snapshot": "session", "Chunk": "types",
+    "Model": "model", "Session": "session", "Snapshot": "snapshot", "Chunk": "types",
     "RollforceError": "errors", "ConfigError": "errors", "ShapeError": "errors", "CheckpointError": "errors",
     "SnapshotError": "errors", "SessionClosed": "errors",
 }  # fmt: skip

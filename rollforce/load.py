@@ -17,7 +17,8 @@ from rollforce.machine import threads_for
 from rollforce.models.autoencoder import TinyAutoencoder
 from rollforce.models.text import TextEncoder
 from rollforce.models.transformer import VideoTransformer
-from rollforce.session import Model, Session
+from rollforce.model import Model
+from rollforce.session import Session
 from rollforce.settings import StreamSettings
 from rollforce.types import Chunk
 

@@ -18,7 +18,7 @@ from rollforce.errors import ConfigError
 from rollforce.video import Codec, VideoWriter, default_scale
 
 if TYPE_CHECKING:
-    from rollforce.session import Model
+    from rollforce.model import Model
     from rollforce.types import Chunk
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +23,15 @@ from rollforce.noise import NoiseSource
 from rollforce.types import Commit, Tick, index_range
 
 CONTEXT_DRAW = -1  # the number of the noise that context_noise mixes in
+
+
+class Source(Protocol):
+    """A video that a stream follows: its latents enter noised instead of as pure noise (SDEdit, Meng et al. 2021)."""
+
+    def __call__(self, index: int) -> tuple[Tensor, float] | None:
+        """Clean latent [B, C, H, W] of a stream index, asked for once and in order, and the noise level at which it
+        enters; None: the video is over."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,9 @@ class Stepping:
 
 
 class Rollout:
-    """Steps one batch of streams through a layout. `length` latents in all (None: for ever), the first at `start`."""
+    """Steps one batch of streams through a layout. `length` latents in all (None: for ever), the first at `start`.
+
+    `source`: what enters instead of pure noise; the stream ends when it does."""
 
     def __init__(
         self,
@@ -56,15 +68,30 @@ class Rollout:
         *,
         length: int | None = None,
         start: int = 0,
+        source: Source | None = None,
     ) -> None:
         self.model, self.condition, self.cache = model, condition, cache
         self.layout, self.noise, self.stepping = layout, noise, stepping or Stepping()
-        self.start = start
+        self.start, self.source = start, source
         self.end = None if length is None else start + length
         self.first = start + layout.first()
         self.row = 0
         self.x: Tensor | None = None  # live slots only
+        self.entry: dict[int, float] = {}  # noise levels of latents of the source that entered and were not yet ticked
         self.pending: Commit | None = None  # clean, handed out, not yet in memory
+
+    def prefill(self, latents_BTCHW: Tensor) -> None:
+        """Give the stream a past, before its first tick: clean latents that stand just before `start`.
+
+        They are written chunk by chunk, each seeing those before it, as if the stream had made them. What does not
+        fill a chunk comes first: a single image is a chunk of its own (Self Forcing's image to video)."""
+        assert self.x is None and self.pending is None, "a past is given before the first tick"
+        count, chunk = latents_BTCHW.shape[1], self.layout.shift
+        cuts = [0, *range(count % chunk or chunk, count + 1, chunk)]
+        x = latents_BTCHW.to(self._device, self.cache.keys.dtype)
+        for low, high in pairwise(cuts):
+            self.pending = self._as_context(Commit(self.start - count + low, x[:, low:high]))
+            self._write()
 
     @property
     def live(self) -> tuple[int, int]:
@@ -79,11 +106,12 @@ class Rollout:
 
     def tick(self, with_grad: bool = False) -> Tick:
         """One model call. With `with_grad` the clean estimates carry gradient; past and state never do."""
+        self.admit()
         low, high = self.live
-        assert low < high, "a finished rollout was ticked"
-        x = self._entered(low, high)
-        slots = slice(low - self.first, high - self.first)
+        assert self.x is not None and low < high, "a finished rollout was ticked"
+        x, slots = self.x, slice(low - self.first, high - self.first)
         now, later = (self.layout.sigma[row][slots] for row in (self.row, self.row + 1))
+        now = tuple(self.entry.pop(low + i, level) for i, level in enumerate(now))
         with torch.set_grad_enabled(with_grad):
             velocity = self._velocity(x, now, low, apart=with_grad)
             clean = flow.clean_of(x, velocity, self._levels(now))
@@ -114,7 +142,7 @@ class Rollout:
 
     def commits(self) -> Iterator[Commit]:
         """Tick on; yield latents as soon as they are clean."""
-        while not self.done:
+        while self.admit():
             self.tick()
             finished = self.commit()
             if finished is not None:
@@ -170,15 +198,32 @@ class Rollout:
 
     # -- the buffer ---------------------------------------------------------------------------------------------
 
-    def _entered(self, low: int, high: int) -> Tensor:
-        """The live slots, with pure noise in those that have just entered."""
+    def admit(self) -> bool:
+        """Fill the free slots of the buffer, with pure noise or from the source. False: the stream is done."""
+        low, high = self.live
         count = 0 if self.x is None else self.x.shape[1]
-        fresh = [self._drawn(index, 0) for index in range(low + count, high)]
-        if not fresh:
-            assert self.x is not None
-            return self.x
-        entering = torch.stack(fresh, dim=1)
-        return entering if self.x is None else torch.cat([self.x, entering], dim=1)
+        fresh = []
+        for index in range(low + count, high):
+            entering = self._entering(index)
+            if entering is None:
+                self.end = index
+                break
+            fresh.append(entering)
+        if fresh:
+            new = torch.stack(fresh, dim=1)
+            self.x = new if self.x is None else torch.cat([self.x, new], dim=1)
+        return not self.done
+
+    def _entering(self, index: int) -> Tensor | None:
+        noise = self._drawn(index, 0)
+        if self.source is None:
+            return noise
+        given = self.source(index)
+        if given is None:
+            return None
+        clean, self.entry[index] = given
+        level = torch.tensor(self.entry[index], device=self._device)
+        return flow.noised(clean.to(noise), noise, level)
 
     def _stepped(
         self, x: Tensor, velocity: Tensor, clean: Tensor, now: tuple[float, ...], later: tuple[float, ...], low: int
@@ -201,6 +246,7 @@ class Rollout:
     def state_dict(self) -> dict[str, Any]:
         """Everything but model, prompt and settings: the stream goes on from here, bit for bit."""
         return {
+            "start": self.start,
             "first": self.first,
             "row": self.row,
             "x": None if self.x is None else self.x.clone(),
@@ -211,7 +257,8 @@ class Rollout:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict` of a rollout with the same settings."""
-        self.first, self.row, self.x = int(state["first"]), int(state["row"]), state["x"]
+        self.start, self.first = int(state["start"]), int(state["first"])
+        self.row, self.x = int(state["row"]), state["x"]
         pending = state["pending"]
         self.pending = None if pending is None else Commit(int(state["pending_start"]), pending)
         self.cache.load_state_dict(state["cache"])

@@ -1,153 +1,90 @@
-"""Session: one endless stream of pictures from one prompt. Model: the loaded parts that sessions share."""
+"""Session: one endless stream of pictures from one prompt."""
 
 from __future__ import annotations
 
-import logging
+import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from time import perf_counter
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
 
+from rollforce.ahead import Advance, Ahead
 from rollforce.cache import KVCache, Shape
-from rollforce.errors import ConfigError, SessionClosed, ShapeError, SnapshotError
+from rollforce.errors import ConfigError, SessionClosed, SnapshotError
+from rollforce.given import Follower, Given, past
 from rollforce.machine import computing_on
-from rollforce.models.decoder import Autoencoder, Decoder
-from rollforce.models.text import Text
-from rollforce.models.transformer import VideoTransformer
+from rollforce.models.decoder import Decoder
 from rollforce.noise import Noise
 from rollforce.rollout import Rollout
-from rollforce.settings import StreamSettings
-from rollforce.snapshot import Snapshot as Snapshot
-from rollforce.snapshot import on_device
-from rollforce.types import Chunk, Commit, Grid, Timings
+from rollforce.snapshot import Snapshot, on_device
+from rollforce.types import Chunk, Commit, Timings
 
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Model:
-    """A loaded model: text encoder, transformer, autoencoder, and the settings it streams with."""
-
-    name: str
-    licence: str
-    fps: int
-    size: tuple[int, int]  # height, width in pixels that it was trained at
-    transformer: VideoTransformer
-    text: Text
-    autoencoder: Autoencoder
-    stream_settings: StreamSettings
-    fingerprint: str  # sha256 over the weights
-    threads: int  # of the CPU; another number gives another last digit, so it belongs to the model
-
-    @cached_property
-    def parameters(self) -> int:
-        """Weights in memory: a text encoder that is loaded when it is needed does not count."""
-        parts = (self.transformer, self.text, self.autoencoder)
-        return sum(tensor.numel() for part in parts if isinstance(part, nn.Module) for tensor in part.parameters())
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """The words that prompts may use."""
-        return self.text.words
-
-    @property
-    def frames_per_latent(self) -> int:
-        return self.autoencoder.frames
-
-    @property
-    def frames_per_chunk(self) -> int:
-        return self.frames_per_latent * self.stream_settings.layout.build().shift
-
-    @property
-    def device(self) -> torch.device:
-        return self.transformer.proj_out.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.transformer.proj_out.weight.dtype
-
-    @property
-    def signature(self) -> str:
-        """The settings that a snapshot must meet again to continue to the same bytes."""
-        return f"{self.stream_settings!r} in {self.dtype} on {self.threads} threads"
-
-    def check_prompt(self, text: str) -> None:
-        """ConfigError for an empty prompt or a word that this model does not know."""
-        if not text.strip():
-            raise ConfigError('The prompt is empty. Say what to show, e.g. "a red ball bounces over green hills".')
-        self.text.check(text)
-
-    def grid(self, size: tuple[int, int] | None = None) -> Grid:
-        """Latent geometry of a picture size (height, width). ShapeError if it does not fit."""
-        stride, patch = self.autoencoder.stride, self.transformer.config.patch
-        step = stride * patch
-        for name, value in zip(("height", "width"), size or self.size, strict=True):
-            if value < step or value % step:
-                low = max(step, value // step * step)
-                raise ShapeError(
-                    f"{name} {value} is not a multiple of {step} (autoencoder stride {stride} x patch {patch}). "
-                    f"Nearest: {low} or {low + step}."
-                )
-        height, width = size or self.size
-        if (height, width) != self.size:
-            log.warning("%dx%d is not the size this model was trained at (%dx%d): expect lower quality.",
-                        width, height, self.size[1], self.size[0])  # fmt: skip
-        return Grid(self.autoencoder.channels, height // stride, width // stride, patch)
-
-    def session(self, prompt: str, seed: int = 0, size: tuple[int, int] | None = None) -> Session:
-        """Start a stream. `size` is (height, width) in pixels; default the trained one."""
-        return Session(self, prompt, seed, size)
-
-    def resume(self, snapshot: Snapshot) -> Session:
-        """Continue a saved stream to the same bytes. SnapshotError if it has another model or other settings."""
-        if snapshot.model != self.fingerprint:
-            raise SnapshotError(
-                f"The snapshot was made with other weights than those of {self.name!r}; load the model it came from."
-            )
-        if snapshot.settings != self.signature:
-            raise SnapshotError(
-                "The snapshot was made with other settings; load the model with the same ones, dtype and threads."
-            )
-        session = Session(self, snapshot.prompt, snapshot.seed, snapshot.size)
-        session._restore(snapshot)
-        return session
+if TYPE_CHECKING:
+    from rollforce.model import Model
 
 
 class Session:
-    """One stream. Pull-driven: nothing is computed until a chunk is asked for, and nothing is kept that is not needed.
+    """One stream. Pull-driven: nothing is computed until a chunk is asked for (but with `ahead`, one chunk more than
+    that), and nothing is kept that is not needed.
 
-    Use it as a context manager, or call `close()`; either frees its memory.
+    Use it as a context manager, or call `close()`; either frees its memory. `given_frames`: the frames that the stream
+    goes on from, uint8 [F, H, W, 3], as its autoencoder draws them; `stream` hands out what comes after them.
     """
 
-    def __init__(self, model: Model, prompt: str, seed: int, size: tuple[int, int] | None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        prompt: str,
+        seed: int,
+        size: tuple[int, int] | None,
+        given: Given | None = None,
+        ahead: bool = False,
+    ) -> None:
         model.check_prompt(prompt)
         self.model, self.seed, self.size = model, seed, size
-        self._prompt = prompt
+        self._prompt, self._given = prompt, given or Given()
         self._grid = model.grid(size)
-        with computing_on(model.threads):
-            self._rollout: Rollout | None = self._begin()
-        self._decoder: Decoder | None = model.autoencoder.decoder()
+        self._pixels = (self._grid.height * model.autoencoder.stride, self._grid.width * model.autoencoder.stride)
         self._index = 0  # chunks handed out
         self._frames = 0  # frames handed out
-        self._left = np.empty((0, self._grid.height, self._grid.width, 3), dtype=np.uint8)  # decoded, not yet asked for
+        self.given_frames = self._left = np.empty((0, *self._pixels, 3), dtype=np.uint8)  # _left: not yet asked for
+        self._open = ExitStack()
+        if ahead:  # two threads compute: how many each may use is settled once
+            self._open.enter_context(computing_on(model.threads))
+        self._decoder: Decoder | None = model.autoencoder.decoder()
+        with self._computing():
+            self._rollout: Rollout | None = self._begin()
+        self._ahead = Ahead(self._advance, model.device) if ahead else None
+        self._settled: Advance | None = None  # the next commit, where a snapshot had it already
 
     @torch.no_grad()
     def _begin(self) -> Rollout:
         model, grid, settings = self.model, self._grid, self.model.stream_settings
         text = model.text.encode([self._prompt]).to(model.device, model.dtype)
         condition = model.transformer.condition(text)
-        config, layout = model.transformer.config, settings.layout.build()
+        config, layout = model.transformer.config, settings.layout
+        source, before = None, past(self._given, model.autoencoder, self._pixels, model.fps)
+        if self._given.follow is not None:
+            layout = self._given.following.layout(layout)
+            settings = dataclasses.replace(settings, layout=layout)  # which checks that memory still fits
+            source = Follower(self._given, model.autoencoder, self._pixels, model.fps, layout.chunk)
+        table = layout.build()
         shape = Shape(
             config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent, config.attention_head_dim
         )
-        cache = KVCache(settings.cache, shape, max(layout.slots, layout.shift), model.dtype, model.device)
+        cache = KVCache(settings.cache, shape, max(table.slots, table.shift), model.dtype, model.device)
         noise = Noise.of(self.seed, (grid.channels, grid.height, grid.width))
-        return Rollout(model.transformer, condition, cache, layout, noise, settings.stepping)
+        start = 0 if before is None else before.shape[1]
+        rollout = Rollout(model.transformer, condition, cache, table, noise, settings.stepping,
+                          start=start, source=source)  # fmt: skip
+        if before is not None and self._decoder is not None:
+            rollout.prefill(before)
+            self.given_frames = self._decoder.decode(before)
+        return rollout
 
     # -- pictures -----------------------------------------------------------------------------------------------
 
@@ -159,16 +96,20 @@ class Session:
     def _chunks(self, limit: int | None) -> Iterator[Chunk]:
         while limit is None or limit > 0:
             chunk = self._next(limit)
+            if chunk is None:
+                return
             if limit is not None:
                 limit -= len(chunk.frames)
             yield chunk
 
-    def _next(self, limit: int | None) -> Chunk:
-        """The next frames, at most `limit`; what a chunk has beyond them waits for the next call."""
+    def _next(self, limit: int | None) -> Chunk | None:
+        """The next frames, at most `limit`; what a chunk has beyond them waits for the next call. None at the end."""
         timings = Timings(0.0, 0.0)
         frames = self._left
         if not len(frames):
-            frames, timings = self._computed()
+            frames, timings = self._computed(limit)
+        if not len(frames):
+            return None
         count = len(frames) if limit is None else min(limit, len(frames))
         chunk = Chunk(frames[:count], self._index, self._frames / self.model.fps, self._prompt, timings)
         self._left = frames[count:]
@@ -176,25 +117,44 @@ class Session:
         self._index += 1
         return chunk
 
-    @torch.no_grad()
-    def _computed(self) -> tuple[np.ndarray, Timings]:
-        rollout, decoder = self._alive()
+    def _computed(self, limit: int | None) -> tuple[np.ndarray, Timings]:
+        """The next commit's frames; none when the stream is over."""
+        _, decoder = self._alive()
+        done, self._settled = self._settled, None
+        if done is None:
+            go_on = limit is None or limit > self.model.frames_per_chunk
+            done = self._ahead.take(go_on) if self._ahead else self._advance()
         begun = perf_counter()
-        commit: Commit | None = None
-        with computing_on(self.model.threads):
-            while commit is None:
+        with self._computing(), self._ahead.beside(done) if self._ahead else nullcontext():
+            frames = decoder.flush() if done.commit is None else decoder.decode(done.commit.latents_BTCHW)
+        return frames, Timings(done.seconds, perf_counter() - begun)
+
+    @torch.no_grad()
+    def _advance(self) -> Advance:
+        """Tick on to the next commit."""
+        rollout, _ = self._alive()
+        begun, commit = perf_counter(), None
+        with self._computing():
+            while commit is None and rollout.admit():
                 rollout.tick()
                 commit = rollout.commit()
-            denoised = perf_counter()
-            frames = decoder.decode(commit.latents_BTCHW)
-        return frames, Timings(denoised - begun, perf_counter() - denoised)
+        return Advance(commit, perf_counter() - begun)
+
+    def _computing(self) -> AbstractContextManager[None]:
+        return computing_on(self.model.threads)
 
     # -- saving and ending --------------------------------------------------------------------------------------
 
     def snapshot(self) -> Snapshot:
-        """The stream as it stands between two chunks; `model.resume` continues it to the same bytes."""
+        """The stream as it stands between two chunks; `model.resume` continues it to the same bytes.
+
+        SnapshotError if it follows a video: what comes of that is not in the stream's hands."""
         rollout, decoder = self._alive()
+        if rollout.source is not None:
+            raise SnapshotError("A stream that follows a video cannot be saved: start it again where the video stands.")
+        waiting = self._settled or (self._ahead.settle() if self._ahead else None)
         state = {
+            "ahead": None if waiting is None or waiting.commit is None else waiting.commit.latents_BTCHW.clone(),
             "rollout": rollout.state_dict(),
             "decoder": decoder.state_dict(),
             "left": torch.from_numpy(self._left.copy()),
@@ -210,10 +170,15 @@ class Session:
         decoder.load_state_dict(state["decoder"])
         self._left = snapshot.state["left"].numpy()
         self._index, self._frames = int(state["index"]), int(state["frames"])
+        if state["ahead"] is not None:
+            self._settled = Advance(Commit(rollout.first, state["ahead"]), 0.0)
 
     def close(self) -> None:
         """Free the stream's memory. Closing twice is fine."""
-        self._rollout = self._decoder = None
+        if self._ahead is not None:
+            self._ahead.close()
+        self._rollout = self._decoder = self._ahead = None
+        self._open.close()
 
     def _alive(self) -> tuple[Rollout, Decoder]:
         if self._rollout is None or self._decoder is None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rollforce.errors import SnapshotError
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)

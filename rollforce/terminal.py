@@ -16,7 +16,7 @@ from rich.text import Text
 from rollforce.render import Progress, Request, Result, record_path
 
 if TYPE_CHECKING:
-    from rollforce.session import Model
+    from rollforce.model import Model
 
 Report = Callable[[Progress], None]
 _EVERY_S = 10.0  # between two plain lines

@@ -19,17 +19,19 @@ FLOORS = """
 errors
 types schema machine
 config
-flow schedule noise rope drift prompts words
+flow schedule noise rope drift prompts words pictures
 layout positions attention
 cache
 models world
 rollout recache
-settings snapshot
+settings snapshot ahead
+given
 distill
 session
+model
 load
-video
-render
+video conversion
+render convert
 plan terminal doctor
 cli server
 __main__
@@ -113,7 +115,7 @@ def test_what_is_imported_is_declared() -> None:
     declared = {re.split(r"[^A-Za-z0-9-]", line)[0].lower() for line in project["dependencies"]}
     optional = {re.split(r"[^A-Za-z0-9-]", line)[0].lower() for extra in ("wan", "serve", "train")
                 for line in project["optional-dependencies"][extra]}
-    names = {"yaml": "pyyaml", "PIL": "pillow"}
+    names = {"yaml": "pyyaml", "PIL": "pillow", "huggingface_hub": "huggingface-hub"}
     needed: dict[str, str] = {}
     for path in MODULES:
         for line, dotted in imports_of(path):

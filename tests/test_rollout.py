@@ -1,5 +1,7 @@
 """The laws of design section 7, over every layout x tiers x sight."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import tiny_transformer
@@ -179,3 +181,57 @@ def test_sights_differ_where_they_should(model):
     for i, one in enumerate(names):
         for two in names[i + 1 :]:
             assert not torch.allclose(streams[one], streams[two], atol=1e-4), (one, two)
+
+
+@policies("tiers", "stepping")
+def test_a_past_that_is_given_equals_one_that_was_made(model, tiers, stepping):
+    layout, apart = chunkwise(LADDER, 3), replace(stepping, ride=False)
+    whole = latents(start(model, layout, tiers, apart), 24)
+    given = start(model, layout, tiers, apart, start=12)
+    with torch.no_grad():
+        given.prefill(whole[:, :12])
+    assert torch.equal(latents(given, 12), whole[:, 12:])
+
+
+def test_what_fills_no_chunk_comes_first(model):
+    rollout, written = start(model, chunkwise(LADDER, 3), FULL, Stepping(), start=7), []
+    plan = rollout.cache.plan
+    rollout.cache.plan = lambda first, count: written.append((first, count)) or plan(first, count)
+    with torch.no_grad():
+        rollout.prefill(torch.randn(1, 7, 4, HEIGHT, WIDTH))
+    assert written == [(0, 1), (1, 3), (4, 3)]  # a single image is a chunk of its own
+    assert rollout.cache.held()["window"] == tuple(range(7)) and rollout.live == (7, 10)
+
+
+class Given:
+    """A source of `count` latents that enter at `level`."""
+
+    def __init__(self, video: torch.Tensor, level: float) -> None:
+        self.video, self.level, self.asked = video, level, []
+
+    def __call__(self, index: int):
+        self.asked.append(index)
+        return None if index >= self.video.shape[1] else (self.video[:, index], self.level)
+
+
+@policies("layout", "tiers")
+def test_a_source_at_full_noise_changes_nothing_and_its_end_is_the_stream_s(model, layout, tiers):
+    count = 3 * layout.slots + 1
+    source = Given(torch.randn(1, count, 4, HEIGHT, WIDTH), 1.0)
+    plain = start(model, layout, tiers, Stepping(), length=count)
+    follows = start(model, layout, tiers, Stepping(), source=source)
+    with torch.no_grad():
+        expected = torch.cat([c.latents_BTCHW for c in plain.commits()], dim=1)
+        found = torch.cat([c.latents_BTCHW for c in follows.commits()], dim=1)
+    assert torch.equal(found, expected) and follows.done
+    assert source.asked[: count + 1] == list(range(count + 1))  # in order, each once, and the end
+
+
+def test_a_source_enters_at_its_level(model):
+    video = torch.randn(1, 6, 4, HEIGHT, WIDTH)
+    rollout = start(model, chunkwise((0.5, 0.25), 3), FULL, Stepping(), source=Given(video, 0.4))
+    with torch.no_grad():
+        rollout.admit()
+        noise = torch.stack([rollout.noise(i, 0) for i in range(3)], dim=1)
+        torch.testing.assert_close(rollout.x, 0.6 * video[:, :3] + 0.4 * noise)
+        assert rollout.tick().sigma_T == (0.4,) * 3 and rollout.tick().sigma_T == (0.25,) * 3

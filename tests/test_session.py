@@ -13,7 +13,7 @@ from small_model import make_model_folder
 import rollforce
 from rollforce.errors import CheckpointError, ConfigError, SessionClosed, ShapeError, SnapshotError
 from rollforce.load import load, presets
-from rollforce.session import Model
+from rollforce.model import Model
 from rollforce.snapshot import Snapshot
 
 PROMPT = "a red ball bounces over green hills"

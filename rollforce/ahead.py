@@ -1,0 +1,68 @@
+"""The next latents, computed beside the decoding of the last: a thread, and on CUDA a stream, of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rollforce.types import Commit
+
+
+@dataclass(frozen=True)
+class Advance:
+    """What came of going on to the next commit (None: the stream is over), and the seconds it took."""
+
+    commit: Commit | None
+    seconds: float
+    ready: Any = None  # CUDA event after which the latents are there
+
+
+class Ahead:
+    """Calls `advance` at most once ahead of what was asked for.
+
+    Bytes do not change: the order of the ticks is the same, only their time is another. What a stream is told between
+    two chunks takes effect one chunk later than without it."""
+
+    def __init__(self, advance: Callable[[], Advance], device: torch.device) -> None:
+        self._advance, self._device = advance, device
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="rollforce-ahead")
+        self._next: Future[Advance] | None = None
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def take(self, go_on: bool) -> Advance:
+        """The next commit; with `go_on` the one after it is begun."""
+        done = (self._next or self._pool.submit(self._timed)).result()
+        self._next = self._pool.submit(self._timed) if go_on and done.commit is not None else None
+        return done
+
+    def settle(self) -> Advance | None:
+        """Wait for what is under way; it stays the next to be taken. None if nothing is."""
+        return None if self._next is None else self._next.result()
+
+    def _timed(self) -> Advance:
+        done = self._advance()
+        if self._side is None:
+            return done
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self._device))
+        return Advance(done.commit, done.seconds, event)
+
+    @contextmanager
+    def beside(self, done: Advance) -> Iterator[None]:
+        """Within it, work on these latents runs beside the ticks."""
+        if self._side is None or done.commit is None or done.ready is None:
+            yield
+            return
+        with torch.cuda.stream(self._side):
+            self._side.wait_event(done.ready)
+            done.commit.latents_BTCHW.record_stream(self._side)
+            yield
+
+    def close(self) -> None:
+        """Wait for the thread to end."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
