@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from rollforce.errors import CheckpointError
@@ -56,22 +57,30 @@ def shards_of(path: Path) -> list[Path]:
 
 
 def write_shards(
-    state: Mapping[str, Tensor], folder: Path, stem: str, change: Change | None = None, limit: int = LIMIT
+    state: Mapping[str, Tensor],
+    folder: Path,
+    stem: str,
+    *,
+    dtype: torch.dtype | None = None,
+    change: Change | None = None,
+    limit: int = LIMIT,
 ) -> None:
     """Write `state` as {stem}.safetensors, or as numbered files of at most `limit` bytes with an index.
 
-    Only one file's tensors are in memory at a time, if `state` is memory-mapped; `change` is done to each file's.
+    Only one file's tensors are in memory at a time, if `state` is memory-mapped; `change` is done to each file's, then
+    they are cast to `dtype` (None: each keeps its own).
     """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    groups = _grouped(state, limit)
+    groups = _grouped(state, limit, dtype)
     names = [f"{stem}-{n + 1:05}-of-{len(groups):05}.safetensors" for n in range(len(groups))]
     names = names if len(groups) > 1 else [f"{stem}.safetensors"]
     total = 0
     for name, group in zip(names, groups, strict=True):
         tensors = {key: state[key] for key in group}
-        tensors = {key: value.contiguous() for key, value in (change(tensors) if change else tensors).items()}
+        tensors = change(tensors) if change else tensors
+        tensors = {key: value.to(dtype or value.dtype).contiguous() for key, value in tensors.items()}
         total += sum(map(bytes_of, tensors.values()))
         save_file(tensors, folder / name, metadata={"format": "pt"})
     if len(groups) > 1:
@@ -80,17 +89,18 @@ def write_shards(
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
-def bytes_of(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+def bytes_of(tensor: Tensor, dtype: torch.dtype | None = None) -> int:
+    """Bytes of a tensor as it is, or cast to `dtype`."""
+    return tensor.numel() * (dtype.itemsize if dtype else tensor.element_size())
 
 
-def _grouped(state: Mapping[str, Tensor], limit: int) -> list[list[str]]:
+def _grouped(state: Mapping[str, Tensor], limit: int, dtype: torch.dtype | None) -> list[list[str]]:
     groups: list[list[str]] = [[]]
     filled = 0
     for key, tensor in state.items():
-        if groups[-1] and filled + bytes_of(tensor) > limit:
+        if groups[-1] and filled + bytes_of(tensor, dtype) > limit:
             groups.append([])
             filled = 0
         groups[-1].append(key)
-        filled += bytes_of(tensor)
+        filled += bytes_of(tensor, dtype)
     return groups

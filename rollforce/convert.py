@@ -1,0 +1,227 @@
+"""A student's file and its base become one folder in diffusers' layout, which `rollforce.load` opens.
+
+    OUT/model.yaml          what it is and how it streams (ours)
+    OUT/model_index.json    the parts by diffusers' and transformers' own class names, so that either loads any part
+    OUT/transformer/ vae/ text_encoder/ tokenizer/ ...        OUT/README.md    card with licence and origin
+
+The pipeline of a student is named RollforceStream, which diffusers refuses: its WanPipeline would run a causal student
+as a bidirectional model and make noise of it. A teacher's folder names WanPipeline and has no model.yaml.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rollforce.config import to_dict
+from rollforce.conversion import Conversion, existing, index_of, readme_of
+from rollforce.errors import CheckpointError, ConfigError
+from rollforce.load import CARD, Card, presets
+from rollforce.models import hub, parts
+from rollforce.models.families import Release, release_of
+from rollforce.models.shapes import check_whole, config_of
+from rollforce.models.shards import STEM, write_shards
+from rollforce.models.weights import Checkpoint, expect, merge_lora, read_checkpoint, teacher_refusal
+
+log = logging.getLogger(__name__)
+FPS = 16  # of every Wan 2.1 model
+SIZE = (480, 832)  # height, width
+STREAM = "self_forcing"  # of a student that no name tells
+UNKNOWN = "unknown"
+
+
+def convert(
+    file: str | Path,
+    base: str | Path,
+    out: str | Path,
+    *,
+    lora: str | Path | None = None,
+    name: str | None = None,
+    licence: str | None = None,
+    stream: str | None = None,
+    size: tuple[int, int] | None = None,
+    dtype: torch.dtype | None = None,
+    teacher: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Make the model folder `out` of a student's file and of its base; see `prepare` for the arguments."""
+    return write(prepare(file, base, out, lora=lora, name=name, licence=licence, stream=stream, size=size, dtype=dtype,
+                         teacher=teacher, overwrite=overwrite))  # fmt: skip
+
+
+def prepare(
+    file: str | Path,
+    base: str | Path,
+    out: str | Path,
+    *,
+    lora: str | Path | None = None,
+    name: str | None = None,
+    licence: str | None = None,
+    stream: str | None = None,
+    size: tuple[int, int] | None = None,
+    dtype: torch.dtype | None = None,
+    teacher: bool = False,
+    overwrite: bool = False,
+) -> Conversion:
+    """Read and check everything, write nothing.
+
+    Args: `file` a transformer in any public form (see `read_checkpoint`); `base` a folder or a hub id that has the
+    other parts; `lora` baked into the weights; `name`, `licence`, `stream` and `size` (height, width) for the card,
+    else known from the file's name; `dtype` to store (None: as in the file); `teacher` allows a bidirectional model.
+    Raises CheckpointError, ConfigError, or OSError where the disk is too full.
+    """
+    checkpoint = expect(read_checkpoint(file, "transformer"), "transformer")
+    if checkpoint.causal is False and not teacher:
+        raise CheckpointError(teacher_refusal(checkpoint.name) + " --teacher converts it all the same.")
+    folder = hub.fetch(str(base), parts.HUB_PATTERNS) if hub.is_repository(base) else Path(base).expanduser()
+    config = _config(checkpoint, parts.settings_of(folder) if folder.is_dir() else {})
+    adapter = _adapter(lora, checkpoint)
+    release = release_of(Path(file).resolve())
+    out = Path(out).expanduser()
+    card, warnings = _card(checkpoint, release, name or out.resolve().name, licence, stream, size)
+    found = parts.find_parts(folder, image="image_dim" in config)
+    conversion = Conversion(checkpoint, config, found, adapter, out, card, str(base), release, dtype, teacher, warnings)
+    _check_out(conversion, [Path(file), folder, *([Path(lora)] if lora else [])], overwrite)
+    return conversion
+
+
+def dtype_of(name: str | None) -> torch.dtype | None:
+    """A dtype to store weights in, by name; None is as they are. ConfigError lists the names."""
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name is not None and name not in known:
+        raise ConfigError(f"dtype {name!r} is not known. Use {', '.join(known)}.")
+    return known[name] if name else None
+
+
+def write(conversion: Conversion) -> Path:
+    """Write the folder: all of it, or nothing."""
+    out = conversion.out.resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    fresh, old = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("part", "old"))
+    try:
+        _fill(conversion, fresh)
+        if out.exists():
+            out.rename(old)
+        fresh.rename(out)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)
+    return conversion.out
+
+
+def _fill(conversion: Conversion, folder: Path) -> None:
+    lora = conversion.lora
+    target = folder / "transformer"
+    write_shards(conversion.checkpoint.state, target, STEM["transformer"], dtype=conversion.dtype,
+                 change=(lambda group: _merged(group, lora.state)) if lora else None)  # fmt: skip
+    parts.write_json(dict(conversion.config), target / "config.json")
+    for part in conversion.parts:
+        log.info("%s from %s", part.name, part.source)
+        part.place(folder)
+    parts.write_json(index_of(conversion), folder / "model_index.json")
+    (folder / "README.md").write_text(readme_of(conversion), encoding="utf-8")
+    if not conversion.teacher:
+        import yaml
+
+        card = yaml.safe_dump(to_dict(conversion.card), sort_keys=False, allow_unicode=True)
+        (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def _merged(group: Mapping[str, Tensor], lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One file's tensors with their share of the LoRA."""
+    modules = {key.removesuffix(".weight") for key in group}
+    return merge_lora(group, {key: value for key, value in lora.items() if _module(key) in modules})
+
+
+def _module(key: str) -> str:
+    return key.rsplit(".lora_", 1)[0].removesuffix(".alpha")
+
+
+def _config(checkpoint: Checkpoint, base: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of the transformer: measured; what shapes do not tell is the base's, if it is of the same width."""
+    told = dict(checkpoint.config) or dict(base)
+    heads = told.get("num_attention_heads") or told.get("num_heads")
+    width = heads and told.get("dim", heads * told.get("attention_head_dim", 0))
+    measured = checkpoint.state.get("patch_embedding.weight")
+    if measured is None or width != measured.shape[0]:
+        told, heads = {}, None
+    config = config_of(checkpoint.state, heads)
+    check_whole(checkpoint.state, checkpoint.name)
+    return {
+        "_class_name": parts.CLASSES["transformer"][1],
+        **config,
+        "patch_size": list(config["patch_size"]),
+        "eps": told.get("eps", 1e-6),
+        "cross_attn_norm": True,
+        "qk_norm": "rms_norm_across_heads",
+        "rope_max_seq_len": 1024,
+    }
+
+
+def _adapter(lora: str | Path | None, checkpoint: Checkpoint) -> Checkpoint | None:
+    """The LoRA, after a rehearsal without numbers: its modules and shapes are those of the weights."""
+    if lora is None:
+        return None
+    adapter = expect(read_checkpoint(lora), "lora")
+    there = {key: tensor.to("meta") for key, tensor in checkpoint.state.items()}
+    merge_lora(there, {key: tensor.to("meta") for key, tensor in adapter.state.items() if not key.endswith(".alpha")})
+    return adapter
+
+
+def _card(
+    checkpoint: Checkpoint,
+    release: Release | None,
+    name: str,
+    licence: str | None,
+    stream: str | None,
+    size: tuple[int, int] | None,
+) -> tuple[Card, tuple[str, ...]]:
+    """The card, and what was guessed for it."""
+    warnings = []
+    if licence is None and release is None:
+        warnings.append(f"the licence of {checkpoint.path.name} is not known from its name: the card says {UNKNOWN}. "
+                        "Say it with --licence.")  # fmt: skip
+    if stream is None and not (release and release.stream):
+        warnings.append(f"how {checkpoint.path.name} was trained to stream is not known from its name: the card says "
+                        f"{STREAM}. Say it with --stream.")  # fmt: skip
+    if checkpoint.causal is None:
+        warnings.append(f"{checkpoint.path.name} does not tell whether it is causal: a bidirectional model would "
+                        "stream noise.")  # fmt: skip
+    if stream is not None and stream not in presets():
+        raise ConfigError(f"There is no stream preset {stream!r}. Presets: {', '.join(presets())}.")
+    for side, pixels in zip(("height", "width"), size or SIZE, strict=True):
+        if pixels < 1 or pixels % 16:
+            nearest = max(16, round(pixels / 16) * 16)
+            raise ConfigError(f"{side} {pixels} is not a multiple of 16 (autoencoder stride 8 x patch 2). "
+                              f"Nearest: {nearest}.")  # fmt: skip
+    card = Card(
+        name=name, licence=licence or (release.licence if release else UNKNOWN), fps=FPS, size=size or SIZE,
+        stream=stream or (release.stream if release else "") or STREAM,
+    )  # fmt: skip
+    return card, tuple(warnings)
+
+
+def _check_out(conversion: Conversion, sources: list[Path], overwrite: bool) -> None:
+    out = conversion.out
+    if out.exists():
+        if not out.is_dir():
+            raise ConfigError(f"{out} is a file; --out is the folder to make.")
+        if any(out.iterdir()) and not overwrite:
+            raise ConfigError(f"{out} exists; use --overwrite, or another name with --out.")
+        if any(out.iterdir()) and not (out / "model_index.json").is_file():
+            raise ConfigError(f"{out} is not a model folder: it is not overwritten. Use another name with --out.")
+        if any(source.resolve().is_relative_to(out.resolve()) for source in sources):
+            raise ConfigError(f"{out} holds what it would be made from. Use another name with --out.")
+    free = shutil.disk_usage(existing(out)).free
+    if conversion.bytes > free:
+        need = f"{out} needs ~{conversion.bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB free"
+        raise OSError(errno.ENOSPC, need)
