@@ -31,20 +31,28 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Projections of one attention. What is attended to is not its business."""
+    """Projections of one attention. What is attended to is not its business.
 
-    def __init__(self, width: int, heads: int, eps: float) -> None:
+    `image`: with projections of their own for the tokens of an image (cross-attention of Wan's I2V models)."""
+
+    def __init__(self, width: int, heads: int, eps: float, image: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
         self.norm_q, self.norm_k = RMSNorm(width, eps), RMSNorm(width, eps)
+        if image:
+            self.add_k_proj, self.add_v_proj = nn.Linear(width, width), nn.Linear(width, width)
+            self.norm_added_k = RMSNorm(width, eps)
 
     def query(self, x_BLD: Tensor) -> Tensor:
         return self._heads(self.norm_q(self.to_q(x_BLD)))
 
     def key_value(self, x_BLD: Tensor) -> KVBlock:
         return KVBlock(self._heads(self.norm_k(self.to_k(x_BLD))), self._heads(self.to_v(x_BLD)))
+
+    def image_key_value(self, x_BLD: Tensor) -> KVBlock:
+        return KVBlock(self._heads(self.norm_added_k(self.add_k_proj(x_BLD))), self._heads(self.add_v_proj(x_BLD)))
 
     def out(self, x_BNLK: Tensor) -> Tensor:
         return self.to_out[0](x_BNLK.transpose(1, 2).flatten(2))
@@ -54,20 +62,22 @@ class Attention(nn.Module):
 
 
 class GELULinear(nn.Module):
-    """First half of the feed-forward: linear, then tanh-GELU."""
+    """First half of the feed-forward: linear, then GELU."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, approximate: str) -> None:
         super().__init__()
         self.proj = nn.Linear(width, hidden)
+        self.approximate = approximate
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.proj(x), approximate="tanh")
+        return F.gelu(self.proj(x), approximate=self.approximate)
 
 
 class FeedForward(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, inside: int, hidden: int, outside: int, approximate: str = "tanh") -> None:
         super().__init__()
-        self.net = nn.ModuleList([GELULinear(width, hidden), nn.Identity(), nn.Linear(hidden, width)])
+        first = GELULinear(inside, hidden, approximate)
+        self.net = nn.ModuleList([first, nn.Identity(), nn.Linear(hidden, outside)])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net[2](self.net[0](x))
@@ -76,17 +86,18 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Self-attention, cross-attention, feed-forward; the first and last modulated by the noise level of each latent."""
 
-    def __init__(self, width: int, heads: int, hidden: int, eps: float) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, eps: float, image: bool = False) -> None:
         super().__init__()
         self.eps = eps
-        self.attn1, self.attn2 = Attention(width, heads, eps), Attention(width, heads, eps)
+        self.attn1, self.attn2 = Attention(width, heads, eps), Attention(width, heads, eps, image)
         self.norm2 = nn.LayerNorm(width, eps)
-        self.ffn = FeedForward(width, hidden)
+        self.ffn = FeedForward(width, hidden, width)
         self.scale_shift_table = nn.Parameter(table(6, width))
 
-    def text(self, text_BLD: Tensor) -> KVBlock:
-        """Cross-attention keys and values of a prompt."""
-        return self.attn2.key_value(text_BLD)
+    def text(self, text_BLD: Tensor, image_BLD: Tensor | None = None) -> tuple[KVBlock, ...]:
+        """Cross-attention keys and values of a prompt: of its text, and of the image of an image-to-video model."""
+        text = self.attn2.key_value(text_BLD)
+        return (text,) if image_BLD is None else (text, self.attn2.image_key_value(image_BLD))
 
     def before(
         self, x_BLD: Tensor, modulation_BT6D: Tensor, angle: Tensor
@@ -98,8 +109,18 @@ class Block(nn.Module):
         query = rope.rotate(self.attn1.query(normed), angle)
         return query, KVBlock(rope.rotate(own.key, angle), own.value), mod
 
-    def after(self, x_BLD: Tensor, attended: Tensor, mod: Sequence[Tensor], text: KVBlock, attend: Kernel) -> Tensor:
-        """The rest of the block: residual of self-attention, cross-attention, feed-forward."""
+    def after(
+        self,
+        x_BLD: Tensor,
+        attended: Tensor,
+        mod: Sequence[Tensor],
+        given: tuple[KVBlock, ...],
+        attend: Kernel,
+    ) -> Tensor:
+        """The rest of the block: residual of self-attention, cross-attention, feed-forward.
+
+        `given`: what cross-attention sees, the text and perhaps an image; each has its own softmax, results add up.
+        """
         x = gated(x_BLD, self.attn1.out(attended), mod[2])
         dtype = self.norm2.weight.dtype
         query = self.attn2.query(
@@ -107,7 +128,10 @@ class Block(nn.Module):
                 dtype
             )
         )
-        x = x + self.attn2.out(attend(query, text.key, text.value, None)).to(x.dtype)
+        seen = attend(query, given[0].key, given[0].value, None)
+        for image in given[1:]:
+            seen = seen + attend(query, image.key, image.value, None)
+        x = x + self.attn2.out(seen).to(x.dtype)
         return gated(x, self.ffn(modulated(x, mod[3], mod[4], self.eps).to(dtype)), mod[5])
 
 

@@ -12,9 +12,8 @@ released Self Forcing students were trained with all of it in bfloat16: `float32
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,11 +25,10 @@ from torch import Tensor, nn
 from rollforce import rope
 from rollforce.attention import Kernel, kernel
 from rollforce.errors import CheckpointError, ConfigError, ShapeError
+from rollforce.models import transformer_files
 from rollforce.models.block import Block, modulated, table
+from rollforce.models.embedder import ConditionEmbedder
 from rollforce.types import Grid, KVBlock
-
-TIME_SCALE = 1000.0  # the backbone was trained on timesteps 0..1000; everything else speaks sigma in [0, 1]
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,8 @@ class TransformerConfig:
     freq_dim: int = 256
     patch_size: tuple[int, int, int] = (1, 2, 2)
     eps: float = 1e-6
+    image_dim: int | None = None  # channels of image tokens that cross-attention takes beside the text (Wan I2V)
+    added_kv_proj_dim: int | None = None  # what their projections take: the width of the transformer
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "patch_size", tuple(self.patch_size))
@@ -56,6 +56,11 @@ class TransformerConfig:
             )
         if self.patch_size[0] != 1 or self.patch_size[1] != self.patch_size[2]:
             raise ConfigError(f"patch_size {self.patch_size} must be (1, p, p): a latent is the unit of time.")
+        if self.added_kv_proj_dim != (None if self.image_dim is None else self.width):
+            raise ConfigError(
+                f"added_kv_proj_dim {self.added_kv_proj_dim} must be the width, {self.width}, with image_dim "
+                f"{self.image_dim}, and None without one."
+            )
 
     @property
     def width(self) -> int:
@@ -68,17 +73,19 @@ class TransformerConfig:
 
 WAN_1_3B = TransformerConfig(num_attention_heads=12, attention_head_dim=128, num_layers=30, ffn_dim=8960)
 WAN_14B = TransformerConfig(num_attention_heads=40, attention_head_dim=128, num_layers=40, ffn_dim=13824)
+WAN_I2V_14B = replace(WAN_14B, in_channels=36, image_dim=1280, added_kv_proj_dim=5120)
 
 
 @dataclass(frozen=True)
 class Condition:
-    """A prompt as the transformer needs it: cross-attention keys and values of every layer, each [B, N, L_text, K]."""
+    """A prompt as the transformer needs it: of every layer, cross-attention keys and values, each [B, N, L, K], of the
+    text and, for an image-to-video model, of the image."""
 
-    layers: tuple[KVBlock, ...]
+    layers: tuple[tuple[KVBlock, ...], ...]
 
     @property
     def batch(self) -> int:
-        return self.layers[0].key.shape[0]
+        return self.layers[0][0].key.shape[0]
 
 
 class Memory(Protocol):
@@ -100,41 +107,14 @@ Halves = tuple[Callable[..., Any], Callable[..., Any]]
 HALVES: Halves = (_before, _after)
 """What lies between attention calls, as it is; a model may have it compiled or checkpointed instead."""
 
-
-class MLP(nn.Module):
-    """Two linears with an activation between, under diffusers' names."""
-
-    def __init__(self, inside: int, width: int, activation: nn.Module) -> None:
-        super().__init__()
-        self.linear_1, self.linear_2 = nn.Linear(inside, width), nn.Linear(width, width)
-        self.activation = activation
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(self.activation(self.linear_1(x.to(self.linear_1.weight.dtype))))
+Visit = Callable[[Sequence[Block]], Iterator[Block]]
+"""How a call goes through the blocks: one after the other; offload.py brings each to the device on the way."""
 
 
-class ConditionEmbedder(nn.Module):
-    """Noise level and text, brought to the width of the transformer."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.freq_dim = config.freq_dim
-        self.time_embedder = MLP(config.freq_dim, config.width, nn.SiLU())
-        self.time_proj = nn.Linear(config.width, 6 * config.width)
-        self.text_embedder = MLP(config.text_dim, config.width, nn.GELU(approximate="tanh"))
-
-    def time(self, sigma_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Embedding [B, T, D] and block modulation [B, T, 6, D] of each latent's noise level."""
-        embedding = self.time_embedder(sinusoid(TIME_SCALE * sigma_BT.double(), self.freq_dim))
-        return embedding, self.time_proj(F.silu(embedding)).unflatten(-1, (6, -1))
-
-
-def sinusoid(time_BT: Tensor, channels: int) -> Tensor:
-    """cos then sin of the timestep at geometrically falling frequencies: float32 [B, T, channels]."""
-    half = channels // 2
-    frequency = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=time_BT.device) / half)
-    angle = time_BT[..., None] * frequency
-    return torch.cat([angle.cos(), angle.sin()], dim=-1).float()
+def _one_replay(blocks: Sequence[Block]) -> Iterator[Block]:
+    """A call of the model is one step of its CUDA graphs: what an earlier call returned may be overwritten."""
+    torch.compiler.cudagraph_mark_step_begin()
+    return iter(blocks)
 
 
 class VideoTransformer(nn.Module):
@@ -143,20 +123,30 @@ class VideoTransformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        width = config.width
+        width, image = config.width, config.image_dim is not None
         self.patch_embedding = nn.Conv3d(config.in_channels, width, config.patch_size, config.patch_size)
-        self.condition_embedder = ConditionEmbedder(config)
+        self.condition_embedder = ConditionEmbedder(width, config.freq_dim, config.text_dim, config.image_dim)
         self.blocks: Sequence[Block] = nn.ModuleList(
-            [Block(width, config.num_attention_heads, config.ffn_dim, config.eps) for _ in range(config.num_layers)]
+            [
+                Block(width, config.num_attention_heads, config.ffn_dim, config.eps, image)
+                for _ in range(config.num_layers)
+            ]
         )  # type: ignore[assignment]
         self.scale_shift_table = nn.Parameter(table(2, width))
         self.proj_out = nn.Linear(width, config.out_channels * config.patch**2)
         self.attend: Kernel = kernel("sdpa")
         self.float32_islands = True
         self.halves: Halves = HALVES
+        self.visit: Visit = iter
 
-    def compile_blocks(self, **options: Any) -> None:
-        """Compile what lies between attention calls (torch.compile; needs a C++ compiler on a CPU)."""
+    def compile_blocks(self, graphs: bool = False, **options: Any) -> None:
+        """Compile what lies between attention calls (torch.compile, and its options; needs a C++ compiler on a CPU).
+
+        `graphs`: replay it as CUDA graphs, one per shape. Attention stays outside, where the past grows.
+        """
+        if graphs:
+            options = {"mode": "reduce-overhead", "dynamic": False, **options}
+            self.visit = _one_replay
         self.halves = (torch.compile(_before, **options), torch.compile(_after, **options))
 
     def checkpoint_blocks(self) -> None:
@@ -167,17 +157,28 @@ class VideoTransformer(nn.Module):
         again = partial(checkpoint, use_reentrant=False)
         self.halves = (partial(again, before), partial(again, after))
 
-    def set_attention(self, name: str) -> None:
-        """Choose the attention kernel by name; ConfigError lists what exists."""
-        self.attend = kernel(name)
+    def set_attention(self, name: str, masked: bool = False) -> None:
+        """Choose the attention kernel by name, once the model is on its device; `masked`: it must know masks.
 
-    def condition(self, text_BLD: Tensor) -> Condition:
+        ConfigError lists what exists, or says why this one cannot be used here and what to do.
+        """
+        self.attend = kernel(name, self.device, self.proj_out.weight.dtype, masked)
+
+    @property
+    def device(self) -> torch.device:
+        """Where latents are computed (blocks may wait elsewhere: see offload.py)."""
+        return self.scale_shift_table.device
+
+    def condition(self, text_BLD: Tensor, image_BLD: Tensor | None = None) -> Condition:
         """Cross-attention keys and values of a text embedding [B, L_text, text_dim], once per prompt.
 
-        Wan attends to all text positions, zero padding included: pad before calling.
+        Wan attends to all text positions, zero padding included: pad before calling. An image-to-video model takes the
+        tokens of its image too: [B, L_image, image_dim].
         """
         text = self.condition_embedder.text_embedder(text_BLD)
-        return Condition(tuple(block.text(text) for block in self.blocks))
+        self._check_image(image_BLD)
+        image = None if image_BLD is None else self.condition_embedder.image_embedder(image_BLD)
+        return Condition(tuple(block.text(text, image) for block in self.visit(self.blocks)))
 
     def forward(
         self,
@@ -200,7 +201,7 @@ class VideoTransformer(nn.Module):
         if self.float32_islands:
             x, embedding, modulation = x.float(), embedding.float(), modulation.float()
         before, after = self.halves
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self.visit(self.blocks)):
             query, own, mod = before(block, x, modulation, angle)
             if memory is None:
                 attended = self.attend(query, own.key, own.value, mask)
@@ -214,9 +215,20 @@ class VideoTransformer(nn.Module):
     def _geometry(self, x_BTCHW: Tensor) -> tuple[int, int]:
         channels, height, width = x_BTCHW.shape[2:]
         if channels != self.config.in_channels:
-            raise ShapeError(f"latents have {channels} channels; this model takes {self.config.in_channels}.")
+            given = self.config.in_channels - self.config.out_channels
+            parts = f" ({self.config.out_channels} noisy and {given} of what is given)" if given else ""
+            raise ShapeError(f"latents have {channels} channels; this model takes {self.config.in_channels}{parts}.")
         grid = Grid(channels, height, width, self.config.patch)
         return grid.rows, grid.columns
+
+    def _check_image(self, image_BLD: Tensor | None) -> None:
+        channels = self.config.image_dim
+        if image_BLD is None and channels is not None:
+            raise ConfigError(f"this is an image-to-video model: give the tokens of an image, [B, L, {channels}].")
+        if image_BLD is not None and channels is None:
+            raise ConfigError("this model takes no image tokens (its image_dim is None). Leave them out.")
+        if image_BLD is not None and (image_BLD.dim() != 3 or image_BLD.shape[-1] != channels):
+            raise ShapeError(f"image tokens are {list(image_BLD.shape)}; this model takes [B, L, {channels}].")
 
     def _patches(self, x_BTCHW: Tensor) -> Tensor:
         """The patch embedding as one matmul: a convolution whose stride is its kernel."""
@@ -232,30 +244,24 @@ class VideoTransformer(nn.Module):
         x = x_BLD.reshape(batch, latents, height // p, width // p, p, p, self.config.out_channels)
         return x.permute(0, 1, 6, 2, 4, 3, 5).reshape(batch, latents, self.config.out_channels, height, width)
 
-    def save(self, folder: Path) -> None:
-        """Write config.json and safetensors, as diffusers lays a transformer folder out."""
-        from safetensors.torch import save_file
-
+    def save(self, folder: Path, limit: int = transformer_files.LIMIT) -> None:
+        """Write config.json and safetensors of at most `limit` bytes, as diffusers lays a transformer folder out."""
         folder.mkdir(parents=True, exist_ok=True)
-        config = {
-            "_class_name": "WanTransformer3DModel",
-            **asdict(self.config),
-            "cross_attn_norm": True,
-            "qk_norm": "rms_norm_across_heads",
-        }
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
+        transformer_files.write_config(folder, asdict(self.config))
+        transformer_files.write_weights(folder, self.state_dict(), limit)
 
     @classmethod
     def load(cls, folder: Path) -> VideoTransformer:
-        """Read a folder written by `save` or by diffusers. CheckpointError if it is not one."""
-        from safetensors.torch import load_file
+        """Read a folder written by `save` or by diffusers, in the dtype of its files, which are mapped, not copied.
 
-        if not (folder / "config.json").is_file():
-            raise CheckpointError(f"{folder} holds no transformer: config.json is missing.")
-        raw = json.loads((folder / "config.json").read_text())
-        names = TransformerConfig.__dataclass_fields__
+        CheckpointError if it is not one or does not fit; ConfigError names a field that asks for something else.
+        """
+        sizes = transformer_files.read_config(folder, {field.name for field in fields(TransformerConfig)})
+        try:
+            config = TransformerConfig(**sizes)
+        except TypeError as error:
+            raise CheckpointError(f"{folder / 'config.json'} does not describe a transformer: {error}.") from error
         with torch.device("meta"):
-            model = cls(TransformerConfig(**{name: value for name, value in raw.items() if name in names}))
-        model.load_state_dict(load_file(folder / WEIGHTS), strict=True, assign=True)
+            model = cls(config)
+        transformer_files.adopt(model, transformer_files.read_weights(folder), str(folder))
         return model
