@@ -80,6 +80,68 @@ def render(
 
 
 @app.command()
+def convert(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A student: .pt, .safetensors, or a folder.")],
+    base: Annotated[str, typer.Option("--base", help="Where the other parts are: a Wan folder, or a hub id.")],
+    out: Annotated[Path, typer.Option("--out", help="The model folder to make.")],
+    lora: Annotated[Path | None, typer.Option("--lora", help="A LoRA to bake into the weights.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="What to call the model (default: as --out).")] = None,
+    licence: Annotated[str | None, typer.Option("--licence", help="Its licence, if no name tells.")] = None,
+    stream: Annotated[str | None, typer.Option("--stream", help="The preset it was trained for.")] = None,
+    size: Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT of training (default 832x480).")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Store as (default: as in FILE).")] = None,
+    teacher: Annotated[bool, typer.Option("--teacher", help="FILE is bidirectional: a teacher.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder that exists.")] = False,
+    debug: Debug = False,
+) -> None:  # fmt: skip
+    """Make a model folder from a released student and its base model."""
+    with _answered(debug):
+        from rollforce.convert import dtype_of, prepare, write
+        from rollforce.plan import parse_size
+
+        conversion = prepare(
+            file, base, out, lora=lora, name=name, licence=licence, stream=stream,
+            size=parse_size(size) if size else None, dtype=dtype_of(dtype), teacher=teacher, overwrite=overwrite,
+        )  # fmt: skip
+        for line in conversion.summary():
+            typer.echo(line)
+        for warning in conversion.warnings:
+            typer.echo(f"warning: {warning}", err=True)
+        typer.echo(f"wrote {write(conversion)}")
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Option("--model", help="A folder, a bundled name, wan-1.3b or wan-14b.")] = "tiny",
+    stream: Annotated[str | None, typer.Option("--stream", help="A stream preset, or a YAML file.")] = None,
+    size: Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT in pixels (default: as trained).")] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, float16.")] = "auto",
+    free: Annotated[float | None, typer.Option("--free", help="GB to plan with (default: what is free).")] = None,
+    offload: Annotated[list[str] | None, typer.Option("--offload", help="What to keep off the device: text.")] = None,
+    window: Annotated[int | None, typer.Option("--window", help="Latents that the memory's window holds.")] = None,
+    quantize: Annotated[str | None, typer.Option("--quantize", help="Weights of the blocks: int8, fp8.")] = None,
+    tiling: Annotated[bool, typer.Option("--tiling", help="Decode in tiles, features in host memory.")] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:  # fmt: skip
+    """Say how much memory a stream needs, whether it fits, and what would make it fit. Nothing is loaded."""
+    with _answered(debug):
+        from rollforce.fits import fit
+        from rollforce.fits_table import Wish, show, told
+        from rollforce.plan import parse_size
+
+        wish = Wish(model, stream, parse_size(size) if size else None, device, dtype, tuple(offload or ()), window,
+                    quantize, tiling)  # fmt: skip
+        found = fit(wish.setup(), None if free is None else int(free * 1e9))
+        if as_json:
+            typer.echo(json.dumps(told(found), indent=2))
+        else:
+            show(found)
+        raise typer.Exit(0 if found.helps else MEMORY)
+
+
+@app.command()
 def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
     """Say what this machine can do, and what is wrong with it."""
     with _answered(debug):
