@@ -1,0 +1,77 @@
+"""Between pixels and what autoencoders read: shapes checked with a remedy, bytes to numbers and back."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rollforce.errors import ShapeError
+
+PATCH = 2  # of the transformers that read such latents: sizes that suit both are named in messages
+
+
+def check_latents(latents_BTCHW: Tensor, channels: int) -> None:
+    """ShapeError unless these are latents [B, T, channels, h, w] of at least one pixel."""
+    shape = tuple(latents_BTCHW.shape)
+    if len(shape) != 5 or shape[2] != channels or not shape[3] or not shape[4]:
+        raise ShapeError(
+            f"latents of shape {shape}: this autoencoder reads [B, T, {channels}, h, w], with {channels} channels."
+        )
+
+
+def check_stream(latents_BTCHW: Tensor) -> None:
+    """ShapeError unless these latents are of one stream."""
+    if latents_BTCHW.shape[0] != 1:
+        raise ShapeError(
+            f"latents of {latents_BTCHW.shape[0]} videos: a decoder draws one stream; "
+            "give every video a decoder of its own, or use the autoencoder's decode() for whole clips."
+        )
+
+
+def check_size(height: int, width: int, stride: int) -> None:
+    """ShapeError unless both are multiples of the autoencoder's stride."""
+    for name, size in (("height", height), ("width", width)):
+        if size % stride or not size:
+            step = stride * PATCH
+            lower, upper = size // step * step, -(-max(size, 1) // step) * step
+            nearest = f"{lower} or {upper}" if lower else f"{upper}"
+            raise ShapeError(
+                f"{name} {size} is not a multiple of {stride}, the autoencoder's stride ({step} with the transformer's "
+                f"patches). Nearest: {nearest}."
+            )
+
+
+def check_count(frames: int, first: int, each: int) -> None:
+    """ShapeError unless `frames` frames fill whole latents: `first` of them the first one, `each` every other."""
+    if frames < first or (frames - first) % each:
+        lower = first + max(0, (frames - first) // each) * each
+        upper = first if frames < first else lower + each
+        nearest = f"{upper}" if frames < first else f"{lower} or {upper}"
+        raise ShapeError(
+            f"{frames} frames do not fill whole latents: the first holds {first} frame(s), every other {each}. "
+            f"Nearest: {nearest}."
+        )
+
+
+def planes(frames_BFHWC: Tensor, stride: int, device: torch.device) -> Tensor:
+    """Frames [B, F, H, W, 3], uint8 or float in 0..1 -> float32 [B, F, 3, H, W] in 0..1. Raises ShapeError."""
+    shape = tuple(frames_BFHWC.shape)
+    if len(shape) != 5 or shape[-1] != 3:
+        raise ShapeError(f"video of shape {shape}: expected [B, F, H, W, 3]")
+    check_size(shape[2], shape[3], stride)
+    frames = frames_BFHWC.to(device)
+    frames = frames.float() / 255 if frames.dtype == torch.uint8 else frames.float()
+    return frames.movedim(-1, 2)
+
+
+def as_bytes(frames_FHWC: Tensor) -> Tensor:
+    """Frames in 0..1 -> uint8 on the same device, rounded to the nearest."""
+    return frames_FHWC.clamp(0, 1).mul(255).round_().to(torch.uint8)
+
+
+def on_host(parts: list[Tensor], height: int, width: int) -> np.ndarray:
+    """Parts of uint8 frames [F, H, W, 3] as one array; of no frames if there are no parts."""
+    if not parts:
+        return np.empty((0, height, width, 3), dtype=np.uint8)
+    return np.ascontiguousarray(torch.cat(parts).cpu().numpy())

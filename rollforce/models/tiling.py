@@ -1,0 +1,127 @@
+"""Large pictures in tiles: where they lie and how their overlaps are blended.
+
+Tiles form a grid and all have one shape, so nothing is compiled twice. Along either axis every pixel belongs to one
+tile or lies on the ramp between two; the ramps add up to 1, and where one tile is alone its pixels are untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rollforce.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Draw pictures larger than `tile` x `tile` pixels in tiles that overlap by at least `overlap` pixels.
+
+    What it saves: activations, which are those of one tile instead of the whole picture (for the Wan 2.1 decoder about
+    (tile^2 / picture area) of them). What it does not save: the causal features, kept for every tile between latents,
+    grow with the overlaps; `host` keeps them in main memory and only those of the tile in work on the device, at the
+    price of two copies of them per latent.
+    """
+
+    tile: int = 256
+    overlap: int = 64
+    host: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tile < 1 or not 0 <= self.overlap <= self.tile // 2:
+            raise ConfigError(
+                f"tiles of {self.tile} pixels with an overlap of {self.overlap}: the overlap must be between 0 and "
+                f"half a tile ({self.tile // 2})."
+            )
+
+    def check(self, stride: int) -> None:
+        """ConfigError unless tiles and overlaps are whole latent pixels."""
+        for name, value in (("tile", self.tile), ("overlap", self.overlap)):
+            if value % stride:
+                raise ConfigError(
+                    f"tiling {name} = {value} is not a multiple of {stride} (autoencoder stride). "
+                    f"Nearest: {value // stride * stride} or {(value // stride + 1) * stride}."
+                )
+
+
+@dataclass(frozen=True)
+class Cover:
+    """How tiles of `length` cells cover one axis of `size` cells, with ramps over `ramp` cells."""
+
+    size: int
+    length: int
+    starts: tuple[int, ...]
+    ramp: int
+
+    def weights(self, scale: int) -> Tensor:
+        """How much every tile counts at every pixel of it, `scale` pixels per cell: [tiles, length * scale].
+
+        Over all tiles the weights of a pixel add up to 1."""
+        places = torch.arange(self.length * scale) + 0.5
+        raw = torch.ones(len(self.starts), self.length * scale)
+        total = torch.zeros(self.size * scale)
+        for i, start in enumerate(self.starts):
+            if self.ramp and start > 0:
+                raw[i] = (places / (self.ramp * scale)).clamp(max=1)
+            if self.ramp and start + self.length < self.size:
+                raw[i] = torch.minimum(raw[i], places.flip(0) / (self.ramp * scale))
+            total[start * scale : (start + self.length) * scale] += raw[i]
+        return torch.stack(
+            [row / total[s * scale : (s + self.length) * scale] for row, s in zip(raw, self.starts, strict=True)]
+        )
+
+
+def cover(size: int, tile: int, overlap: int) -> Cover:
+    """Fewest tiles of `tile` cells over `size` cells that overlap by at least `overlap`, evenly spread."""
+    if size <= tile:
+        return Cover(size, size, (0,), overlap)
+    steps = -((tile - size) // (tile - overlap))
+    return Cover(size, tile, tuple(i * (size - tile) // steps for i in range(steps + 1)), overlap)
+
+
+class Mosaic:
+    """The tiles of one picture, in cells: latent pixels, of `scale` x `scale` pixels each in a picture."""
+
+    def __init__(self, rows: Cover, columns: Cover) -> None:
+        self.rows, self.columns = rows, columns
+
+    def __len__(self) -> int:
+        return len(self.rows.starts) * len(self.columns.starts)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in cells."""
+        return self.rows.size, self.columns.size
+
+    def places(self, scale: int) -> Iterator[tuple[slice, slice]]:
+        """Rows and columns of every tile, in pixels at `scale` per cell."""
+        for y in self.rows.starts:
+            for x in self.columns.starts:
+                yield (
+                    slice(y * scale, (y + self.rows.length) * scale),
+                    slice(x * scale, (x + self.columns.length) * scale),
+                )
+
+    def blend(self, parts: Iterator[Tensor], scale: int) -> Tensor:
+        """One picture [..., H, W], float32, of its tiles in the order of `places`."""
+        if len(self) == 1:
+            return next(parts).float()
+        weights = ((y, x) for y in self.rows.weights(scale) for x in self.columns.weights(scale))
+        picture: Tensor | None = None
+        for part, (ys, xs), (down, across) in zip(parts, self.places(scale), weights, strict=True):
+            if picture is None:
+                size = (self.rows.size * scale, self.columns.size * scale)
+                picture = part.new_zeros(*part.shape[:-2], *size, dtype=torch.float32)
+            picture[..., ys, xs] += part.float() * (down[:, None] * across).to(part.device)
+        assert picture is not None
+        return picture
+
+
+def mosaic(height: int, width: int, tiling: Tiling | None, stride: int) -> Mosaic:
+    """Tiles of a picture of height x width latent pixels; one tile without `tiling`."""
+    if tiling is None:
+        return Mosaic(cover(height, height, 0), cover(width, width, 0))
+    tile, overlap = tiling.tile // stride, tiling.overlap // stride
+    return Mosaic(cover(height, tile, overlap), cover(width, tile, overlap))
