@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.models.text_cache import Encoded, TextCache, cache_folder
 from rollforce.models.umt5 import LENGTH, Cleaner, WanText
+from rollforce.models.umt5_files import TIED
 
 transformers = pytest.importorskip("transformers")
 
@@ -28,10 +29,11 @@ DIM = 16
 
 def make_tokenizer(folder: Path) -> None:
     """A small Unigram vocabulary that ends a text with </s>, as UMT5's does."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0), *((letter, -5.0) for letter in LETTERS)]
     tokenizer = Tokenizer(models.Unigram(pieces + [(f"▁{word}", -2.0) for word in WORDS], unk_id=2))
+    tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     transformers.PreTrainedTokenizerFast(
@@ -80,7 +82,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 
 def by_transformers(folder: Path, prompt: str, **model: Any) -> torch.Tensor:
     """The reference's way: tokens padded to 512, mask given, rows from the prompt's length on zeroed."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
     encoder = transformers.UMT5EncoderModel.from_pretrained(folder / "text_encoder", **model).eval()
     fed = tokenizer([prompt], padding="max_length", max_length=512, truncation=True, return_tensors="pt")
     with torch.no_grad():
@@ -134,6 +136,28 @@ def test_either_name_of_the_word_table_will_do(folder: Path, copy: Path, tmp_pat
     save_file(weights, copy / "text_encoder" / "model.safetensors")
     vectors = WanText.load(copy, cache=tmp_path / "one").encode(["a star"])
     assert torch.equal(vectors, WanText.load(folder, cache=tmp_path / "other").encode(["a star"]))
+
+
+@pytest.mark.parametrize("declared", ["T5Tokenizer", "T5TokenizerFast", "PreTrainedTokenizerFast"])
+def test_the_tokenizer_file_is_used_as_it_stands(copy: Path, tmp_path: Path, declared: str) -> None:
+    """Wan's folder declares a T5Tokenizer; with that AutoTokenizer of transformers 5 forgets the file's normaliser."""
+    path = copy / "tokenizer" / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tokenizer_class": declared}))
+    text = WanText.load(copy, cache=tmp_path)
+    wide, plain = text.encode(["a red ball，the sea", "a red ball,the sea"])
+    assert torch.equal(wide, plain)
+
+
+def test_the_size_of_wan(copy: Path, tmp_path: Path) -> None:
+    """UMT5-XXL of Wan 2.1 on no memory: 242 weights, 5.68 billion parameters, 4096 channels; Wan reads 512 tokens."""
+    config = {"vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
+    path = copy / "text_encoder" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    text = WanText.load(copy, cache=tmp_path)
+    assert (text.dim, text.length) == (4096, 512)
+    weights = text.empty().state_dict()
+    del weights[TIED[1]]
+    assert len(weights) == 242 and sum(weight.numel() for weight in weights.values()) == 5_680_910_336
 
 
 # -- prompts ----------------------------------------------------------------------------------------------------------

@@ -187,20 +187,27 @@ class WanText:
     # -- loading ------------------------------------------------------------------------------------------------
 
     def _ready_tokenizer(self) -> Any:
+        """tokenizer.json as it stands. AutoTokenizer of transformers 5 would build a T5Tokenizer from its words alone,
+        because the folder says so, and lose its normaliser: full-width commas would become unknown words."""
         if self._tokenizer is None:
             folder, transformers = self.folder / TOKENIZER, _transformers()
+            whole = (folder / "tokenizer.json").is_file()
+            reader = transformers.PreTrainedTokenizerFast if whole else transformers.AutoTokenizer
             try:
-                self._tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+                self._tokenizer = reader.from_pretrained(folder, local_files_only=True)
             except (OSError, ValueError, KeyError) as error:
                 raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from error
         return self._tokenizer
 
-    def _load(self) -> Any:
-        """The network with the weights of the files: mapped, not read, where they stay on the CPU in their dtype."""
-        began = time.perf_counter()
+    def empty(self) -> Any:
+        """The network on the meta device: names and sizes, no memory."""
         transformers = _transformers()
         with torch.device("meta"):
-            model = transformers.UMT5EncoderModel(transformers.UMT5Config.from_dict(self.config))
+            return transformers.UMT5EncoderModel(transformers.UMT5Config.from_dict(self.config))
+
+    def _load(self) -> Any:
+        """The network with the weights of the files: mapped, not read, where they stay on the CPU in their dtype."""
+        began, model = time.perf_counter(), self.empty()
         state = read_weights(self.shards, model.state_dict(), self.device, self.dtype)
         model.load_state_dict(state, strict=True, assign=True)
         log.info("text encoder loaded onto %s in %.1f s", self.device, time.perf_counter() - began)
