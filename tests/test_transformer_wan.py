@@ -39,7 +39,7 @@ SIZES = pytest.mark.parametrize("size", [(4, 6), (6, 4), (2, 10)], ids=["landsca
 
 def theirs_of(ours: VideoTransformer) -> Any:
     """diffusers' class with our weights, loaded strictly."""
-    theirs = Wan(**{name: value for name, value in asdict(ours.config).items()})
+    theirs = Wan(**asdict(ours.config))
     theirs.load_state_dict(ours.state_dict(), strict=True)
     return theirs.eval().requires_grad_(False)
 
@@ -296,14 +296,14 @@ def test_weights_that_do_not_fit_say_how(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 def test_loading_maps_the_file_and_copies_nothing(tmp_path: Path) -> None:
     """Memory of its own (not shared with the file) that a loaded model takes is a small part of its weights."""
-    wide = replace(TINY, attention_head_dim=256, ffn_dim=4096, num_layers=4)
+    wide = replace(TINY, attention_head_dim=192, ffn_dim=2048)
     tiny_transformer(config=wide).save(tmp_path)
     weights = files(tmp_path)[0].stat().st_size
     VideoTransformer.load(tmp_path)  # imports what loading needs
     before = own_bytes()
     model = VideoTransformer.load(tmp_path)
-    assert sum(t.nbytes for t in model.parameters()) > 0.99 * weights > 100e6
-    assert own_bytes() - before < 0.1 * weights
+    assert sum(t.nbytes for t in model.parameters()) > 0.99 * weights > 20e6
+    assert own_bytes() - before < 0.2 * weights
 
 
 def own_bytes() -> int:

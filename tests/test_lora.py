@@ -1,0 +1,191 @@
+"""LoRAs: live and merged give peft's formula; scales change in place; what is removed leaves no trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, tiny_transformer
+from torch import Tensor, nn
+
+from rollforce.errors import CheckpointError, ConfigError
+from rollforce.models import lora
+from rollforce.models.transformer import VideoTransformer
+from rollforce.types import index_range
+
+State = dict[str, Tensor]
+TARGETS = ("blocks.0.attn1.to_q", "blocks.0.attn2.to_k", "blocks.1.attn1.to_out.0", "blocks.1.ffn.net.0.proj",
+           "condition_embedder.time_proj", "proj_out")  # fmt: skip
+
+
+def made(model: VideoTransformer, seed: int = 0, rank: int = 3, targets: tuple[str, ...] = TARGETS) -> State:
+    """A LoRA file in our names; every second module with an alpha of its own."""
+    draw = torch.Generator().manual_seed(seed)
+    state = {}
+    for i, module in enumerate(targets):
+        rows, columns = model.get_submodule(module).weight.shape
+        state[f"{module}.lora_A.weight"] = torch.randn(rank, columns, generator=draw) * columns**-0.5
+        state[f"{module}.lora_B.weight"] = torch.randn(rows, rank, generator=draw) * 0.3
+        if i % 2:
+            state[f"{module}.alpha"] = torch.tensor(float(rank + i))
+    return state
+
+
+def by_hand(model: VideoTransformer, state: dict[str, Tensor], scale: float, alpha: float | None = None) -> None:
+    """peft's formula, W + scale * alpha / r * B A, in float64."""
+    for module in {name.split(".lora_")[0].removesuffix(".alpha") for name in state}:
+        down, up = state[f"{module}.lora_A.weight"].double(), state[f"{module}.lora_B.weight"].double()
+        own = float(state.get(f"{module}.alpha", len(down))) if alpha is None else alpha
+        weight = model.get_submodule(module).weight
+        weight.copy_(weight.double() + scale * own / len(down) * up @ down)
+
+
+@torch.no_grad()
+def velocity(model: VideoTransformer) -> Tensor:
+    draw = torch.Generator().manual_seed(7)
+    x, text = torch.randn(1, 3, 4, 4, 6, generator=draw), torch.randn(1, 5, TINY.text_dim, generator=draw)
+    dtype = model.proj_out.weight.dtype
+    return model(x.to(dtype), torch.full((1, 3), 0.5), index_range(0, 3), model.condition(text))
+
+
+def test_live_and_merged_are_the_formula() -> None:
+    for scale, alpha in ((1.0, None), (-0.7, None), (0.5, 12.0)):
+        live, merged, hand = (tiny_transformer() for _ in range(3))
+        state, before = made(live), velocity(live)
+        lora.add(live, "ink", state, scale, alpha)
+        lora.merge(merged, state, scale, alpha)
+        by_hand(hand, state, scale, alpha)
+        torch.testing.assert_close(velocity(live), velocity(hand), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(velocity(merged), velocity(hand), rtol=1e-4, atol=1e-5)
+        assert (velocity(hand) - before).abs().max() > 0.05
+
+
+def test_several_at_once_add_up_and_each_can_go() -> None:
+    model, hand = tiny_transformer(), tiny_transformer()
+    ink, oil, dot = made(model, 1), made(model, 2, rank=2, targets=TARGETS[1:4]), made(model, 3, rank=1)
+    for name, state, scale in (("ink", ink, 1.0), ("oil", oil, 0.5), ("dot", dot, 2.0)):
+        lora.add(model, name, state, scale)
+    assert lora.scales(model) == {"ink": 1.0, "oil": 0.5, "dot": 2.0}
+    lora.remove(model, "oil")
+    lora.rescale(model, "dot", -1.0)
+    by_hand(hand, ink, 1.0)
+    by_hand(hand, dot, -1.0)
+    torch.testing.assert_close(velocity(model), velocity(hand), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_removed_leaves_no_trace() -> None:
+    model = tiny_transformer()
+    names, out = [name for name, _ in model.named_modules()], velocity(model)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    lora.add(model, "a", made(model, 1))
+    lora.add(model, "b", made(model, 2))
+    assert list(model.state_dict()) == list(weights)  # also while they are on: a save is of the model alone
+    lora.remove(model, "a")
+    lora.remove(model, "b")
+    assert [name for name, _ in model.named_modules()] == names and lora.scales(model) == {}
+    assert not any(isinstance(part, lora.LoraLinear) for part in model.modules())
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(velocity(model), out)
+
+
+def test_a_scale_of_nothing_is_the_model() -> None:
+    model = tiny_transformer()
+    out = velocity(model)
+    lora.add(model, "ink", made(model))
+    lora.rescale(model, "ink", 0.0)
+    assert torch.equal(velocity(model), out)
+
+
+def test_half_precision_keeps_scales_exact() -> None:
+    model = tiny_transformer().to(torch.bfloat16)
+    hand = tiny_transformer()
+    state = made(model)
+    lora.add(model, "ink", state, 0.123)
+    by_hand(hand, state, 0.123)
+    part = model.get_submodule(TARGETS[0])
+    assert part.down.dtype == torch.bfloat16 and part.strength.dtype == torch.float32
+    error = (velocity(model).float() - velocity(hand)).abs().mean() / velocity(hand).abs().mean()
+    assert error < 0.03
+
+
+def test_files_of_other_spellings_and_saved_models(tmp_path: Path) -> None:
+    """kohya's names and original module names; and a model whose weights are mapped from a file."""
+    tiny_transformer().save(tmp_path)
+    model, state = VideoTransformer.load(tmp_path), made(tiny_transformer(), targets=("blocks.0.attn1.to_q",))
+    sides = {"A": "lora_down", "B": "lora_up"}
+    kohya = {f"lora_unet_blocks_0_self_attn_q.{sides[side]}.weight": state[f"blocks.0.attn1.to_q.lora_{side}.weight"]
+             for side in "AB"}
+    lora.add(model, "k", kohya)
+    live = velocity(model)
+    lora.remove(model, "k")
+    lora.merge(model, kohya)
+    torch.testing.assert_close(velocity(model), live, rtol=1e-4, atol=1e-5)
+    assert torch.equal(VideoTransformer.load(tmp_path).blocks[0].attn1.to_q.weight,
+                       tiny_transformer().blocks[0].attn1.to_q.weight)  # the file is as it was
+
+
+def test_compiled_blocks_follow() -> None:
+    """Adding and removing are seen by compiled code, and a scale changes without compiling again."""
+    compiled, eager = tiny_transformer(), tiny_transformer()
+    compiled.compile_blocks(backend="eager", fullgraph=True)
+    state = made(eager)
+    out = velocity(eager)
+    torch.testing.assert_close(velocity(compiled), out)
+    for model in (compiled, eager):
+        lora.add(model, "ink", state)
+    torch.testing.assert_close(velocity(compiled), velocity(eager))
+    for model in (compiled, eager):
+        lora.rescale(model, "ink", 0.3)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        torch.testing.assert_close(velocity(compiled), velocity(eager))
+    lora.remove(compiled, "ink")
+    torch.testing.assert_close(velocity(compiled), out)
+    torch._dynamo.reset()
+
+
+def wrong(change: str) -> dict[str, Tensor]:
+    state = made(tiny_transformer())
+    key = "blocks.0.attn1.to_q.lora_A.weight"
+    if change == "side":
+        del state[key]
+    elif change == "size":
+        state[key] = torch.zeros(3, 64)
+    elif change == "layer":
+        state["blocks.9.attn1.to_q.lora_A.weight"] = state[key]
+        state["blocks.9.attn1.to_q.lora_B.weight"] = state["blocks.0.attn1.to_q.lora_B.weight"]
+    else:
+        state["blocks.0.attn1.to_q.diff"] = state[key]
+    return state
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("side", "one side of blocks.0.attn1.to_q"),
+        ("size", r"its product is \[32, 64\], the weight \[32, 32\]: it is of a model of another size"),
+        ("layer", r"changes blocks.9.attn1.to_q, which is no linear of this model"),
+        ("name", "not those of a LoRA.*to_q.diff"),
+    ],
+)
+def test_a_lora_of_another_model_changes_nothing(change: str, words: str) -> None:
+    model = tiny_transformer()
+    with pytest.raises(CheckpointError, match=words):
+        lora.add(model, "ink", wrong(change))
+    assert type(model.blocks[0].attn1.to_q) is nn.Linear and type(model.proj_out) is nn.Linear
+    with pytest.raises(CheckpointError):
+        lora.merge(model, wrong(change))
+    assert torch.equal(model.proj_out.weight, tiny_transformer().proj_out.weight)
+
+
+def test_names_and_scales_are_checked() -> None:
+    model = tiny_transformer()
+    with pytest.raises(ConfigError, match="no LoRA 'ink' is on the model. There is none"):
+        lora.remove(model, "ink")
+    lora.add(model, "ink", made(model))
+    with pytest.raises(ConfigError, match="'ink' is on the model already"):
+        lora.add(model, "ink", made(model))
+    with pytest.raises(ConfigError, match="no LoRA 'oil'.*There are: ink"):
+        lora.rescale(model, "oil", 1.0)
+    with pytest.raises(ConfigError, match="scale of a LoRA is nan"):
+        lora.rescale(model, "ink", float("nan"))
