@@ -21,8 +21,8 @@ import typer
 from rollforce.errors import RollforceError
 
 if TYPE_CHECKING:
+    from rollforce.model import Model
     from rollforce.plan import Options, Plan, Task
-    from rollforce.session import Model
     from rollforce.terminal import Terminal
 
 USAGE, ENVIRONMENT, MEMORY, INTERRUPTED = 2, 3, 4, 130
@@ -59,6 +59,12 @@ def render(
     stream: Annotated[str | None, typer.Option("--stream", help="A stream preset, or a YAML file.")] = None,
     size: Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT in pixels (default: as trained).")] = None,
     scale: Annotated[int | None, typer.Option("--scale", help="Enlarge N times (default: to 256 or more).")] = None,
+    image: Annotated[Path | None, typer.Option("--image", help="Go on from this picture.")] = None,
+    video: Annotated[Path | None, typer.Option("--video", help="Go on from this clip.")] = None,
+    follow: Annotated[Path | None, typer.Option("--follow", help="Show the prompt in this video's place.")] = None,
+    strength: Annotated[float | None, typer.Option(
+        "--strength", help="How much of --follow may change: 0.3 little, 0.9 nearly all (default 0.7).")] = None,
+    fit: Annotated[str | None, typer.Option("--fit", help="Pictures of another size: crop, pad, stretch.")] = None,
     record: Annotated[Path | None, typer.Option("--from", help="Repeat the render that this .json describes.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="auto, float32, bfloat16, float16.")] = None,
@@ -74,8 +80,10 @@ def render(
         from rollforce.plan import Options
         from rollforce.terminal import Terminal
 
+        given = {"image": image, "video": video, "follow": follow, "strength": strength, "fit": fit}
         options = Options(tuple(words or ()), prompts, record, seconds, seed, output, out, model, stream, size, scale,
-                          device, dtype, threads, overwrite, resume)  # fmt: skip
+                          device, dtype, threads, overwrite, resume,
+                          {name: value for name, value in given.items() if value is not None})  # fmt: skip
         raise typer.Exit(_render(options, Terminal(quiet or as_json), as_json))
 
 
@@ -250,7 +258,7 @@ def _answered(debug: bool) -> Iterator[None]:
     try:
         yield
     except RollforceError as error:
-        _fail(str(error), USAGE, debug)
+        _fail(str(error), MEMORY if isinstance(error, MemoryError) else USAGE, debug)
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED, debug)
     except ImportError as error:

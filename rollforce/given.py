@@ -46,6 +46,11 @@ class Following:
         if self.full <= 0 or not 0 <= self.inertia < 1:
             raise ConfigError(f"full {self.full:g} must be above 0 and inertia {self.inertia:g} in [0, 1).")
 
+    @classmethod
+    def of(cls, strength: float) -> Following:
+        """A strength, and what yields for it: never more than half of it."""
+        return cls(strength, yielding=min(cls.yielding, strength / 2))
+
     def layout(self, settings: LayoutSettings) -> LayoutSettings:
         """The layout of a stream that enters at `strength`: that level, then those of the ladder that lie below."""
         below = [level for level in settings.ladder if level < self.strength - self.yielding - 1e-6]

@@ -10,20 +10,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from rollforce.config import build, resource
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.machine import threads_for
-from rollforce.models.autoencoder import TinyAutoencoder
-from rollforce.models.text import TextEncoder
-from rollforce.models.transformer import VideoTransformer
 from rollforce.model import Model
+from rollforce.models.autoencoder import TinyAutoencoder
+from rollforce.models.decoder import Autoencoder
+from rollforce.models.text import Text, TextEncoder
+from rollforce.models.transformer import VideoTransformer
 from rollforce.session import Session
 from rollforce.settings import StreamSettings
 from rollforce.types import Chunk
 
 log = logging.getLogger(__name__)
 CARD = "model.yaml"
+PARTS = (CARD, "model_index.json", "README.md", "transformer/*", "text/*", "autoencoder/*", "text_encoder/*",
+         "tokenizer/*", "vae/*")  # what is fetched from the hub  # fmt: skip
+WHOLE, END = 256_000_000, 4_000_000  # bytes: files up to WHOLE are hashed whole, of larger ones both ends
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ def load(
     dtype: str = "auto",
     threads: int | None = None,
 ) -> Model:
-    """Load a model: a bundled name or a local folder.
+    """Load a model: a bundled name, a local folder (ours or of diffusers' layout), or a hub id.
 
     Args: `stream` a preset name or a YAML file (default: the one the model was trained for); `overrides` such as
     "layout.levels=[1,0.75]"; `device` auto, cpu, cuda, cuda:1, mps; `dtype` auto, float32, bfloat16, float16;
@@ -64,18 +69,21 @@ def load(
     Raises ConfigError or CheckpointError before anything is computed.
     """
     folder = _folder(model)
-    card = build(Card, folder / CARD)
+    card = _card(folder, stream)
     settings = build(StreamSettings, _preset(stream or card.stream), overrides=overrides)
     place, number = _device(device), _dtype(dtype, _device(device))
     log.info("model %s, licence %s", card.name, card.licence)
     transformer = VideoTransformer.load(folder / "transformer").to(place, number)
-    text, autoencoder = TextEncoder.load(folder / "text"), TinyAutoencoder.load(folder / "autoencoder")
+    transformer.float32_islands = settings.float32_islands
+    text, autoencoder = _text(folder, place), _autoencoder(folder, place, number)
+    parameters = 0
     for part in (transformer, text, autoencoder):
-        part.eval().requires_grad_(False)
-    parameters = sum(tensor.numel() for part in (transformer, text, autoencoder) for tensor in part.parameters())
+        if isinstance(part, nn.Module):
+            part.eval().requires_grad_(False)
+            parameters += sum(tensor.numel() for tensor in part.parameters())
     return Model(
         name=card.name, licence=card.licence, fps=card.fps, size=card.size, transformer=transformer,
-        text=text.to(place), autoencoder=autoencoder.to(place), stream_settings=settings,
+        text=text, autoencoder=autoencoder, stream_settings=settings,
         fingerprint=_fingerprint(folder), threads=threads or threads_for(parameters, place),
     )  # fmt: skip
 
@@ -103,17 +111,56 @@ def _frames(session: Session, chunks: Iterator[Chunk]) -> Iterator[np.ndarray]:
 
 
 def _folder(model: str | Path) -> Path:
+    """A bundled model, a local folder, or one from the hub."""
+    from rollforce.models.hub import fetch, is_repository
+    from rollforce.models.weights import raw_advice
+
     if isinstance(model, str) and model in bundled():
         return resource(f"assets/{model}")
     folder = Path(model)
-    if (folder / CARD).is_file():
+    if folder.is_file():
+        raise CheckpointError(raw_advice(folder))
+    if is_repository(model):
+        folder = fetch(str(model), PARTS)
+    if (folder / CARD).is_file() or (folder / "model_index.json").is_file():
         return folder
     if folder.is_dir():
-        raise CheckpointError(f"{folder} is a folder without {CARD}: not a rollforce model.")
+        raise CheckpointError(f"{folder} is a folder without {CARD} or model_index.json: not a model.")
     raise ConfigError(
         f"There is no model {str(model)!r}. Bundled: {', '.join(bundled()) or 'none'}. "
-        f"Or give a folder that holds {CARD}."
+        f"Or give a folder that holds {CARD}, or a hub id (owner/name)."
     )
+
+
+def _card(folder: Path, stream: str | Path | None) -> Card:
+    """A folder's card; a diffusers folder has none, and streams only if it is said how (`stream`)."""
+    from rollforce.models.weights import teacher_refusal
+
+    if (folder / CARD).is_file():
+        return build(Card, folder / CARD)
+    if stream is None:
+        raise CheckpointError(
+            f"{teacher_refusal(folder.name)} If it is a causal student, say how it was trained to stream: "
+            "--stream self_forcing, for one."
+        )
+    log.warning("%s has no %s: taken for a Wan student at 832x480, 16 fps; its licence is not known", folder, CARD)
+    return Card(name=folder.name, licence="unknown", fps=16, size=(480, 832), stream=str(stream))
+
+
+def _text(folder: Path, device: torch.device) -> Text:
+    if (folder / "text").is_dir():
+        return TextEncoder.load(folder / "text").to(device)
+    from rollforce.models.umt5 import WanText
+
+    return WanText.load(folder, device=device)
+
+
+def _autoencoder(folder: Path, device: torch.device, dtype: torch.dtype) -> Autoencoder:
+    if (folder / "autoencoder").is_dir():
+        return TinyAutoencoder.load(folder / "autoencoder").to(device)
+    from rollforce.models.wan import WanAutoencoder
+
+    return WanAutoencoder.load(folder / "vae", dtype).to(device)
 
 
 def _preset(stream: str | Path) -> Path:
@@ -152,8 +199,15 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _fingerprint(folder: Path) -> str:
+    """Of all weights; large files by their size and their ends, where header and last tensors are."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.safetensors")):
         digest.update(path.relative_to(folder).as_posix().encode())
-        digest.update(path.read_bytes())
+        if path.stat().st_size <= WHOLE:
+            digest.update(path.read_bytes())
+            continue
+        with path.open("rb") as file:
+            digest.update(f"{path.stat().st_size}".encode() + file.read(END))
+            file.seek(-END, 2)
+            digest.update(file.read())
     return digest.hexdigest()

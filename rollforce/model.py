@@ -113,8 +113,7 @@ class Model:
         the stream shows the prompt in its place, and ends with it; `fit` crop, pad or stretch, for pictures of
         another size; `ahead` compute the next chunk while this one is decoded and used.
         """
-        following = Following(strength, yielding=min(Following.yielding, strength / 2))
-        return Session(self, prompt, seed, size, Given(image, video, follow, following, fit), ahead)
+        return Session(self, prompt, seed, size, Given(image, video, follow, Following.of(strength), fit), ahead)
 
     def resume(self, snapshot: Snapshot, ahead: bool = False) -> Session:
         """Continue a saved stream to the same bytes. SnapshotError if it has another model or other settings."""

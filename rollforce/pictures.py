@@ -77,6 +77,17 @@ def _of_file(path: Path, fps: float, name: str) -> Iterator[np.ndarray]:
         raise ConfigError(f"{name}={path} cannot be read as a video.") from error
 
 
+def seconds_of(path: Path) -> float | None:
+    """How long a video file says it is; None if it does not say or is none."""
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            return container.duration / av.time_base if container.duration else None
+    except (av.error.FFmpegError, OSError):
+        return None
+
+
 def fitted(picture_HWC: np.ndarray, size: tuple[int, int], fit: Fit = "crop") -> np.ndarray:
     """A picture at `size` (height, width): its middle cropped, padded with black, or stretched."""
     from PIL import Image, ImageOps

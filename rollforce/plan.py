@@ -6,11 +6,13 @@ import dataclasses
 import json
 import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rollforce.errors import ConfigError
+from rollforce.pictures import seconds_of
 from rollforce.prompts import Job, check_seconds, check_seed, read_jobs, slug
 from rollforce.render import Record, Request, is_complete, read_record, record_path
 from rollforce.video import check_folder, check_output
@@ -38,6 +40,7 @@ class Options:
     threads: int | None = None
     overwrite: bool = False
     resume: bool = False
+    given: Mapping[str, Any] = field(default_factory=dict)  # image, video, follow, strength, fit
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def plan(options: Options) -> Plan:
     prompt = _one_prompt([word for word in options.words if word not in overrides], options)
     record = read_record(options.record) if options.record else None
     request = _request(options, record.request if record else Request(prompt or ""), overrides)
+    request.given()  # refuse now what cannot be given
     if prompt is not None:
         request = dataclasses.replace(request, prompt=prompt)
     folder = _folder(options)
@@ -136,6 +140,9 @@ def _request(options: Options, start: Request, overrides: tuple[str, ...]) -> Re
         "size": parse_size(options.size) if options.size else None,
     }  # fmt: skip
     kept = {name: value for name, value in typed.items() if value is not None}
+    if options.seconds is None and "follow" in options.given and (length := seconds_of(options.given["follow"])):
+        kept["seconds"] = length
+    kept |= {name: str(value) if isinstance(value, Path) else value for name, value in options.given.items()}
     return dataclasses.replace(start, overrides=(*start.overrides, *overrides), **kept)
 
 

@@ -15,6 +15,9 @@ from rollforce import machine
 from rollforce.config import build, to_dict
 from rollforce.drift import Drift, DriftMeter
 from rollforce.errors import ConfigError
+from rollforce.given import Following, Given
+from rollforce.pictures import Fit
+from rollforce.session import Session
 from rollforce.video import Codec, VideoWriter, default_scale
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ class Request:
     """What decides a video's bytes. `size` is (height, width) in pixels before `scale`; None: the model's own.
 
     `threads` belongs here because sums are split over threads: another number of them gives another last digit.
+    `image`, `video`, `follow`: files; see Model.session. A followed video ends the stream, if `seconds` do not.
     """
 
     prompt: str
@@ -41,6 +45,21 @@ class Request:
     dtype: str = "auto"
     threads: int | None = None
     codec: Codec = field(default_factory=Codec)
+    image: str | None = None
+    video: str | None = None
+    follow: str | None = None
+    strength: float = Following.strength
+    fit: Fit = "crop"
+
+    def given(self) -> Given:
+        """What the stream is given besides its prompt; files are looked for, not yet read. ConfigError."""
+        given = Given(self.image, self.video, self.follow, Following.of(self.strength), self.fit)
+        for name in ("image", "video", "follow"):
+            path = getattr(self, name)
+            if path is not None and not Path(path).is_file():
+                raise ConfigError(f"--{name} {path} does not exist." if not Path(path).is_dir()
+                                  else f"--{name} {path} is a folder; name a file in it.")
+        return given
 
 
 @dataclass(frozen=True)
@@ -133,12 +152,13 @@ def render(model: Model, request: Request, path: Path, report: Callable[[Progres
     request = dataclasses.replace(request, size=size, scale=request.scale or default_scale(size))
     tally, interrupted = _Tally(request, model.fps), False
     with (
-        model.session(request.prompt, seed=request.seed, size=size) as session,
+        Session(model, request.prompt, request.seed, size, request.given(), ahead=True) as session,
         VideoWriter(path, model.fps, size, scale=request.scale or 1, codec=request.codec) as video,
     ):
         record = describe(model, dataclasses.replace(request, codec=video.codec, threads=model.threads), path)
         _save(path, record)
         try:
+            video.write(session.given_frames)
             for chunk in session.stream(seconds=request.seconds):
                 video.write(chunk.frames)
                 tally.add(chunk)

@@ -41,11 +41,16 @@ class LayoutSettings:
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """A whole stream: layout, memory, and how calls see it. ConfigError for a combination that cannot work."""
+    """A whole stream: layout, memory, and how calls see it. ConfigError for a combination that cannot work.
+
+    `float32_islands`: norms, modulation and residuals in float32 whatever the weights are in. The released students of
+    Self Forcing's code were trained without: it matters in bfloat16 only.
+    """
 
     layout: LayoutSettings = field(default_factory=LayoutSettings)
     cache: tuple[AnyTier, ...] = (Window(6),)
     stepping: Stepping = field(default_factory=Stepping)
+    float32_islands: bool = True
 
     def __post_init__(self) -> None:
         table = self.layout.build()

@@ -23,16 +23,16 @@ flow schedule noise rope drift prompts words pictures
 layout positions attention
 cache
 models world
-rollout recache
+rollout recache sizes
 settings snapshot ahead
-given
-distill
+given needs
+distill fits
 session
 model
 load
 video conversion
 render convert
-plan terminal doctor
+plan terminal doctor fits_table
 cli server
 __main__
 """

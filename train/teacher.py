@@ -68,11 +68,12 @@ def main() -> None:
 
     # training
     stream = build(StreamSettings, resource(f"configs/stream/{recipe.noising.stream}.yaml"))
+    tokens = data.latent[1] * data.latent[2] // network.transformer.config.patch**2
     while step < run.steps:
         set_rate(made, recipe.optimiser.rate(step, run.steps))
         for part in parts_of(run, rank, processes):
             rng = np.random.default_rng([run.seed, step, part, 2])
-            kind, noising = noising_of(recipe, stream, data.latent, step, rng)
+            kind, noising = noising_of(recipe, stream, tokens, step, rng)
             batch = data.draw(step, part, *noising.sigma_BT.shape)
             with accelerator.autocast():
                 loss = part_loss(network, batch, noising, seed=(run.seed * 1_000_003 + step) * 64 + part)
@@ -101,9 +102,9 @@ def main() -> None:
 
 
 def noising_of(
-    recipe: TeacherRecipe, stream: StreamSettings, latent: tuple[int, int, int], step: int, rng: np.random.Generator
+    recipe: TeacherRecipe, stream: StreamSettings, tokens: int, step: int, rng: np.random.Generator
 ) -> tuple[str, Noising]:
-    """Draw the kind of a part's windows and their noise levels."""
+    """Draw the kind of a part's windows and their noise levels. `tokens`: per latent."""
     shares = {"image": 1.0} if step < recipe.noising.images_only else recipe.noising.shares
     total = sum(shares.values())
     kind = str(rng.choice(list(shares), p=[share / total for share in shares.values()]))
@@ -111,7 +112,6 @@ def noising_of(
         return kind, together(rng, recipe.noising.pictures, 1)
     if kind == "together":
         return kind, together(rng, recipe.videos, recipe.latents)
-    tokens = latent[1] * latent[2] // 4
     return kind, rolling(rng, recipe.videos, PATTERNS[kind], stream.layout.chunk, tokens, stream.layout.ladder)
 
 

@@ -68,7 +68,10 @@ class WorldClips:
     ) -> None:
         self.settings, self.seed, self.held_out = settings, seed, held_out
         self.autoencoder = autoencoder or TinyAutoencoder.load(path_of(settings.autoencoder))
-        self._clips: OrderedDict[int, Tensor] = OrderedDict()
+        self._slots: OrderedDict[int, int] = OrderedDict()  # clip -> where in the store, longest unused first
+        # One block for all clips, filled as they come. Small tensors that stay, between large ones that go, would
+        # leave the heap in pieces: 15 GB after 1,200 steps.
+        self._store = torch.empty(settings.kept, settings.latents, *self.latent, dtype=torch.float16)
 
     @property
     def latent(self) -> tuple[int, int, int]:
@@ -82,14 +85,16 @@ class WorldClips:
         return digest([latents.numpy().tobytes(), caption(scene, 0).encode()])
 
     def clip(self, number: int) -> Tensor:
-        """All latents of one clip: float16 [T, C, h, w]."""
-        if number in self._clips:
-            self._clips.move_to_end(number)
-            return self._clips[number]
-        latents = self._clips[number] = self._encoded(number)
-        if len(self._clips) > self.settings.kept:
-            self._clips.popitem(last=False)
-        return latents
+        """All latents of one clip: float16 [T, C, h, w], in place until `kept` others have been asked for."""
+        if number in self._slots:
+            self._slots.move_to_end(number)
+            return self._store[self._slots[number]]
+        latents = self._encoded(number)
+        full = len(self._slots) == self.settings.kept
+        slot = self._slots.popitem(last=False)[1] if full else len(self._slots)
+        self._slots[number] = slot
+        self._store[slot] = latents
+        return self._store[slot]
 
     @torch.no_grad()
     def _encoded(self, number: int) -> Tensor:
@@ -120,10 +125,10 @@ class WorldClips:
         for _ in range(count):
             number = int(rng.integers(opened))
             at = int(rng.integers(s.latents - latents + 1))
-            windows.append(self.clip(number)[at : at + latents])
+            windows.append(self.clip(number)[at : at + latents].float())
             wording, keep = int(rng.integers(2**31)), rng.random() >= s.dropped
             prompts.append(caption(self.scene(number), wording) if keep else "")
-        return Batch(torch.stack(windows).float(), tuple(prompts))
+        return Batch(torch.stack(windows), tuple(prompts))
 
     def prompts(self, step: int, part: int, count: int) -> Batch:
         """Captions of scenes that no clip need exist for."""

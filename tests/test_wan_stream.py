@@ -1,0 +1,129 @@
+"""A whole Wan model, tiny and random, from a released student's file to pictures: convert, load, stream."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
+
+from public_weights import AUTOENCODER, SIZES  # noqa: E402
+from test_umt5 import LETTERS, WORDS, make_tokenizer  # noqa: E402
+
+from rollforce.convert import convert  # noqa: E402
+from rollforce.errors import CheckpointError, ShapeError  # noqa: E402
+from rollforce.load import load  # noqa: E402
+from rollforce.model import Model  # noqa: E402
+from rollforce.models.keys import to_original  # noqa: E402
+
+PROMPT = "a red ball bounces over the sea"
+SIZE = (32, 48)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bidirectional base as diffusers lays it out."""
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+
+    folder = tmp_path_factory.mktemp("models") / "Wan2.1-T2V-tiny-Diffusers"
+    torch.manual_seed(0)
+    text = transformers.UMT5Config(vocab_size=4 + len(LETTERS) + len(WORDS), d_model=SIZES["text_dim"], d_kv=4, d_ff=24,
+                                   num_layers=2, num_heads=2, feed_forward_proj="gated-gelu")  # fmt: skip
+    WanTransformer3DModel(**SIZES).save_pretrained(folder / "transformer")
+    AutoencoderKLWan(**AUTOENCODER).save_pretrained(folder / "vae")
+    transformers.UMT5EncoderModel(text).save_pretrained(folder / "text_encoder")
+    make_tokenizer(folder / "tokenizer")
+    (folder / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def student(base: Path) -> Path:
+    """Self Forcing's file, converted."""
+    from diffusers import WanTransformer3DModel
+
+    torch.manual_seed(1)
+    state = to_original("transformer", WanTransformer3DModel(**SIZES).state_dict())
+    file = base.parent / "self_forcing_dmd.pt"
+    torch.save({"generator_ema": {f"model.{key}": value for key, value in state.items()}}, file)
+    return convert(file, base, base.parent / "student", size=SIZE)
+
+
+@pytest.fixture(scope="module")
+def model(student: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ROLLFORCE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return load(student)
+
+
+def frames(session, seconds: float | None = None) -> np.ndarray:
+    with session:
+        return np.concatenate([chunk.frames for chunk in session.stream(seconds)])
+
+
+def test_a_converted_student_streams(model: Model) -> None:
+    assert model.licence == "Apache-2.0" and model.fps == 16 and model.size == SIZE
+    with model.session(PROMPT, seed=1) as session:
+        chunks = [chunk for chunk, _ in zip(session.stream(), range(3), strict=False)]
+    assert [len(chunk.frames) for chunk in chunks] == [9, 12, 12]  # Wan's first latent is one frame
+    assert [chunk.pts for chunk in chunks] == [0, 9 / 16, 21 / 16]
+    whole = np.concatenate([chunk.frames for chunk in chunks])
+    assert whole.shape == (33, *SIZE, 3) and whole.std() > 1
+    assert np.array_equal(frames(model.session(PROMPT, seed=1), 2), whole[:32])
+    assert not np.array_equal(frames(model.session("a blue star", seed=1), 2), whole[:32])
+
+
+def test_frames_are_those_of_the_whole_decode(model: Model) -> None:
+    with model.session(PROMPT, seed=1) as session:
+        found = np.concatenate([chunk.frames for chunk, _ in zip(session.stream(), range(3), strict=False)])
+    with model.session(PROMPT, seed=1) as session, torch.no_grad():
+        commits = [commit for commit, _ in zip(session._rollout.commits(), range(3), strict=False)]
+        latents = torch.cat([commit.latents_BTCHW for commit in commits], dim=1)
+        whole = model.autoencoder.decode(latents)[0].mul(255).round().byte().numpy()
+    assert np.array_equal(found, whole)
+
+
+@pytest.mark.parametrize("size", [(48, 32), (16, 80)])
+def test_any_size_and_both_orientations(model: Model, size: tuple[int, int]) -> None:
+    assert frames(model.session(PROMPT, size=size), 0.5).shape == (8, *size, 3)
+    with pytest.raises(ShapeError, match="multiple of 16"):
+        model.session(PROMPT, size=(40, 48))
+
+
+def test_image_clip_and_follow(model: Model) -> None:
+    clip = np.random.default_rng(0).integers(256, size=(31, *SIZE, 3), dtype=np.uint8)
+    with model.session(PROMPT, image=clip[0]) as session:
+        assert len(session.given_frames) == 1
+        assert [len(c.frames) for c, _ in zip(session.stream(), range(2), strict=False)] == [12, 12]
+    with model.session(PROMPT, video=clip) as session:  # 1 + 4 x 7 of 31
+        assert len(session.given_frames) == 29
+        assert len(next(session.stream()).frames) == 12
+    assert len(frames(model.session(PROMPT, follow=clip, strength=0.6))) == 29
+
+
+def test_snapshot_and_ahead(model: Model) -> None:
+    whole = frames(model.session(PROMPT, seed=2), 3)
+    with model.session(PROMPT, seed=2, ahead=True) as session:
+        begun = frames_of(session, 1)
+        saved = session.snapshot()
+    assert np.array_equal(begun, whole[:16])
+    assert np.array_equal(frames(model.resume(saved), 2), whole[16:48])
+
+
+def frames_of(session, seconds: float) -> np.ndarray:
+    return np.concatenate([chunk.frames for chunk in session.stream(seconds)])
+
+
+def test_a_base_cannot_stream_unless_it_is_said_how(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(CheckpointError, match="bidirectional teacher: it cannot stream.*--stream"):
+        load(base)
+    assert load(base, stream="self_forcing").licence == "unknown" and "licence is not known" in caplog.text
+
+
+def test_a_file_is_no_model(student: Path) -> None:
+    with pytest.raises(CheckpointError, match="Convert once: rollforce convert"):
+        load(student.parent / "self_forcing_dmd.pt")
