@@ -70,7 +70,7 @@ def index_of(conversion: Conversion) -> dict[str, Any]:
     image = "image_dim" in conversion.config
     pipeline = "WanImageToVideoPipeline" if image else "WanPipeline"
     there = [part.name for part in conversion.parts]
-    classes = parts.CLASSES | _base_classes(conversion)
+    classes = parts.CLASSES | _classes_named(conversion)
     return {
         "_class_name": pipeline if conversion.teacher else STREAM_CLASS,
         "transformer": classes["transformer"],
@@ -78,7 +78,7 @@ def index_of(conversion: Conversion) -> dict[str, Any]:
     }
 
 
-def _base_classes(conversion: Conversion) -> dict[str, Any]:
+def _classes_named(conversion: Conversion) -> dict[str, Any]:
     """How the base's own index names its parts: its scheduler and tokenizer may be of other classes."""
     index = conversion.parts[0].source.parent / "model_index.json"
     named = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}

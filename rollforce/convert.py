@@ -82,12 +82,12 @@ def prepare(
     if checkpoint.causal is False and not teacher:
         raise CheckpointError(teacher_refusal(checkpoint.name) + " --teacher converts it all the same.")
     folder = hub.fetch(str(base), parts.HUB_PATTERNS) if hub.is_repository(base) else Path(base).expanduser()
-    config = _config(checkpoint, parts.settings_of(folder) if folder.is_dir() else {})
+    found = parts.find_parts(folder, image="condition_embedder.image_embedder.norm1.weight" in checkpoint.state)
+    config = _config(checkpoint, parts.settings_of(folder))
     adapter = _adapter(lora, checkpoint)
     release = release_of(Path(file).resolve())
     out = Path(out).expanduser()
     card, warnings = _card(checkpoint, release, name or out.resolve().name, licence, stream, size)
-    found = parts.find_parts(folder, image="image_dim" in config)
     conversion = Conversion(checkpoint, config, found, adapter, out, card, str(base), release, dtype, teacher, warnings)
     _check_out(conversion, [Path(file), folder, *([Path(lora)] if lora else [])], overwrite)
     return conversion
@@ -187,12 +187,13 @@ def _card(
 ) -> tuple[Card, tuple[str, ...]]:
     """The card, and what was guessed for it."""
     warnings = []
+    shipped = release.stream if release and release.stream in presets() else None
     if licence is None and release is None:
         warnings.append(f"the licence of {checkpoint.path.name} is not known from its name: the card says {UNKNOWN}. "
                         "Say it with --licence.")  # fmt: skip
-    if stream is None and not (release and release.stream):
-        warnings.append(f"how {checkpoint.path.name} was trained to stream is not known from its name: the card says "
-                        f"{STREAM}. Say it with --stream.")  # fmt: skip
+    if stream is None and shipped is None:
+        warnings.append(f"no preset is known for {checkpoint.path.name}: the card says {STREAM}. Say what it was "
+                        "trained for with --stream.")  # fmt: skip
     if checkpoint.causal is None:
         warnings.append(f"{checkpoint.path.name} does not tell whether it is causal: a bidirectional model would "
                         "stream noise.")  # fmt: skip
@@ -205,7 +206,7 @@ def _card(
                               f"Nearest: {nearest}.")  # fmt: skip
     card = Card(
         name=name, licence=licence or (release.licence if release else UNKNOWN), fps=FPS, size=size or SIZE,
-        stream=stream or (release.stream if release else "") or STREAM,
+        stream=stream or shipped or STREAM,
     )  # fmt: skip
     return card, tuple(warnings)
 

@@ -133,6 +133,7 @@ FAMILIES = (
 )  # fmt: skip
 KINDS = {family.kind: family for family in FAMILIES}
 TIED = "encoder.embed_tokens.weight"  # transformers' second name for shared.weight
+NEVER_USED = re.compile(r"blocks\.\d+\.attn2\.norm_added_q\.weight")  # in the public I2V folders; no code reads it
 
 
 def recognise(state: Mapping[str, object]) -> tuple[Family, bool] | None:
@@ -163,9 +164,9 @@ def to_wan(state: Mapping[str, T]) -> dict[str, T]:
     return to_original("transformer", state)
 
 
-def untied(state: Mapping[str, T]) -> dict[str, T]:
-    """A text encoder's tensors without the second name that transformers may give to its embedding."""
-    named = dict(state)
+def plain(state: Mapping[str, T]) -> dict[str, T]:
+    """Tensors in our names without what files hold besides: weights never used, an embedding's second name."""
+    named = {key: value for key, value in state.items() if not NEVER_USED.fullmatch(key)}
     embedding = named.pop(TIED, None)
     if embedding is not None:
         named.setdefault("shared.weight", embedding)

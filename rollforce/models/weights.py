@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rollforce.errors import CheckpointError
 from rollforce.models import containers
-from rollforce.models.keys import FAMILIES, from_wan, recognise, to_original, to_ours, to_wan, untied
+from rollforce.models.keys import FAMILIES, from_wan, plain, recognise, to_original, to_ours, to_wan
 from rollforce.models.low_rank import is_lora, lora_to_ours, merge_lora
 from rollforce.models.shapes import config_of, same_shape
 from rollforce.models.shards import STEM, read_shards, shards_of
@@ -84,10 +84,7 @@ def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
             f"{path.name} is none of {', '.join(WHAT.values())}. Its first names: {', '.join(list(state)[:5])}."
         )
     family, original = found
-    if original:
-        state = to_ours(family.kind, state)
-    elif family.kind == "text":
-        state = untied(state)
+    state = to_ours(family.kind, state) if original else plain(state)
     causal = None
     if family.kind == "transformer":
         causal = True if where in containers.GENERATORS or wrapped else _causal(source, config, original)

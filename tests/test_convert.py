@@ -1,0 +1,373 @@
+"""`rollforce convert`: a student and its base become a folder that we, diffusers and transformers read."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from public_weights import (
+    IMAGE,
+    MAKERS,
+    State,
+    equal,
+    fsdp,
+    prefixed,
+    random_state,
+    wan_transformer,
+    write_diffusers,
+    write_original,
+)
+from safetensors.torch import save_file
+from test_weights_files import TARGETS, lora_of
+from typer.testing import CliRunner
+
+from rollforce.cli import app
+from rollforce.config import build
+from rollforce.convert import convert, prepare
+from rollforce.errors import CheckpointError, ConfigError
+from rollforce.load import Card, presets
+from rollforce.models import hub
+from rollforce.models.families import RELEASES, WAN, release_of
+from rollforce.models.keys import to_original
+from rollforce.models.shards import STEM, write_shards
+from rollforce.models.transformer import VideoTransformer
+from rollforce.models.weights import expect, merge_lora, read_checkpoint
+
+Bases = dict[str, tuple[Path, dict[str, State]]]
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
+    """One tiny base in both layouts, and its states in our names."""
+    folder = tmp_path_factory.mktemp("bases")
+    return {"diffusers": (folder / "diffusers", write_diffusers(folder / "diffusers")),
+            "original": (folder / "original", write_original(folder / "original"))}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def student() -> State:
+    return random_state(wan_transformer(), seed=5)
+
+
+@pytest.fixture
+def file(student: State, tmp_path: Path) -> Path:
+    """A student's .pt as Self Forcing publishes it."""
+    original = to_original("transformer", student)
+    worse = {key: value + 1 for key, value in original.items()}
+    path = tmp_path / "self_forcing_dmd.pt"
+    torch.save({"generator": prefixed(worse, "model."), "critic": prefixed(worse, "model."),
+                "generator_ema": fsdp(original)}, path)  # fmt: skip
+    return path
+
+
+def state_of(folder: Path, kind: str) -> State:
+    return expect(read_checkpoint(folder, kind), kind).state
+
+
+# ---- what is made
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "original"])
+def test_a_student_and_its_base_become_one_folder(
+    layout: str, bases: Bases, student: State, file: Path, tmp_path: Path
+) -> None:
+    base, states = bases[layout]
+    out = convert(file, base, tmp_path / "sf-tiny")
+    assert equal(state_of(out, "transformer"), student) and read_checkpoint(out).causal is True
+    for kind in ("autoencoder", "text"):
+        assert equal(state_of(out, kind), states[kind])
+    assert (out / "tokenizer" / "tokenizer.json").read_text() == "{}"
+    assert build(Card, out / "model.yaml") == Card("sf-tiny", "Apache-2.0", 16, (480, 832), "self_forcing")
+    index = json.loads((out / "model_index.json").read_text())
+    assert index["_class_name"] == "RollforceStream" and index["vae"] == ["diffusers", "AutoencoderKLWan"]
+    readme = (out / "README.md").read_text()
+    assert yaml.safe_load(readme.split("---")[1])["license"] == "apache-2.0"
+    for part in ("self_forcing_dmd.pt`, `generator_ema`", "https://github.com/guandeh17/Self-Forcing", str(base)):
+        assert part in readme
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "original"])
+def test_every_part_loads_with_the_libraries_own_classes(
+    layout: str, bases: Bases, student: State, file: Path, tmp_path: Path
+) -> None:
+    base, states = bases[layout]
+    out = convert(file, base, tmp_path / "sf")
+    states = {**states, "transformer": student}
+    for kind, name in (("transformer", "transformer"), ("autoencoder", "vae"), ("text", "text_encoder")):
+        module: Any = type(MAKERS[kind]()).from_pretrained(out / name)
+        state = dict(module.state_dict())
+        state.pop("encoder.embed_tokens.weight", None)
+        assert equal(state, states[kind]), name
+    with pytest.raises((AttributeError, ValueError, OSError), match="RollforceStream"):
+        from diffusers import DiffusionPipeline
+
+        DiffusionPipeline.from_pretrained(out)
+
+
+def test_our_network_loads_it(bases: Bases, student: State, file: Path, tmp_path: Path) -> None:
+    model = VideoTransformer.load(convert(file, bases["diffusers"][0], tmp_path / "sf") / "transformer")
+    assert equal(dict(model.state_dict()), student)
+    assert model.config.num_attention_heads == 2  # told by the base: width / 128 would not do
+
+
+def test_large_files_are_linked_and_small_ones_copied(
+    bases: Bases, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rollforce.models.parts.LINKED", 10_000)
+    base = bases["diffusers"][0]
+    out = convert(file, base, tmp_path / "sf")
+    weights, config = "vae/diffusion_pytorch_model.safetensors", "vae/config.json"
+    assert (out / weights).samefile(base / weights) and not (out / config).samefile(base / config)
+
+
+def test_a_lora_is_baked_in_shard_by_shard(
+    bases: Bases, student: State, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = lora_of(to_original("transformer", student), list(TARGETS))
+    torch.save({"generator_lora": prefixed(plain, "base_model.model.")}, tmp_path / "lora.pt")
+    merged = merge_lora(student, read_checkpoint(tmp_path / "lora.pt").state)
+    assert not equal(merged, student)
+    out = convert(file, bases["original"][0], tmp_path / "one", lora=tmp_path / "lora.pt")
+    assert equal(state_of(out, "transformer"), merged)
+    assert "LoRA, baked in: `lora.pt`" in (out / "README.md").read_text()
+
+    def small(*args: Any, **kwargs: Any) -> None:
+        write_shards(*args, **kwargs, limit=20_000)
+
+    monkeypatch.setattr("rollforce.convert.write_shards", small)
+    out = convert(file, bases["original"][0], tmp_path / "many", lora=tmp_path / "lora.pt")
+    assert len(list((out / "transformer").glob(f"{STEM['transformer']}-*-of-*.safetensors"))) > 2
+    assert equal(state_of(out, "transformer"), merged)
+    loaded: Any = type(wan_transformer()).from_pretrained(out / "transformer")
+    assert equal(dict(loaded.state_dict()), merged)
+
+
+def test_stored_in_another_dtype(bases: Bases, student: State, file: Path, tmp_path: Path) -> None:
+    out = convert(file, bases["original"][0], tmp_path / "half", dtype=torch.bfloat16)
+    assert equal(state_of(out, "transformer"), {key: value.bfloat16() for key, value in student.items()})
+
+
+def test_an_image_to_video_student(bases: Bases, tmp_path: Path) -> None:
+    state = random_state(wan_transformer(**IMAGE))
+    torch.save({"generator": prefixed(to_original("transformer", state), "model.")}, tmp_path / "i2v.pt")
+    with pytest.raises(CheckpointError, match="holds no image_encoder"):
+        prepare(tmp_path / "i2v.pt", bases["diffusers"][0], tmp_path / "out")
+    base = tmp_path / "base"
+    write_diffusers(base)
+    (base / "image_encoder").mkdir()
+    (base / "image_encoder" / "config.json").write_text("{}")
+    out = convert(tmp_path / "i2v.pt", base, tmp_path / "out")
+    loaded: Any = type(wan_transformer()).from_pretrained(out / "transformer")
+    assert equal(dict(loaded.state_dict()), state) and (out / "image_encoder" / "config.json").is_file()
+    assert equal(dict(VideoTransformer.load(out / "transformer").state_dict()), state)
+
+
+def test_a_teacher_only_when_asked_for(bases: Bases, tmp_path: Path) -> None:
+    base, states = bases["original"]
+    with pytest.raises(CheckpointError, match="'original' is a bidirectional teacher: it cannot stream"):
+        convert(base, base, tmp_path / "wan")
+    out = convert(base, base, tmp_path / "wan", teacher=True, licence="Apache-2.0")
+    assert equal(state_of(out, "transformer"), states["transformer"]) and read_checkpoint(out).causal is False
+    assert not (out / "model.yaml").exists()
+    assert json.loads((out / "model_index.json").read_text())["_class_name"] == "WanPipeline"
+
+
+# ---- licence and stream
+
+
+@pytest.mark.parametrize(("name", "release", "stream"), [
+    ("checkpoints/self_forcing_dmd.pt", "Self Forcing", "self_forcing"),
+    ("gdhe17/Self-Forcing", "Self Forcing", "self_forcing"),
+    ("zhuhz22/Causal-Forcing/chunkwise/causal_forcing.pt", "Causal Forcing", "causal_forcing"),
+    ("longlive_models/models/longlive_base.pt", "LongLive", "longlive"),
+    ("models--Efficient-Large-Model--LongLive-1.3B/snapshots/abc/lora.pt", "LongLive", "longlive"),
+    ("rolling_forcing_dmd.pt", "Rolling Forcing", "rolling_forcing"),
+    ("rewardforcing.pt", "Reward Forcing", "reward_forcing"),
+    ("CausVid/autoregressive_checkpoint/model.pt", "CausVid", "causvid"),
+    ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "Wan 2.1", ""),
+    ("my/own.pt", None, None),
+    ("self-forcing/my/very/own/deep/model.pt", None, None),
+])
+def test_releases_are_known_by_name(name: str, release: str | None, stream: str | None) -> None:
+    found = release_of(name)
+    assert (found.name if found else None, found.stream if found else None) == (release, stream)
+
+
+def test_licences_and_presets_of_releases() -> None:
+    licence = {release.name: release.licence for release in RELEASES}
+    assert "academic" in licence["Rolling Forcing"] and licence["CausVid"] == "CC-BY-NC-SA-4.0"
+    assert {name for name in licence if licence[name] == "Apache-2.0"} == {
+        "Self Forcing", "Causal Forcing", "Reward Forcing", "LongLive", "Wan 2.1"}
+    missing = {release.stream for release in RELEASES if release is not WAN} - set(presets())
+    assert missing <= {"reward_forcing"}, "a preset was renamed"  # its sink is an average: not a tier yet
+
+
+def test_unknown_licence_is_said(bases: Bases, student: State, tmp_path: Path) -> None:
+    save_file(student, tmp_path / "mine.safetensors")
+    base = bases["diffusers"][0]
+    found = prepare(tmp_path / "mine.safetensors", base, tmp_path / "out")
+    assert found.card.licence == "unknown" and found.card.stream == "self_forcing"
+    assert [part for part in ("--licence", "--stream", "causal") if not any(part in w for w in found.warnings)] == []
+    told = prepare(tmp_path / "mine.safetensors", base, tmp_path / "out", licence="MIT", stream="rolling_forcing",
+                   name="mine", size=(832, 480))  # fmt: skip
+    assert told.card == Card("mine", "MIT", 16, (832, 480), "rolling_forcing")
+    with pytest.raises(ConfigError, match="no stream preset 'rollign'"):
+        prepare(tmp_path / "mine.safetensors", base, tmp_path / "out", stream="rollign")
+    with pytest.raises(ConfigError, match="width 830 is not a multiple of 16"):
+        prepare(tmp_path / "mine.safetensors", base, tmp_path / "out", size=(480, 830))
+
+
+# ---- what is refused before anything is written
+
+
+def test_wrong_inputs(bases: Bases, file: Path, student: State, tmp_path: Path) -> None:
+    base, _ = bases["original"]
+    out = tmp_path / "out"
+    with pytest.raises(CheckpointError, match="There is no file or folder"):
+        convert(tmp_path / "no.pt", base, out)
+    with pytest.raises(CheckpointError, match="'Wan2.1_VAE.pth' is the Wan autoencoder; a Wan transformer is needed"):
+        convert(base / "Wan2.1_VAE.pth", base, out)
+    with pytest.raises(CheckpointError, match="there is no such folder"):
+        convert(file, tmp_path / "no" / "such" / "base", out)
+    with pytest.raises(CheckpointError, match="holds no vae, no text_encoder, no tokenizer"):
+        convert(file, tmp_path, out)
+    torch.save(lora_of(student, ["proj_out"]), tmp_path / "lora.pt")
+    with pytest.raises(CheckpointError, match="'lora.pt' is a LoRA.*Give it as --lora"):
+        convert(tmp_path / "lora.pt", base, out)
+    with pytest.raises(CheckpointError, match="a LoRA is needed"):
+        convert(file, base, out, lora=file)
+    other = lora_of(random_state(wan_transformer(num_attention_heads=3)), ["blocks.0.attn1.to_q"])
+    torch.save(other, tmp_path / "wide.pt")
+    with pytest.raises(CheckpointError, match="the LoRA is for a weight"):
+        convert(file, base, out, lora=tmp_path / "wide.pt")
+    half = {key: value for key, value in student.items() if not key.startswith("blocks.1.ffn")}
+    torch.save({"generator": half}, tmp_path / "half.pt")
+    with pytest.raises(CheckpointError, match="4 missing, first: blocks.1.ffn.net.0.proj.bias"):
+        convert(tmp_path / "half.pt", base, out)
+    assert not out.exists()
+
+
+def test_out_exists(bases: Bases, file: Path, student: State, tmp_path: Path) -> None:
+    base, _ = bases["original"]
+    out = convert(file, base, tmp_path / "out")
+    with pytest.raises(ConfigError, match="out exists; use --overwrite"):
+        convert(file, base, out)
+    (out / "stale.txt").write_text("from before")
+    convert(file, base, out, overwrite=True)
+    assert not (out / "stale.txt").exists() and equal(state_of(out, "transformer"), student)
+    with pytest.raises(ConfigError, match="holds what it would be made from"):
+        convert(out, out, out, overwrite=True)
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("five years")
+    with pytest.raises(ConfigError, match="is not a model folder"):
+        convert(file, base, tmp_path / "precious", overwrite=True)
+    with pytest.raises(ConfigError, match="is a file"):
+        convert(file, base, tmp_path / "precious" / "thesis.txt", overwrite=True)
+
+
+def test_a_failure_leaves_the_old_folder(
+    bases: Bases, file: Path, student: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, _ = bases["original"]
+    out = convert(file, base, tmp_path / "out")
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("rollforce.convert.readme_of", broken)
+    with pytest.raises(OSError, match="No space"):
+        convert(file, base, out, overwrite=True)
+    assert equal(state_of(out, "transformer"), student)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", file.name}
+
+
+def test_disk_space_is_asked_for_first(
+    bases: Bases, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("rollforce.convert.shutil.disk_usage", lambda _: usage(10, 9, 1))
+    with pytest.raises(OSError, match=r"out needs ~0\.0 GB, 0\.0 GB free"):
+        convert(file, bases["original"][0], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# ---- the hub, without a network
+
+
+def test_a_base_from_the_hub(
+    bases: Bases, file: Path, student: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {}
+
+    def download(repository: str, allow_patterns: list[str]) -> str:
+        asked[repository] = allow_patterns
+        return str(bases["diffusers"][0])
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    out = convert(file, "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", tmp_path / "out")
+    patterns = asked["Wan-AI/Wan2.1-T2V-1.3B-Diffusers"]
+    assert "vae/*" in patterns and "transformer/*" not in patterns
+    assert equal(state_of(out, "transformer"), student)
+    assert 'base_model: "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"' in (out / "README.md").read_text()
+
+
+def test_the_hub_says_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import errors
+
+    def answer(error: type[Exception]) -> None:
+        def download(*_: Any, **__: Any) -> None:
+            raise error.__new__(error)  # its own construction wants a response of the network
+
+        monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+
+    for error, words in ((errors.GatedRepoError, "gated.*hf auth login"),
+                         (errors.RepositoryNotFoundError, "There is no repository a/b"),
+                         (errors.LocalEntryNotFoundError, "not in the cache .*network")):  # fmt: skip
+        answer(error)
+        with pytest.raises(CheckpointError, match=words):
+            hub.fetch("a/b")
+    with pytest.raises(CheckpointError, match="not downloaded for you"):
+        hub.fetch("TencentARC/RollingForcing")
+
+
+# ---- the command
+
+
+def run(*words: str, code: int = 0) -> Any:
+    result = CliRunner().invoke(app, ["convert", *words], env={"COLUMNS": "200"})
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_the_command(bases: Bases, file: Path, student: State, tmp_path: Path) -> None:
+    base, out = str(bases["diffusers"][0]), tmp_path / "sf"
+    result = run(str(file), "--base", base, "--out", str(out), "--size", "480x832", "--name", "tall")
+    for part in ("self_forcing_dmd.pt (generator_ema)", "2 blocks of width 24", "licence Apache-2.0, Self Forcing",
+                 "480x832, stream self_forcing", f"wrote {out}"):
+        assert part in result.output
+    assert "warning" not in result.output
+    assert build(Card, out / "model.yaml").size == (832, 480)
+    assert "use --overwrite" in run(str(file), "--base", base, "--out", str(out), code=2).stderr
+    run(str(file), "--base", base, "--out", str(out), "--overwrite", "--dtype", "bfloat16")
+    assert state_of(out, "transformer")["proj_out.bias"].dtype is torch.bfloat16
+    other = file.rename(tmp_path / "mine.pt")
+    result = run(str(other), "--base", base, "--out", str(tmp_path / "mine"))
+    assert "warning: the licence of mine.pt is not known" in result.stderr
+    assert "not a multiple of 16" in run(str(other), "--base", base, "--out", "x", "--size", "500x480", code=2).stderr
+    assert "dtype 'int3'" in run(str(other), "--base", base, "--out", "x", "--dtype", "int3", code=2).stderr
+
+
+def test_the_command_without_room(
+    bases: Bases, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("rollforce.convert.shutil.disk_usage", lambda _: usage(10, 9, 1))
+    result = run(str(file), "--base", str(bases["diffusers"][0]), "--out", str(tmp_path / "out"), code=3)
+    assert "GB free" in result.stderr
