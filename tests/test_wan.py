@@ -66,12 +66,12 @@ def test_goldens(path: Path) -> None:
     with torch.no_grad():
         drawing = vae.drawing()
         drawn = torch.cat([drawing(latent) for latent in latents.split(1, dim=1)], dim=1)
-        close(video_order(drawn), tensors["decode.video"], EXACT, "decode.video")
+        close(video_order(drawn) * 2 - 1, tensors["decode.video"], EXACT, "decode.video")
         frames = (tensors["video"].permute(0, 2, 3, 4, 1) + 1) / 2
         close(video_order(vae.encode(frames)), tensors["encode.mu_normalized"], EXACT, "encode")
         first = next(key for key in tensors if key.startswith("encode1"))
         close(video_order(vae.encode(frames[:, :1])), tensors[first], EXACT, "encode1")
-    expected = ((drawn[0].clamp(-1, 1) + 1) / 2).movedim(1, -1).mul(255).round().byte().numpy()
+    expected = drawn[0].clamp(0, 1).movedim(1, -1).mul(255).round().byte().numpy()
     for cuts in (each["latent_frames"] for each in spec["streaming"].values() if isinstance(each, dict)):
         assert np.array_equal(streamed(vae.decoder(), latents, cuts), expected)
 
@@ -88,6 +88,14 @@ def test_equals_diffusers(model: WanAutoencoder, height: int, width: int) -> Non
 
 def test_geometry(model: WanAutoencoder) -> None:
     assert (model.channels, model.stride, model.frames, model.first_frames) == (4, 8, 4, 1)
+
+
+def test_real_size_from_the_original_names() -> None:
+    with torch.device("meta"):
+        state = to_original("autoencoder", diffusers.AutoencoderKLWan().state_dict())
+    model = WanAutoencoder.from_state(state)
+    assert (model.channels, model.stride, model.frames, len(state)) == (16, 8, 4, 194)
+    assert 2 * sum(weight.numel() for weight in model.parameters()) == pytest.approx(254e6, rel=0.01)  # docstring
 
 
 # -- streams --------------------------------------------------------------------------------------------------------

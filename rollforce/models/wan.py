@@ -7,18 +7,17 @@ whole clip is nothing but a stream that begins and ends in one call.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rollforce.errors import CheckpointError
+from rollforce.models.causal import CausalDecoder, CausalEncoder, decode_clip, encode_clip
 from rollforce.models.features import Features, Stream
 from rollforce.models.keys import recognise, to_ours
-from rollforce.models.pixels import as_bytes, check_count, check_latents, check_stream, on_host, planes
 from rollforce.models.shapes import autoencoder_config_of, same_shape
 from rollforce.models.tiling import Tiling
 from rollforce.models.weights import expect, read_checkpoint
@@ -30,6 +29,8 @@ class WanAutoencoder(nn.Module):
     The first latent of a stream stands for one frame, every other for four. `vae` is diffusers' AutoencoderKLWan;
     `tiling` draws and reads large pictures in tiles. On the device, beside the weights (254 MB in bfloat16), a stream
     keeps its features: see `Tiling` for what a small card can save."""
+
+    again = 0  # frames are read once
 
     def __init__(self, vae: Any, tiling: Tiling | None = None) -> None:
         super().__init__()
@@ -108,23 +109,25 @@ class WanAutoencoder(nn.Module):
         return WanEncoder(self)
 
     def drawing(self) -> Stream:
-        """A new past for `draw`: latents [1, 1, C, h, w] in, frames [1, F, 3, H, W] in -1..1 out."""
+        """A new past for `draw`."""
         return Stream(self.draw, _slots(self.vae.decoder), 1, self.stride, self.tiling, self.stride)
 
     def reading(self) -> Stream:
-        """A new past for `read`: frames [1, F, 3, H, W] in, a latent [1, 1, C, h, w] out."""
+        """A new past for `read`."""
         return Stream(self.read, _slots(self.vae.encoder), self.stride, 1, self.tiling, self.stride)
 
     def draw(self, latent_BTCHW: Tensor, past: Features) -> Tensor:
-        """One latent -> its frames [B, F, 3, H, W] in -1..1, not clamped. `past` goes on in place."""
-        mean, std = self._scale(latent_BTCHW.device)
+        """One latent -> its frames [B, F, 3, H, W], 0 black and 1 white, not clamped. `past` goes on in place."""
+        mean, std = self._moments(latent_BTCHW.device)
         z = (latent_BTCHW.float() * std + mean).to(self.weight.dtype).transpose(1, 2)
-        return self.vae.decoder(self.vae.post_quant_conv(z), feat_cache=past, feat_idx=[0]).transpose(1, 2)
+        drawn = self.vae.decoder(self.vae.post_quant_conv(z), feat_cache=past, feat_idx=[0])
+        return (drawn.float().transpose(1, 2) + 1) / 2
 
     def read(self, frames_BFCHW: Tensor, past: Features) -> Tensor:
-        """The frames of one latent, in -1..1 -> that latent [B, 1, C, h, w], float32. `past` goes on in place."""
-        mean, std = self._scale(frames_BFCHW.device)
-        seen = self.vae.encoder(frames_BFCHW.transpose(1, 2).to(self.weight.dtype), feat_cache=past, feat_idx=[0])
+        """The frames of one latent, in 0..1 -> that latent [B, 1, C, h, w], float32. `past` goes on in place."""
+        mean, std = self._moments(frames_BFCHW.device)
+        pixels = (frames_BFCHW * 2 - 1).to(self.weight.dtype).transpose(1, 2)
+        seen = self.vae.encoder(pixels, feat_cache=past, feat_idx=[0])
         mode = self.vae.quant_conv(seen)[:, : self.channels]  # the rest is the logarithm of the variance
         return (mode.transpose(1, 2).float() - mean) / std
 
@@ -133,7 +136,7 @@ class WanAutoencoder(nn.Module):
         """Any weight: it has the dtype and the device of all."""
         return self.vae.post_quant_conv.weight
 
-    def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _moments(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if self._mean.device != device:
             self._mean, self._std = self._mean.to(device), self._std.to(device)
         return self._mean, self._std
@@ -144,28 +147,13 @@ class WanAutoencoder(nn.Module):
         """frames [B, F, H, W, 3], uint8 or float in 0..1, F = 1 + 4 k -> latents [B, 1 + k, C, H/8, W/8], float32.
 
         Raises ShapeError when a size does not fit."""
-        frames = planes(frames_BFHWC, self.stride, self.weight.device) * 2 - 1
-        check_count(frames.shape[1], self.first_frames, self.frames)
-        return torch.cat([self._encode_one(video) for video in frames.split(1)])
-
-    def _encode_one(self, frames_BFCHW: Tensor) -> Tensor:
-        reading = self.reading()
-        first = frames_BFCHW[:, : self.first_frames]
-        rest = frames_BFCHW[:, self.first_frames :].split(self.frames, dim=1) if frames_BFCHW.shape[1] > 1 else ()
-        return torch.cat([reading(part) for part in (first, *rest)], dim=1)
+        return encode_clip(self, frames_BFHWC)
 
     def decode(self, latents_BTCHW: Tensor) -> Tensor:
         """latents [B, T, C, h, w] -> frames [B, 1 + 4 (T - 1), 8 h, 8 w, 3], float32 in 0..1.
 
         Raises ShapeError when a size does not fit."""
-        check_latents(latents_BTCHW, self.channels)
-        videos = latents_BTCHW.to(self.weight.device).split(1)
-        return torch.cat([torch.cat(list(self.frames_of(video, self.drawing())), dim=1) for video in videos])
-
-    def frames_of(self, latents_BTCHW: Tensor, drawing: Stream) -> Iterator[Tensor]:
-        """The frames [1, F, H, W, 3] in 0..1 of one latent after the other."""
-        for t in range(latents_BTCHW.shape[1]):
-            yield ((drawing(latents_BTCHW[:, t : t + 1]) + 1) / 2).clamp(0, 1).movedim(2, -1)
+        return decode_clip(self, latents_BTCHW)
 
     @torch.no_grad()
     def image_latent(self, latents_BTCHW: Tensor) -> Tensor:
@@ -173,64 +161,12 @@ class WanAutoencoder(nn.Module):
         return self.encode(self.decode(latents_BTCHW)[:, -1:])
 
 
-class WanDecoder:
-    """Decoder of one stream: the first latent gives one frame, every other four; none are held back."""
-
-    def __init__(self, autoencoder: WanAutoencoder) -> None:
-        self.autoencoder = autoencoder
-        self._drawing = autoencoder.drawing()
-
-    @torch.no_grad()
-    def decode(self, latents_BTCHW: Tensor) -> np.ndarray:
-        """Frames uint8 [F, H, W, 3] of latents [1, T, C, h, w]. ShapeError if they are not of this stream."""
-        check_latents(latents_BTCHW, self.autoencoder.channels)
-        check_stream(latents_BTCHW)
-        latents = latents_BTCHW.to(self.autoencoder.weight.device)
-        parts = [as_bytes(frames[0]) for frames in self.autoencoder.frames_of(latents, self._drawing)]
-        height, width = (self.autoencoder.stride * size for size in latents.shape[-2:])
-        return on_host(parts, height, width)
-
-    def flush(self) -> np.ndarray:
-        return on_host([], 0, 0)
-
-    def reset(self) -> None:
-        self._drawing.reset()
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._drawing.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`. SnapshotError if it is of another autoencoder or tiling."""
-        self._drawing.load_state_dict(state, self.autoencoder.weight.device)
+class WanDecoder(CausalDecoder):
+    """Decoder of one stream: the first latent gives one frame, every other four."""
 
 
-class WanEncoder:
-    """Encoder of one stream: one frame is the first latent, every four more another; those not yet four wait."""
-
-    def __init__(self, autoencoder: WanAutoencoder) -> None:
-        self.autoencoder = autoencoder
-        self._reading = autoencoder.reading()
-        self._waiting: np.ndarray | None = None
-
-    @torch.no_grad()
-    def encode(self, frames_FHWC: np.ndarray) -> Tensor:
-        """Latents float32 [1, T, C, h, w] that uint8 frames [F, H, W, 3] complete. ShapeError if a size is wrong."""
-        model = self.autoencoder
-        frames = frames_FHWC if self._waiting is None else np.concatenate([self._waiting, frames_FHWC])
-        pixels = planes(torch.from_numpy(frames[None]), model.stride, model.weight.device) * 2 - 1
-        latents, at = [], 0
-        while at + (needed := model.frames if self._reading.begun else model.first_frames) <= len(frames):
-            latents.append(self._reading(pixels[:, at : at + needed]))
-            at += needed
-        self._waiting = frames[at:].copy()
-        if latents:
-            return torch.cat(latents, dim=1)
-        height, width = (size // model.stride for size in frames.shape[1:3])
-        return torch.empty(1, 0, model.channels, height, width, device=pixels.device)
-
-    def reset(self) -> None:
-        self._reading.reset()
-        self._waiting = None
+class WanEncoder(CausalEncoder):
+    """Encoder of one stream: one frame is the first latent, every four more another."""
 
 
 def _slots(half: nn.Module) -> int:
