@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rollforce.errors import CheckpointError, ConfigError
+from rollforce.models.keys import to_original
+from rollforce.models.parts import find_parts
 from rollforce.models.text_cache import Encoded, TextCache, cache_folder
 from rollforce.models.umt5 import LENGTH, Cleaner, WanText
 from rollforce.models.umt5_files import TIED
@@ -158,6 +160,26 @@ def test_the_size_of_wan(copy: Path, tmp_path: Path) -> None:
     weights = text.empty().state_dict()
     del weights[TIED[1]]
     assert len(weights) == 242 and sum(weight.numel() for weight in weights.values()) == 5_680_910_336
+
+
+def test_original_files_become_the_same_encoder(folder: Path, tmp_path: Path) -> None:
+    """models_t5_umt5-xxl-enc-bf16.pth and google/umt5-xxl/, laid out as `rollforce convert` does."""
+    sizes = json.loads((folder / "text_encoder" / "config.json").read_text())
+    sizes |= {"d_model": 64, "d_kv": 16, "num_heads": 4}  # as for the original, the width tells the heads
+    torch.manual_seed(0)
+    encoder = transformers.UMT5EncoderModel(transformers.UMT5Config.from_dict(sizes)).bfloat16()
+    weights = {name: weight for name, weight in encoder.state_dict().items() if name != TIED[1]}
+    (tmp_path / "base").mkdir()
+    torch.save(to_original("text", weights), tmp_path / "base" / "models_t5_umt5-xxl-enc-bf16.pth")
+    make_tokenizer(tmp_path / "base" / "google" / "umt5-xxl")
+    (tmp_path / "base" / "Wan2.1_VAE.pth").touch()
+    for part in find_parts(tmp_path / "base"):
+        if part.name != "vae":
+            part.place(tmp_path / "out")
+    encoder.save_pretrained(tmp_path / "expected" / "text_encoder")
+    make_tokenizer(tmp_path / "expected" / "tokenizer")
+    vectors = WanText.load(tmp_path / "out", cache=tmp_path / "cache").encode(["a red ball"])
+    assert torch.equal(vectors, by_transformers(tmp_path / "expected", "a red ball", dtype=torch.bfloat16))
 
 
 # -- prompts ----------------------------------------------------------------------------------------------------------
