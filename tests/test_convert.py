@@ -117,6 +117,14 @@ def test_our_network_loads_it(bases: Bases, student: State, file: Path, tmp_path
     assert model.config.num_attention_heads == 2  # told by the base: width / 128 would not do
 
 
+def test_heads_are_those_of_public_models_beside_a_base_of_another_size(bases: Bases, tmp_path: Path) -> None:
+    state = random_state(wan_transformer(attention_head_dim=128))
+    torch.save({"generator": prefixed(to_original("transformer", state), "model.")}, tmp_path / "wide.pt")
+    for base, _ in bases.values():
+        config = prepare(tmp_path / "wide.pt", base, tmp_path / "out").config
+        assert (config["num_attention_heads"], config["attention_head_dim"]) == (2, 128)
+
+
 def test_large_files_are_linked_and_small_ones_copied(
     bases: Bases, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,7 +38,7 @@ from rollforce.models.keys import transformer_names
 from rollforce.models.low_rank import targets_of
 from rollforce.models.shapes import autoencoder_config_of, check_whole, text_config_of
 from rollforce.models.shards import write_shards
-from rollforce.models.transformer import WAN_1_3B, WAN_14B, TransformerConfig, VideoTransformer
+from rollforce.models.transformer import WAN_1_3B, WAN_14B, WAN_I2V_14B, TransformerConfig, VideoTransformer
 from rollforce.models.weights import (
     config_of,
     expect,
@@ -137,6 +137,8 @@ def test_image_to_video_14b_against_diffusers() -> None:
     assert {"img_emb.proj.0.weight", "img_emb.proj.4.bias", "blocks.39.cross_attn.k_img.weight",
             "blocks.0.cross_attn.v_img.bias", "blocks.7.cross_attn.norm_k_img.weight"} <= original.keys()  # fmt: skip
     same_shape(to_ours("transformer", original), model)
+    with torch.device("meta"):
+        same_shape(state, VideoTransformer(WAN_I2V_14B))
     config = config_of(state)
     assert {name: config[name] for name in sizes} == sizes
 
@@ -181,6 +183,16 @@ def test_students(form: str, states: dict[str, State], tmp_path: Path) -> None:
     found = read_checkpoint(tmp_path / "student.pt")
     assert (found.kind, found.where, found.causal) == ("transformer", where, causal)
     assert equal(found.state, ours)
+
+
+def test_weights_that_no_code_reads_are_left_out(states: dict[str, State], tmp_path: Path) -> None:
+    """The public I2V folders hold a norm that diffusers drops as well; older text encoders their embedding twice."""
+    save_file(states["image"] | {"blocks.1.attn2.norm_added_q.weight": torch.ones(24)}, tmp_path / "i2v.safetensors")
+    assert equal(read_checkpoint(tmp_path / "i2v.safetensors").state, states["image"])
+    twice = states["text"] | {"encoder.embed_tokens.weight": states["text"]["shared.weight"].clone()}
+    for name in ("shared.weight", "encoder.embed_tokens.weight", "neither"):
+        save_file({key: value for key, value in twice.items() if key != name}, tmp_path / "text.safetensors")
+        assert equal(read_checkpoint(tmp_path / "text.safetensors").state, states["text"])
 
 
 def test_old_pickles_are_read_too(states: dict[str, State], tmp_path: Path) -> None:
@@ -317,6 +329,26 @@ def test_lora_in_diffusers_names_and_its_alpha(states: dict[str, State], tmp_pat
         merged = merge_lora(ours, lora, alpha)
         for name, change, scale in (("blocks.0.attn1.to_q", q, scales[0]), ("patch_embedding", patch, scales[1])):
             assert torch.allclose(merged[f"{name}.weight"], ours[f"{name}.weight"] + scale * change, atol=1e-5)
+
+
+def test_alpha_in_a_lora_s_settings(states: dict[str, State], tmp_path: Path) -> None:
+    """peft writes it into adapter_config.json, diffusers into the file itself; a module's own comes first."""
+    ours, module = states["transformer"], "blocks.0.attn1.to_q"
+    plain = lora_of(ours, [module, "proj_out"])
+    named = prefixed(plain, "base_model.model.") | {"base_model.model.proj_out.alpha": torch.tensor(1.0)}
+    (tmp_path / "peft").mkdir()
+    save_file(named, tmp_path / "peft" / "adapter_model.safetensors")
+    settings: dict[str, Any] = {"r": 4, "lora_alpha": 8, "peft_type": "LORA"}
+    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps(settings))
+    told = {"lora_adapter_metadata": json.dumps({f"transformer.{key}": value for key, value in settings.items()})}
+    save_file(named, tmp_path / "diffusers.safetensors", metadata=told)
+    for path in (tmp_path / "peft", tmp_path / "diffusers.safetensors"):
+        merged = merge_lora(ours, read_checkpoint(path).state)
+        for name, scale in ((module, 2.0), ("proj_out", 0.25)):
+            change = scale * plain[f"{name}.lora_B.weight"] @ plain[f"{name}.lora_A.weight"]
+            assert torch.allclose(merged[f"{name}.weight"], ours[f"{name}.weight"] + change, atol=1e-5)
+    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps({**settings, "use_rslora": True}))
+    refused(tmp_path / "peft", "use_rslora is set; only plain LoRAs are read")
 
 
 def test_lora_of_another_model_is_refused(states: dict[str, State]) -> None:

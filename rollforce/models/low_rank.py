@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from rollforce.errors import CheckpointError
@@ -47,6 +49,27 @@ def lora_to_ours(state: Mapping[str, T], name: str) -> dict[str, T]:
             f"{name}: {len(unknown)} names are not those of a LoRA of a Wan transformer, e.g. {', '.join(unknown[:5])}."
         )
     return renamed
+
+
+def with_alpha(lora: Mapping[str, Tensor], settings: Mapping[str, Any], name: str) -> dict[str, Tensor]:
+    """`lora` with the alpha of its settings, as peft writes them, at every module that has none of its own.
+
+    Raises CheckpointError for kinds of adapter whose product is not alpha / rank * B @ A."""
+    for kind in ("use_rslora", "use_dora", "alpha_pattern"):
+        if settings.get(kind):
+            raise CheckpointError(f"{name}: {kind} is set; only plain LoRAs are read. Merge it where it was made.")
+    alpha = settings.get("lora_alpha")
+    own = {f"{module}.alpha": torch.tensor(float(alpha)) for module in targets_of(lora)} if alpha is not None else {}
+    return {**own, **lora}
+
+
+def adapter_settings(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What diffusers writes into a LoRA file about it; {} if it is not there."""
+    try:
+        told = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+    except json.JSONDecodeError:
+        return {}
+    return {key.rsplit(".", 1)[-1]: value for key, value in told.items()} if isinstance(told, dict) else {}
 
 
 def merge_lora(

@@ -30,6 +30,16 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path.name} is damaged, not complete, or not safetensors: {error}.") from error
 
 
+def metadata_of(path: Path) -> dict[str, str]:
+    """The words that a file of safetensors carries beside its tensors; {} for other files."""
+    from safetensors import safe_open
+
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
 def read_shards(paths: list[Path]) -> dict[str, Tensor]:
     """The tensors of all files, memory-mapped. CheckpointError if one is missing."""
     state: dict[str, Tensor] = {}

@@ -19,9 +19,9 @@ from torch import Tensor
 from rollforce.errors import CheckpointError
 from rollforce.models import containers
 from rollforce.models.keys import FAMILIES, from_wan, plain, recognise, to_original, to_ours, to_wan
-from rollforce.models.low_rank import is_lora, lora_to_ours, merge_lora
+from rollforce.models.low_rank import adapter_settings, is_lora, lora_to_ours, merge_lora, with_alpha
 from rollforce.models.shapes import config_of, same_shape
-from rollforce.models.shards import STEM, read_shards, shards_of
+from rollforce.models.shards import STEM, metadata_of, read_shards, shards_of
 
 __all__ = [
     "STREAM_CLASS", "Checkpoint", "config_of", "expect", "from_wan", "merge_lora", "raw_advice", "read_checkpoint",
@@ -77,7 +77,9 @@ def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
     where, state, wrapped = _tensors(source)
     config = _json(source.parent / "config.json")
     if is_lora(state):
-        return Checkpoint(lora_to_ours(state, path.name), "lora", None, where, path, config)
+        config = {**_json(source.parent / "adapter_config.json"), **adapter_settings(metadata_of(source))}
+        lora = with_alpha(lora_to_ours(state, path.name), config, path.name)
+        return Checkpoint(lora, "lora", None, where, path, config)
     found = recognise(state)
     if found is None:
         raise CheckpointError(
