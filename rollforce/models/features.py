@@ -62,13 +62,17 @@ class Stream:
         self._features = [[None] * self._slots for _ in range(len(self._mosaic))]
 
     def _tiles(self, x: Tensor, tiles: Mosaic) -> Iterator[Tensor]:
-        away = self._tiling is not None and self._tiling.host and len(tiles) > 1
+        away = self._away(tiles)
         for i, (ys, xs) in enumerate(tiles.places(self._scale_in)):
             if away:
                 _move(self._features[i], x.device)
             yield self._step(x[..., ys, xs], self._features[i])
             if away:
                 _move(self._features[i], torch.device("cpu"))
+
+    def _away(self, tiles: Mosaic) -> bool:
+        """Whether features wait in main memory."""
+        return self._tiling is not None and self._tiling.host and len(tiles) > 1
 
     def reset(self) -> None:
         """Forget everything."""
@@ -84,6 +88,7 @@ class Stream:
         if state["size"] is None:
             return
         self._begin(*state["size"])
+        assert self._mosaic is not None
         told, own = ([len(features) for features in each] for each in (state["features"], self._features))
         if told != own:
             self.reset()
@@ -92,9 +97,8 @@ class Stream:
                 f"{len(own)} of {own[0]}: resume with the autoencoder and the tiling that it was saved with."
             )
         self._features = [list(features) for features in state["features"]]
-        if self._tiling is None or not self._tiling.host or len(own) == 1:
-            for features in self._features:
-                _move(features, device)
+        for features in self._features:
+            _move(features, torch.device("cpu") if self._away(self._mosaic) else device)
 
 
 def _move(features: Features, device: torch.device) -> None:
