@@ -260,6 +260,8 @@ def test_decode_refuses(model: WanAutoencoder) -> None:
     for decode in (model.decode, decoder.decode):
         with pytest.raises(ShapeError, match="4 channels"):
             decode(torch.zeros(1, 2, 5, 2, 2))
+    with pytest.raises(ShapeError, match="nothing to decode"):
+        model.decode(latents_of(0))
     with pytest.raises(ShapeError, match="2 videos"):
         decoder.decode(latents_of(1, batch=2))
     decoder.decode(latents_of(1, 2, 4))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rollforce.errors import ShapeError
 from rollforce.models.features import Stream
 from rollforce.models.pixels import as_bytes, check_count, check_latents, check_stream, on_host, planes
 
@@ -108,6 +109,8 @@ class CausalEncoder:
 def decode_clip(model: Causal, latents_BTCHW: Tensor) -> Tensor:
     """All latents [B, T, C, h, w] of videos from their beginning -> frames [B, F, H, W, 3], float32 in 0..1."""
     check_latents(latents_BTCHW, model.channels)
+    if 0 in latents_BTCHW.shape[:2]:
+        raise ShapeError(f"latents of shape {tuple(latents_BTCHW.shape)}: there is nothing to decode.")
     videos = latents_BTCHW.to(model.weight.device).split(1)
     return torch.cat([torch.cat(list(_drawn(video, model.drawing())), dim=1) for video in videos])
 

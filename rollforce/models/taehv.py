@@ -222,7 +222,7 @@ class TaehvAutoencoder(nn.Module):
     @torch.no_grad()
     def image_latent(self, latents_BTCHW: Tensor) -> Tensor:
         """The last frame that these latents show, encoded as the first latent of a video: [B, 1, C, h, w]."""
-        return self.encode(self.decode(latents_BTCHW)[:, -1:])
+        return self.encode(self.decode(latents_BTCHW)[:, -1:]).to(latents_BTCHW.dtype)
 
 
 def _through(layers: nn.Sequential, x_FCHW: Tensor, past: Features) -> Tensor:

@@ -158,7 +158,7 @@ class WanAutoencoder(nn.Module):
     @torch.no_grad()
     def image_latent(self, latents_BTCHW: Tensor) -> Tensor:
         """The last frame that these latents show, encoded as the first latent of a video: [B, 1, C, h, w]."""
-        return self.encode(self.decode(latents_BTCHW)[:, -1:])
+        return self.encode(self.decode(latents_BTCHW)[:, -1:]).to(latents_BTCHW.dtype)
 
 
 class WanDecoder(CausalDecoder):
