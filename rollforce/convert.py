@@ -85,7 +85,7 @@ def prepare(
     found = parts.find_parts(folder, image="condition_embedder.image_embedder.norm1.weight" in checkpoint.state)
     config = _config(checkpoint, parts.settings_of(folder))
     adapter = _adapter(lora, checkpoint)
-    release = release_of(Path(file).resolve())
+    release = release_of(Path(file).expanduser().absolute())  # not resolved: a hub's cache links to hashes
     out = Path(out).expanduser()
     card, warnings = _card(checkpoint, release, name or out.resolve().name, licence, stream, size)
     conversion = Conversion(checkpoint, config, found, adapter, out, card, str(base), release, dtype, teacher, warnings)
@@ -113,8 +113,9 @@ def write(conversion: Conversion) -> Path:
         fresh.rename(out)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
+        if old.exists() and not out.exists():
+            old.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
     return conversion.out
 
 

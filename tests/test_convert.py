@@ -91,6 +91,8 @@ def test_a_student_and_its_base_become_one_folder(
     for part in ("self_forcing_dmd.pt`, `generator_ema`", "https://github.com/guandeh17/Self-Forcing", str(base)):
         assert part in readme
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    weights = out / "transformer" / "diffusion_pytorch_model.safetensors"
+    assert weights.stat().st_mode & 0o777 == (out / "model.yaml").stat().st_mode & 0o777
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "original"])
@@ -195,7 +197,7 @@ def test_a_teacher_only_when_asked_for(bases: Bases, tmp_path: Path) -> None:
     ("gdhe17/Self-Forcing", "Self Forcing", "self_forcing"),
     ("zhuhz22/Causal-Forcing/chunkwise/causal_forcing.pt", "Causal Forcing", "causal_forcing"),
     ("longlive_models/models/longlive_base.pt", "LongLive", "longlive"),
-    ("models--Efficient-Large-Model--LongLive-1.3B/snapshots/abc/lora.pt", "LongLive", "longlive"),
+    ("hub/models--Efficient-Large-Model--LongLive-1.3B/snapshots/abc/models/lora.pt", "LongLive", "longlive"),
     ("rolling_forcing_dmd.pt", "Rolling Forcing", "rolling_forcing"),
     ("rewardforcing.pt", "Reward Forcing", "reward_forcing"),
     ("CausVid/autoregressive_checkpoint/model.pt", "CausVid", "causvid"),
@@ -206,6 +208,22 @@ def test_a_teacher_only_when_asked_for(bases: Bases, tmp_path: Path) -> None:
 def test_releases_are_known_by_name(name: str, release: str | None, stream: str | None) -> None:
     found = release_of(name)
     assert (found.name if found else None, found.stream if found else None) == (release, stream)
+
+
+def test_a_file_in_a_hub_s_cache_keeps_its_name(bases: Bases, file: Path, tmp_path: Path) -> None:
+    """There, names are links to hashes."""
+    snapshot = tmp_path / "models--gdhe17--Self-Forcing" / "snapshots" / ("0123456789" * 4)
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.pt").symlink_to(file.rename(tmp_path / "9f86d081884c7d65"))
+    found = prepare(snapshot / "model.pt", bases["original"][0], tmp_path / "out")
+    assert found.release is not None and found.release.name == "Self Forcing"
+    (snapshot / "transformer").mkdir()
+    base = bases["original"][0]
+    for path in (*base.glob("diffusion*"), base / "config.json"):
+        (snapshot / "transformer" / path.name).symlink_to(path)
+    for path in (snapshot, snapshot / "transformer" / "diffusion_pytorch_model.safetensors"):
+        with pytest.raises(CheckpointError, match="'Self-Forcing' is a bidirectional teacher"):
+            prepare(path, base, tmp_path / "out")
 
 
 def test_licences_and_presets_of_releases() -> None:

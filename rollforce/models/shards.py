@@ -93,6 +93,7 @@ def write_shards(
         tensors = {key: value.to(dtype or value.dtype).contiguous() for key, value in tensors.items()}
         total += sum(map(bytes_of, tensors.values()))
         save_file(tensors, folder / name, metadata={"format": "pt"})
+        (folder / name).chmod(folder.stat().st_mode & 0o666)  # safetensors makes them for the owner alone
     if len(groups) > 1:
         where = {key: name for name, group in zip(names, groups, strict=True) for key in group}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}

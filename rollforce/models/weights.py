@@ -9,6 +9,7 @@ memory-mapped: reading costs nothing until they are used.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ __all__ = [
 PARTS = {"transformer": ("transformer",), "autoencoder": ("vae", "autoencoder"), "text": ("text_encoder",)}
 ORIGINAL = {"transformer": "diffusion_pytorch_model*", "autoencoder": "*VAE*.pth", "text": "models_t5*.pth"}
 WHAT = {**{family.kind: family.what for family in FAMILIES}, "lora": "a LoRA"}
+GENERIC = re.compile(r"diffusion_pytorch_model.*|transformer|vae|autoencoder|text_encoder|snapshots|[0-9a-f]{40}|")
 PICKLES = {".pt", ".pth", ".bin", ".ckpt"}
 STREAM_CLASS = "RollforceStream"
 """_class_name in the model_index.json of a student's folder; diffusers' WanPipeline is the bidirectional model."""
@@ -59,9 +61,10 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """Its path in a word or two, for messages."""
-        generic = self.path.stem.startswith("diffusion_pytorch_model") or self.path.name in sum(PARTS.values(), ())
-        return self.path.resolve().parent.name if generic else self.path.name
+        """The last part of its path that says something, for messages."""
+        path = self.path.absolute()
+        telling = (each.name for each in (path, *path.parents) if not GENERIC.fullmatch(each.name))
+        return next(telling, self.path.name).rsplit("--", 1)[-1]  # a hub's cache: models--owner--name
 
 
 def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
