@@ -11,7 +11,7 @@ from rollforce.cache import Window
 from rollforce.config import build, resource, to_dict
 from rollforce.distill.recipe import AutoencoderRecipe, CausalRecipe, DistillRecipe, TeacherRecipe
 from rollforce.load import Card, bundled, presets
-from rollforce.models.transformer import WAN_1_3B, WAN_14B, TransformerConfig
+from rollforce.models.transformer import WAN_1_3B, WAN_14B, WAN_I2V_14B, TransformerConfig
 from rollforce.prompts import read_jobs
 from rollforce.settings import StreamSettings
 from rollforce.world import parse
@@ -35,7 +35,7 @@ def test_every_yaml_becomes_its_dataclass(path: Path) -> None:
 
 
 def test_wan_configs_have_the_sizes_of_wan() -> None:
-    for name, size in (("wan-1.3b", WAN_1_3B), ("wan-14b", WAN_14B)):
+    for name, size in (("wan-1.3b", WAN_1_3B), ("wan-14b", WAN_14B), ("wan-i2v-14b", WAN_I2V_14B)):
         assert build(TransformerConfig, resource(f"configs/model/{name}.yaml")) == size
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.models.low_rank import lora_to_ours, merge_lora, targets_of
+from rollforce.models.quantise import is_quantised
 from rollforce.models.transformer import VideoTransformer
 
 
@@ -146,7 +147,7 @@ def merge(model: VideoTransformer, lora: Mapping[str, Tensor], scale: float = 1.
     factor, names = _checked(scale), lora_to_ours(lora, "the LoRA")
     weights = {name: weight.data for name, weight in model.named_parameters()}
     for module in targets_of(names):
-        if type(weights.get(f"{module}.weight")) not in (Tensor, type(None)):
+        if is_quantised(weights.get(f"{module}.weight", torch.empty(0))):
             raise ConfigError(f"{module} is quantised: merge LoRAs first, or add this one live.")
     scaled = {name: value.float() * factor if ".lora_B." in name else value for name, value in names.items()}
     touched = {f"{module}.weight": weights[f"{module}.weight"] for module in targets_of(names)

@@ -28,6 +28,7 @@ from rollforce.errors import CheckpointError, ConfigError, ShapeError
 from rollforce.models import transformer_files
 from rollforce.models.block import Block, modulated, table
 from rollforce.models.embedder import ConditionEmbedder
+from rollforce.models.shards import LIMIT
 from rollforce.types import Grid, KVBlock
 
 
@@ -244,7 +245,7 @@ class VideoTransformer(nn.Module):
         x = x_BLD.reshape(batch, latents, height // p, width // p, p, p, self.config.out_channels)
         return x.permute(0, 1, 6, 2, 4, 3, 5).reshape(batch, latents, self.config.out_channels, height, width)
 
-    def save(self, folder: Path, limit: int = transformer_files.LIMIT) -> None:
+    def save(self, folder: Path, limit: int = LIMIT) -> None:
         """Write config.json and safetensors of at most `limit` bytes, as diffusers lays a transformer folder out."""
         folder.mkdir(parents=True, exist_ok=True)
         transformer_files.write_config(folder, asdict(self.config))
