@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,15 +15,13 @@ from rollforce.ahead import Advance, Ahead
 from rollforce.cache import KVCache, Shape
 from rollforce.errors import ConfigError, SessionClosed, SnapshotError
 from rollforce.given import Follower, Given, past
+from rollforce.loaded import Loaded
 from rollforce.machine import computing_on
 from rollforce.models.decoder import Decoder
 from rollforce.noise import Noise
 from rollforce.rollout import Rollout
 from rollforce.snapshot import Snapshot, on_device
 from rollforce.types import Chunk, Commit, Timings
-
-if TYPE_CHECKING:
-    from rollforce.model import Model
 
 
 class Session:
@@ -37,7 +34,7 @@ class Session:
 
     def __init__(
         self,
-        model: Model,
+        model: Loaded,
         prompt: str,
         seed: int,
         size: tuple[int, int] | None,

@@ -10,7 +10,7 @@ import torch
 from conftest import TINY
 from torch import Tensor
 
-from rollforce.cache import KVCache, Shape, Sight, Sink, Tier, Window
+from rollforce.cache import EmaSink, KVCache, Shape, Sight, Sink, Tier, Window
 from rollforce.layout import Layout, bidirectional, chunkwise, partitioned, rolling
 from rollforce.models.transformer import Condition, VideoTransformer
 from rollforce.noise import Noise
@@ -32,6 +32,7 @@ TIERS: dict[str, tuple[Tier, ...]] = {
     "sink": (Sink(3),),
     "sink+window": (Sink(2), Window(4)),
     "short window": (Window(1),),
+    "window+ema": (Window(4), EmaSink(2, decay=0.5)),
 }
 SIGHTS: dict[str, Stepping] = {
     "all realigned": Stepping(),

@@ -25,7 +25,7 @@ cache
 models world
 rollout recache sizes
 settings snapshot ahead
-given needs
+given needs loaded
 distill fits
 session
 model

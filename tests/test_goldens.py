@@ -179,11 +179,10 @@ def test_rolling_forcing_rollout(path: Path, ride: bool) -> None:
         model, condition, cache, rolling(ladder, chunk), GoldenNoise(tensors, chunk), stepping, length=noise.shape[1]
     )
     latents, window = [], 0
-    while not rollout.done:
+    while rollout.admit():
         name = f"window{window:02d}"
-        low, high = rollout.live
         if f"{name}.noisy_input" in tensors:
-            close(rollout._entered(low, high), tensors[f"{name}.noisy_input"], ROLLOUT, f"{name} input")
+            close(rollout.x, tensors[f"{name}.noisy_input"], ROLLOUT, f"{name} input")
         tick = rollout.tick()
         if f"{name}.denoised_pred" in tensors:
             close(torch.tensor(tick.sigma_T) * 1000, tensors[f"{name}.timestep"].float()[0], 1e-3, f"{name} levels")

@@ -133,8 +133,8 @@ def test_a_full_cache_is_one_teacher_forcing_pass(model, chunk):
     rollout = start(model, chunkwise(LADDER, chunk), FULL, EXACT, length=count)
     clean, noisy, velocity = [], [], []
     with torch.no_grad():
-        while not rollout.done:
-            x = rollout._entered(*rollout.live)
+        while rollout.admit():
+            x = rollout.x
             tick = rollout.tick()
             if rollout.row == 2:  # look at the second step of every chunk
                 noisy.append(x)

@@ -1,4 +1,4 @@
-"""KVCache: one preallocated arena per layer, written at commit and only then; Memory: one call's window on it.
+"""KVCache: one preallocated arena per layer, written at commit and only then.
 
 The arena holds latents in slots, one range of slots per tier, and behind them room for the call in flight. Attention
 does not care for the order of keys, so a slot is used again as soon as its latent falls (a ring), and when a call
@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from rollforce import rope
-from rollforce.attention import Kernel
+from rollforce.cache.ema import EmaSink
 from rollforce.cache.sight import Sight
 from rollforce.cache.sink import Sink
 from rollforce.cache.window import Window
@@ -34,10 +34,29 @@ class Tier(Protocol):
     def kind(self) -> str: ...
     @property
     def latents(self) -> int: ...
-    def keep(self, held: tuple[int, ...]) -> tuple[int, ...]: ...
+    def keep(self, held: tuple[int, ...]) -> tuple[int, ...]:
+        """Which of `held` (rising stream indices, the arriving ones among them) stay."""
+        ...
 
 
-AnyTier = Sink | Window  # the union is the registry: a new tier is a file and a name here
+@runtime_checkable
+class Folding(Tier, Protocol):
+    """A tier in which what it lets go lives on: averaged into what it keeps, at the same place of the picture."""
+
+    def share(self) -> float:
+        """Of a latent that leaves, in the average: 0 drops it, 1 replaces what is kept."""
+        ...
+
+    def fold(self, kept: tuple[int, ...], left: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+        """(kept, left) for each latent that is averaged, oldest first."""
+        ...
+
+
+AnyTier = Sink | EmaSink | Window  # the union is the registry: a new tier is a file and a name here
+
+
+Slots = dict[str, dict[int, int]]
+"""Where everything is: region -> stream index -> slot."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +109,16 @@ class KVCache:
         self.capacity = sum(tier.latents for tier in tiers)
         size = (shape.layers, shape.batch, shape.heads, (self.capacity + flight) * shape.tokens, shape.width)
         self.keys, self.values = (torch.zeros(size, dtype=dtype, device=device) for _ in range(2))
+        # Unturned keys of regions that move; of folding ones also the values: in bfloat16 an average stands still.
         self.masters: dict[str, Tensor] = {}
-        self.slot_of: dict[str, dict[int, int]] = {name: {} for name in names}
+        self.exact: dict[str, Tensor] = {}
+        self.slot_of: Slots = {name: {} for name in names}
         self.shown: dict[str, list[int]] = {name: [0] * shape.layers for name in names}
+        for tier in tiers:
+            if isinstance(tier, Folding):
+                part = self._region(tier.kind)
+                self.masters[tier.kind] = torch.zeros_like(self.keys[:, :, :, part], dtype=torch.float32)
+                self.exact[tier.kind] = torch.zeros_like(self.masters[tier.kind])
 
     # -- what is held -------------------------------------------------------------------------------------------
 
@@ -107,7 +133,7 @@ class KVCache:
 
     @property
     def bytes(self) -> int:
-        tensors = (self.keys, self.values, *self.masters.values())
+        tensors = (self.keys, self.values, *self.masters.values(), *self.exact.values())
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def view(self, group: Group) -> View:
@@ -152,7 +178,7 @@ class KVCache:
         part = self._region(region)
         if region not in self.masters:
             self.masters[region] = self.keys[:, :, :, part].clone()
-        self.keys[layer, :, :, part] = rope.turn(self.masters[region][layer], move)
+        self.keys[layer, :, :, part] = rope.turn(self.masters[region][layer], move).to(self.keys)
         self.shown[region][layer] = move
 
     def _region(self, region: str) -> slice:
@@ -162,10 +188,10 @@ class KVCache:
 
     # -- writing ------------------------------------------------------------------------------------------------
 
-    def plan(self, start: int, latents: int) -> dict[str, dict[int, int]]:
+    def plan(self, start: int, latents: int) -> Slots:
         """Where everything will be once `latents` from `start` on have been committed: region -> index -> slot."""
         falling = tuple(range(start, start + latents))
-        slot_of: dict[str, dict[int, int]] = {}
+        slot_of: Slots = {}
         for tier in self.tiers:
             mine = self.slot_of[tier.kind]
             candidates = tuple(sorted((*mine, *falling)))
@@ -177,27 +203,68 @@ class KVCache:
             slot_of[tier.kind] = stay | {index: next(free) for index in kept if index not in mine}
         return slot_of
 
-    def write(self, layer: int, own: KVBlock, start: int, slot_of: Mapping[str, Mapping[int, int]]) -> None:
-        """Lay one layer's keys and values of the latents from `start` into the slots that `plan` gave them."""
+    def write(self, layer: int, own: KVBlock, start: int, slot_of: Slots) -> None:
+        """Lay one layer's keys and values of the latents from `start` into the slots that `plan` gave them; carry along
+        what falls from one tier to the next, and fold what a folding tier lets go."""
         tokens, count = self.shape.tokens, own.key.shape[2] // self.shape.tokens
-        for region, slots in slot_of.items():
-            for index in range(start, start + count):
-                if index not in slots:
-                    continue
-                place = slice(slots[index] * tokens, (slots[index] + 1) * tokens)
-                latent = own.latents(index - start, index - start + 1, tokens)
-                self._lay(layer, region, place, latent)
+        arriving = {start + i: own.latents(i, i + 1, tokens) for i in range(count)}
+        folds = self._folds(slot_of, tuple(arriving))
+        falling = {index: place for index, place in self._places().items() if index not in arriving}
+        new = [(region, index) for region, slots in slot_of.items() for index in slots
+               if index not in self.slot_of[region]]  # fmt: skip
+        needed = {index for _, index in new} | {left for _, _, left in folds}
+        carried = {index: self._taken(layer, *falling[index]) for index in needed - arriving.keys()} | arriving
+        for region, index in new:
+            self._lay(layer, region, self._place(slot_of[region][index]), carried[index])
+        for tier, kept, left in folds:
+            self._mix(layer, tier, self._place(slot_of[tier.kind][kept]), carried[left], kept - left)
+
+    def _folds(self, slot_of: Slots, arriving: tuple[int, ...]) -> list[tuple[Folding, int, int]]:
+        """(tier, kept, left): what is averaged into what, once `slot_of` is the truth."""
+        folds, falling = [], arriving
+        for tier in self.tiers:
+            candidates, kept = (*self.slot_of[tier.kind], *falling), slot_of[tier.kind]
+            falling = tuple(sorted(index for index in candidates if index not in kept))
+            if isinstance(tier, Folding):
+                folds += [(tier, into, left) for into, left in tier.fold(tuple(sorted(kept)), falling)]
+        return folds
+
+    def _places(self) -> dict[int, tuple[str, int]]:
+        """Where each latent lies: stream index -> region and slot."""
+        return {index: (region, slot) for region, slots in self.slot_of.items() for index, slot in slots.items()}
+
+    def _place(self, slot: int) -> slice:
+        return slice(slot * self.shape.tokens, (slot + 1) * self.shape.tokens)
+
+    def _taken(self, layer: int, region: str, slot: int) -> KVBlock:
+        """A copy of one latent's unturned keys and its values."""
+        place, low = self._place(slot), self._region(region).start
+        inside = slice(place.start - low, place.stop - low)
+        keys = self.masters[region][:, :, :, inside] if region in self.masters else self.keys[:, :, :, place]
+        values = self.exact[region][:, :, :, inside] if region in self.exact else self.values[:, :, :, place]
+        return KVBlock(keys[layer].clone(), values[layer].clone())
 
     def _lay(self, layer: int, region: str, place: slice, latent: KVBlock) -> None:
-        key = latent.key.detach()
+        key, value, low = latent.key.detach(), latent.value.detach(), self._region(region).start
+        inside = slice(place.start - low, place.stop - low)
         if region in self.masters:
-            low = self._region(region).start
-            self.masters[region][layer, :, :, place.start - low : place.stop - low] = key
+            self.masters[region][layer, :, :, inside] = key
+        if region in self.exact:
+            self.exact[region][layer, :, :, inside] = value
         shown = self.shown[region][layer]
         self.keys[layer, :, :, place] = rope.turn(key, shown) if shown else key
-        self.values[layer, :, :, place] = latent.value.detach()
+        self.values[layer, :, :, place] = value
 
-    def adopt(self, slot_of: dict[str, dict[int, int]]) -> None:
+    def _mix(self, layer: int, tier: Folding, place: slice, left: KVBlock, move: int) -> None:
+        """Average a latent into a kept one, its keys turned to where that one stands."""
+        low, share, shown = self._region(tier.kind).start, tier.share(), self.shown[tier.kind][layer]
+        inside = slice(place.start - low, place.stop - low)
+        key = self.masters[tier.kind][layer, :, :, inside].lerp_(rope.turn(left.key.detach().float(), move), share)
+        value = self.exact[tier.kind][layer, :, :, inside].lerp_(left.value.detach().float(), share)
+        self.keys[layer, :, :, place] = (rope.turn(key, shown) if shown else key).to(self.keys)
+        self.values[layer, :, :, place] = value.to(self.values)
+
+    def adopt(self, slot_of: Slots) -> None:
         """Make a plan the truth. Plans are never changed in place."""
         self.slot_of = slot_of
 
@@ -209,6 +276,7 @@ class KVCache:
             "keys": self.keys[:, :, :, : self.capacity * self.shape.tokens].clone(),
             "values": self.values[:, :, :, : self.capacity * self.shape.tokens].clone(),
             "masters": {name: master.clone() for name, master in self.masters.items()},
+            "exact": {name: values.clone() for name, values in self.exact.items()},
             "slots": {name: sorted(slots.items()) for name, slots in self.slot_of.items()},
             "shown": {name: list(moves) for name, moves in self.shown.items()},
         }
@@ -217,43 +285,11 @@ class KVCache:
         """Continue from a `state_dict` of a cache of the same tiers and shape."""
         end = self.capacity * self.shape.tokens
         self.keys[:, :, :, :end], self.values[:, :, :, :end] = state["keys"], state["values"]
-        self.masters = {name: master.to(self.keys).clone() for name, master in state["masters"].items()}
+        device = self.keys.device
+        self.masters = {name: master.to(device, copy=True) for name, master in state["masters"].items()}
+        self.exact = {name: values.to(device, copy=True) for name, values in state["exact"].items()}
         self.slot_of = {name: {int(i): int(s) for i, s in slots} for name, slots in state["slots"].items()}
         self.shown = {name: [int(move) for move in moves] for name, moves in state["shown"].items()}
-
-
-class Memory:
-    """One model call's window on a KVCache. A call is one or two groups of latents, in order: [committing | denoising].
-
-    In each layer the committing group attends and is written first, so the denoising group already sees it: the clean
-    pass of one chunk and the next tick are one call, with the numbers of two.
-    """
-
-    def __init__(self, cache: KVCache, groups: Sequence[Group]) -> None:
-        self.cache, self.groups = cache, tuple(groups)
-        self._before = cache.slot_of
-        self._views: list[View] = []
-        self._plans: list[dict[str, dict[int, int]]] = []
-        for group in self.groups:
-            self._views.append(cache.view(group))
-            self._plans.append(cache.plan(group.start, group.latents) if group.commit else cache.slot_of)
-            cache.adopt(self._plans[-1])
-        cache.adopt(self._before)
-
-    def attend(self, layer: int, query: Tensor, own: KVBlock, attend: Kernel) -> Tensor:
-        """Attention output of all groups, [B, N, L, K]."""
-        tokens, at, outputs = self.cache.shape.tokens, 0, []
-        self.cache.adopt(self._before)
-        for group, view, plan in zip(self.groups, self._views, self._plans, strict=True):
-            stop = at + group.latents
-            mine = own.latents(at, stop, tokens)
-            seen = self.cache.read(layer, view, mine)
-            outputs.append(attend(query[:, :, at * tokens : stop * tokens], seen.key, seen.value, None))
-            if group.commit:
-                self.cache.write(layer, mine, group.start, plan)
-                self.cache.adopt(plan)
-            at = stop
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
 
 def _runs(slots: Sequence[int]) -> list[tuple[int, int]]:

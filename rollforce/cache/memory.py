@@ -1,0 +1,46 @@
+"""Memory: one model call's window on a KVCache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rollforce.attention import Kernel
+from rollforce.cache.cache import Group, KVCache, Slots, View
+from rollforce.types import KVBlock
+
+
+class Memory:
+    """One model call's window on a KVCache. A call is one or two groups of latents, in order: [committing | denoising].
+
+    In each layer the committing group attends and is written first, so the denoising group already sees it: the clean
+    pass of one chunk and the next tick are one call, with the numbers of two.
+    """
+
+    def __init__(self, cache: KVCache, groups: Sequence[Group]) -> None:
+        self.cache, self.groups = cache, tuple(groups)
+        self._before = cache.slot_of
+        self._views: list[View] = []
+        self._plans: list[Slots] = []
+        for group in self.groups:
+            self._views.append(cache.view(group))
+            self._plans.append(cache.plan(group.start, group.latents) if group.commit else cache.slot_of)
+            cache.adopt(self._plans[-1])
+        cache.adopt(self._before)
+
+    def attend(self, layer: int, query: Tensor, own: KVBlock, attend: Kernel) -> Tensor:
+        """Attention output of all groups, [B, N, L, K]."""
+        tokens, at, outputs = self.cache.shape.tokens, 0, []
+        self.cache.adopt(self._before)
+        for group, view, plan in zip(self.groups, self._views, self._plans, strict=True):
+            stop = at + group.latents
+            mine = own.latents(at, stop, tokens)
+            seen = self.cache.read(layer, view, mine)
+            outputs.append(attend(query[:, :, at * tokens : stop * tokens], seen.key, seen.value, None))
+            if group.commit:
+                self.cache.write(layer, mine, group.start, plan)
+                self.cache.adopt(plan)
+            at = stop
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
