@@ -27,7 +27,7 @@ from rollforce.types import Chunk
 log = logging.getLogger(__name__)
 CARD = "model.yaml"
 PARTS = (CARD, "model_index.json", "README.md", "transformer/*", "text/*", "autoencoder/*", "text_encoder/*",
-         "tokenizer/*", "vae/*")  # what is fetched from the hub  # fmt: skip
+         "tokenizer/*", "vae/*", "image_encoder/*")  # what is fetched from the hub  # fmt: skip
 WHOLE, END = 256_000_000, 4_000_000  # bytes: files up to WHOLE are hashed whole, of larger ones both ends
 
 
@@ -75,7 +75,7 @@ def load(
     log.info("model %s, licence %s", card.name, card.licence)
     transformer = VideoTransformer.load(folder / "transformer").to(place, number)
     transformer.float32_islands = settings.float32_islands
-    text, autoencoder = _text(folder, place), _autoencoder(folder, place, number)
+    text, autoencoder = _text(folder, place, number), _autoencoder(folder, place, number)
     parameters = 0
     for part in (transformer, text, autoencoder):
         if isinstance(part, nn.Module):
@@ -147,12 +147,12 @@ def _card(folder: Path, stream: str | Path | None) -> Card:
     return Card(name=folder.name, licence="unknown", fps=16, size=(480, 832), stream=str(stream))
 
 
-def _text(folder: Path, device: torch.device) -> Text:
+def _text(folder: Path, device: torch.device, dtype: torch.dtype) -> Text:
     if (folder / "text").is_dir():
         return TextEncoder.load(folder / "text").to(device)
     from rollforce.models.umt5 import WanText
 
-    return WanText.load(folder, device=device)
+    return WanText.load(folder, device=device, dtype=dtype if device.type == "cuda" else None)
 
 
 def _autoencoder(folder: Path, device: torch.device, dtype: torch.dtype) -> Autoencoder:

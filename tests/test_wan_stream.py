@@ -15,10 +15,13 @@ from public_weights import AUTOENCODER, SIZES  # noqa: E402
 from test_umt5 import LETTERS, WORDS, make_tokenizer  # noqa: E402
 
 from rollforce.convert import convert  # noqa: E402
-from rollforce.errors import CheckpointError, ShapeError  # noqa: E402
+from rollforce.distill.data import LatentFolder, write_latents  # noqa: E402
+from rollforce.distill.recipe import Latents  # noqa: E402
+from rollforce.errors import CheckpointError, ConfigError, ShapeError  # noqa: E402
 from rollforce.load import load  # noqa: E402
 from rollforce.model import Model  # noqa: E402
 from rollforce.models.keys import to_original  # noqa: E402
+from rollforce.models.wan import WanAutoencoder  # noqa: E402
 
 PROMPT = "a red ball bounces over the sea"
 SIZE = (32, 48)
@@ -127,3 +130,16 @@ def test_a_base_cannot_stream_unless_it_is_said_how(base: Path, caplog: pytest.L
 def test_a_file_is_no_model(student: Path) -> None:
     with pytest.raises(CheckpointError, match="Convert once: rollforce convert"):
         load(student.parent / "self_forcing_dmd.pt")
+
+
+def test_training_makes_first_latents_of_pictures(base: Path, tmp_path: Path) -> None:
+    write_latents(tmp_path, [(torch.randn(6, 16, 2, 2), torch.randn(3, 8), "clip")])
+    latents = torch.randn(2, 3, 16, 2, 2)
+    data = LatentFolder(Latents(folder=str(tmp_path), autoencoder=str(base / "vae")))
+    first = data.image_latent(latents)
+    assert first.shape == (2, 1, 16, 2, 2)
+    autoencoder = WanAutoencoder.load(base / "vae")
+    last = (autoencoder.decode(latents)[:, -1:] * 255).round() / 255
+    torch.testing.assert_close(first, autoencoder.encode(last), atol=0.05, rtol=0)
+    with pytest.raises(ConfigError, match=r"data\.autoencoder is not set"):
+        LatentFolder(Latents(folder=str(tmp_path))).image_latent(latents)

@@ -162,8 +162,7 @@ def judged(
         return window(video, recipe.window, rng), None
     if recipe.practice.first == "keep":
         return video[:, -recipe.practice.last :], None
-    assert isinstance(data, WorldClips)
-    return as_beginning(video, recipe.practice.last, stream.layout.chunk, data.autoencoder.image_latent)
+    return as_beginning(video, recipe.practice.last, stream.layout.chunk, data.image_latent)
 
 
 def student_loss(

@@ -11,6 +11,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from rollforce.config import resource
 from rollforce.distill.recipe import AnyData, Latents, World
 from rollforce.errors import ConfigError
 from rollforce.models.autoencoder import TinyAutoencoder
+from rollforce.models.wan import WanAutoencoder
 from rollforce.world.caption import caption
 from rollforce.world.render import render
 from rollforce.world.scenes import Scene, sample_scene
@@ -49,6 +51,9 @@ class Data(Protocol):
     def fingerprint(self) -> str: ...
     def draw(self, step: int, part: int, count: int, latents: int) -> Batch: ...
     def prompts(self, step: int, part: int, count: int) -> Batch: ...
+    def image_latent(self, latents_BTCHW: Tensor) -> Tensor:
+        """The last picture that these latents show, as the first latent of a video: [B, 1, C, h, w]."""
+        ...
 
 
 def open_data(settings: AnyData, seed: int = 0, held_out: bool = False) -> Data:
@@ -136,6 +141,9 @@ class WorldClips:
         numbers = [int(n) for n in rng.integers(2**31, size=count)]
         return Batch(None, tuple(caption(self._scene(n), n + 1) for n in numbers))
 
+    def image_latent(self, latents_BTCHW: Tensor) -> Tensor:
+        return self.autoencoder.image_latent(latents_BTCHW)
+
     def full_captions(self, count: int) -> list[str]:
         """Captions that leave nothing out, of the first `count` scenes."""
         return [caption(self.scene(i), i, full=True) for i in range(count)]
@@ -179,6 +187,16 @@ class LatentFolder:
         rng = np.random.default_rng([self.seed, step, part, 1])
         read = [self._read(int(n)) for n in rng.integers(len(self.files), size=count)]
         return Batch(None, tuple(p for _, _, p in read), torch.stack([t for _, t, _ in read]).float())
+
+    def image_latent(self, latents_BTCHW: Tensor) -> Tensor:
+        return self._autoencoder.to(latents_BTCHW.device).image_latent(latents_BTCHW)
+
+    @cached_property
+    def _autoencoder(self) -> WanAutoencoder:
+        if not self.settings.autoencoder:
+            raise ConfigError("data.autoencoder is not set: practice.first=image encodes a picture, and needs a model "
+                              "folder with vae/.")
+        return WanAutoencoder.load(path_of(self.settings.autoencoder)).requires_grad_(False)
 
     def _read(self, number: int) -> tuple[Tensor, Tensor, str]:
         from safetensors import safe_open

@@ -97,11 +97,13 @@ class World:
 
 @dataclass(frozen=True)
 class Latents:
-    """A folder of encoded clips with their text embeddings: see data.LatentFolder."""
+    """A folder of encoded clips with their text embeddings: see data.LatentFolder. `autoencoder`: a model folder with
+    vae/, needed where a latent is made of a picture (practice.first=image)."""
 
     kind: Literal["latents"] = "latents"
     folder: str = ""
     dropped: float = 0.1
+    autoencoder: str = ""
 
 
 AnyData = World | Latents
