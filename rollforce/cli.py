@@ -126,7 +126,7 @@ def plan(
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, float16.")] = "auto",
     free: Annotated[float | None, typer.Option("--free", help="GB to plan with (default: what is free).")] = None,
-    offload: Annotated[list[str] | None, typer.Option("--offload", help="What to keep off the device: text.")] = None,
+    offload: Annotated[list[str] | None, typer.Option("--offload", help="Off the device: text, blocks.")] = None,
     window: Annotated[int | None, typer.Option("--window", help="Latents that the memory's window holds.")] = None,
     quantize: Annotated[str | None, typer.Option("--quantize", help="Weights of the blocks: int8, fp8.")] = None,
     tiling: Annotated[bool, typer.Option("--tiling", help="Decode in tiles, features in host memory.")] = False,

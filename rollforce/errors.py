@@ -3,6 +3,7 @@
     RollforceError
     ├── ConfigError (ValueError)     a setting, an override, a prompt or an argument cannot be used
     ├── ShapeError (ValueError)      a size does not fit the model's geometry
+    ├── DoesNotFit (MemoryError)     the device has not the memory for what was asked
     ├── CheckpointError              weights are missing, of another kind, or of another size
     ├── SnapshotError                a saved stream does not belong to this model or version
     ├── SessionClosed                a session was used after it was closed
@@ -20,6 +21,10 @@ class ConfigError(RollforceError, ValueError):
 
 class ShapeError(RollforceError, ValueError):
     """A size does not fit the model's geometry."""
+
+
+class DoesNotFit(RollforceError, MemoryError):
+    """The device has not the memory for what was asked."""
 
 
 class CheckpointError(RollforceError):

@@ -1,0 +1,188 @@
+"""Bytes of every part of a stream, from sizes alone: nothing is allocated to find out.
+
+The figures are those of eager code with a fused attention kernel; the workspaces of libraries (cuBLAS, cuDNN) are not
+known and not counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from rollforce.cache import Group, KVCache, Shape
+from rollforce.errors import ConfigError
+from rollforce.models.tiling import Tiling, mosaic
+from rollforce.models.transformer import TransformerConfig
+from rollforce.settings import StreamSettings
+from rollforce.sizes import ModelSizes, matrices_of, parameters_of
+from rollforce.types import Grid
+
+When = Literal["always", "stream", "prompt"]
+OFFLOADED = ("text", "blocks")  # what may wait off the device
+PLACES = 2  # blocks that offloading keeps room for: one in work, one on its way (models/offload.py)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes on the device, and when they are there: always, while streaming, or while a prompt is encoded."""
+
+    name: str
+    bytes: int
+    note: str = ""
+    when: When = "always"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What one wants to run. `loaded`: the weights are on the device already and count no more."""
+
+    sizes: ModelSizes
+    stream: StreamSettings
+    size: tuple[int, int]  # height, width of a picture
+    dtype: torch.dtype
+    device: torch.device
+    offload: tuple[str, ...] = ()
+    quantize: str | None = None
+    tiling: Tiling | None = None
+    loaded: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("offload", self.offload, OFFLOADED), ("quantize", self.quantize, ("int8", "fp8"))):
+            for choice in value if isinstance(value, tuple) else (value,):
+                if choice is not None and choice not in known:
+                    raise ConfigError(f"{name} {choice!r} is not known. Use {' or '.join(known)}.")
+        self.grid  # noqa: B018  refuse now a size that no latents have
+
+    @property
+    def grid(self) -> Grid:
+        stride, patch = self.sizes.decoding.stride, self.sizes.transformer.patch
+        for name, value in zip(("height", "width"), self.size, strict=True):
+            if value < stride * patch or value % (stride * patch):
+                low = max(1, value // (stride * patch)) * stride * patch
+                raise ConfigError(f"{name} {value} is not a multiple of {stride * patch}. "
+                                  f"Nearest: {low} or {low + stride * patch}.")  # fmt: skip
+        return Grid(self.sizes.transformer.out_channels, self.size[0] // stride, self.size[1] // stride, patch)
+
+    @property
+    def window(self) -> int | None:
+        """Latents of the memory's window; None if it has none."""
+        return next((tier.latents for tier in self.stream.cache if tier.kind == "window"), None)
+
+    def with_window(self, latents: int) -> Setup:
+        tiers = tuple(dataclasses.replace(tier, latents=latents) if tier.kind == "window" else tier
+                      for tier in self.stream.cache)  # fmt: skip
+        return dataclasses.replace(self, stream=dataclasses.replace(self.stream, cache=tiers))
+
+
+def needs(found: tuple[Part, ...]) -> int:
+    """The most bytes that are there at once."""
+    always, stream, prompt = (sum(part.bytes for part in found if part.when == when)
+                              for when in ("always", "stream", "prompt"))  # fmt: skip
+    return always + max(stream, prompt)
+
+
+def parts(setup: Setup) -> tuple[Part, ...]:
+    """All parts of a stream, largest kinds first. Those of zero bytes are left out."""
+    weights = () if setup.loaded else tuple(_weights(setup))
+    return tuple(part for part in (*weights, *_streaming(setup)) if part.bytes)
+
+
+def _weights(setup: Setup) -> Iterator[Part]:
+    sizes, item = setup.sizes, setup.dtype.itemsize
+    other = item if sizes.follows_dtype else 4
+    billions = f"{sizes.text / 1e9:.2f} B parameters"
+    if "text" not in setup.offload:
+        yield Part("text encoder", sizes.text * other, billions)
+    elif setup.device.type == "cpu":
+        yield Part("text encoder", sizes.text * other, f"{billions}, let go after the prompt", "prompt")
+    note = f"{sizes.parameters / 1e9:.2f} B parameters{f', {setup.quantize}' if setup.quantize else ''}"
+    yield Part("transformer", transformer_bytes(setup), note)
+    yield Part("autoencoder", sizes.decoding.parameters * other, f"{sizes.decoding.parameters / 1e6:.0f} M parameters")
+
+
+def transformer_bytes(setup: Setup) -> int:
+    """Of its weights on the device: one byte per number of the blocks' matrices when quantised, and a float32 scale
+    per row; with offloaded blocks those in work only."""
+    config, item = setup.sizes.transformer, setup.dtype.itemsize
+    full = setup.sizes.parameters * item
+    if setup.quantize is not None:
+        numbers, rows = matrices_of(config)
+        full += 4 * rows - numbers * (item - 1)
+    if "blocks" not in setup.offload or setup.device.type == "cpu" or config.num_layers <= PLACES:
+        return full
+    ends = parameters_of(dataclasses.replace(config, num_layers=0)) * item
+    return ends + (full - ends) * PLACES // config.num_layers
+
+
+def _streaming(setup: Setup) -> Iterator[Part]:
+    config, grid, layout = setup.sizes.transformer, setup.grid, setup.stream.layout.build()
+    item = setup.dtype.itemsize
+    kept, gathered = memory_bytes(setup)
+    held = sum(tier.latents for tier in setup.stream.cache)
+    yield Part("KV cache", kept, f"{held} latents and {max(layout.slots, layout.shift)} in flight", "stream")
+    text = 2 * config.num_layers * setup.sizes.text_len * config.width * item
+    yield Part("text keys", text, f"{setup.sizes.text_len} tokens", "stream")
+    latents = layout.slots + (layout.shift if setup.stream.stepping.ride else 0)
+    busy = activation_bytes(config, latents, grid.tokens_per_latent, item, gathered)
+    yield Part("activations", busy, f"{latents} latents of {grid.tokens_per_latent} tokens in a call", "stream")
+    yield from _decoding(setup)
+
+
+def _decoding(setup: Setup) -> Iterator[Part]:
+    grid, sizes = setup.grid, setup.sizes
+    item = setup.dtype.itemsize if sizes.follows_dtype else 4
+    tiling = setup.tiling if sizes.follows_dtype else None  # the bundled autoencoder knows no tiles
+    tiles = mosaic(grid.height, grid.width, tiling, sizes.decoding.stride)
+    tile = (tiles.rows.length, tiles.columns.length)
+    kept = 1 if tiling is not None and tiling.host else len(tiles)
+    note = f"{len(tiles)} tiles{', in host memory but one' if tiling and tiling.host else ''}" if len(tiles) > 1 else ""
+    yield Part("decoder features", kept * sizes.decoding.features(*tile, item), note, "stream")
+    yield Part("decoding", sizes.decoding.activations(*tile, item), "one latent, beside the next call", "stream")
+
+
+def memory_bytes(setup: Setup) -> tuple[int, int]:
+    """Bytes of the KV cache once it is full, and the most that one layer gathers where what it sees is not one slice.
+
+    A KVCache on the meta device, which holds nothing, walks through commits until it repeats itself."""
+    config, grid, settings = setup.sizes.transformer, setup.grid, setup.stream
+    layout, stepping = settings.layout.build(), settings.stepping
+    shape = Shape(config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent, config.attention_head_dim)
+    flight = max(layout.slots, layout.shift)
+    cache = KVCache(settings.cache, shape, flight, setup.dtype, "meta")
+    per_latent = 2 * config.width * grid.tokens_per_latent * setup.dtype.itemsize
+    moved: set[str] = set()
+    gathered = 0
+    for chunk in range((cache.capacity + flight) // layout.shift + 3):
+        start = chunk * layout.shift
+        for group in (Group(start, layout.shift, stepping.commit, commit=True),
+                      Group(start + layout.shift, layout.slots, stepping.denoise)):  # fmt: skip
+            view = cache.view(group)
+            moved |= {region for region, move in view.moves if move}
+            gathered = max(gathered, 0 if view.dense else (len(view.slots) + group.latents) * per_latent)
+            if group.commit:
+                cache.adopt(cache.plan(start, layout.shift))
+    masters = sum(tier.latents for tier in settings.cache if tier.kind in moved - cache.masters.keys())
+    return cache.bytes + masters * per_latent // 2 * config.num_layers, gathered
+
+
+def activation_bytes(config: TransformerConfig, latents: int, tokens: int, item: int, gathered: int = 0) -> int:
+    """Most bytes alive during one call of the transformer without gradient, its weights and memory aside.
+
+    In a block, per token and channel (float32 = 4 bytes, the weights' dtype = `item`): the residual before and after
+    self-attention (8), query, key, value and what they attended to, the query of cross-attention; then the
+    feed-forward's input and twice its hidden layer. Where that is narrow, turning a query by RoPE in float32 takes
+    more, with what the block before left behind. While attending: the residual, query, key, value, two copies of the
+    result, and what was gathered of the past.
+    """
+    hidden = config.ffn_dim / config.width
+    casts = 0 if item == 4 else 4 + item
+    feed_forward, turning = 8 + 6 * item + 2 * item * hidden, 12 + 8 * item + casts
+    attending = 4 + 5 * item
+    length = latents * tokens
+    angles = 4 * config.attention_head_dim * length
+    return angles + max(int(length * config.width * max(feed_forward, turning)),
+                        length * config.width * attending + gathered)  # fmt: skip
