@@ -69,6 +69,12 @@ def render(
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="auto, float32, bfloat16, float16.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", help="CPU threads (small models: 1).")] = None,
+    attention: Annotated[str | None, typer.Option("--attention", help="Kernel: sdpa, cudnn, flash, sage...")] = None,
+    lora: Annotated[list[str] | None, typer.Option("--lora", help="FILE or FILE=SCALE to bake in; repeatable.")] = None,
+    quantize: Annotated[str | None, typer.Option("--quantize", help="Weights of the blocks: int8, fp8.")] = None,
+    offload: Annotated[list[str] | None, typer.Option("--offload", help="What waits on the CPU: text, blocks.")] = None,
+    tiling: Annotated[bool | None, typer.Option("--tiling", help="Decode in tiles.")] = None,
+    compiled: Annotated[bool | None, typer.Option("--compile", help="Compile the blocks: slow start.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Keep videos that are complete, make the others.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something is wrong.")] = False,
@@ -80,10 +86,11 @@ def render(
         from rollforce.plan import Options
         from rollforce.terminal import Terminal
 
+        running = {"attention": attention, "loras": lora and tuple(lora), "quantize": quantize,
+                   "offload": offload and tuple(offload), "tiling": tiling, "compile": compiled}  # fmt: skip
         given = {"image": image, "video": video, "follow": follow, "strength": strength, "fit": fit}
         options = Options(tuple(words or ()), prompts, record, seconds, seed, output, out, model, stream, size, scale,
-                          device, dtype, threads, overwrite, resume,
-                          {name: value for name, value in given.items() if value is not None})  # fmt: skip
+                          device, dtype, threads, overwrite, resume, _typed(given), _typed(running))  # fmt: skip
         raise typer.Exit(_render(options, Terminal(quiet or as_json), as_json))
 
 
@@ -182,6 +189,11 @@ def words(model: ModelName = "tiny", debug: Debug = False) -> None:
         typer.echo(" ".join(rollforce.load(model).words))
 
 
+def _typed(options: dict[str, Any]) -> dict[str, Any]:
+    """Without what was not typed."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def _render(options: Options, terminal: Terminal, as_json: bool) -> int:
     """Plan, load, render; the exit code."""
     from rollforce.plan import plan
@@ -203,7 +215,7 @@ def _load(planned: Plan, waiting: list[Task], terminal: Terminal) -> Model:
 
     request, begun = planned.request, time.perf_counter()
     model = load(request.model, stream=request.stream, overrides=planned.overrides, device=request.device,
-                 dtype=request.dtype, threads=request.threads)  # fmt: skip
+                 dtype=request.dtype, threads=request.threads, running=request.running)  # fmt: skip
     _check_prompts(model, waiting)
     terminal.loaded(model, request.size or model.size, time.perf_counter() - begun)
     if planned.record and (reasons := planned.record.differences(model)):

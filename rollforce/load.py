@@ -20,6 +20,7 @@ from rollforce.models.autoencoder import TinyAutoencoder
 from rollforce.models.decoder import Autoencoder
 from rollforce.models.text import Text, TextEncoder
 from rollforce.models.transformer import VideoTransformer
+from rollforce.running import Running
 from rollforce.session import Session
 from rollforce.settings import StreamSettings
 from rollforce.types import Chunk
@@ -60,22 +61,28 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     threads: int | None = None,
+    running: Running | None = None,
 ) -> Model:
     """Load a model: a bundled name, a local folder (ours or of diffusers' layout), or a hub id.
 
     Args: `stream` a preset name or a YAML file (default: the one the model was trained for); `overrides` such as
     "layout.levels=[1,0.75]"; `device` auto, cpu, cuda, cuda:1, mps; `dtype` auto, float32, bfloat16, float16;
-    `threads` of the CPU (default: one for a small model, else torch's own number).
-    Raises ConfigError or CheckpointError before anything is computed.
+    `threads` of the CPU (default: one for a small model, else torch's own number); `running` attention kernel, LoRAs,
+    quantised weights, offloading.
+    Raises ConfigError, CheckpointError, or DoesNotFit before anything is computed.
     """
     folder = _folder(model)
     card = _card(folder, stream)
     settings = build(StreamSettings, _preset(stream or card.stream), overrides=overrides)
     place, number = _device(device), _dtype(dtype, _device(device))
     log.info("model %s, licence %s", card.name, card.licence)
-    transformer = VideoTransformer.load(folder / "transformer").to(place, number)
+    running = running or Running()
+    if place.type == "cuda":
+        _check_fits(folder, card, settings, place, number, running)
+    transformer = running.set_up(VideoTransformer.load(folder / "transformer"), place, number)
     transformer.float32_islands = settings.float32_islands
-    text, autoencoder = _text(folder, place, number), _autoencoder(folder, place, number)
+    text = _text(folder, torch.device("cpu") if "text" in running.offload else place, number)
+    autoencoder = _autoencoder(folder, place, number, running.tiling)
     parameters = 0
     for part in (transformer, text, autoencoder):
         if isinstance(part, nn.Module):
@@ -84,7 +91,8 @@ def load(
     return Model(
         name=card.name, licence=card.licence, fps=card.fps, size=card.size, transformer=transformer,
         text=text, autoencoder=autoencoder, stream_settings=settings,
-        fingerprint=_fingerprint(folder), threads=threads or threads_for(parameters, place),
+        fingerprint=_fingerprint(folder), threads=threads or threads_for(parameters, place), running=running,
+        device=place,
     )  # fmt: skip
 
 
@@ -155,12 +163,25 @@ def _text(folder: Path, device: torch.device, dtype: torch.dtype) -> Text:
     return WanText.load(folder, device=device, dtype=dtype if device.type == "cuda" else None)
 
 
-def _autoencoder(folder: Path, device: torch.device, dtype: torch.dtype) -> Autoencoder:
+def _autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, tiled: bool) -> Autoencoder:
     if (folder / "autoencoder").is_dir():
         return TinyAutoencoder.load(folder / "autoencoder").to(device)
+    from rollforce.models.tiling import Tiling
     from rollforce.models.wan import WanAutoencoder
 
-    return WanAutoencoder.load(folder / "vae", dtype).to(device)
+    return WanAutoencoder.load(folder / "vae", dtype, Tiling() if tiled else None).to(device)
+
+
+def _check_fits(
+    folder: Path, card: Card, settings: StreamSettings, device: torch.device, dtype: torch.dtype, running: Running
+) -> None:
+    from rollforce.fits import check_fits
+    from rollforce.models.tiling import Tiling
+    from rollforce.needs import Setup
+    from rollforce.sizes import sizes_of
+
+    check_fits(Setup(sizes_of(folder), settings, card.size, dtype, device, running.offload, running.quantize,
+                     Tiling() if running.tiling else None))  # fmt: skip
 
 
 def _preset(stream: str | Path) -> Path:

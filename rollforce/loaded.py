@@ -13,6 +13,7 @@ from rollforce.errors import ConfigError, ShapeError
 from rollforce.models.decoder import Autoencoder
 from rollforce.models.text import Text
 from rollforce.models.transformer import VideoTransformer
+from rollforce.running import Running
 from rollforce.settings import StreamSettings
 from rollforce.types import Grid
 
@@ -33,6 +34,8 @@ class Loaded:
     stream_settings: StreamSettings
     fingerprint: str  # sha256 over the weights
     threads: int  # of the CPU; another number gives another last digit, so it belongs to the model
+    running: Running
+    device: torch.device
 
     @cached_property
     def parameters(self) -> int:
@@ -54,17 +57,13 @@ class Loaded:
         return self.frames_per_latent * self.stream_settings.layout.build().shift
 
     @property
-    def device(self) -> torch.device:
-        return self.transformer.proj_out.weight.device
-
-    @property
     def dtype(self) -> torch.dtype:
         return self.transformer.proj_out.weight.dtype
 
     @property
     def signature(self) -> str:
         """The settings that a snapshot must meet again to continue to the same bytes."""
-        return f"{self.stream_settings!r} in {self.dtype} on {self.threads} threads"
+        return f"{self.stream_settings!r} in {self.dtype} on {self.threads} threads, {self.running!r}"
 
     def check_prompt(self, text: str) -> None:
         """ConfigError for an empty prompt or a word that this model does not know."""

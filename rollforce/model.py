@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from time import perf_counter
 
 from rollforce.errors import SnapshotError
 from rollforce.given import Following, Given
@@ -37,6 +38,16 @@ class Model(Loaded):
         another size; `ahead` compute the next chunk while this one is decoded and used.
         """
         return Session(self, prompt, seed, size, Given(image, video, follow, Following.of(strength), fit), ahead)
+
+    def warmup(self, size: tuple[int, int] | None = None) -> float:
+        """Stream until the buffer is full and once more, and throw it away; return the seconds it took.
+
+        What is compiled, captured or allocated at first use is there afterwards, for this size."""
+        begun, layout = perf_counter(), self.stream_settings.layout.build()
+        with self.session(self.words[0] if self.words else "warm up", size=size) as session:
+            for _ in zip(session.stream(), range(layout.slots // layout.shift + 2), strict=False):
+                pass
+        return perf_counter() - begun
 
     def resume(self, snapshot: Snapshot, ahead: bool = False) -> Session:
         """Continue a saved stream to the same bytes. SnapshotError if it has another model or other settings."""

@@ -41,6 +41,7 @@ class Options:
     overwrite: bool = False
     resume: bool = False
     given: Mapping[str, Any] = field(default_factory=dict)  # image, video, follow, strength, fit
+    running: Mapping[str, Any] = field(default_factory=dict)  # see running.Running
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,7 @@ def _request(options: Options, start: Request, overrides: tuple[str, ...]) -> Re
     if options.seconds is None and "follow" in options.given and (length := seconds_of(options.given["follow"])):
         kept["seconds"] = length
     kept |= {name: str(value) if isinstance(value, Path) else value for name, value in options.given.items()}
+    kept["running"] = dataclasses.replace(start.running, **options.running)
     return dataclasses.replace(start, overrides=(*start.overrides, *overrides), **kept)
 
 

@@ -17,6 +17,7 @@ from rollforce.drift import Drift, DriftMeter
 from rollforce.errors import ConfigError
 from rollforce.given import Following, Given
 from rollforce.pictures import Fit
+from rollforce.running import Running
 from rollforce.session import Session
 from rollforce.video import Codec, VideoWriter, default_scale
 
@@ -50,6 +51,7 @@ class Request:
     follow: str | None = None
     strength: float = Following.strength
     fit: Fit = "crop"
+    running: Running = field(default_factory=Running)
 
     def given(self) -> Given:
         """What the stream is given besides its prompt; files are looked for, not yet read. ConfigError."""

@@ -25,6 +25,7 @@ cache
 models world
 rollout recache sizes
 settings snapshot ahead
+running
 given needs loaded
 distill fits
 session

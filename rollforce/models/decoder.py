@@ -37,7 +37,7 @@ class Encoder(Protocol):
     """Turns the frames of one stream into latents. How frames are cut into calls never changes a latent."""
 
     def encode(self, frames_FHWC: np.ndarray) -> Tensor:
-        """Latents float32 [1, T, C, h, w], on the autoencoder's device, that these uint8 frames complete; T may be 0."""
+        """Latents float32 [1, T, C, h, w], on the weights' device, that these uint8 frames complete; T may be 0."""
         ...
 
     def reset(self) -> None:

@@ -1,0 +1,83 @@
+"""How a model runs on a machine: attention kernel, LoRAs, how weights are stored, what waits off the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from rollforce.attention import NAMES
+from rollforce.errors import ConfigError
+from rollforce.models.transformer import VideoTransformer
+
+
+@dataclass(frozen=True)
+class Running:
+    """What changes speed, memory or the last digits, but not what is streamed.
+
+    `attention`: a name of attention.py; `loras`: files to bake in, each FILE or FILE=SCALE (live ones: models/lora.py);
+    `quantize`: how the blocks' weights are stored; `offload`: `text` encodes prompts on the CPU, `blocks` leaves the
+    transformer's blocks there until they are needed; `tiling`: decode in tiles; `compile`: the blocks (torch.compile).
+    """
+
+    attention: str = "sdpa"
+    loras: tuple[str, ...] = ()
+    quantize: Literal["int8", "fp8"] | None = None
+    offload: tuple[str, ...] = ()
+    tiling: bool = False
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.attention not in NAMES:
+            raise ConfigError(f"attention {self.attention!r} is not known. Use one of: {', '.join(NAMES)}.")
+        if self.quantize not in (None, "int8", "fp8"):
+            raise ConfigError(f"quantize {self.quantize!r} is not known. Use int8 or fp8.")
+        for what in self.offload:
+            if what not in ("text", "blocks"):
+                raise ConfigError(f"offload {what!r} is not known. Use text or blocks.")
+        for lora in self.loras:
+            path, _ = split_lora(lora)
+            if not path.exists():
+                raise ConfigError(f"--lora {path} does not exist.")
+
+    def set_up(self, transformer: VideoTransformer, device: torch.device, dtype: torch.dtype) -> VideoTransformer:
+        """Make a transformer that lies on the CPU run so, on `device`. ConfigError or CheckpointError."""
+        transformer = transformer.to(dtype=dtype)
+        for lora in self.loras:
+            _bake(transformer, lora)
+        if self.quantize:
+            from rollforce.models import quantise
+
+            quantise.check(self.quantize, device)
+            quantise.quantise(transformer, self.quantize)  # on the CPU: the device never holds the whole
+        if self.compile:
+            transformer.compile_blocks()
+        if "blocks" in self.offload:
+            from rollforce.models.offload import offload
+
+            offload(transformer, device)
+        else:
+            transformer = transformer.to(device)
+        transformer.set_attention(self.attention)
+        return transformer
+
+
+def split_lora(lora: str) -> tuple[Path, float]:
+    """FILE or FILE=SCALE."""
+    file, equals, scale = lora.rpartition("=")
+    if not equals:
+        return Path(lora), 1.0
+    try:
+        return Path(file), float(scale)
+    except ValueError as error:
+        raise ConfigError(f"--lora {lora}: {scale!r} is not a scale; write FILE or FILE=0.8.") from error
+
+
+def _bake(transformer: VideoTransformer, lora: str) -> None:
+    from rollforce.models.lora import merge
+    from rollforce.models.weights import expect, read_checkpoint
+
+    path, scale = split_lora(lora)
+    merge(transformer, expect(read_checkpoint(path), "lora").state, scale)
