@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rollforce.errors import CheckpointError, ConfigError
+from rollforce.models.keys import NEVER_USED
 from rollforce.models.shapes import same_shape
 from rollforce.models.shards import LIMIT, STEM, read_shards, shards_of, write_shards
 
@@ -27,7 +27,6 @@ BUILT: dict[str, Any] = {
     "add_img_emb": False,
 }
 FREE = {"rope_max_seq_len"}  # length of a table that rope.py does without
-NEVER_USED = re.compile(r"blocks\.\d+\.attn2\.norm_added_q\.weight")  # in the public I2V files; diffusers drops it too
 
 
 def read_config(folder: Path, known: set[str]) -> dict[str, Any]:
