@@ -70,6 +70,7 @@ def main() -> None:
     p.add_argument("--processes", type=int, default=2)
     p.add_argument("--only", nargs="*", choices=STUDENTS, default=list(STUDENTS), help="students to train")
     p.add_argument("--evaluate", action="store_true")
+    p.add_argument("--runs", nargs="*", choices=RUNS, default=list(RUNS), help="what is evaluated; the first is compared to")
     p.add_argument("--prompts", type=int, default=16)
     p.add_argument("--seeds", type=int, default=4)
     p.add_argument("--seconds", type=int, default=60)
@@ -100,7 +101,7 @@ def evaluate(args: argparse.Namespace) -> None:
     """Stream every run whose student is there; JSON, Markdown, curves and sheets go to OUT."""
     runs = {
         name: {"model": str(args.out / student / "final"), "stream": stream, "overrides": list(changes)}
-        for name, (student, stream, changes) in RUNS.items()
+        for name, (student, stream, changes) in ((name, RUNS[name]) for name in args.runs)
         if (args.out / student / "final" / "model.yaml").is_file()
     }
     (args.out / "runs.yaml").write_text(yaml.safe_dump({"runs": runs}, sort_keys=False))

@@ -1,0 +1,68 @@
+"""Wan 2.1 1.3B at its real size, with random weights: one chunk of 832x480 on a CPU, within the memory that was planned.
+
+    pytest -m slow tests/test_wan_full.py        a quarter of an hour on one core, 12 GB
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rollforce.layout import chunkwise
+from rollforce.machine import peak_mb
+from rollforce.model import Model
+from rollforce.models.transformer import WAN_1_3B, VideoTransformer
+from rollforce.models.wan import WanAutoencoder
+from rollforce.running import Running
+from rollforce.settings import LayoutSettings, StreamSettings
+
+SIZE = (480, 832)
+
+
+class RandomText:
+    """Vectors of the size of UMT5-XXL's, without its 5.7 billion weights."""
+
+    words: tuple[str, ...] = ()
+
+    def check(self, prompt: str) -> None:
+        """Any prompt will do."""
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        return torch.randn(len(prompts), 512, 4096, generator=torch.Generator().manual_seed(0))
+
+
+def transformer() -> VideoTransformer:
+    with torch.device("meta"):
+        model = VideoTransformer(WAN_1_3B)
+    model = model.to_empty(device="cpu").eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+        else:
+            parameter.normal_(0, 0.02, generator=generator)
+    return model
+
+
+@pytest.mark.slow
+def test_one_chunk_of_480p_on_a_cpu() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    autoencoder = WanAutoencoder(diffusers.AutoencoderKLWan().eval().requires_grad_(False))
+    settings = StreamSettings(LayoutSettings("chunkwise", 3, (1.0,)))
+    assert settings.layout.build() == chunkwise((1.0,), 3)
+    model = Model(
+        name="wan-1.3b", licence="none: random weights", fps=16, size=SIZE, transformer=transformer(),
+        text=RandomText(), autoencoder=autoencoder, stream_settings=settings, fingerprint="random",
+        threads=torch.get_num_threads(), running=Running(), device=torch.device("cpu"),
+    )  # fmt: skip
+    assert sum(p.numel() for p in model.transformer.parameters()) == 1_418_996_800
+    with model.session("anything") as session:
+        chunk = next(session.stream())
+    assert chunk.frames.shape == (9, *SIZE, 3) and chunk.frames.dtype == np.uint8
+    assert chunk.frames.std() > 1  # neither black nor one colour, as not-a-number would be
+    assert peak_mb() < 20_000  # `rollforce plan` in float32: transformer 5.7 GB, memory 5.2, decoder 0.5 + 3.8 + 4.0
