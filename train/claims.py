@@ -70,7 +70,7 @@ def main() -> None:
     p.add_argument("--processes", type=int, default=2)
     p.add_argument("--only", nargs="*", choices=STUDENTS, default=list(STUDENTS), help="students to train")
     p.add_argument("--evaluate", action="store_true")
-    p.add_argument("--runs", nargs="*", choices=RUNS, default=list(RUNS), help="what is evaluated; the first is compared to")
+    p.add_argument("--runs", nargs="*", choices=RUNS, default=list(RUNS), help="to evaluate; against the first")
     p.add_argument("--prompts", type=int, default=16)
     p.add_argument("--seeds", type=int, default=4)
     p.add_argument("--seconds", type=int, default=60)
