@@ -63,7 +63,7 @@ def _torch(report: dict[str, Any]) -> dict[str, Any]:
     device = "cuda" if cuda else "cpu"
     found = {"usable": True, "device": device, "dtype": "float32", "threads": torch.get_num_threads(),
              "cores": f"{psutil.cpu_count(logical=False)} physical, {psutil.cpu_count()} logical",
-             "attention": _attention(torch, device)}
+             "attention": _attention(torch, device), "kernels": _kernels()}
     if cuda:
         found["gpu"] = torch.cuda.get_device_name()
         found["gpu_free_gb"] = round(torch.cuda.mem_get_info()[0] / 1e9, 1)
@@ -72,6 +72,13 @@ def _torch(report: dict[str, Any]) -> dict[str, Any]:
         found["cpu_flags"] = _cpu_flags()
         found["mps"] = torch.backends.mps.is_available()
     return found
+
+
+def _kernels() -> list[str]:
+    """What --attention takes here."""
+    from rollforce.attention import available
+
+    return [name for name, obstacle in available().items() if not obstacle]
 
 
 def _attention(torch: Any, device: str) -> list[str]:

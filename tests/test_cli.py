@@ -182,6 +182,7 @@ def test_doctor_and_lists() -> None:
     result = CliRunner().invoke(app, ["doctor", "--json"])
     told = json.loads(result.stdout)
     assert told["torch"]["usable"] and "math" in told["torch"]["attention"] and told["video"]["codecs"]
+    assert "sdpa" in told["torch"]["kernels"]
     assert (result.exit_code == 0) == (not told["problems"])
     assert "memory free gb" in CliRunner().invoke(app, ["doctor"]).output
     assert "tiny" in CliRunner().invoke(app, ["models"]).output
