@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -78,6 +79,44 @@ def test_same_bytes_and_each_block_comes_just_in_time(
             copied, ran = calls.index(("copy", block, (block - resident) % len(model.visit.places))), [
                 i for i, event in enumerate(calls) if event[:2] == ("run", max(0, block - ahead))]  # fmt: skip
             assert copied < ran[0]
+
+
+class Stream:
+    """A queue that only remembers what it was told to wait for."""
+
+    def __init__(self, name: str, told: list[tuple[str, str, object]]) -> None:
+        self.name, self.told = name, told
+
+    def wait_event(self, event: Event) -> None:
+        self.told.append((self.name, "wait", event))
+
+
+class Event:
+    def record(self, stream: Stream) -> None:
+        stream.told.append((stream.name, "record", self))
+
+
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_on_a_gpu_copies_and_use_of_a_place_take_turns(ahead: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Side stream: wait until a place is free, copy, say it is full. Main stream: wait until full, use, say free."""
+    model = offloaded(ahead=ahead)
+    visit, told = model.visit, []
+    main, side = Stream("main", told), Stream("side", told)
+    visit.stream = side
+    for place in visit.places:
+        place.full, place.free = Event(), Event()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    for _ in range(2):
+        for block in visit(model.blocks):
+            told.append(("main", "use", block.attn1.to_q.weight))
+    used = [what for who, act, what in told if act == "use"]
+    assert len(used) == 12
+    for place in visit.places:
+        mine = [(who, act) for who, act, what in told
+                if what is place.full or what is place.free or what is place.weights["attn1.to_q.weight"]]  # fmt: skip
+        turn = [("side", "wait"), ("side", "record"), ("main", "wait"), ("main", "use"), ("main", "record")]
+        assert mine == turn * (len(mine) // 5) and len(mine) == 5 * 12 // len(visit.places)
 
 
 def test_a_whole_stream_is_the_same() -> None:

@@ -17,7 +17,7 @@ from torch import nn
 
 from rollforce.errors import ConfigError
 from rollforce.models.block import Block
-from rollforce.models.quantise import is_quantised, stored_bytes
+from rollforce.models.quantise import parts_of, stored_bytes
 from rollforce.models.transformer import VideoTransformer, Visit
 
 log = logging.getLogger(__name__)
@@ -72,14 +72,17 @@ class Place:
     def fill(self, home: dict[str, nn.Parameter], stream: torch.cuda.Stream | None) -> None:
         """Copy a block's weights here, once the block before it is done with."""
         if stream is None or self.full is None or self.free is None:
-            for name, weight in self.weights.items():
-                weight.copy_(home[name])
+            self._copy(home)
             return
         stream.wait_event(self.free)
         with torch.cuda.stream(stream):
-            for name, weight in self.weights.items():
-                weight.copy_(home[name], non_blocking=True)
+            self._copy(home)
             self.full.record(stream)
+
+    def _copy(self, home: dict[str, nn.Parameter]) -> None:
+        for name, weight in self.weights.items():
+            for here, there in zip(parts_of(weight), parts_of(home[name]), strict=True):
+                here.copy_(there, non_blocking=True)
 
 
 class Offload:
@@ -138,13 +141,12 @@ class Offload:
 def _settle(block: Block, device: torch.device) -> None:
     """Weights into CPU memory, pinned if they are to go to a GPU; branches of LoRAs, its buffers, to the device."""
     block.to("cpu").requires_grad_(False)
-    for part in block.modules():
-        for name, buffer in part._buffers.items():
-            part._buffers[name] = None if buffer is None else buffer.to(device)
+    for module in block.modules():
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.to(device)
     if device.type == "cuda":
-        for weight in block.parameters():
-            if not is_quantised(weight):  # torchao's are copied from ordinary memory
-                weight.data = weight.data.pin_memory()
+        for part in (part for weight in block.parameters() for part in parts_of(weight)):
+            part.data = part.data.pin_memory()
 
 
 def _set(block: Block, weights: dict[str, nn.Parameter]) -> None:

@@ -70,11 +70,16 @@ def weight_bytes(model: nn.Module) -> int:
 
 
 def stored_bytes(tensor: Tensor) -> int:
-    """Bytes of a tensor's storage; of a quantised one, of the tensors it is made of."""
+    """Bytes of a tensor as it is stored."""
+    return sum(part.nbytes for part in parts_of(tensor))
+
+
+def parts_of(tensor: Tensor) -> list[Tensor]:
+    """The plain tensors that hold its numbers: itself, or those that a quantised one is made of."""
     if not is_quantised(tensor):
-        return tensor.nbytes
+        return [tensor]
     names, _ = tensor.__tensor_flatten__()  # type: ignore[attr-defined]
-    return sum(stored_bytes(getattr(tensor, name)) for name in names)
+    return [part for name in names for part in parts_of(getattr(tensor, name))]
 
 
 def is_quantised(tensor: Tensor) -> bool:

@@ -143,7 +143,8 @@ class VideoTransformer(nn.Module):
     def compile_blocks(self, graphs: bool = False, **options: Any) -> None:
         """Compile what lies between attention calls (torch.compile, and its options; needs a C++ compiler on a CPU).
 
-        `graphs`: replay it as CUDA graphs, one per shape. Attention stays outside, where the past grows.
+        `graphs`: replay it as CUDA graphs, one per number of latents in a call. Attention stays outside, where the past
+        grows. torch keeps 8 shapes (torch._dynamo.config.recompile_limit) and runs further ones uncompiled.
         """
         if graphs:
             options = {"mode": "reduce-overhead", "dynamic": False, **options}
