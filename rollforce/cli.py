@@ -74,6 +74,7 @@ def render(
     quantize: Annotated[str | None, typer.Option("--quantize", help="Weights of the blocks: int8, fp8.")] = None,
     offload: Annotated[list[str] | None, typer.Option("--offload", help="What waits on the CPU: text, blocks.")] = None,
     tiling: Annotated[bool | None, typer.Option("--tiling", help="Decode in tiles.")] = None,
+    decoder: Annotated[Path | None, typer.Option("--decoder", help="A small one, TAEHV's format: fast.")] = None,
     compiled: Annotated[bool | None, typer.Option("--compile", help="Compile the blocks: slow start.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Keep videos that are complete, make the others.")] = False,
@@ -87,7 +88,8 @@ def render(
         from rollforce.terminal import Terminal
 
         running = {"attention": attention, "loras": lora and tuple(lora), "quantize": quantize,
-                   "offload": offload and tuple(offload), "tiling": tiling, "compile": compiled}  # fmt: skip
+                   "offload": offload and tuple(offload), "tiling": tiling,
+                   "decoder": decoder and str(decoder), "compile": compiled}  # fmt: skip
         given = {"image": image, "video": video, "follow": follow, "strength": strength, "fit": fit}
         options = Options(tuple(words or ()), prompts, record, seconds, seed, output, out, model, stream, size, scale,
                           device, dtype, threads, overwrite, resume, _typed(given), _typed(running))  # fmt: skip

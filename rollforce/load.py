@@ -17,7 +17,7 @@ from rollforce.errors import CheckpointError, ConfigError
 from rollforce.machine import threads_for
 from rollforce.model import Model
 from rollforce.models.autoencoder import TinyAutoencoder
-from rollforce.models.decoder import Autoencoder
+from rollforce.models.decoder import Autoencoder, Paired
 from rollforce.models.text import Text, TextEncoder
 from rollforce.models.transformer import VideoTransformer
 from rollforce.running import Running
@@ -82,7 +82,7 @@ def load(
     transformer = running.set_up(VideoTransformer.load(folder / "transformer"), place, number)
     transformer.float32_islands = settings.float32_islands
     text = _text(folder, torch.device("cpu") if "text" in running.offload else place, number)
-    autoencoder = _autoencoder(folder, place, number, running.tiling)
+    autoencoder = _autoencoder(folder, place, number, running)
     parameters = 0
     for part in (transformer, text, autoencoder):
         if isinstance(part, nn.Module):
@@ -163,13 +163,23 @@ def _text(folder: Path, device: torch.device, dtype: torch.dtype) -> Text:
     return WanText.load(folder, device=device, dtype=dtype if device.type == "cuda" else None)
 
 
-def _autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, tiled: bool) -> Autoencoder:
+def _autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, running: Running) -> Autoencoder:
     if (folder / "autoencoder").is_dir():
+        if running.decoder or running.tiling:
+            raise ConfigError("--decoder and --tiling are for Wan's autoencoder; this model's is small itself.")
         return TinyAutoencoder.load(folder / "autoencoder").to(device)
     from rollforce.models.tiling import Tiling
     from rollforce.models.wan import WanAutoencoder
 
-    return WanAutoencoder.load(folder / "vae", dtype, Tiling() if tiled else None).to(device)
+    full = WanAutoencoder.load(folder / "vae", dtype, Tiling() if running.tiling else None).to(device)
+    if running.decoder is None:
+        return full
+    from rollforce.models.taehv import TaehvAutoencoder
+
+    small = TaehvAutoencoder.load(running.decoder, dtype).to(device)
+    if (small.channels, small.stride, small.frames) != (full.channels, full.stride, full.frames):
+        raise CheckpointError(f"{running.decoder} decodes other latents than those of {folder / 'vae'}.")
+    return Paired(full, small)
 
 
 def _check_fits(

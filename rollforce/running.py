@@ -19,7 +19,8 @@ class Running:
 
     `attention`: a name of attention.py; `loras`: files to bake in, each FILE or FILE=SCALE (live ones: models/lora.py);
     `quantize`: how the blocks' weights are stored; `offload`: `text` encodes prompts on the CPU, `blocks` leaves the
-    transformer's blocks there until they are needed; `tiling`: decode in tiles; `compile`: the blocks (torch.compile).
+    transformer's blocks there until they are needed; `tiling`: decode in tiles; `decoder`: a file
+    in TAEHV's format that decodes in the autoencoder's place; `compile`: the blocks (torch.compile).
     """
 
     attention: str = "sdpa"
@@ -27,6 +28,7 @@ class Running:
     quantize: Literal["int8", "fp8"] | None = None
     offload: tuple[str, ...] = ()
     tiling: bool = False
+    decoder: str | None = None
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -37,10 +39,10 @@ class Running:
         for what in self.offload:
             if what not in ("text", "blocks"):
                 raise ConfigError(f"offload {what!r} is not known. Use text or blocks.")
-        for lora in self.loras:
-            path, _ = split_lora(lora)
+        files = [("lora", split_lora(lora)[0]) for lora in self.loras]
+        for name, path in [*files, *([("decoder", Path(self.decoder))] if self.decoder else [])]:
             if not path.exists():
-                raise ConfigError(f"--lora {path} does not exist.")
+                raise ConfigError(f"--{name} {path} does not exist.")
 
     def set_up(self, transformer: VideoTransformer, device: torch.device, dtype: torch.dtype) -> VideoTransformer:
         """Make a transformer that lies on the CPU run so, on `device`. ConfigError or CheckpointError."""

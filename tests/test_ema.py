@@ -41,7 +41,7 @@ def test_the_sink_is_the_average_of_what_left_without_its_time(chunk: int, windo
         for kept in range(sink):
             expected = unrotated(kept, layer)
             key, value = expected.key, expected.value
-            for left in range(kept + sink, latents - window, sink):  # as they fell, one place of the chunk after another
+            for left in range(kept + sink, latents - window, sink):  # in the order in which they fell
                 gone = unrotated(left, layer)
                 key, value = DECAY * key + (1 - DECAY) * gone.key, DECAY * value + (1 - DECAY) * gone.value
             place = slice(cache.slot_of["ema_sink"][kept] * 6, cache.slot_of["ema_sink"][kept] * 6 + 6)

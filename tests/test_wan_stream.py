@@ -21,7 +21,9 @@ from rollforce.errors import CheckpointError, ConfigError, ShapeError  # noqa: E
 from rollforce.load import load  # noqa: E402
 from rollforce.model import Model  # noqa: E402
 from rollforce.models.keys import to_original  # noqa: E402
+from rollforce.models.taehv import TaehvAutoencoder, TaehvConfig  # noqa: E402
 from rollforce.models.wan import WanAutoencoder  # noqa: E402
+from rollforce.running import Running  # noqa: E402
 
 PROMPT = "a red ball bounces over the sea"
 SIZE = (32, 48)
@@ -130,6 +132,19 @@ def test_a_base_cannot_stream_unless_it_is_said_how(base: Path, caplog: pytest.L
 def test_a_file_is_no_model(student: Path) -> None:
     with pytest.raises(CheckpointError, match="Convert once: rollforce convert"):
         load(student.parent / "self_forcing_dmd.pt")
+
+
+def test_a_small_decoder_in_the_place_of_the_full_one(student: Path, model: Model, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = TaehvAutoencoder(TaehvConfig(encoder_width=8, decoder_widths=(16, 8, 8, 8)))
+    torch.save(small.layers.state_dict(), tmp_path / "taew.pth")
+    fast = load(student, running=Running(decoder=str(tmp_path / "taew.pth")))
+    shown, full = frames(fast.session(PROMPT, seed=1), 1), frames(model.session(PROMPT, seed=1), 1)
+    assert shown.shape == full.shape == (16, *SIZE, 3) and not np.array_equal(shown, full)
+    clip = np.zeros((9, *SIZE, 3), np.uint8)
+    with fast.session(PROMPT, video=clip) as one, model.session(PROMPT, video=clip) as two:  # encoded by the full one
+        commits = [next(session._rollout.commits()).latents_BTCHW for session in (one, two)]
+    assert torch.equal(*commits)
 
 
 def test_training_makes_first_latents_of_pictures(base: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -70,6 +71,36 @@ class Autoencoder(Protocol):
 
     def decoder(self) -> Decoder: ...
     def encoder(self) -> Encoder: ...
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Encodes with one autoencoder and decodes with another, smaller one that knows the same latents."""
+
+    full: Autoencoder
+    small: Autoencoder
+
+    @property
+    def channels(self) -> int:
+        return self.full.channels
+
+    @property
+    def stride(self) -> int:
+        return self.full.stride
+
+    @property
+    def frames(self) -> int:
+        return self.full.frames
+
+    @property
+    def first_frames(self) -> int:
+        return self.full.first_frames
+
+    def decoder(self) -> Decoder:
+        return self.small.decoder()
+
+    def encoder(self) -> Encoder:
+        return self.full.encoder()
 
 
 class TinyDecoder:
