@@ -121,7 +121,7 @@ def part_loss(
     z = model.encode(video)
     level = torch.rand(count, generator=generator).to(z) * recipe.noise
     if student:  # most of the clips, with less noise on top
-        most = round(count * recipe.redrawn)
+        most = int(count * recipe.redrawn + float(torch.rand((), generator=generator)))  # the share, on average
         z[:most] = student.redrawn(z[:most], range(first, first + most), generator)
         level[:most] *= 0.4
     at = int(torch.randint(recipe.latents - recipe.drawn + 1, (), generator=generator))

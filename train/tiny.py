@@ -28,7 +28,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--smoke", action="store_true", help="a few steps of each stage, causal initialisation among them")
-    p.add_argument("--processes", type=int, default=1, help="of the teacher and the student")
+    p.add_argument("--processes", type=int, default=1, help="that share the work")
     args = p.parse_args()
     out, model = args.out, args.out / "model"
     autoencoder, teacher, causal, student, decoder = (
@@ -51,7 +51,7 @@ def main() -> None:
 def stage(args: argparse.Namespace, name: str, final: Path, *settings: str) -> None:
     """Train one stage, going on from its checkpoint if there is one, and export it to `final`."""
     print(f"--- {name} -> {final}, after {(time.perf_counter() - BEGUN) / 60:.1f} minutes", flush=True)
-    several = args.processes > 1 and name in ("teacher", "distill")
+    several = args.processes > 1 and name != "causal"
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", args.processes) if several else ()
     quick = (*QUICK, *SMOKE[name]) if args.smoke else ()
     python(*launch, TRAIN / f"{name}.py", "--out", final.parent, "--resume", "auto", "--export", final,
