@@ -1,202 +1,152 @@
 """How fast the engine is, and how close to its floor.
 
+    python infer/bench.py --model wan-1.3b --random-weights --case all            on a GPU: the published streams
+    python infer/bench.py --model wan-1.3b --random-weights --case all --dry-run  what that would take, anywhere
+    python infer/bench.py --model wan-1.3b --random-weights --case all --shrink 12 --device cpu    the same, small
+    python infer/bench.py --model wan-1.3b --train-step --latents 21,27           one step of distillation
+    python infer/bench.py --model tiny --seconds 20                               a model folder, decoding included
     python infer/bench.py --json bench.json                      random weights: 12 layers x 384, rolling, 5 steps
-    python infer/bench.py --model tiny --seconds 20              a model folder, decoding included
-    python infer/bench.py --dtype bfloat16 --compile             the same, compiled
 
-efficiency = time of the same linear layers and attention calls, run bare at the same shapes, divided by our time; both
-measured side by side in this process, tick by tick. `--apart` also times the clean pass as a call of its own.
+floor = operations of the matrix products / the rate of a large one measured here + those of attention / the rate of
+its largest call measured here; `of floor` is that over our time. `efficiency` is stricter: the time of the same linear
+layers and attention calls, run bare at the same shapes, over our time. `--apart` also times the clean pass as a call
+of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
-import platform
 import statistics
-import subprocess
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-import rollforce
-from rollforce.cache import KVCache, Shape, Sink, Window
-from rollforce.layout import chunkwise, rolling
-from rollforce.machine import peak_mb, resident_mb
-from rollforce.models.transformer import HALVES, TransformerConfig, VideoTransformer
-from rollforce.noise import Noise
-from rollforce.rollout import Rollout, Stepping
+from rollforce.bench import dry, report, streaming
+from rollforce.bench.cases import FRAMES, MODELS, Case, Setting, cases, parse_sizes, shrunk
+from rollforce.bench.training import measure_step
+from rollforce.cache import Sink, Window
+from rollforce.errors import RollforceError
+from rollforce.models.transformer import TransformerConfig
 from rollforce.schedule import linear, warped
+from rollforce.settings import LayoutSettings, StreamSettings
 
 
 def main() -> None:
-    args = arguments()
+    parser = arguments()
+    args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    report = {"environment": environment(args)} | (bench_model(args) if args.model else bench_engine(args))
-    show(report)
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
+    told: dict[str, Any] = {"environment": report.environment(plain(args)), "results": []}
+    print(*report.header(told["environment"]), sep="\n")
+    try:
+        for result in results(args):
+            told["results"].append(result)
+            keep(told, args.json)
+    except RollforceError as error:
+        parser.error(str(error))
+    columns = report.PLANNED if args.dry_run else report.TRAINING if args.train_step else report.STREAMING
+    print(*report.table(told["results"], columns), sep="\n")
 
 
-# -- the engine with random weights ----------------------------------------------------------------------
+def results(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """One after the other, so that what is done is kept if the next one fails."""
+    if args.model and not (args.random_weights or args.train_step or args.dry_run):
+        yield bench_model(args)
+        return
+    for name, setting, case in wanted(args):
+        size = f"{setting.size[1]}x{setting.size[0]}"
+        print(f"{name} {case.name}: {report.described(setting)}", flush=True)
+        about = {"model": name, "size": size, "switches": report.described(setting)}
+        for result in measured(args, setting, case):
+            print(f"    {json.dumps(rounded(result))}", flush=True)
+            yield about | result | compared(name, setting, case, result)
+        gc.collect()
+        if setting.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
-@torch.no_grad()
-def bench_engine(args: argparse.Namespace) -> dict[str, Any]:
-    dtype = getattr(torch, args.dtype)
-    model = random_model(args, dtype)
-    if args.compile:
-        model.compile_blocks()
-    rollout = begin(args, model, dtype, ride=True)
-    begun = perf_counter()
-    run(rollout, chunks=1)
-    first = perf_counter() - begun
-    run(rollout, chunks=args.warmup)
-
-    calls = recorded(model, rollout)
-    kernel_only = Bare(calls, dtype)
-    pairs = [(seconds(lambda: run(rollout, chunks=1)), kernel_only.time()) for _ in range(args.chunks)]
-    ours, bare = (statistics.median(column) for column in zip(*pairs, strict=True))
-    report = {
-        "efficiency": round(statistics.median(floor / time for time, floor in pairs), 3),
-        "seconds_per_chunk": round(ours, 4),
-        "floor_seconds_per_chunk": round(bare, 4),
-        "ttff_s": round(first, 4),
-        "denoise_fps": round(args.chunk * 4 / ours, 1),
-        "end_to_end_fps": None,  # random weights have no autoencoder; see --model
-        "shares": kernel_only.shares(ours),
-        "peak_rss_mb": round(peak_mb(), 1),
-    }
-    return report | (riding(args, model, dtype) if args.apart else {})
+def measured(args: argparse.Namespace, setting: Setting, case: Case) -> Iterator[dict[str, Any]]:
+    if args.dry_run:
+        bytes_of = {part.name: part.bytes for part in dry.memory(case, setting)}
+        tflop = {kind: count / 1e12 for kind, count in dry.work(case, setting).items()}
+        yield {"case": case.name, "tflop": tflop, "bytes": bytes_of, "needs_gb": sum(bytes_of.values()) / 1e9}
+        return
+    if args.train_step:
+        for latents in (int(count) for count in args.latents.split(",")):
+            for checkpointing in (True, False):
+                yield measure_step(case, setting, latents, checkpointing, args.chunks or 3)
+        return
+    chunks = args.chunks or case.chunks
+    autoencoder = streaming.random_autoencoder(args.decoder, setting) if args.decoder else None
+    try:
+        result = streaming.measure(case, setting, chunks, autoencoder)
+        yield result | (streaming.apart(case, setting, chunks) if args.apart else {})
+    except torch.cuda.OutOfMemoryError:
+        yield {"case": case.name, "out_of_memory": True}
 
 
-def random_model(args: argparse.Namespace, dtype: torch.dtype) -> VideoTransformer:
-    torch.manual_seed(0)
+def compared(name: str, setting: Setting, case: Case, result: dict[str, Any]) -> dict[str, Any]:
+    """Published and wanted frames a second, where they were said of this very run; and what the wanted ones take."""
+    if (name, sorted(setting.size)) != ("wan-1.3b", [480, 832]) or not case.target or "tflop" not in result:
+        return {}
+    frames = FRAMES * case.stream.layout.chunk
+    return {"published_fps": case.published, "target_fps": case.target,
+            "target_tflop_per_s": sum(result["tflop"].values()) * case.target / frames}  # fmt: skip
+
+
+def wanted(args: argparse.Namespace) -> Iterator[tuple[str, Setting, Case]]:
+    """Every model at every size in every case; without a model, the one stream that the other options describe."""
+    name = args.device or ("cuda" if torch.cuda.is_available() or args.dry_run else "cpu")
+    device = torch.device(name)
+    dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    where = {"dtype": dtype, "device": device, "attention": args.attention, "compile": args.compile,
+             "graphs": args.graphs, "ride": not args.no_ride}  # fmt: skip
+    if not args.model:
+        yield "engine", Setting(*engine(args), text=args.text, **where), stream(args)
+        return
+    for model in args.model.split(","):
+        if model not in MODELS:
+            raise SystemExit(f"--random-weights and --dry-run know {', '.join(MODELS)}; not {model!r}.")
+        for size in parse_sizes(args.size):
+            config, pixels = shrunk(MODELS[model], size, args.shrink)
+            for case in cases(args.case):
+                yield model, Setting(config, pixels, text=max(8, 512 // args.shrink), **where), case
+
+
+# -- a stream of any sizes -----------------------------------------------------------------------------------------
+
+
+def engine(args: argparse.Namespace) -> tuple[TransformerConfig, tuple[int, int]]:
+    """A transformer of the sizes asked for, and the picture that has so many tokens a latent."""
     config = TransformerConfig(
         num_attention_heads=args.heads, attention_head_dim=args.dim // args.heads, num_layers=args.layers,
         ffn_dim=args.ffn or 4 * args.dim, in_channels=16, out_channels=16, text_dim=128,
     )  # fmt: skip
-    return VideoTransformer(config).to(args.device, dtype).eval().requires_grad_(False)
+    side = 16 * round(args.tokens**0.5)
+    return config, (side, side)
 
 
-def begin(args: argparse.Namespace, model: VideoTransformer, dtype: torch.dtype, ride: bool) -> Rollout:
-    """A stream with the usual memory: sink and window of one chunk each, or as asked."""
-    config, side = model.config, round(args.tokens**0.5)
-    ladder = warped(linear(args.steps), 5.0)
-    layout = (rolling if args.layout == "rolling" else chunkwise)(ladder, args.chunk)
-    shape = Shape(config.num_layers, 1, config.num_attention_heads, side * side, config.attention_head_dim)
-    cache = KVCache([Sink(args.sink), Window(args.window)], shape, layout.slots, dtype, args.device)
-    condition = model.condition(torch.randn(1, args.text, config.text_dim, device=args.device, dtype=dtype))
-    noise = Noise.of(0, (config.in_channels, 2 * side, 2 * side))
-    return Rollout(model, condition, cache, layout, noise, Stepping(ride=ride))
-
-
-def run(rollout: Rollout, chunks: int) -> None:
-    for _ in range(chunks):
-        while True:
-            rollout.tick()
-            if rollout.commit() is not None:
-                break
-    if rollout.cache.keys.is_cuda:
-        torch.cuda.synchronize()
-
-
-def riding(args: argparse.Namespace, model: VideoTransformer, dtype: torch.dtype) -> dict[str, Any]:
-    """The clean pass riding along against a call of its own, side by side, with the 95 % interval of the median."""
-    together, apart = (begin(args, model, dtype, ride=ride) for ride in (True, False))
-    for rollout in (together, apart):
-        run(rollout, args.warmup + 1)
-    pairs = []
-    for turn in range(args.chunks):  # who goes first alternates: a machine that slows down favours nobody
-        order = (together, apart) if turn % 2 else (apart, together)
-        took = {id(rollout): seconds(lambda r=rollout: run(r, 1)) for rollout in order}  # type: ignore[misc]
-        pairs.append((took[id(together)], took[id(apart)]))
-    gains = sorted(two / one for one, two in pairs)
-    low, high = round(len(gains) / 2 - len(gains) ** 0.5), round(len(gains) / 2 + len(gains) ** 0.5)
-    return {
-        "riding_speedup": round(statistics.median(gains), 3),
-        "riding_speedup_95": [round(gains[max(0, low)], 3), round(gains[min(len(gains) - 1, high)], 3)],
-        "apart_seconds_per_chunk": round(statistics.median(b for _, b in pairs), 4),
-    }
-
-
-# -- the floor: the same matrix products, bare -------------------------------------------------------------------
-
-
-def recorded(model: VideoTransformer, rollout: Rollout) -> list[tuple[str, tuple[Any, ...]]]:
-    """Which linear layers and attention calls one chunk makes, with their shapes."""
-    calls: list[tuple[str, tuple[Any, ...]]] = []
-    attend = model.attend
-
-    def watched(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        calls.append(("attention", (q.shape, k.shape)))
-        return attend(q, k, v, mask)
-
-    def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(module, nn.Linear)
-        calls.append(("linear", (inputs[0].numel() // inputs[0].shape[-1], module.in_features, module.out_features)))
-
-    halves, model.halves = model.halves, HALVES  # hooks see eager modules only; shapes are the same
-    handles = [part.register_forward_pre_hook(watch) for part in model.modules() if isinstance(part, nn.Linear)]
-    model.attend = watched
-    run(rollout, chunks=1)
-    model.attend, model.halves = attend, halves
-    for handle in handles:
-        handle.remove()
-    return calls
-
-
-class Bare:
-    """Replays recorded calls on random tensors. Each call has its own weights, as in the model."""
-
-    def __init__(self, calls: list[tuple[str, tuple[Any, ...]]], dtype: torch.dtype) -> None:
-        self.parts: dict[str, list[Callable[[], Tensor]]] = {"linear": [], "attention": []}
-        for kind, sizes in calls:
-            self.parts[kind].append(self._linear(sizes, dtype) if kind == "linear" else self._attention(sizes, dtype))
-
-    @staticmethod
-    def _linear(sizes: tuple[Any, ...], dtype: torch.dtype) -> Callable[[], Tensor]:
-        rows, inside, outside = sizes
-        x, weight, bias = (
-            torch.randn(rows, inside, dtype=dtype),
-            torch.randn(outside, inside, dtype=dtype),
-            torch.randn(outside, dtype=dtype),
-        )
-        return lambda: F.linear(x, weight, bias)
-
-    @staticmethod
-    def _attention(sizes: tuple[Any, ...], dtype: torch.dtype) -> Callable[[], Tensor]:
-        q, k, v = (torch.randn(size, dtype=dtype) for size in (sizes[0], sizes[1], sizes[1]))
-        return lambda: F.scaled_dot_product_attention(q, k, v)
-
-    def time(self) -> float:
-        """Seconds for all calls; also remembered per part."""
-        self.last = {
-            kind: seconds(lambda calls=calls: [call() for call in calls])  # type: ignore[misc]
-            for kind, calls in self.parts.items()
-        }
-        return sum(self.last.values())
-
-    def shares(self, ours: float) -> dict[str, float]:
-        """Shares of our time that the bare parts would take; the rest is norms, modulation, RoPE, memory and Python."""
-        shares = {kind: round(time / ours, 3) for kind, time in self.last.items()}
-        return shares | {"rest": round(1 - sum(shares.values()), 3)}
+def stream(args: argparse.Namespace) -> Case:
+    """The usual memory: sink and window of one chunk each, or as asked."""
+    layout = LayoutSettings(args.layout, args.chunk, warped(linear(args.steps), 5.0))
+    return Case(args.layout, StreamSettings(layout, (Sink(args.sink), Window(args.window))))
 
 
 # -- a whole model -------------------------------------------------------------------------------------------
 
 
 def bench_model(args: argparse.Namespace) -> dict[str, Any]:
+    import rollforce
+    from rollforce.machine import peak_mb, resident_mb
+
     begun = perf_counter()
-    model = rollforce.load(
-        args.model, stream=args.stream, device=args.device, dtype=args.dtype, threads=args.threads or None
-    )
+    model = rollforce.load(args.model, stream=args.stream, device=args.device or "auto", dtype=args.dtype or "auto",
+                           threads=args.threads or None)  # fmt: skip
     loaded = perf_counter()
     if args.compile:
         model.transformer.compile_blocks()
@@ -212,16 +162,12 @@ def bench_model(args: argparse.Namespace) -> dict[str, Any]:
     times = [sum(pair) for pair in zip(denoise, decode, strict=True)]
     minute = round(60 * model.fps / model.frames_per_chunk)
     return {
-        "efficiency": None,
-        "seconds_per_chunk": round(statistics.median(times), 4),
-        "load_s": round(loaded - begun, 3),
-        "ttff_s": round(first, 3),
-        "denoise_fps": round(frames / sum(denoise), 1),
-        "end_to_end_fps": round(frames / total, 1),
-        "times_real_time": round(frames / total / model.fps, 2),
-        "shares": {"denoise": round(sum(denoise) / total, 3), "decode": round(sum(decode) / total, 3)},
-        "peak_rss_mb": round(peak_mb(), 1),
-    } | (steadiness(times, memory, minute) if len(times) >= 3 * minute else {})
+        "model": args.model, "case": args.stream or "as trained", "size": f"{model.size[1]}x{model.size[0]}",
+        "seconds_per_chunk": statistics.median(times), "load_s": loaded - begun, "first_chunk_s": first,
+        "denoise_fps": frames / sum(denoise), "end_to_end_fps": frames / total,
+        "times_real_time": frames / total / model.fps, "decode_seconds_per_chunk": statistics.median(decode),
+        "shares": {"denoise": sum(denoise) / total, "decode": sum(decode) / total}, "peak_gb": peak_mb() / 1e3,
+    } | (steadiness(times, memory, minute) if len(times) >= 3 * minute else {})  # fmt: skip
 
 
 def steadiness(times: list[float], memory: list[float], minute: int) -> dict[str, float]:
@@ -236,54 +182,48 @@ def steadiness(times: list[float], memory: list[float], minute: int) -> dict[str
 # -- odds and ends ---------------------------------------------------------------------------------------
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    begun = perf_counter()
-    work()
-    return perf_counter() - begun
+def keep(told: dict[str, Any], path: Path | None) -> None:
+    if path:
+        path.write_text(json.dumps(told, indent=2) + "\n")
 
 
-def environment(args: argparse.Namespace) -> dict[str, Any]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    return {
-        "machine": platform.machine(), "processor": processor(), "threads": torch.get_num_threads(), "gpu": gpu,
-        "torch": torch.__version__, "python": platform.python_version(), "commit": commit, "settings": settings,
-    }  # fmt: skip
+def rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: rounded(part) for name, part in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
+def plain(args: argparse.Namespace) -> dict[str, Any]:
+    return {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
 
 
-def show(report: dict[str, Any]) -> None:
-    for name, value in report.items():
-        print(f"{name:24} {value}")
-
-
-def arguments() -> argparse.Namespace:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--model", help="a bundled model or folder; without it random weights of the sizes below")
-    parser.add_argument("--stream", help="stream preset for --model")
+    parser.add_argument("--model", help=f"random weights, dry run: {', '.join(MODELS)}; else a model or folder")
+    parser.add_argument("--random-weights", action="store_true", help="weights made on the device, nothing loaded")
+    parser.add_argument("--case", default="all", help="rolling5, chunk4, longlive, chunk2, forever; all but the last")
+    parser.add_argument("--size", default="832x480", help="WIDTHxHEIGHT, several with commas")
+    parser.add_argument("--shrink", type=int, default=1, help="divide layers, heads, widths and sides by this")
+    parser.add_argument("--dry-run", action="store_true", help="say what a run would take; run nothing")
+    parser.add_argument("--train-step", action="store_true", help="one step of distillation instead of a stream")
+    parser.add_argument("--latents", default="21,27", help="lengths of the videos of --train-step")
+    parser.add_argument("--decoder", choices=["wan", "taehv"], help="decode beside the ticks, with random weights too")
+    parser.add_argument("--attention", default="sdpa", help="kernel by name; see rollforce/attention.py")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--graphs", action="store_true", help="compile, and replay as CUDA graphs")
+    parser.add_argument("--apart", action="store_true", help="also time the clean pass as a call of its own")
+    parser.add_argument("--no-ride", action="store_true", help="only that: every clean pass is a call of its own")
+    parser.add_argument("--stream", help="stream preset for a model folder")
     parser.add_argument("--prompt", default="a red ball bounces over green hills")
     parser.add_argument("--seconds", type=float, default=20)
     for name, value in {"dim": 384, "layers": 12, "heads": 6, "ffn": 0, "tokens": 64, "steps": 5, "chunk": 3,
-                        "sink": 3, "window": 3, "text": 24, "chunks": 20, "warmup": 8,
-                        "threads": 0}.items():  # fmt: skip
+                        "sink": 3, "window": 3, "text": 24, "chunks": 0, "threads": 0}.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--layout", choices=["rolling", "chunkwise"], default="rolling")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--apart", action="store_true", help="also time the clean pass as a call of its own")
-    return parser.parse_args()
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: bfloat16 on a GPU")
+    parser.add_argument("--device", help="default: cuda if there is one")
+    return parser
 
 
 if __name__ == "__main__":

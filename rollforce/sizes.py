@@ -14,9 +14,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from rollforce.config import build, resource
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.models.autoencoder import AutoencoderConfig
 from rollforce.models.transformer import TransformerConfig
@@ -147,6 +144,8 @@ def sizes_of(model: str | Path) -> ModelSizes:
     for folder in (_shipped(f"assets/{name}"), Path(model)):
         if folder is not None and folder.is_dir():
             return _of_folder(name, folder)
+    from rollforce.config import build  # here, so that sizes are known where no settings files can be read
+
     config = _shipped(f"configs/model/{name}.yaml")
     if config is None:
         raise ConfigError(
@@ -181,6 +180,8 @@ def _of_folder(name: str, folder: Path) -> ModelSizes:
 
 
 def _card(folder: Path) -> dict[str, Any]:
+    import yaml
+
     path = folder / "model.yaml"
     card = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return card if isinstance(card, dict) else {}
@@ -249,6 +250,8 @@ def _linear(inside: int, outside: int) -> int:
 
 
 def _shipped(name: str) -> Path | None:
+    from rollforce.config import resource
+
     try:
         return resource(name)
     except ConfigError:
@@ -256,5 +259,7 @@ def _shipped(name: str) -> Path | None:
 
 
 def _known() -> list[str]:
+    from rollforce.config import resource
+
     bundled = {path.parent.name for path in resource("assets").glob("*/model.yaml")}
     return sorted(bundled | {path.stem for path in resource("configs/model").glob("*.yaml")})

@@ -28,6 +28,7 @@ settings snapshot ahead
 running
 given needs loaded
 distill fits
+bench
 session
 model
 load

@@ -1,0 +1,47 @@
+"""What a case would take, without running it: operations per chunk and bytes, from sizes and what its calls see."""
+
+from __future__ import annotations
+
+from rollforce.bench.cases import Case, Setting
+from rollforce.cache import Group, KVCache, Shape
+from rollforce.needs import Part, Setup, parts
+from rollforce.sizes import ModelSizes, WanDecoding
+
+
+def work(case: Case, setting: Setting) -> dict[str, int]:
+    """Operations of the linear layers and the attention calls of one chunk, once the memory is full."""
+    config, layout = setting.config, case.stream.layout.build()
+    width, tokens = config.width, setting.grid.tokens_per_latent
+    calls = _calls(case)
+    latents = sum(own for own, _ in calls)
+    block = 6 * width**2 + 2 * width * config.ffn_dim  # keys and values of the text are there already
+    ends = width * config.out_channels * config.patch**2
+    time = width * (config.freq_dim + 7 * width)
+    pairs = sum(own * seen for own, seen in calls) * tokens**2 + latents * tokens * setting.text
+    assert latents == layout.slots * layout.ticks + layout.shift
+    return {
+        "linear": 2 * (latents * tokens * (config.num_layers * block + ends) + latents * time),
+        "attention": 4 * pairs * width * config.num_layers,
+    }
+
+
+def memory(case: Case, setting: Setting) -> tuple[Part, ...]:
+    """Bytes of every part; no text encoder, for texts are random too."""
+    sizes = ModelSizes(case.name, setting.config, WanDecoding(), 0, setting.text, case.name)
+    return parts(Setup(sizes, case.stream, setting.size, setting.dtype, setting.device))
+
+
+def _calls(case: Case) -> list[tuple[int, int]]:
+    """(own latents, latents seen with them) of every attention group of a chunk. A cache on meta computes nothing."""
+    settings, layout = case.stream, case.stream.layout.build()
+    cache = KVCache(settings.cache, Shape(1, 1, 1, 1, 2), max(layout.slots, layout.shift), device="meta")
+    calls: list[tuple[int, int]] = []
+    for chunk in range(cache.capacity // layout.shift + layout.slots // layout.shift + 2):
+        start = chunk * layout.shift
+        commit = Group(start, layout.shift, settings.stepping.commit, commit=True)
+        seen = len(cache.view(commit).slots)
+        cache.adopt(cache.plan(start, layout.shift))
+        denoise = Group(start + layout.shift, layout.slots, settings.stepping.denoise)
+        behind = len(cache.view(denoise).slots)
+        calls = [(layout.shift, seen + layout.shift), *[(layout.slots, behind + layout.slots)] * layout.ticks]
+    return calls
