@@ -75,7 +75,7 @@ def render(
     offload: Annotated[list[str] | None, typer.Option("--offload", help="What waits on the CPU: text, blocks.")] = None,
     tiling: Annotated[bool | None, typer.Option("--tiling", help="Decode in tiles.")] = None,
     decoder: Annotated[Path | None, typer.Option("--decoder", help="A small one, TAEHV's format: fast.")] = None,
-    compiled: Annotated[bool | None, typer.Option("--compile", help="Compile the blocks: slow start.")] = None,
+    compiled: Annotated[str | None, typer.Option("--compile", help="blocks, or graphs on CUDA: slow start.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Keep videos that are complete, make the others.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something is wrong.")] = False,

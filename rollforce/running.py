@@ -20,7 +20,8 @@ class Running:
     `attention`: a name of attention.py; `loras`: files to bake in, each FILE or FILE=SCALE (live ones: models/lora.py);
     `quantize`: how the blocks' weights are stored; `offload`: `text` encodes prompts on the CPU, `blocks` leaves the
     transformer's blocks there until they are needed; `tiling`: decode in tiles; `decoder`: a file
-    in TAEHV's format that decodes in the autoencoder's place; `compile`: the blocks (torch.compile).
+    in TAEHV's format that decodes in the autoencoder's place; `compile`: the blocks
+    (torch.compile), or those as CUDA graphs.
     """
 
     attention: str = "sdpa"
@@ -29,13 +30,15 @@ class Running:
     offload: tuple[str, ...] = ()
     tiling: bool = False
     decoder: str | None = None
-    compile: bool = False
+    compile: Literal["blocks", "graphs"] | None = None
 
     def __post_init__(self) -> None:
         if self.attention not in NAMES:
             raise ConfigError(f"attention {self.attention!r} is not known. Use one of: {', '.join(NAMES)}.")
         if self.quantize not in (None, "int8", "fp8"):
             raise ConfigError(f"quantize {self.quantize!r} is not known. Use int8 or fp8.")
+        if self.compile not in (None, "blocks", "graphs"):
+            raise ConfigError(f"compile {self.compile!r} is not known. Use blocks or graphs.")
         for what in self.offload:
             if what not in ("text", "blocks"):
                 raise ConfigError(f"offload {what!r} is not known. Use text or blocks.")
@@ -55,7 +58,7 @@ class Running:
             quantise.check(self.quantize, device)
             quantise.quantise(transformer, self.quantize)  # on the CPU: the device never holds the whole
         if self.compile:
-            transformer.compile_blocks()
+            transformer.compile_blocks(graphs=self.compile == "graphs")
         if "blocks" in self.offload:
             from rollforce.models.offload import offload
 

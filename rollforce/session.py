@@ -135,6 +135,9 @@ class Session:
             while commit is None and rollout.admit():
                 rollout.tick()
                 commit = rollout.commit()
+        if commit is not None and not self._index and not torch.isfinite(commit.latents_BTCHW).all():
+            raise ConfigError(f"The first chunk is not a number: {self.model.dtype} is not for these weights or this "
+                              "device. Use --dtype float32, or bfloat16 where there is some.")  # fmt: skip
         return Advance(commit, perf_counter() - begun)
 
     def _computing(self) -> AbstractContextManager[None]:

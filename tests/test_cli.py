@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from small_model import make_model_folder
 from typer.testing import CliRunner, Result
 
@@ -75,6 +76,31 @@ def test_a_longer_video_begins_with_the_shorter_one(run: Run) -> None:
     run(PROMPT, "-s", "2", "-o", "short.mp4", "--scale", "1")
     run(PROMPT, "-s", "5", "-o", "long.mp4", "--scale", "1")
     assert (read_frames(Path("long.mp4"))[:24] == read_frames(Path("short.mp4"))).all()
+
+
+def test_a_clip_is_continued_started_from_and_followed(run: Run) -> None:
+    run(PROMPT, "--seconds", "2", "-o", "ball.mp4", "--scale", "1")
+    clip = read_frames(Path("ball.mp4"))
+    Image.fromarray(clip[-1]).save("last.png")
+    run(PROMPT, "--video", "ball.mp4", "--seconds", "1", "-o", "longer.mp4", "--scale", "1")
+    assert read_frames(Path("longer.mp4")).shape == (24 + 12, 32, 48, 3)  # what was given comes first
+    run(PROMPT, "--image", "last.png", "--seconds", "1", "-o", "moving.mp4", "--scale", "1")
+    assert len(read_frames(Path("moving.mp4"))) == 4 + 12
+    run(PROMPT, "--follow", "ball.mp4", "--strength", "0.5", "-o", "other.mp4", "--scale", "1")
+    assert len(read_frames(Path("other.mp4"))) == 24  # as long as what it follows
+    told = record("other.json")["request"]
+    assert (told["follow"], told["strength"]) == ("ball.mp4", 0.5)
+    run("--from", "other.json", "-o", "again.mp4")
+    assert Path("again.mp4").read_bytes() == Path("other.mp4").read_bytes()
+
+
+def test_how_it_runs_is_recorded(run: Run) -> None:
+    run(PROMPT, "--seconds", "1", "-o", "a.mp4", "--offload", "blocks", "--attention", "plain")
+    running = record("a.json")["request"]["running"]
+    assert running["offload"] == ["blocks"] and running["attention"] == "plain"
+    run("--from", "a.json", "-o", "b.mp4")
+    assert Path("a.mp4").read_bytes() == Path("b.mp4").read_bytes()
+    assert "Use one of: sdpa" in run(PROMPT, "--attention", "slow", "-o", "c.mp4", code=2).output
 
 
 def test_json_for_machines_and_quiet(run: Run) -> None:

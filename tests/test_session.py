@@ -165,6 +165,13 @@ def test_what_load_refuses(folder, wrong, error, words):
         load(arguments.pop("model"), **arguments)
 
 
+def test_nothing_is_shown_of_numbers_that_are_none(folder):
+    model = load(folder)
+    model.transformer.proj_out.bias.fill_(float("nan"))
+    with model.session(PROMPT) as session, pytest.raises(ConfigError, match="first chunk is not a number.*--dtype"):
+        next(session.stream())
+
+
 def test_a_folder_that_is_no_model(tmp_path):
     with pytest.raises(CheckpointError, match=r"model\.yaml"):
         load(tmp_path)
