@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import psutil
@@ -15,7 +15,7 @@ import torch
 
 from rollforce.errors import ConfigError, DoesNotFit
 from rollforce.models.tiling import Tiling
-from rollforce.needs import Part, Setup, needs, parts
+from rollforce.needs import Part, Setup, busiest, needs, parts
 
 SPARE = 0.03  # share of free memory that is not planned with: libraries want workspaces
 TILES = Tiling(host=True)
@@ -23,20 +23,21 @@ TILES = Tiling(host=True)
 
 @dataclass(frozen=True)
 class Remedy:
-    """An option that saves memory: what it saves alone, and `needs`, the bytes needed with it and those before it."""
+    """An option that saves memory, and how much more would be needed without it, the other remedies taken."""
 
     option: str
     saves: int
-    needs: int
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The answer. `remedies`: in order, as many as it takes to fit; if `helps` is False all of them are not enough."""
+    """The answer. `remedies`: as many as it takes to fit, those that cost least first; `then`: what is needed with
+    them. If `helps` is False all that would save something are not enough."""
 
     setup: Setup
     parts: tuple[Part, ...]
     free: int
+    then: int
     remedies: tuple[Remedy, ...] = ()
 
     @property
@@ -50,11 +51,11 @@ class Fit:
     @property
     def helps(self) -> bool:
         """Whether it fits with all remedies."""
-        return self.fits or bool(self.remedies and self.remedies[-1].needs <= self.free)
+        return self.then <= self.free
 
     def message(self) -> str:
         """One sentence of what is needed and what is free, and one of what to do."""
-        largest = sorted((part for part in self.parts if part.bytes >= 5e7), key=lambda part: -part.bytes)
+        largest = sorted((part for part in busiest(self.parts) if part.bytes >= 5e7), key=lambda part: -part.bytes)
         listed = ", ".join(f"{part.name} {part.bytes / 1e9:.1f}" for part in largest[:6])
         said = (f"Needs ~{self.needs / 1e9:.1f} GB, {self.free / 1e9:.1f} free on {self.setup.device}"
                 f"{f': {listed}' if listed else ''}.")  # fmt: skip
@@ -62,8 +63,8 @@ class Fit:
         if self.fits or not options:
             return said if self.fits else f"{said} Try a smaller --size or another device."
         if self.helps:
-            return f"{said} Try {options}: then ~{self.remedies[-1].needs / 1e9:.1f} GB."
-        return (f"{said} Even {options} leave ~{self.remedies[-1].needs / 1e9:.1f} GB: "
+            return f"{said} Try {options}: then ~{self.then / 1e9:.1f} GB."
+        return (f"{said} Even {options} leave ~{self.then / 1e9:.1f} GB: "
                 "use a smaller --size, a smaller model or another device.")  # fmt: skip
 
 
@@ -72,8 +73,13 @@ def fit(setup: Setup, free: int | None = None) -> Fit:
     free = free_bytes(setup.device) if free is None else free
     found = parts(setup)
     if needs(found) <= free:
-        return Fit(setup, found, free)
-    return Fit(setup, found, free, _remedies(setup, free))
+        return Fit(setup, found, free, needs(found))
+    chosen = _chosen(setup, free)
+    better = _with(setup, chosen, free)
+    then = needs(parts(better))
+    return Fit(setup, found, free, then, tuple(
+        Remedy(f"{WINDOW} {better.window}" if option == WINDOW else option,
+               _without(setup, chosen, option, better.window) - then) for option in chosen))  # fmt: skip
 
 
 def check_fits(setup: Setup, free: int | None = None) -> Fit:
@@ -100,30 +106,32 @@ def free_bytes(device: torch.device) -> int:
 # -- remedies --------------------------------------------------------------------------------------------------------
 
 
-def _remedies(setup: Setup, free: int) -> tuple[Remedy, ...]:
-    """The options that save something, in the order in which they cost the least: those it takes, or all of them."""
+def _chosen(setup: Setup, free: int) -> list[str]:
+    """The options it takes, in the order in which they cost the least; or all that save something."""
     chosen: list[str] = []
     for option in OPTIONS:
-        saved = needs(parts(_with(setup, chosen, free))) - needs(parts(_with(setup, [*chosen, option], free)))
-        if saved > 0:
+        if _all_bytes(_with(setup, [*chosen, option], free)) < _all_bytes(_with(setup, chosen, free)):
             chosen.append(option)
         if _fits_with(setup, chosen, free):
             break
+    enough = max(free, needs(parts(_with(setup, chosen, free))))
     for option in reversed(tuple(chosen)):  # let go first of what costs most
         rest = [other for other in chosen if other != option]
-        if _fits_with(setup, rest, free):
+        if needs(parts(_with(setup, rest, free))) <= enough:
             chosen = rest
-    return tuple(_told(setup, chosen, _with(setup, chosen, free).window))
+    return chosen
 
 
-def _told(setup: Setup, chosen: list[str], window: int | None) -> Iterator[Remedy]:
-    """Each option with what it saves after those before it."""
-    now = setup
-    for option in chosen:
-        after = now.with_window(window) if option == WINDOW and window else OPTIONS[option](now, 0)
-        yield Remedy(f"{WINDOW} {window}" if option == WINDOW else option,
-                     needs(parts(now)) - needs(parts(after)), needs(parts(after)))  # fmt: skip
-        now = after
+def _without(setup: Setup, chosen: list[str], option: str, window: int | None) -> int:
+    """Bytes needed with all that were chosen but one."""
+    rest = [other for other in chosen if other not in (option, WINDOW)]
+    if WINDOW in chosen and option != WINDOW and window is not None:
+        setup = setup.with_window(window)
+    return needs(parts(_with(setup, rest, 0)))
+
+
+def _all_bytes(setup: Setup) -> int:
+    return sum(part.bytes for part in parts(setup))
 
 
 def _with(setup: Setup, options: list[str], free: int) -> Setup:

@@ -12,7 +12,7 @@ import torch
 from rollforce.config import build, resource
 from rollforce.errors import ConfigError
 from rollforce.fits import TILES, Fit
-from rollforce.needs import Setup
+from rollforce.needs import Setup, needs_with_prompt
 from rollforce.settings import StreamSettings
 from rollforce.sizes import sizes_of
 
@@ -57,9 +57,9 @@ def told(found: Fit) -> dict[str, Any]:
     return {
         "model": setup.sizes.name, "size": f"{setup.size[1]}x{setup.size[0]}", "device": str(setup.device),
         "dtype": str(setup.dtype).removeprefix("torch."), "window": setup.window,
-        "parts": [dataclasses.asdict(part) for part in found.parts], "needs": found.needs, "free": found.free,
-        "fits": found.fits, "helps": found.helps,
-        "remedies": [dataclasses.asdict(remedy) for remedy in found.remedies],
+        "parts": [dataclasses.asdict(part) for part in found.parts], "needs": found.needs,
+        "needs_with_prompt": needs_with_prompt(found.parts), "free": found.free, "fits": found.fits,
+        "then": found.then, "helps": found.helps, "remedies": [dataclasses.asdict(remedy) for remedy in found.remedies],
     }  # fmt: skip
 
 
@@ -78,9 +78,13 @@ def show(found: Fit) -> None:
         table.add_row(part.name, gigabytes(part.bytes), part.note)
     table.add_section()
     table.add_row("together", gigabytes(found.needs), "the most at once")
+    if (beside := needs_with_prompt(found.parts)) > found.needs:
+        table.add_row("with a prompt", gigabytes(beside), "if one that is not in the cache comes while streaming")
     table.add_row("free", gigabytes(found.free), str(found.setup.device))
     for remedy in found.remedies:
-        table.add_row(remedy.option, f"-{gigabytes(remedy.saves)}", f"then {gigabytes(remedy.needs)}")
+        table.add_row(remedy.option, f"-{gigabytes(remedy.saves)}", "")
+    if found.remedies:
+        table.add_row("then", gigabytes(found.then), "")
     console.print(table)
     verdict = "fits" if found.fits else "fits with these options" if found.helps else found.message()
     console.print(Text(verdict, style="green" if found.helps else "red"))

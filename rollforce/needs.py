@@ -78,15 +78,24 @@ class Setup:
         return dataclasses.replace(self, stream=dataclasses.replace(self.stream, cache=tiers))
 
 
+def busiest(found: tuple[Part, ...]) -> tuple[Part, ...]:
+    """The parts that are there when most is: while streaming, or while a prompt is encoded."""
+    at = [tuple(part for part in found if part.when in ("always", when)) for when in ("stream", "prompt")]
+    return max(at, key=lambda some: sum(part.bytes for part in some))
+
+
 def needs(found: tuple[Part, ...]) -> int:
-    """The most bytes that are there at once."""
-    always, stream, prompt = (sum(part.bytes for part in found if part.when == when)
-                              for when in ("always", "stream", "prompt"))  # fmt: skip
-    return always + max(stream, prompt)
+    """The most bytes that are there at once, if no prompt is new while streaming."""
+    return sum(part.bytes for part in busiest(found))
+
+
+def needs_with_prompt(found: tuple[Part, ...]) -> int:
+    """Bytes while a prompt is encoded beside a stream that goes on."""
+    return sum(part.bytes for part in found)
 
 
 def parts(setup: Setup) -> tuple[Part, ...]:
-    """All parts of a stream, largest kinds first. Those of zero bytes are left out."""
+    """All parts of a stream, weights first. Those of zero bytes are left out."""
     weights = () if setup.loaded else tuple(_weights(setup))
     return tuple(part for part in (*weights, *_streaming(setup)) if part.bytes)
 
@@ -94,14 +103,21 @@ def parts(setup: Setup) -> tuple[Part, ...]:
 def _weights(setup: Setup) -> Iterator[Part]:
     sizes, item = setup.sizes, setup.dtype.itemsize
     other = item if sizes.follows_dtype else 4
-    billions = f"{sizes.text / 1e9:.2f} B parameters"
-    if "text" not in setup.offload:
-        yield Part("text encoder", sizes.text * other, billions)
-    elif setup.device.type == "cpu":
-        yield Part("text encoder", sizes.text * other, f"{billions}, let go after the prompt", "prompt")
-    note = f"{sizes.parameters / 1e9:.2f} B parameters{f', {setup.quantize}' if setup.quantize else ''}"
+    yield from _text(setup)
+    note = f"{sizes.parameters / 1e6:.0f} M parameters{f', {setup.quantize}' if setup.quantize else ''}"
     yield Part("transformer", transformer_bytes(setup), note)
     yield Part("autoencoder", sizes.decoding.parameters * other, f"{sizes.decoding.parameters / 1e6:.0f} M parameters")
+
+
+def _text(setup: Setup) -> Iterator[Part]:
+    """The bundled text encoder stays; Wan's comes for a prompt that is new, to the device or else to the CPU."""
+    sizes, on_cpu = setup.sizes, setup.device.type == "cpu"
+    if not sizes.follows_dtype:
+        yield Part("text encoder", sizes.text * 4, f"{sizes.text / 1e6:.1f} M parameters")
+    elif on_cpu or "text" not in setup.offload:
+        item = sizes.text_item if on_cpu else setup.dtype.itemsize
+        note = f"{sizes.text / 1e9:.2f} B parameters, for a prompt only"
+        yield Part("text encoder", sizes.text * item, note, "prompt")
 
 
 def transformer_bytes(setup: Setup) -> int:
@@ -127,7 +143,8 @@ def _streaming(setup: Setup) -> Iterator[Part]:
     text = 2 * config.num_layers * setup.sizes.text_len * config.width * item
     yield Part("text keys", text, f"{setup.sizes.text_len} tokens", "stream")
     latents = layout.slots + (layout.shift if setup.stream.stepping.ride else 0)
-    busy = activation_bytes(config, latents, grid.tokens_per_latent, item, gathered)
+    busy = activation_bytes(config, latents, grid.tokens_per_latent, item, gathered,
+                            setup.stream.float32_islands)  # fmt: skip
     yield Part("activations", busy, f"{latents} latents of {grid.tokens_per_latent} tokens in a call", "stream")
     yield from _decoding(setup)
 
@@ -169,19 +186,22 @@ def memory_bytes(setup: Setup) -> tuple[int, int]:
     return cache.bytes + masters * per_latent // 2 * config.num_layers, gathered
 
 
-def activation_bytes(config: TransformerConfig, latents: int, tokens: int, item: int, gathered: int = 0) -> int:
+def activation_bytes(
+    config: TransformerConfig, latents: int, tokens: int, item: int, gathered: int = 0, islands: bool = True
+) -> int:
     """Most bytes alive during one call of the transformer without gradient, its weights and memory aside.
 
-    In a block, per token and channel (float32 = 4 bytes, the weights' dtype = `item`): the residual before and after
-    self-attention (8), query, key, value and what they attended to, the query of cross-attention; then the
-    feed-forward's input and twice its hidden layer. Where that is narrow, turning a query by RoPE in float32 takes
-    more, with what the block before left behind. While attending: the residual, query, key, value, two copies of the
-    result, and what was gathered of the past.
+    In a block, per token and channel (the weights' dtype = `item` bytes): the residual before and after self-attention
+    (each 4 bytes if norms and residuals are in float32: `islands`), query, key, value and what they attended to, the
+    query of cross-attention; then the feed-forward's input and twice its hidden layer. Where that is narrow, turning a
+    query by RoPE in float32 takes more, with what the block before left behind. While attending: the residual, query,
+    key, value, two copies of the result, and what was gathered of the past.
     """
     hidden = config.ffn_dim / config.width
     casts = 0 if item == 4 else 4 + item
-    feed_forward, turning = 8 + 6 * item + 2 * item * hidden, 12 + 8 * item + casts
-    attending = 4 + 5 * item
+    residual = 4 if islands else item
+    feed_forward, turning = 2 * residual + 6 * item + 2 * item * hidden, residual + 8 + 8 * item + casts
+    attending = residual + 5 * item
     length = latents * tokens
     angles = 4 * config.attention_head_dim * length
     return angles + max(int(length * config.width * max(feed_forward, turning)),

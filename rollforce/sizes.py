@@ -7,7 +7,7 @@ configs/model, which stands for the public Wan model of that size: UMT5-XXL, tra
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
@@ -21,6 +21,7 @@ from rollforce.models.transformer import TransformerConfig
 UMT5_XXL = 5_680_910_336  # parameters of the encoder alone
 WAN_TEXT = 512  # tokens that Wan reads of a prompt
 WAN_SIZE = (480, 832)
+CONFIGS = ("*.json", "*/config.json", "model.yaml")  # of a repository on the hub: no weights are downloaded
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ class TinyDecoding:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """What is known of a model before it is loaded. Parameters are counts; `text` 0 means no text encoder."""
+    """What is known of a model before it is loaded. Parameters are counts; `text` 0 means no text encoder, `text_item`
+    is how many bytes one of its numbers has in the files."""
 
     name: str
     transformer: TransformerConfig
@@ -99,6 +101,7 @@ class ModelSizes:
     stream: str
     size: tuple[int, int] = WAN_SIZE  # height, width
     counted: int | None = field(default=None, repr=False)  # transformer parameters in the files; None: by the config
+    text_item: int = 2
 
     @property
     def parameters(self) -> int:
@@ -145,11 +148,14 @@ def sizes_of(model: str | Path) -> ModelSizes:
         if folder is not None and folder.is_dir():
             return _of_folder(name, folder)
     from rollforce.config import build  # here, so that sizes are known where no settings files can be read
+    from rollforce.models.hub import fetch, is_repository
 
+    if is_repository(model):
+        return _of_folder(name, fetch(name, CONFIGS))
     config = _shipped(f"configs/model/{name}.yaml")
     if config is None:
         raise ConfigError(
-            f"There is no model {name!r}. Give a folder, or one of: {', '.join(_known())}."
+            f"There is no model {name!r}. Give a folder, a hub id, or one of: {', '.join(_known())}."
         )
     return ModelSizes(
         name, build(TransformerConfig, config), WanDecoding(), UMT5_XXL, WAN_TEXT, "rolling_forcing"
@@ -158,12 +164,19 @@ def sizes_of(model: str | Path) -> ModelSizes:
 
 def header_parameters(folder: Path) -> int:
     """Numbers in all tensors of the safetensors files right in `folder`, from their headers."""
-    total = 0
+    return sum(prod(entry["shape"]) for entry in _headers(folder))
+
+
+def header_bytes(folder: Path) -> int:
+    """Bytes of the same tensors."""
+    return sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in _headers(folder))
+
+
+def _headers(folder: Path) -> Iterator[dict[str, Any]]:
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        total += sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    return total
+        yield from (entry for name, entry in header.items() if name != "__metadata__")
 
 
 # -- folders ---------------------------------------------------------------------------------------------------------
@@ -171,11 +184,10 @@ def header_parameters(folder: Path) -> int:
 
 def _of_folder(name: str, folder: Path) -> ModelSizes:
     card = _card(folder)
-    ours = (folder / "autoencoder").is_dir()
     transformer, counted = _transformer(folder)
     return ModelSizes(
         name, transformer, _decoding(folder), *_text(folder), stream=card.get("stream") or "rolling_forcing",
-        size=tuple(card.get("size") or WAN_SIZE), counted=counted if ours or counted else None,
+        size=tuple(card.get("size") or WAN_SIZE), counted=counted or None, text_item=_text_item(folder),
     )  # fmt: skip
 
 
@@ -217,6 +229,12 @@ def _text(folder: Path) -> tuple[int, int]:
     if (folder / "text_encoder").is_dir():
         return header_parameters(folder / "text_encoder") or UMT5_XXL, WAN_TEXT
     return (UMT5_XXL if any(folder.glob("models_t5_*")) else 0), WAN_TEXT
+
+
+def _text_item(folder: Path) -> int:
+    """Bytes of a number in the files of a public text encoder."""
+    numbers = header_parameters(folder / "text_encoder")
+    return max(2, round(header_bytes(folder / "text_encoder") / numbers)) if numbers else 2
 
 
 def _decoding(folder: Path) -> WanDecoding | TinyDecoding:
