@@ -105,7 +105,7 @@ def wanted(args: argparse.Namespace) -> Iterator[tuple[str, Setting, Case]]:
     device = torch.device(name)
     dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     where = {"dtype": dtype, "device": device, "attention": args.attention, "compile": args.compile,
-             "graphs": args.graphs, "ride": not args.no_ride}  # fmt: skip
+             "graphs": args.graphs, "ride": not args.no_ride, "quantize": args.quantize}  # fmt: skip
     if not args.model:
         yield "engine", Setting(*engine(args), text=args.text, **where), stream(args)
         return
@@ -210,6 +210,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--latents", default="21,27", help="lengths of the videos of --train-step")
     parser.add_argument("--decoder", choices=["wan", "taehv"], help="decode beside the ticks, with random weights too")
     parser.add_argument("--attention", default="sdpa", help="kernel by name; see rollforce/attention.py")
+    parser.add_argument("--quantize", choices=["int8", "fp8"], help="store the blocks' weights so (needs torchao)")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--graphs", action="store_true", help="compile, and replay as CUDA graphs")
     parser.add_argument("--apart", action="store_true", help="also time the clean pass as a call of its own")

@@ -66,6 +66,7 @@ class Setting:
     compile: bool = False
     graphs: bool = False
     ride: bool = True
+    quantize: str | None = None
     text: int = TEXT
 
     @property

@@ -28,7 +28,7 @@ def work(case: Case, setting: Setting) -> dict[str, int]:
 def memory(case: Case, setting: Setting) -> tuple[Part, ...]:
     """Bytes of every part; no text encoder, for texts are random too."""
     sizes = ModelSizes(case.name, setting.config, WanDecoding(), 0, setting.text, case.name)
-    return parts(Setup(sizes, case.stream, setting.size, setting.dtype, setting.device))
+    return parts(Setup(sizes, case.stream, setting.size, setting.dtype, setting.device, quantize=setting.quantize))
 
 
 def _calls(case: Case) -> list[tuple[int, int]]:

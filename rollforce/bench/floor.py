@@ -15,6 +15,7 @@ from rollforce.bench import clock
 from rollforce.models.transformer import HALVES, VideoTransformer
 
 COPIES = 8  # of a weight matrix: more than any cache holds, so that it comes from memory as in the model
+INPUTS = 2  # of what is multiplied with it
 
 
 @dataclass(frozen=True)
@@ -88,20 +89,23 @@ class Bare:
     def _prepared(self, call: Call) -> Callable[[], Tensor]:
         if call.kind == "linear":
             rows, inside, outside = call.sizes
-            x, weight, bias = self._tensor(rows, inside), self._tensor(outside, inside), self._tensor(outside)
+            x, weight, bias = self._tensor(INPUTS, rows, inside), *self._weight(inside, outside)
             return lambda: F.linear(x, weight, bias)
         heads, queries, keys, width = call.sizes
-        q, k, v = (self._tensor(1, heads, length, width) for length in (queries, keys, keys))
+        q, k, v = (self._tensor(INPUTS, 1, heads, length, width) for length in (queries, keys, keys))
         return lambda: self._attend(q, k, v, None)
 
-    def _tensor(self, *size: int) -> Tensor:
+    def _weight(self, inside: int, outside: int) -> tuple[Tensor, Tensor]:
+        return self._tensor(COPIES, outside, inside), self._tensor(COPIES, outside)
+
+    def _tensor(self, copies: int, *size: int) -> Tensor:
         """A random tensor, one of several of this size in turn."""
         pool = self._pools.setdefault(size, [])
-        if len(pool) < COPIES:
+        if len(pool) < copies:
             pool.append(torch.randn(size, dtype=self._dtype, device=self._device))
             return pool[-1]
         self._turn += 1
-        return pool[self._turn % COPIES]
+        return pool[self._turn % len(pool)]
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device, side: int | None = None) -> float:

@@ -37,6 +37,7 @@ def described(setting: Setting) -> str:
     config, (height, width) = setting.config, setting.size
     switches = [name for name in ("compile", "graphs") if getattr(setting, name)]
     switches += [] if setting.ride else ["clean pass apart"]
+    switches += [f"{setting.quantize} weights"] if setting.quantize else []
     return (f"{width}x{height}: {setting.grid.tokens_per_latent} tokens a latent; {config.num_layers} layers x "
             f"{config.width}, {config.num_attention_heads} heads, hidden {config.ffn_dim}; "
             f"{str(setting.dtype).removeprefix('torch.')}, attention {setting.attention}"
@@ -45,7 +46,8 @@ def described(setting: Setting) -> str:
 
 STREAMING = {
     "model": "model", "case": "case", "size": "size", "s/chunk": "seconds_per_chunk", "fps": "denoise_fps",
-    "target": "target_fps", "first chunk s": "first_chunk_s", "peak GB": "peak_gb", "linear": "shares.linear",
+    "target": "target_fps", "first chunk s": "first_chunk_s",
+    "first frame s": "first_frame_s", "peak GB": "peak_gb", "linear": "shares.linear",
     "attention": "shares.attention", "rest": "shares.rest", "TF/chunk": "tflop.all",
     "floor s": "floor_seconds_per_chunk", "of floor": "of_floor", "of bare": "efficiency",
     "decode s": "decode_seconds_per_chunk", "end-to-end fps": "end_to_end_fps",

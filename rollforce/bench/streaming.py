@@ -33,6 +33,10 @@ def random_model(setting: Setting, case: Case) -> VideoTransformer:
         if "norm" in name and name.endswith("weight"):
             weight.add_(1.0)
     model.set_attention(setting.attention)
+    if setting.quantize is not None:
+        from rollforce.models.quantise import quantise
+
+        quantise(model, setting.quantize)
     if setting.compile or setting.graphs:
         model.compile_blocks(graphs=setting.graphs)
     return model
@@ -93,8 +97,14 @@ def measure(case: Case, setting: Setting, chunks: int, autoencoder: Autoencoder 
     }  # fmt: skip
     told |= _floor(rollout, setting, ours, chunks)
     if autoencoder is not None:
+        told |= {"first_frame_s": clock.seconds(lambda: first_frames(model, setting, case, autoencoder), device)}
         told |= decoding(rollout, autoencoder, device, min(chunks, 20))
     return told
+
+
+def first_frames(model: VideoTransformer, setting: Setting, case: Case, autoencoder: Autoencoder) -> None:
+    """From a prompt's vectors to the first pictures."""
+    autoencoder.decoder().decode(chunk(begin(model, setting, case, setting.ride)).latents_BTCHW)
 
 
 def _floor(rollout: Rollout, setting: Setting, ours: float, chunks: int) -> dict[str, Any]:

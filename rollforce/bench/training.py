@@ -33,6 +33,7 @@ class Bench:
     """Three networks, two optimisers, and the two halves of a step."""
 
     def __init__(self, case: Case, setting: Setting, latents: int, checkpointing: bool) -> None:
+        setting = replace(setting, quantize=None)
         self.case, self.setting, self.latents = case, setting, latents
         whole = replace(setting, dtype=torch.float32)
         self.student, self.critic = (self._trained(whole, checkpointing) for _ in range(2))
