@@ -222,6 +222,15 @@ def test_world_clips_have_as_many_pairs_as_asked_for() -> None:
     assert all(len(small_world(two=0.0).scene(i).things) == 1 for i in range(40))
 
 
+def test_world_clips_have_as_many_alike_pairs_as_asked_for() -> None:
+    def share(alike: float) -> float:
+        data = small_world(two=1.0, alike=alike)
+        pairs = [data.scene(number).things for number in range(200)]
+        return sum(one.motion == other.motion for one, other in pairs) / 200
+
+    assert share(1.0) == 1.0 and 0.1 < share(0.0) < 0.35 and 0.5 < share(0.5) < 0.75
+
+
 def test_windows_longer_than_clips_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"7 latents from clips of 6"):
         small_world().draw(0, 0, 1, 7)

@@ -113,9 +113,9 @@ class WorldClips:
         return self._scene((TEST_SEEDS if self.held_out else 0) + number)
 
     def _scene(self, seed: int) -> Scene:
-        two = self.settings.two
-        count = None if two is None else 1 + int(np.random.default_rng([seed, 2]).random() < two)
-        return sample_scene(seed, count=count, held_out=self.held_out)
+        two, rng = self.settings.two, np.random.default_rng([seed, 2])
+        count = None if two is None else 1 + int(rng.random() < two)
+        return sample_scene(seed, count=count, held_out=self.held_out, alike=rng.random() < self.settings.alike)
 
     def draw(self, step: int, part: int, count: int, latents: int) -> Batch:
         """`count` windows of `latents` latents and their captions, for `part` of training step `step`.

@@ -80,7 +80,8 @@ class World:
 
     `clips`: how many scenes there are; `opened`: at the first step, `per_step`: how many more with each step, so that
     training starts at once; `latents`: length of a clip; `dropped`: share of captions left empty, for guidance;
-    `kept`: clips held in memory; `size`: pixels; `two`: share of scenes with two things (null: as the world has it).
+    `kept`: clips held in memory; `size`: pixels; `two`: share of scenes with two things (null: as the world has it);
+    `alike`: share of these in which both are made to move in the same way, which is what is learned last.
     """
 
     kind: Literal["world"] = "world"
@@ -93,6 +94,7 @@ class World:
     kept: int = 8192
     size: int = 64
     two: float | None = None
+    alike: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -96,11 +96,14 @@ def _held_out(*attributes: str) -> bool:
     return crc32("|".join(attributes).encode()) % HELD_OUT_SHARE == 0
 
 
-def sample_scene(seed: int, count: int | None = None, held_out: bool | None = None) -> Scene:
+def sample_scene(
+    seed: int, count: int | None = None, held_out: bool | None = None, alike: bool = False
+) -> Scene:
     """The scene of this seed; the same arguments always give the same scene.
 
     `count`: 1 or 2 things; None: two things in 15 % of the scenes. `held_out`: True draws only attribute combinations
-    that are put aside for testing, False never draws them, None does not care. Raises ConfigError for another count.
+    that are put aside for testing, False never draws them, None does not care. `alike`: two things move in the same way,
+    which is hard to learn and else one pair in five. Raises ConfigError for another count.
     """
     if count not in (None, 1, 2):
         raise ConfigError(f"a scene has 1 or 2 things, not {count}; pass count=1, count=2 or None")
@@ -113,7 +116,7 @@ def sample_scene(seed: int, count: int | None = None, held_out: bool | None = No
         if held_out is None or _held_out(place, time, colour, shape, motion) == held_out:
             break
     first = _alone(Thing(colour, shape, motion), rng)
-    things = (first,) if count == 1 else _pair(first, rng)
+    things = (first,) if count == 1 else _pair(first, rng, alike)
     sun, ridge = rng.uniform(-1, 1, 2)
     return Scene(place, time, things, float(sun), float(ridge), float(rng.random()))
 
@@ -131,11 +134,11 @@ def _alone(thing: Thing, rng: np.random.Generator) -> Thing:
     return replace(thing, y=rng.uniform(0.36, 0.42))
 
 
-def _pair(first: Thing, rng: np.random.Generator) -> tuple[Thing, Thing]:
+def _pair(first: Thing, rng: np.random.Generator, alike: bool) -> tuple[Thing, Thing]:
     """Two things of different colour and shape whose ways hardly cross."""
     colour = str(rng.choice([c for c in COLOURS if c != first.colour]))
     shape = str(rng.choice([s for s in SHAPES if s != first.shape]))
-    motion = str(rng.choice([m for m in MOTIONS if _fits(first.motion, m)]))
+    motion = first.motion if alike else str(rng.choice([m for m in MOTIONS if _fits(first.motion, m)]))
     radius = PAIR_RADIUS * rng.uniform(0.94, 1.06)
     first = replace(first, radius=radius)
     second = Thing(colour, shape, motion, radius=radius, phase=float(rng.random()))
