@@ -139,6 +139,7 @@ def plan(
     window: Annotated[int | None, typer.Option("--window", help="Latents that the memory's window holds.")] = None,
     quantize: Annotated[str | None, typer.Option("--quantize", help="Weights of the blocks: int8, fp8.")] = None,
     tiling: Annotated[bool, typer.Option("--tiling", help="Decode in tiles, features in host memory.")] = False,
+    decoder: Annotated[str | None, typer.Option("--decoder", help="As in render: a small decoder draws.")] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:  # fmt: skip
@@ -149,7 +150,7 @@ def plan(
         from rollforce.plan import parse_size
 
         wish = Wish(model, stream, parse_size(size) if size else None, device, dtype, tuple(offload or ()), window,
-                    quantize, tiling)  # fmt: skip
+                    quantize, tiling, decoder)  # fmt: skip
         found = fit(wish.setup(), None if free is None else int(free * 1e9))
         if as_json:
             typer.echo(json.dumps(told(found), indent=2))

@@ -14,8 +14,12 @@ import psutil
 import torch
 
 from rollforce.errors import ConfigError, DoesNotFit
+from rollforce.loaded import Loaded
+from rollforce.models.autoencoder import TinyAutoencoder
+from rollforce.models.decoder import Paired
 from rollforce.models.tiling import Tiling
 from rollforce.needs import Part, Setup, busiest, needs, parts
+from rollforce.sizes import WAN_TEXT, ModelSizes, TinyDecoding, WanDecoding
 
 SPARE = 0.03  # share of free memory that is not planned with: libraries want workspaces
 TILES = Tiling(host=True)
@@ -88,6 +92,19 @@ def check_fits(setup: Setup, free: int | None = None) -> Fit:
     if not found.fits:
         raise DoesNotFit(found.message())
     return found
+
+
+def check_session(model: Loaded, size: tuple[int, int] | None = None) -> None:
+    """DoesNotFit if a stream of these pictures (height, width) has no room beside what is loaded."""
+    autoencoder, small = model.autoencoder, isinstance(model.autoencoder, Paired)
+    if isinstance(autoencoder, Paired):
+        autoencoder = autoencoder.full
+    tiny = isinstance(autoencoder, TinyAutoencoder)
+    decoding = TinyDecoding(autoencoder.config, 0) if isinstance(autoencoder, TinyAutoencoder) else WanDecoding()
+    sizes = ModelSizes(model.name, model.transformer.config, decoding, 0, WAN_TEXT, "")
+    tiling = TILES if model.running.tiling and not tiny else None
+    check_fits(Setup(sizes, model.stream_settings, size or model.size, model.dtype, model.device, tiling=tiling,
+                     loaded=True, small=small))  # fmt: skip
 
 
 def free_bytes(device: torch.device) -> int:

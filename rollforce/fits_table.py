@@ -32,6 +32,7 @@ class Wish:
     window: int | None = None
     quantize: str | None = None
     tiling: bool = False
+    decoder: str | None = None
 
     def setup(self) -> Setup:
         """What it asks for. A device that is not here may be planned for if its free memory is given."""
@@ -42,6 +43,7 @@ class Wish:
         setup = Setup(
             sizes, build(StreamSettings, _preset(self.stream or sizes.stream)), self.size or sizes.size,
             DTYPES.get(self.dtype, natural), device, self.offload, self.quantize, TILES if self.tiling else None,
+            small=self.decoder is not None,
         )  # fmt: skip
         if self.window is None:
             return setup

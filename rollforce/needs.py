@@ -18,7 +18,7 @@ from rollforce.errors import ConfigError
 from rollforce.models.tiling import Tiling, mosaic
 from rollforce.models.transformer import TransformerConfig
 from rollforce.settings import StreamSettings
-from rollforce.sizes import ModelSizes, matrices_of, parameters_of
+from rollforce.sizes import ModelSizes, TaehvDecoding, matrices_of, parameters_of
 from rollforce.types import Grid
 
 When = Literal["always", "stream", "prompt"]
@@ -38,7 +38,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Setup:
-    """What one wants to run. `loaded`: the weights are on the device already and count no more."""
+    """What one wants to run. `loaded`: the weights are on the device already and count no more. `small`: a decoder in
+    TAEHV's format draws in the place of the full one."""
 
     sizes: ModelSizes
     stream: StreamSettings
@@ -49,6 +50,7 @@ class Setup:
     quantize: str | None = None
     tiling: Tiling | None = None
     loaded: bool = False
+    small: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (("offload", self.offload, OFFLOADED), ("quantize", self.quantize, ("int8", "fp8"))):
@@ -106,7 +108,8 @@ def _weights(setup: Setup) -> Iterator[Part]:
     yield from _text(setup)
     note = f"{sizes.parameters / 1e6:.0f} M parameters{f', {setup.quantize}' if setup.quantize else ''}"
     yield Part("transformer", transformer_bytes(setup), note)
-    yield Part("autoencoder", sizes.decoding.parameters * other, f"{sizes.decoding.parameters / 1e6:.0f} M parameters")
+    drawing = sizes.decoding.parameters + (TaehvDecoding().parameters if setup.small else 0)
+    yield Part("autoencoder", drawing * other, f"{drawing / 1e6:.0f} M parameters")
 
 
 def _text(setup: Setup) -> Iterator[Part]:
@@ -152,13 +155,14 @@ def _streaming(setup: Setup) -> Iterator[Part]:
 def _decoding(setup: Setup) -> Iterator[Part]:
     grid, sizes = setup.grid, setup.sizes
     item = setup.dtype.itemsize if sizes.follows_dtype else 4
-    tiling = setup.tiling if sizes.follows_dtype else None  # the bundled autoencoder knows no tiles
+    tiling = setup.tiling if sizes.follows_dtype and not setup.small else None  # the small ones know no tiles
+    drawing = TaehvDecoding() if setup.small else sizes.decoding
     tiles = mosaic(grid.height, grid.width, tiling, sizes.decoding.stride)
     tile = (tiles.rows.length, tiles.columns.length)
     kept = 1 if tiling is not None and tiling.host else len(tiles)
     note = f"{len(tiles)} tiles{', in host memory but one' if tiling and tiling.host else ''}" if len(tiles) > 1 else ""
-    yield Part("decoder features", kept * sizes.decoding.features(*tile, item), note, "stream")
-    yield Part("decoding", sizes.decoding.activations(*tile, item), "one latent, beside the next call", "stream")
+    yield Part("decoder features", kept * drawing.features(*tile, item), note, "stream")
+    yield Part("decoding", drawing.activations(*tile, item), "one latent, beside the next call", "stream")
 
 
 def memory_bytes(setup: Setup) -> tuple[int, int]:

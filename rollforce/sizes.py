@@ -65,6 +65,23 @@ class WanDecoding:
 
 
 @dataclass(frozen=True)
+class TaehvDecoding:
+    """Sizes of a small decoder in TAEHV's format (models/taehv.py), which draws in the place of the full one."""
+
+    stride: int = 8
+    parameters: int = 11_315_539
+
+    def features(self, height: int, width: int, itemsize: int) -> int:
+        """Bytes that a stream keeps between latents: a frame of each of three blocks at three resolutions."""
+        return 3 * (256 + 4 * 128 + 16 * 64) * height * width * itemsize
+
+    def activations(self, height: int, width: int, itemsize: int) -> int:
+        """Most bytes alive while one latent is drawn: two layers of 64 channels for four frames at full size."""
+        frames, channels = 4, 64
+        return 2 * frames * channels * self.stride**2 * height * width * itemsize * 21 // 20
+
+
+@dataclass(frozen=True)
 class TinyDecoding:
     """Sizes of the bundled autoencoder's decoder; it always runs in float32."""
 

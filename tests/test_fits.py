@@ -19,14 +19,14 @@ from rollforce.cache import KVCache, Shape
 from rollforce.cli import app
 from rollforce.config import build, resource
 from rollforce.errors import ConfigError, DoesNotFit
-from rollforce.fits import TILES, check_fits, fit
+from rollforce.fits import TILES, check_fits, check_session, fit
 from rollforce.models.autoencoder import AutoencoderConfig, TinyAutoencoder
 from rollforce.models.transformer import WAN_1_3B, WAN_14B, TransformerConfig, VideoTransformer
 from rollforce.needs import Setup, activation_bytes, memory_bytes, needs, needs_with_prompt, parts, transformer_bytes
 from rollforce.noise import Noise
 from rollforce.rollout import Rollout
 from rollforce.settings import StreamSettings
-from rollforce.sizes import ModelSizes, TinyDecoding, WanDecoding, parameters_of, sizes_of
+from rollforce.sizes import ModelSizes, TaehvDecoding, TinyDecoding, WanDecoding, parameters_of, sizes_of
 
 PRESETS = sorted(path.stem for path in resource("configs/stream").glob("*.yaml"))
 GB = 1e9
@@ -150,6 +150,23 @@ def test_the_bundled_decoder_keeps_and_uses_what_is_planned(sizes: dict[str, int
             past = model.decode(torch.zeros(1, 1, model.channels, 8, 12), past)[1]
     assert sum(tensor.nbytes for tensor in past) == planned.features(8, 12, 4)
     assert live.peak - planned.features(8, 12, 4) == pytest.approx(planned.activations(8, 12, 4), rel=0.1)
+
+
+def test_a_small_decoder_keeps_and_uses_what_is_planned() -> None:
+    from rollforce.models.taehv import TaehvAutoencoder, TaehvConfig
+
+    with torch.device("meta"):
+        model = TaehvAutoencoder(TaehvConfig()).to(BF16).requires_grad_(False)
+    drawing, planned = model.drawing(), TaehvDecoding()
+    with torch.no_grad(), LiveTensors() as live:
+        for _ in range(3):
+            drawing(torch.zeros(1, 1, 16, 60, 104, device="meta"))
+    kept = sum(tensor.nbytes for tensor in drawing.state_dict()["features"][0] if isinstance(tensor, torch.Tensor))
+    assert kept == planned.features(60, 104, 2) and live.peak - kept == pytest.approx(
+        planned.activations(60, 104, 2), rel=0.1)  # fmt: skip
+    assert planned.parameters == sum(tensor.numel() for tensor in model.parameters())
+    whole, small = wan(), wan(small=True)
+    assert part(small, "decoding") < part(whole, "decoding") and part(small, "decoder features") == kept
 
 
 def test_the_figures_of_wan() -> None:
@@ -283,6 +300,17 @@ def test_a_folder_is_measured_by_its_headers(tmp_path: Path) -> None:
     with model.session("a red ball") as session:
         list(session.stream(3))
         assert session._rollout is not None and session._rollout.cache.bytes == part(setup, "KV cache")
+
+
+def test_a_session_is_checked_beside_what_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rollforce.load import load
+
+    model = load(make_model_folder(tmp_path / "small"))
+    check_session(model)
+    monkeypatch.setattr("rollforce.fits.free_bytes", lambda device: 10**6)
+    with pytest.raises(DoesNotFit, match="0.0 free on cpu: decoding .*activations") as caught:
+        check_session(model, (640, 960))
+    assert "transformer" not in str(caught.value)
 
 
 def test_original_and_diffusers_folders_are_understood(tmp_path: Path) -> None:

@@ -88,12 +88,14 @@ def measure(case: Case, setting: Setting, chunks: int, autoencoder: Autoencoder 
     rollout = begin(model, setting, case, setting.ride)
     for _ in range(steady(rollout)):
         chunk(rollout)
+    before = clock.peak_bytes(device)
     times = clock.laps(lambda: chunk(rollout), chunks, device)
     ours, peak = statistics.median(times), clock.peak_bytes(device)
     frames = FRAMES * rollout.layout.shift
     told = {
         "case": case.name, "seconds_per_chunk": ours, "denoise_fps": frames / ours, "first_chunk_s": warm,
-        "first_chunk_cold_s": cold, "peak_gb": peak / 1e9, "times": spread(times),
+        "first_chunk_cold_s": cold, "peak_gb": peak / 1e9, "peak_growth_mb": (peak - before) / 1e6,
+        "times": spread(times),
     }  # fmt: skip
     told |= _floor(rollout, setting, ours, chunks)
     if autoencoder is not None:
