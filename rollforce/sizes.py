@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rollforce.errors import CheckpointError, ConfigError
-from rollforce.models.autoencoder import AutoencoderConfig
 from rollforce.models.transformer import TransformerConfig
+
+if TYPE_CHECKING:
+    from rollforce.models.autoencoder import AutoencoderConfig
 
 UMT5_XXL = 5_680_910_336  # parameters of the encoder alone
 WAN_TEXT = 512  # tokens that Wan reads of a prompt
@@ -257,6 +259,8 @@ def _text_item(folder: Path) -> int:
 def _decoding(folder: Path) -> WanDecoding | TinyDecoding:
     ours = _json(folder / "autoencoder" / "config.json")
     if ours:
+        from rollforce.models.autoencoder import AutoencoderConfig
+
         names = AutoencoderConfig.__dataclass_fields__
         config = AutoencoderConfig(**{key: value for key, value in ours.items() if key in names})
         return TinyDecoding(config, header_parameters(folder / "autoencoder"))

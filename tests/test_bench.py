@@ -171,11 +171,13 @@ def test_train_steps_are_told_for_every_length(monkeypatch, tmp_path, capsys) ->
 
 def test_it_needs_neither_settings_files_nor_diffusers(tmp_path: Path) -> None:
     """A machine lent for measuring may have torch and little else."""
-    absent = "omegaconf", "diffusers", "transformers", "accelerate", "typer", "rich", "av", "yaml", "psutil"
+    absent = ("omegaconf", "diffusers", "transformers", "accelerate", "typer", "rich", "av", "yaml", "psutil",
+              "safetensors")  # fmt: skip
     code = (f"import sys, runpy; sys.modules.update(dict.fromkeys({absent!r}))\n"
-            f"sys.argv = ['bench.py', '--model', 'wan-1.3b', '--dry-run', '--case', 'chunk2']\n"
-            f"runpy.run_path({BENCH!r}, run_name='__main__')\n"
-            "import rollforce.bench.training, rollforce.models.taehv")  # fmt: skip
+            "sys.argv = 'bench.py --model wan-1.3b --device cpu --shrink 30 --chunks 1 --case chunk2'.split()\n"
+            "for more in ('--dry-run', '--random-weights --decoder taehv', '--train-step --latents 3'):\n"
+            "    sys.argv = sys.argv[:11] + more.split()\n"
+            f"    runpy.run_path({BENCH!r}, run_name='__main__')")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
