@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rollforce import rope
 from rollforce.cache.ema import EmaSink
+from rollforce.cache.plan import Fold, Folding, Place, Plan, Slots, Tier, planned
 from rollforce.cache.sight import Sight
 from rollforce.cache.sink import Sink
 from rollforce.cache.window import Window
@@ -26,37 +27,7 @@ from rollforce.errors import ConfigError
 from rollforce.positions import positions
 from rollforce.types import KVBlock
 
-
-class Tier(Protocol):
-    """A policy that owns a region of memory. Tiers form a waterfall: what one lets go falls to the next."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def latents(self) -> int: ...
-    def keep(self, held: tuple[int, ...]) -> tuple[int, ...]:
-        """Which of `held` (rising stream indices, the arriving ones among them) stay."""
-        ...
-
-
-@runtime_checkable
-class Folding(Tier, Protocol):
-    """A tier in which what it lets go lives on: averaged into what it keeps, at the same place of the picture."""
-
-    def share(self) -> float:
-        """Of a latent that leaves, in the average: 0 drops it, 1 replaces what is kept."""
-        ...
-
-    def fold(self, kept: tuple[int, ...], left: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-        """(kept, left) for each latent that is averaged, oldest first."""
-        ...
-
-
 AnyTier = Sink | EmaSink | Window  # the union is the registry: a new tier is a file and a name here
-
-
-Slots = dict[str, dict[int, int]]
-"""Where everything is: region -> stream index -> slot."""
 
 
 @dataclass(frozen=True)
@@ -188,85 +159,62 @@ class KVCache:
 
     # -- writing ------------------------------------------------------------------------------------------------
 
-    def plan(self, start: int, latents: int) -> Slots:
-        """Where everything will be once `latents` from `start` on have been committed: region -> index -> slot."""
-        falling = tuple(range(start, start + latents))
-        slot_of: Slots = {}
-        for tier in self.tiers:
-            mine = self.slot_of[tier.kind]
-            candidates = tuple(sorted((*mine, *falling)))
-            kept = tier.keep(candidates)
-            falling = tuple(index for index in candidates if index not in set(kept))
-            stay = {index: mine[index] for index in kept if index in mine}
-            low = self.offset[tier.kind]
-            free = (slot for slot in range(low, low + tier.latents) if slot not in stay.values())
-            slot_of[tier.kind] = stay | {index: next(free) for index in kept if index not in mine}
-        return slot_of
+    def plan(self, start: int, latents: int) -> Plan:
+        """What will happen, and where everything will be, when `latents` from `start` on are committed."""
+        return planned(self.tiers, self.offset, self.slot_of, start, latents)
 
-    def write(self, layer: int, own: KVBlock, start: int, slot_of: Slots) -> None:
-        """Lay one layer's keys and values of the latents from `start` into the slots that `plan` gave them; carry along
-        what falls from one tier to the next, and fold what a folding tier lets go."""
-        tokens, count = self.shape.tokens, own.key.shape[2] // self.shape.tokens
-        arriving = {start + i: own.latents(i, i + 1, tokens) for i in range(count)}
-        folds = self._folds(slot_of, tuple(arriving))
-        falling = {index: place for index, place in self._places().items() if index not in arriving}
-        new = [(region, index) for region, slots in slot_of.items() for index in slots
-               if index not in self.slot_of[region]]  # fmt: skip
-        needed = {index for _, index in new} | {left for _, _, left in folds}
-        carried = {index: self._taken(layer, *falling[index]) for index in needed - arriving.keys()} | arriving
-        for region, index in new:
-            self._lay(layer, region, self._place(slot_of[region][index]), carried[index])
-        for tier, kept, left in folds:
-            self._mix(layer, tier, self._place(slot_of[tier.kind][kept]), carried[left], kept - left)
+    def write(self, layer: int, own: KVBlock, start: int, plan: Plan) -> None:
+        """Carry out a plan in one layer: lay down what comes, with the commit or from the tier above, and average what
+        leaves a folding tier. `own`: keys and values of the committed latents, from `start` on."""
 
-    def _folds(self, slot_of: Slots, arriving: tuple[int, ...]) -> list[tuple[Folding, int, int]]:
-        """(tier, kept, left): what is averaged into what, once `slot_of` is the truth."""
-        folds, falling = [], arriving
-        for tier in self.tiers:
-            candidates, kept = (*self.slot_of[tier.kind], *falling), slot_of[tier.kind]
-            falling = tuple(sorted(index for index in candidates if index not in kept))
-            if isinstance(tier, Folding):
-                folds += [(tier, into, left) for into, left in tier.fold(tuple(sorted(kept)), falling)]
-        return folds
+        def latent(index: int, source: Place | None) -> KVBlock:
+            if source is not None:
+                return self._taken(layer, *source)
+            return own.latents(index - start, index - start + 1, self.shape.tokens)
 
-    def _places(self) -> dict[int, tuple[str, int]]:
-        """Where each latent lies: stream index -> region and slot."""
-        return {index: (region, slot) for region, slots in self.slot_of.items() for index, slot in slots.items()}
+        laid = [(lay, latent(lay.index, lay.source)) for lay in plan.lays]  # all is read before anything is written
+        folded = [(fold, latent(fold.index, fold.source)) for fold in plan.folds]
+        for lay, block in laid:
+            self._lay(layer, lay.place, block)
+        for fold, block in folded:
+            self._mix(layer, fold, block)
 
-    def _place(self, slot: int) -> slice:
-        return slice(slot * self.shape.tokens, (slot + 1) * self.shape.tokens)
+    def _where(self, place: Place) -> tuple[slice, slice]:
+        """A slot's tokens in the arena, and in its region."""
+        region, slot = place
+        tokens, low = self.shape.tokens, self.offset[region]
+        return (slice(slot * tokens, (slot + 1) * tokens), slice((slot - low) * tokens, (slot - low + 1) * tokens))
 
     def _taken(self, layer: int, region: str, slot: int) -> KVBlock:
         """A copy of one latent's unturned keys and its values."""
-        place, low = self._place(slot), self._region(region).start
-        inside = slice(place.start - low, place.stop - low)
+        place, inside = self._where((region, slot))
         keys = self.masters[region][:, :, :, inside] if region in self.masters else self.keys[:, :, :, place]
         values = self.exact[region][:, :, :, inside] if region in self.exact else self.values[:, :, :, place]
         return KVBlock(keys[layer].clone(), values[layer].clone())
 
-    def _lay(self, layer: int, region: str, place: slice, latent: KVBlock) -> None:
-        key, value, low = latent.key.detach(), latent.value.detach(), self._region(region).start
-        inside = slice(place.start - low, place.stop - low)
+    def _lay(self, layer: int, target: Place, latent: KVBlock) -> None:
+        region, (place, inside) = target[0], self._where(target)
+        key, value, shown = latent.key.detach(), latent.value.detach(), self.shown[region][layer]
         if region in self.masters:
             self.masters[region][layer, :, :, inside] = key
         if region in self.exact:
             self.exact[region][layer, :, :, inside] = value
-        shown = self.shown[region][layer]
         self.keys[layer, :, :, place] = rope.turn(key, shown) if shown else key
         self.values[layer, :, :, place] = value
 
-    def _mix(self, layer: int, tier: Folding, place: slice, left: KVBlock, move: int) -> None:
+    def _mix(self, layer: int, fold: Fold, left: KVBlock) -> None:
         """Average a latent into a kept one, its keys turned to where that one stands."""
-        low, share, shown = self._region(tier.kind).start, tier.share(), self.shown[tier.kind][layer]
-        inside = slice(place.start - low, place.stop - low)
-        key = self.masters[tier.kind][layer, :, :, inside].lerp_(rope.turn(left.key.detach().float(), move), share)
-        value = self.exact[tier.kind][layer, :, :, inside].lerp_(left.value.detach().float(), share)
+        region, (place, inside) = fold.place[0], self._where(fold.place)
+        share, shown = fold.tier.share(), self.shown[region][layer]
+        moved = rope.turn(left.key.detach().float(), fold.kept - fold.index)
+        key = self.masters[region][layer, :, :, inside].lerp_(moved, share)
+        value = self.exact[region][layer, :, :, inside].lerp_(left.value.detach().float(), share)
         self.keys[layer, :, :, place] = (rope.turn(key, shown) if shown else key).to(self.keys)
         self.values[layer, :, :, place] = value.to(self.values)
 
-    def adopt(self, slot_of: Slots) -> None:
+    def adopt(self, plan: Plan) -> None:
         """Make a plan the truth. Plans are never changed in place."""
-        self.slot_of = slot_of
+        self.slot_of = plan.slots
 
     # -- saving -------------------------------------------------------------------------------------------------
 

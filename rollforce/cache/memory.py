@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from rollforce.attention import Kernel
-from rollforce.cache.cache import Group, KVCache, Slots, View
+from rollforce.cache.cache import Group, KVCache, View
+from rollforce.cache.plan import Plan
 from rollforce.types import KVBlock
 
 
@@ -21,12 +22,12 @@ class Memory:
 
     def __init__(self, cache: KVCache, groups: Sequence[Group]) -> None:
         self.cache, self.groups = cache, tuple(groups)
-        self._before = cache.slot_of
+        self._before = Plan(cache.slot_of)
         self._views: list[View] = []
-        self._plans: list[Slots] = []
+        self._plans: list[Plan] = []
         for group in self.groups:
             self._views.append(cache.view(group))
-            self._plans.append(cache.plan(group.start, group.latents) if group.commit else cache.slot_of)
+            self._plans.append(cache.plan(group.start, group.latents) if group.commit else Plan(cache.slot_of))
             cache.adopt(self._plans[-1])
         cache.adopt(self._before)
 

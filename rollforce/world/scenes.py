@@ -96,14 +96,12 @@ def _held_out(*attributes: str) -> bool:
     return crc32("|".join(attributes).encode()) % HELD_OUT_SHARE == 0
 
 
-def sample_scene(
-    seed: int, count: int | None = None, held_out: bool | None = None, alike: bool = False
-) -> Scene:
+def sample_scene(seed: int, count: int | None = None, held_out: bool | None = None, alike: bool = False) -> Scene:
     """The scene of this seed; the same arguments always give the same scene.
 
     `count`: 1 or 2 things; None: two things in 15 % of the scenes. `held_out`: True draws only attribute combinations
-    that are put aside for testing, False never draws them, None does not care. `alike`: two things move in the same way,
-    which is hard to learn and else one pair in five. Raises ConfigError for another count.
+    that are put aside for testing, False never draws them, None does not care. `alike`: two things move in the same
+    way, which is hard to learn and else one pair in five. Raises ConfigError for another count.
     """
     if count not in (None, 1, 2):
         raise ConfigError(f"a scene has 1 or 2 things, not {count}; pass count=1, count=2 or None")
