@@ -66,6 +66,7 @@ def render(
         "--strength", help="How much of --follow may change: 0.3 little, 0.9 nearly all (default 0.7).")] = None,
     fit: Annotated[str | None, typer.Option("--fit", help="Pictures of another size: crop, pad, stretch.")] = None,
     record: Annotated[Path | None, typer.Option("--from", help="Repeat the render that this .json describes.")] = None,
+    window: Annotated[int | None, typer.Option("--window", help="Latents that the memory's window holds.")] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="auto, float32, bfloat16, float16.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", help="CPU threads (small models: 1).")] = None,
@@ -92,7 +93,8 @@ def render(
                    "decoder": decoder and str(decoder), "compile": compiled}  # fmt: skip
         given = {"image": image, "video": video, "follow": follow, "strength": strength, "fit": fit}
         options = Options(tuple(words or ()), prompts, record, seconds, seed, output, out, model, stream, size, scale,
-                          device, dtype, threads, overwrite, resume, _typed(given), _typed(running))  # fmt: skip
+                          device, dtype, threads, overwrite, resume, _typed(given), _typed(running),
+                          window)  # fmt: skip
         raise typer.Exit(_render(options, Terminal(quiet or as_json), as_json))
 
 
@@ -217,7 +219,8 @@ def _load(planned: Plan, waiting: list[Task], terminal: Terminal) -> Model:
     from rollforce.load import load
 
     request, begun = planned.request, time.perf_counter()
-    model = load(request.model, stream=request.stream, overrides=planned.overrides, device=request.device,
+    model = load(request.model, stream=request.stream, overrides=planned.overrides,
+                 window=request.window, device=request.device,
                  dtype=request.dtype, threads=request.threads, running=request.running)  # fmt: skip
     _check_prompts(model, waiting)
     terminal.loaded(model, request.size or model.size, time.perf_counter() - begun)

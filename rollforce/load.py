@@ -58,6 +58,7 @@ def load(
     *,
     stream: str | Path | None = None,
     overrides: Sequence[str] = (),
+    window: int | None = None,
     device: str = "auto",
     dtype: str = "auto",
     threads: int | None = None,
@@ -66,14 +67,15 @@ def load(
     """Load a model: a bundled name, a local folder (ours or of diffusers' layout), or a hub id.
 
     Args: `stream` a preset name or a YAML file (default: the one the model was trained for); `overrides` such as
-    "layout.levels=[1,0.75]"; `device` auto, cpu, cuda, cuda:1, mps; `dtype` auto, float32, bfloat16, float16;
-    `threads` of the CPU (default: one for a small model, else torch's own number); `running` attention kernel, LoRAs,
-    quantised weights, offloading.
+    "layout.levels=[1,0.75]"; `window` latents that the memory's window holds; `device` auto, cpu, cuda, cuda:1, mps;
+    `dtype` auto, float32, bfloat16, float16; `threads` of the CPU (default: one for a small model, else torch's own
+    number); `running` attention kernel, LoRAs, quantised weights, offloading.
     Raises ConfigError, CheckpointError, or DoesNotFit before anything is computed.
     """
     folder = _folder(model)
     card = _card(folder, stream)
     settings = build(StreamSettings, _preset(stream or card.stream), overrides=overrides)
+    settings = settings if window is None else settings.with_window(window)
     place, number = _device(device), _dtype(dtype, _device(device))
     log.info("model %s, licence %s", card.name, card.licence)
     running = running or Running()
@@ -191,7 +193,7 @@ def _check_fits(
     from rollforce.sizes import sizes_of
 
     check_fits(Setup(sizes_of(folder), settings, card.size, dtype, device, running.offload, running.quantize,
-                     Tiling() if running.tiling else None))  # fmt: skip
+                     Tiling() if running.tiling else None, small=running.decoder is not None))  # fmt: skip
 
 
 def _preset(stream: str | Path) -> Path:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 from rollforce.errors import SnapshotError
+from rollforce.fits import check_session
 from rollforce.given import Following, Given
 from rollforce.loaded import Loaded
 from rollforce.pictures import Clip, Fit, Picture
@@ -37,7 +38,15 @@ class Model(Loaded):
         the stream shows the prompt in its place, and ends with it; `fit` crop, pad or stretch, for pictures of
         another size; `ahead` compute the next chunk while this one is decoded and used.
         """
-        return Session(self, prompt, seed, size, Given(image, video, follow, Following.of(strength), fit), ahead)
+        return self.begin(prompt, seed, size, Given(image, video, follow, Following.of(strength), fit), ahead)
+
+    def begin(
+        self, prompt: str, seed: int, size: tuple[int, int] | None, given: Given | None = None, ahead: bool = False
+    ) -> Session:
+        """`session`, with all that is given as one. DoesNotFit where the device has not the memory."""
+        if self.device.type == "cuda":
+            check_session(self, size)
+        return Session(self, prompt, seed, size, given, ahead)
 
     def warmup(self, size: tuple[int, int] | None = None) -> float:
         """Stream until the buffer is full and once more, and throw it away; return the seconds it took.

@@ -75,9 +75,7 @@ class Setup:
         return next((tier.latents for tier in self.stream.cache if tier.kind == "window"), None)
 
     def with_window(self, latents: int) -> Setup:
-        tiers = tuple(dataclasses.replace(tier, latents=latents) if tier.kind == "window" else tier
-                      for tier in self.stream.cache)  # fmt: skip
-        return dataclasses.replace(self, stream=dataclasses.replace(self.stream, cache=tiers))
+        return dataclasses.replace(self, stream=self.stream.with_window(latents))
 
 
 def busiest(found: tuple[Part, ...]) -> tuple[Part, ...]:

@@ -42,6 +42,7 @@ class Options:
     resume: bool = False
     given: Mapping[str, Any] = field(default_factory=dict)  # image, video, follow, strength, fit
     running: Mapping[str, Any] = field(default_factory=dict)  # see running.Running
+    window: int | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ def _request(options: Options, start: Request, overrides: tuple[str, ...]) -> Re
     typed: dict[str, Any] = {
         "seconds": options.seconds, "seed": options.seed, "scale": options.scale, "model": options.model,
         "stream": options.stream, "device": options.device, "dtype": options.dtype, "threads": options.threads,
+        "window": options.window,
         "size": parse_size(options.size) if options.size else None,
     }  # fmt: skip
     kept = {name: value for name, value in typed.items() if value is not None}

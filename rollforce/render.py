@@ -18,7 +18,6 @@ from rollforce.errors import ConfigError
 from rollforce.given import Following, Given
 from rollforce.pictures import Fit
 from rollforce.running import Running
-from rollforce.session import Session
 from rollforce.video import Codec, VideoWriter, default_scale
 
 if TYPE_CHECKING:
@@ -42,6 +41,7 @@ class Request:
     model: str = "tiny"
     stream: str | None = None
     overrides: tuple[str, ...] = ()
+    window: int | None = None
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = None
@@ -154,7 +154,7 @@ def render(model: Model, request: Request, path: Path, report: Callable[[Progres
     request = dataclasses.replace(request, size=size, scale=request.scale or default_scale(size))
     tally, interrupted = _Tally(request, model.fps), False
     with (
-        Session(model, request.prompt, request.seed, size, request.given(), ahead=True) as session,
+        model.begin(request.prompt, request.seed, size, request.given(), ahead=True) as session,
         VideoWriter(path, model.fps, size, scale=request.scale or 1, codec=request.codec) as video,
     ):
         record = describe(model, dataclasses.replace(request, codec=video.codec, threads=model.threads), path)

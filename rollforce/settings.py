@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from rollforce.cache import AnyTier, Window
@@ -51,6 +51,15 @@ class StreamSettings:
     cache: tuple[AnyTier, ...] = (Window(6),)
     stepping: Stepping = field(default_factory=Stepping)
     float32_islands: bool = True
+
+    def with_window(self, latents: int) -> StreamSettings:
+        """The same with a longer or shorter window. ConfigError if there is none."""
+        if not any(tier.kind == "window" for tier in self.cache):
+            raise ConfigError("this stream's memory has no window whose length could be chosen.")
+        if latents < 1:
+            raise ConfigError(f"window {latents}: at least 1 latent.")
+        tiers = tuple(replace(tier, latents=latents) if tier.kind == "window" else tier for tier in self.cache)
+        return replace(self, cache=tiers)
 
     def __post_init__(self) -> None:
         table = self.layout.build()

@@ -95,7 +95,8 @@ def test_a_clip_is_continued_started_from_and_followed(run: Run) -> None:
 
 
 def test_how_it_runs_is_recorded(run: Run) -> None:
-    run(PROMPT, "--seconds", "1", "-o", "a.mp4", "--offload", "blocks", "--attention", "plain")
+    run(PROMPT, "--seconds", "1", "-o", "a.mp4", "--offload", "blocks", "--attention", "plain", "--window", "6")
+    assert record("a.json")["stream"]["cache"] == [{"kind": "window", "latents": 6}]
     running = record("a.json")["request"]["running"]
     assert running["offload"] == ["blocks"] and running["attention"] == "plain"
     run("--from", "a.json", "-o", "b.mp4")
