@@ -79,6 +79,7 @@ class Rollout:
         self.x: Tensor | None = None  # live slots only
         self.entry: dict[int, float] = {}  # noise levels of latents of the source that entered and were not yet ticked
         self.pending: Commit | None = None  # clean, handed out, not yet in memory
+        self.recent: Commit | None = None  # clean, in memory: as many of the newest as fit; for recache.py
 
     def prefill(self, latents_BTCHW: Tensor) -> None:
         """Give the stream a past, before its first tick: clean latents that stand just before `start`.
@@ -153,7 +154,7 @@ class Rollout:
     def _velocity(self, x: Tensor, sigma: tuple[float, ...], low: int, apart: bool) -> Tensor:
         if apart or not self.stepping.ride:
             self._write()
-        riding, self.pending = self.pending, None
+        riding = self._taken()
         groups = [Group(low, x.shape[1], self.stepping.denoise)]
         index, levels = index_range(low, x.shape[1]), self._levels(sigma)
         if riding is not None:
@@ -167,12 +168,21 @@ class Rollout:
     @torch.no_grad()
     def _write(self) -> None:
         """The clean pass as a call of its own."""
-        if self.pending is None:
+        pending = self._taken()
+        if pending is None:
             return
-        pending, self.pending = self.pending, None
         index = index_range(pending.start, pending.latents_BTCHW.shape[1])
         memory = Memory(self.cache, [self._committing(pending)])
         self.model(pending.latents_BTCHW, self._context_levels(pending), index, self.condition, memory)
+
+    def _taken(self) -> Commit | None:
+        """The pending latents, about to be written to memory."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            both = [pending] if self.recent is None else [self.recent, pending]
+            latents = torch.cat([part.latents_BTCHW for part in both], dim=1)[:, -max(1, self.cache.capacity) :]
+            self.recent = Commit(pending.stop - latents.shape[1], latents)
+        return pending
 
     def _as_context(self, finished: Commit) -> Commit:
         """What is written to memory of a finished chunk."""
@@ -250,6 +260,8 @@ class Rollout:
             "first": self.first,
             "row": self.row,
             "x": None if self.x is None else self.x.clone(),
+            "recent_stop": None if self.recent is None else self.recent.stop,
+            "recent": None if self.recent is None else self.recent.latents_BTCHW.clone(),
             "pending_start": None if self.pending is None else self.pending.start,
             "pending": None if self.pending is None else self.pending.latents_BTCHW.clone(),
             "cache": self.cache.state_dict(),
@@ -259,6 +271,7 @@ class Rollout:
         """Continue from a `state_dict` of a rollout with the same settings."""
         self.start, self.first = int(state["start"]), int(state["first"])
         self.row, self.x = int(state["row"]), state["x"]
-        pending = state["pending"]
+        pending, recent = state["pending"], state["recent"]
+        self.recent = None if recent is None else Commit(int(state["recent_stop"]) - recent.shape[1], recent)
         self.pending = None if pending is None else Commit(int(state["pending_start"]), pending)
         self.cache.load_state_dict(state["cache"])

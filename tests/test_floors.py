@@ -23,7 +23,8 @@ flow schedule noise rope drift prompts words pictures
 layout positions attention
 cache
 models world
-rollout recache sizes
+rollout sizes
+recache
 settings snapshot ahead
 running
 given needs loaded

@@ -126,12 +126,13 @@ class KVCache:
         """The visible past followed by the call's own keys and values.
 
         Without gradient and with a dense view this is a slice of the arena: own keys are laid behind the used slots.
-        With gradient it is a copy, in which the past carries none.
+        With gradient, or where a call is larger than the room for it, it is a copy; the past carries no gradient.
         """
         for region, move in view.moves:
             self._show(layer, region, move)
         tokens, start = self.shape.tokens, self.used * self.shape.tokens
-        if view.dense and not torch.is_grad_enabled():
+        fits = own.key.shape[2] <= self.flight * tokens
+        if view.dense and fits and not torch.is_grad_enabled():
             stop = start + own.key.shape[2]
             first = (view.slots[0] if view.slots else self.used) * tokens
             self.keys[layer, :, :, start:stop], self.values[layer, :, :, start:stop] = own.key, own.value

@@ -17,6 +17,7 @@ from torch import Tensor
 from rollforce.cache import KVCache, Shape
 from rollforce.models.transformer import VideoTransformer
 from rollforce.noise import Noise
+from rollforce.recache import recache
 from rollforce.rollout import Rollout
 from rollforce.settings import StreamSettings
 
@@ -61,8 +62,10 @@ class Streams:
         return video
 
     def switch(self, text_BLD: Tensor, prompts: tuple[str, ...] = ()) -> None:
-        """Go on with new prompts; memory and the latents in flight stay."""
+        """Go on with new prompts: memory is made anew under them (LongLive), the latents in flight stay."""
         self.text_BLD, self.prompts = text_BLD, prompts
+        with torch.no_grad():
+            recache(self.rollout, self.rollout.model.condition(text_BLD))
 
     def state_dict(self) -> dict[str, Any]:
         """All that `resumed` needs besides the student."""

@@ -1,0 +1,96 @@
+"""Recache: law 10 (the same prompt changes nothing), and what another prompt changes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import TINY
+from policies import HEIGHT, WIDTH, latents, start
+
+from rollforce.cache import EmaSink, Sink, Window
+from rollforce.layout import chunkwise, rolling
+from rollforce.models.transformer import Condition, VideoTransformer
+from rollforce.recache import recache
+from rollforce.rollout import Rollout, Stepping
+
+LADDER = (1.0, 0.6, 0.3)
+LAYOUTS = {"chunkwise": chunkwise(LADDER, 2), "rolling": rolling(LADDER, 2)}
+ROOM = (Window(12),)
+
+
+@torch.no_grad()
+def told(model: VideoTransformer, seed: int) -> Condition:
+    return model.condition(torch.randn(1, 5, TINY.text_dim, generator=torch.Generator().manual_seed(seed)))
+
+
+def walked(model: VideoTransformer, layout: str, tiers, count: int) -> Rollout:
+    rollout = start(model, LAYOUTS[layout], tiers, Stepping())
+    latents(rollout, count)
+    return rollout
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_10_the_same_prompt_changes_nothing(model: VideoTransformer, layout: str) -> None:
+    plain, again = (walked(model, layout, ROOM, 8) for _ in range(2))
+    before = {name: tensor.clone() for name, tensor in again.cache.state_dict().items() if torch.is_tensor(tensor)}
+    recache(again, told(model, 1))  # the one it has
+    assert again.cache.held() == plain.cache.held() == {"window": tuple(range(6))}
+    for name, tensor in before.items():
+        torch.testing.assert_close(again.cache.state_dict()[name], tensor, atol=1e-5, rtol=0)
+    torch.testing.assert_close(latents(again, 4), latents(plain, 4), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_past_speaks_for_the_new_prompt(model: VideoTransformer, layout: str, together: bool) -> None:
+    """Memory afterwards is that of a stream which had these latents and the new prompt from the beginning."""
+    rollout = walked(model, layout, ROOM, 8)
+    assert rollout.recent is not None and (rollout.recent.start, rollout.recent.stop) == (0, 6)
+    recache(rollout, told(model, 2), together)
+    if together:
+        return  # latents saw those after them, too: see the next test
+    new = start(model, LAYOUTS[layout], ROOM, Stepping(), start=6)
+    new.condition = told(model, 2)
+    with torch.no_grad():
+        new.prefill(rollout.recent.latents_BTCHW)
+    used = 6 * HEIGHT * WIDTH // 4
+    torch.testing.assert_close(rollout.cache.keys[:, :, :, :used], new.cache.keys[:, :, :, :used], atol=1e-5, rtol=0)
+
+
+def test_together_is_not_one_after_the_other(model: VideoTransformer) -> None:
+    one, other = (walked(model, "rolling", ROOM, 8) for _ in range(2))
+    recache(one, told(model, 2), together=False)
+    recache(other, told(model, 2), together=True)
+    assert one.cache.held() == other.cache.held()
+    first, second = (rollout.cache.keys[1, :, :, : 6 * HEIGHT * WIDTH // 4] for rollout in (one, other))
+    assert not torch.allclose(first[:, :, : HEIGHT * WIDTH // 4], second[:, :, : HEIGHT * WIDTH // 4], atol=1e-4)
+
+
+@pytest.mark.parametrize("tiers", [(Sink(2), Window(4)), (Window(4), EmaSink(2))], ids=["sink", "ema"])
+def test_what_is_older_stays(model: VideoTransformer, tiers) -> None:
+    rollout = walked(model, "chunkwise", tiers, 14)
+    held, sink = rollout.cache.held(), tiers[0].kind if isinstance(tiers[0], Sink) else tiers[1].kind
+    first = rollout.cache.offset[sink] * HEIGHT * WIDTH // 4
+    place = slice(first, first + 2 * HEIGHT * WIDTH // 4)
+    before = rollout.cache.values[:, :, :, place].clone()
+    window = rollout.cache.values.clone()
+    recache(rollout, told(model, 2))
+    assert rollout.cache.held() == held
+    assert torch.equal(rollout.cache.values[:, :, :, place], before)
+    assert not torch.equal(rollout.cache.values, window)
+    assert latents(rollout, 4).isfinite().all()
+
+
+def test_before_there_is_a_past(model: VideoTransformer) -> None:
+    rollout = start(model, LAYOUTS["rolling"], ROOM, Stepping())
+    recache(rollout, told(model, 2))
+    assert rollout.cache.used == 0
+
+
+def test_a_state_knows_what_to_replay(model: VideoTransformer) -> None:
+    one = walked(model, "rolling", (Window(4),), 10)
+    other = start(model, LAYOUTS["rolling"], (Window(4),), Stepping())
+    other.load_state_dict(one.state_dict())
+    for rollout in (one, other):
+        recache(rollout, told(model, 2))
+    assert torch.equal(latents(one, 6), latents(other, 6))
