@@ -17,10 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rollforce.errors import ConfigError, ShapeError
-from rollforce.models.decoder import TinyDecoder, TinyEncoder
+from rollforce.models.decoder import State, TinyDecoder, TinyEncoder
 from rollforce.models.files import load_module, save_module
-
-State = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)

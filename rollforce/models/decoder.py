@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from rollforce.models.autoencoder import State, TinyAutoencoder
+State = tuple[Tensor, ...]  # what a TinyDecoder remembers of the past
 
 
 
@@ -103,10 +102,25 @@ class Paired:
         return self.full.encoder()
 
 
+class Drawing(Protocol):
+    """What TinyDecoder and TinyEncoder need of the bundled autoencoder."""
+
+    basis: Tensor
+
+    @property
+    def channels(self) -> int: ...
+    @property
+    def stride(self) -> int: ...
+    @property
+    def frames(self) -> int: ...
+    def encode(self, frames_BFHWC: Tensor) -> Tensor: ...
+    def decode(self, latents_BTCHW: Tensor, state: State | None = None) -> tuple[Tensor, State]: ...
+
+
 class TinyDecoder:
     """Decoder of the bundled autoencoder: every latent gives its frames at once; the causal past is its state."""
 
-    def __init__(self, autoencoder: TinyAutoencoder) -> None:
+    def __init__(self, autoencoder: Drawing) -> None:
         self.autoencoder = autoencoder
         self.past: State | None = None
 
@@ -132,7 +146,7 @@ class TinyDecoder:
 class TinyEncoder:
     """Encoder of the bundled autoencoder: every four frames are a latent; those that are not yet four wait."""
 
-    def __init__(self, autoencoder: TinyAutoencoder) -> None:
+    def __init__(self, autoencoder: Drawing) -> None:
         self.autoencoder = autoencoder
         self.waiting: np.ndarray | None = None
 
