@@ -1,6 +1,7 @@
 """Training parts: losses against closed forms, noise tables, the start, data, persistent streams."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,17 @@ def test_world_clips_have_as_many_alike_pairs_as_asked_for() -> None:
         return sum(one.motion == other.motion for one, other in pairs) / 200
 
     assert share(1.0) == 1.0 and 0.1 < share(0.0) < 0.35 and 0.5 < share(0.5) < 0.75
+
+
+def test_other_processes_render_the_same_clips(tmp_path: Path) -> None:
+    small_world().autoencoder.save(tmp_path)
+    settings = World(autoencoder=str(tmp_path), clips=12, opened=4, per_step=2, latents=3, size=16, kept=12)
+    alone, helped = WorldClips(settings), WorldClips(replace(settings, workers=1))
+    for step in (0, 3):
+        one, other = (data.draw(step, 0, 4, 2).latents_BTCHW for data in (alone, helped))
+        assert one is not None and other is not None and torch.equal(one, other)
+    assert alone.fingerprint == helped.fingerprint and helped._renderers is not None
+    helped._renderers.close()
 
 
 def test_windows_longer_than_clips_are_refused() -> None:

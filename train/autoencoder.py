@@ -15,6 +15,7 @@ student, and the decoder is asked for the video they came from.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from rollforce.distill.data import digest, path_of
 from rollforce.distill.journal import Journal
 from rollforce.distill.loop import accelerator_of, follow, guard, optimisers, parts_of, set_rate, update
 from rollforce.distill.recipe import AutoencoderRecipe
+from rollforce.distill.renderers import Renderers
 from rollforce.distill.scores import score_of
 from rollforce.models.autoencoder import TinyAutoencoder
 from rollforce.models.text import TextEncoder
@@ -38,6 +40,9 @@ from rollforce.world.caption import caption
 from rollforce.world.render import render, sprite_mask
 from rollforce.world.scenes import sample_scene
 from rollforce.world.sheet import sheet
+
+Clip = tuple[np.ndarray, np.ndarray]
+AHEAD = 32  # steps for which renderers make clips beforehand
 
 
 def main() -> None:
@@ -72,12 +77,16 @@ def main() -> None:
             optimiser.load_state_dict(saved)
         step = state["step"]
     student = Student(path_of(recipe.student), device) if recipe.student else None
+    frames = recipe.latents * model.config.frames
+    renderers = Renderers(partial(clip, frames=frames, size=recipe.size), recipe.workers) if recipe.workers else None
     journal = Journal(args.out, accelerator.is_main_process)
     while step < run.steps:
         set_rate(made, recipe.optimiser.rate(step, run.steps))
+        if renderers:
+            renderers.reach((step + AHEAD) * recipe.batch, start=step * recipe.batch)
         for part in parts_of(run, accelerator.process_index, accelerator.num_processes):
             with accelerator.autocast():
-                loss = part_loss(model, recipe, student, step, part)
+                loss = part_loss(model, recipe, student, renderers, step, part)
             (loss / run.parts).backward()
             guard(float(loss.detach()), f"the loss of part {part}", step, args.out)
             journal.note(loss=float(loss.detach()))
@@ -110,14 +119,15 @@ def fit(model: TinyAutoencoder, recipe: AutoencoderRecipe) -> float:
 
 
 def part_loss(
-    model: TinyAutoencoder, recipe: AutoencoderRecipe, student: Student | None, step: int, part: int
+    model: TinyAutoencoder, recipe: AutoencoderRecipe, student: Student | None, renderers: Renderers[Clip] | None,
+    step: int, part: int,
 ) -> Tensor:
     """Loss of one part of a step's clips: a pure function of (step, part) and the weights."""
     count, frames = recipe.batch // recipe.run.parts, model.config.frames
     first = step * recipe.batch + part * count
     generator = torch.Generator().manual_seed(step * 64 + part)
-    video, mask = (x.to(model.basis.device) for x in clips(range(first, first + count), recipe.latents * frames,
-                                                           recipe.size))
+    take = renderers.take if renderers else partial(clip, frames=recipe.latents * frames, size=recipe.size)
+    video, mask = (x.to(model.basis.device) for x in stacked([take(n) for n in range(first, first + count)]))
     z = model.encode(video)
     level = torch.rand(count, generator=generator).to(z) * recipe.noise
     if student:  # most of the clips, with less noise on top
@@ -130,16 +140,20 @@ def part_loss(
     return loss_of(out, video[:, pixels], mask[:, pixels], frames)
 
 
-def clip(seed: int, frames: int, size: int, held_out: bool = False) -> tuple[Tensor, Tensor]:
-    """A rendered clip [F, H, W, 3] in 0..1 and its sprite mask [F, H, W]."""
+def clip(seed: int, frames: int, size: int, held_out: bool = False) -> Clip:
+    """A rendered clip, uint8 [F, H, W, 3], and its sprite mask [F, H, W]."""
     scene, start = sample_scene(seed, held_out=held_out), seed * 131 % 4096
-    video = torch.from_numpy(render(scene, start, frames, size)).float() / 255
-    return video, torch.from_numpy(sprite_mask(scene, start, frames, size))
+    return render(scene, start, frames, size), sprite_mask(scene, start, frames, size)
+
+
+def stacked(some: list[Clip]) -> tuple[Tensor, Tensor]:
+    """Videos [B, F, H, W, 3] in 0..1, and masks."""
+    videos, masks = (torch.from_numpy(np.stack(parts)) for parts in zip(*some, strict=True))
+    return videos.float() / 255, masks
 
 
 def clips(seeds: range, frames: int, size: int, held_out: bool = False) -> tuple[Tensor, Tensor]:
-    both = [clip(seed, frames, size, held_out) for seed in seeds]
-    return torch.stack([v for v, _ in both]), torch.stack([m for _, m in both])
+    return stacked([clip(seed, frames, size, held_out) for seed in seeds])
 
 
 def latent_noise(latents: Tensor, spread: Tensor, level_B: Tensor, generator: torch.Generator) -> Tensor:

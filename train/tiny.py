@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python train/tiny.py --out runs/tiny --processes 2      hours; goes on where it was stopped
     OMP_NUM_THREADS=1 python train/tiny.py --out runs/smoke --smoke           a few steps of each: does everything fit?
+    python train/tiny.py --out runs/small --model small                       128 x 128 pixels, for a GPU and 16 cores
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ TRAIN = Path(__file__).resolve().parent
 BEGUN = time.perf_counter()
 QUICK = ("run.tell_every=1", "run.show_every=0")
 SMOKE = {
-    "autoencoder": ("run.steps=3", "fitted=40", "batch=2", "latents=6", "drawn=2"),
+    "autoencoder": ("run.steps=3", "fitted=40", "batch=2", "latents=6", "drawn=2", "workers=0"),
     "teacher": ("run.steps=3", "run.parts=2", "run.compile=false", "noising.images_only=1", "noising.pictures=8",
-                "videos=1", "data.clips=16", "data.opened=16"),
+                "videos=1", "data.clips=16", "data.opened=16", "data.workers=0"),
     "causal": ("run.steps=2", "videos=1", "latents=6", "solver_steps=4"),
     "distill": ("run.steps=3", "batch=2", "alone=1", "ratio=1", "practice.groups=2"),
 }
@@ -28,6 +29,7 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--smoke", action="store_true", help="a few steps of each stage, causal initialisation among them")
+    p.add_argument("--model", choices=("tiny", "small"), default="tiny", help="whose recipes, in configs/train")
     p.add_argument("--processes", type=int, default=1, help="that share the work")
     args = p.parse_args()
     out, model = args.out, args.out / "model"
@@ -38,12 +40,14 @@ def main() -> None:
     stage(args, "autoencoder", autoencoder)
     stage(args, "teacher", teacher, world)
     begin = teacher  # distribution matching straight from the teacher was as good: train/LOG.md
-    if args.smoke:
+    if args.smoke and args.model == "tiny":
         stage(args, "causal", causal, world, f"teacher={teacher}", "method=consistency")
         begin = causal
     stage(args, "distill", student, world, f"teacher={teacher}", f"start={begin}")
     stage(args, "autoencoder", decoder, f"encoder={autoencoder}", f"student={student}")
-    python(TRAIN / "export.py", "--student", student, "--autoencoder", decoder, "--out", model)
+    size = {"tiny": 64, "small": 128}[args.model]
+    python(TRAIN / "export.py", "--student", student, "--autoencoder", decoder, "--out", model,
+           "--name", args.model, "--size", size)
     python("-m", "rollforce", "render", "a red ball rolls left", "--model", model, "--seconds", "3",
            "-o", out / "ball.mp4", "--overwrite")
 
@@ -54,7 +58,8 @@ def stage(args: argparse.Namespace, name: str, final: Path, *settings: str) -> N
     several = args.processes > 1 and name != "causal"
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", args.processes) if several else ()
     quick = (*QUICK, *SMOKE[name]) if args.smoke else ()
-    python(*launch, TRAIN / f"{name}.py", "--out", final.parent, "--resume", "auto", "--export", final,
+    python(*launch, TRAIN / f"{name}.py", "--recipe", f"{name}_{args.model}", "--out", final.parent,
+           "--resume", "auto", "--export", final,
            *settings, *quick)
 
 

@@ -19,7 +19,8 @@ import torch
 
 from rollforce.errors import TrainingError
 
-FREE = ("run.tell_every", "run.save_every", "run.show_every", "run.keep", "run.recompute", "run.compile")
+FREE = ("run.tell_every", "run.save_every", "run.show_every", "run.keep", "run.recompute", "run.compile",
+        "workers", "data.workers")  # fmt: skip
 """Settings that may differ on resuming: they do not change the numbers."""
 
 

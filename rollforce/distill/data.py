@@ -10,8 +10,8 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rollforce.config import resource
 from rollforce.distill.recipe import AnyData, Latents, World
+from rollforce.distill.renderers import Renderers
 from rollforce.errors import ConfigError
 from rollforce.models.autoencoder import TinyAutoencoder
 from rollforce.models.wan import WanAutoencoder
@@ -28,6 +29,7 @@ from rollforce.world.caption import caption
 from rollforce.world.render import render
 from rollforce.world.scenes import Scene, sample_scene
 
+RENDERED_AHEAD = 2048  # clips that renderers make before they are opened
 TEST_SEEDS = 10**9  # scenes from this seed on are kept for testing
 
 
@@ -77,6 +79,10 @@ class WorldClips:
         # One block for all clips, filled as they come. Small tensors that stay, between large ones that go, would
         # leave the heap in pieces: 15 GB after 1,200 steps.
         self._store = torch.empty(settings.kept, settings.latents, *self.latent, dtype=torch.float16)
+        self._renderers: Renderers[np.ndarray] | None = None
+        if settings.workers:
+            assert autoencoder is None, "renderers load the autoencoder by its name"
+            self._renderers = Renderers(partial(rendered, settings, held_out), settings.workers)
 
     @property
     def latent(self) -> tuple[int, int, int]:
@@ -94,7 +100,8 @@ class WorldClips:
         if number in self._slots:
             self._slots.move_to_end(number)
             return self._store[self._slots[number]]
-        latents = self._encoded(number)
+        others = self._renderers
+        latents = self._encoded(number) if others is None else torch.from_numpy(others.take(number))
         full = len(self._slots) == self.settings.kept
         slot = self._slots.popitem(last=False)[1] if full else len(self._slots)
         self._slots[number] = slot
@@ -126,6 +133,8 @@ class WorldClips:
             raise ConfigError(f"windows of {latents} latents from clips of {s.latents}: raise data.latents.")
         rng = np.random.default_rng([self.seed, step, part])
         opened = min(s.clips, s.opened + int(step * s.per_step))
+        if self._renderers:
+            self._renderers.reach(min(s.clips, opened + RENDERED_AHEAD))
         windows, prompts = [], []
         for _ in range(count):
             number = int(rng.integers(opened))
@@ -147,6 +156,16 @@ class WorldClips:
     def full_captions(self, count: int) -> list[str]:
         """Captions that leave nothing out, of the first `count` scenes."""
         return [caption(self.scene(i), i, full=True) for i in range(count)]
+
+
+@cache
+def _clips(settings: World, held_out: bool) -> WorldClips:
+    return WorldClips(replace(settings, workers=0, kept=1), held_out=held_out)
+
+
+def rendered(settings: World, held_out: bool, number: int) -> np.ndarray:
+    """One clip of `WorldClips`, in another process: float16 [T, C, h, w]."""
+    return _clips(settings, held_out)._encoded(number).numpy()
 
 
 class LatentFolder:

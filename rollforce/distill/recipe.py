@@ -81,7 +81,8 @@ class World:
     `clips`: how many scenes there are; `opened`: at the first step, `per_step`: how many more with each step, so that
     training starts at once; `latents`: length of a clip; `dropped`: share of captions left empty, for guidance;
     `kept`: clips held in memory; `size`: pixels; `two`: share of scenes with two things (null: as the world has it);
-    `alike`: share of these in which both are made to move in the same way, which is what is learned last.
+    `alike`: share of these in which both are made to move in the same way, which is what is learned last; `workers`:
+    processes that render clips ahead (0: this one does, when a clip is needed).
     """
 
     kind: Literal["world"] = "world"
@@ -95,6 +96,7 @@ class World:
     size: int = 64
     two: float | None = None
     alike: float = 0.0
+    workers: int = 0
 
 
 @dataclass(frozen=True)
@@ -289,8 +291,9 @@ class AutoencoderRecipe:
     """The tiny autoencoder (train/autoencoder.py).
 
     `encoder`: folder of an autoencoder whose linear encoder (and decoder, to go on from) is kept; "" fits a new one to
-    `fitted` clips. `drawn`: of a clip's `latents`, how many consecutive ones are drawn and judged. `noise`: largest
-    noise on the latents. `student`: folder with transformer/ and text/ that redraws the share `redrawn` of the clips.
+    `fitted` clips. `workers`: processes that render clips ahead. `drawn`: of a clip's `latents`, how many consecutive
+    ones are drawn and judged. `noise`: largest noise on the latents. `student`: folder with transformer/ and text/ that
+    redraws the share `redrawn` of the clips.
     """
 
     run: Run
@@ -299,6 +302,7 @@ class AutoencoderRecipe:
     redrawn: float = 0.75
     fitted: int = 300
     size: int = 64
+    workers: int = 0
     batch: int = 4
     latents: int = 12
     drawn: int = 5
