@@ -183,8 +183,8 @@ def memory_bytes(setup: Setup) -> tuple[int, int]:
             moved |= {region for region, move in view.moves if move}
             gathered = max(gathered, 0 if view.dense else (len(view.slots) + group.latents) * per_latent)
             if group.commit:
-                cache.adopt(cache.plan(start, layout.shift))
-    masters = sum(tier.latents for tier in settings.cache if tier.kind in moved - cache.masters.keys())
+                cache.adopt(cache.plan(start, layout.shift).after)
+    masters = sum(tier.latents for tier in settings.cache if tier.kind in moved - cache.arena.masters.keys())
     return cache.bytes + masters * per_latent // 2 * config.num_layers, gathered
 
 

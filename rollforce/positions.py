@@ -7,27 +7,29 @@ only says by how much a region further back is moved.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from rollforce.errors import ConfigError
 
 Visible = Mapping[str, Sequence[int]]  # region -> stream indices that a call sees of it, rising
 Moves = dict[str, int]  # region -> latents by which its keys are moved in time; absent = 0
-Positions = Callable[[Visible, int], Moves]
+Positions = Callable[[Visible, range], Moves]  # the range: stream indices of the call's own latents
 
 
-def absolute(visible: Visible, start: int) -> Moves:
+def absolute(visible: Visible, own: range) -> Moves:
     """Every latent stands at its own index (Self Forcing, LongLive): the distance to a sink grows without bound."""
     return {}
 
 
-def realigned(visible: Visible, start: int) -> Moves:
-    """Regions follow each other without a gap, the last one ending where the call's own latents `start`.
+def realigned(visible: Visible, own: range) -> Moves:
+    """Regions follow each other without a gap, the last one ending where the call's own latents start.
 
     Rolling Forcing's sink (section 3.3), generalised to any number of regions: positions never leave the range
     seen in training, however long the stream.
     """
     moves: Moves = {}
-    end = start
+    end = own.start
     for region, held in sorted(visible.items(), key=lambda item: max(item[1], default=-1), reverse=True):
         if held:
             moves[region] = end - 1 - held[-1]
@@ -35,11 +37,68 @@ def realigned(visible: Visible, start: int) -> Moves:
     return moves
 
 
-POSITIONS: dict[str, Positions] = {"absolute": absolute, "realigned": realigned}
+@dataclass(frozen=True)
+class Anchored:
+    """Some regions stand at fixed places of the trained range, which ends with the call's newest latent; all others
+    follow each other up to the call, as `realigned` (Anchor Forcing's tri-region RoPE; Context Forcing's and Hybrid
+    Forcing's sink at 0..2 with everything else ending at 20).
+
+    `reach`: latents of the trained range; `at`: region -> place of its first latent in it. Before the stream is as long
+    as the range, places count from its beginning, so that a sink at 0 has not moved.
+    """
+
+    reach: int = 21
+    at: dict[str, int] = field(default_factory=lambda: {"sink": 0})
+    kind: Literal["anchored"] = "anchored"
+
+    def __post_init__(self) -> None:
+        for region, place in self.at.items():
+            if not 0 <= place < self.reach:
+                raise ConfigError(f"at.{region} {place} lies outside the trained range of {self.reach} latents.")
+
+    def __call__(self, visible: Visible, own: range) -> Moves:
+        base = max(0, own[-1] - (self.reach - 1))
+        moves = realigned({region: held for region, held in visible.items() if region not in self.at}, own)
+        for region, place in self.at.items():
+            if held := visible.get(region):
+                moves[region] = base + place - held[0]
+        return moves
 
 
-def positions(name: str) -> Positions:
-    """The position policy called `name`; ConfigError lists what exists."""
-    if name not in POSITIONS:
-        raise ConfigError(f"positions {name!r} are not known. Use one of: {', '.join(POSITIONS)}.")
-    return POSITIONS[name]
+@dataclass(frozen=True)
+class RunningAhead:
+    """A region that stands in the future, always ahead of the call, as a goal to be reached (Knot Forcing).
+
+    It stands at `first` and jumps on by `step` as soon as fewer than `knot` latents are left between the call and it.
+    """
+
+    first: int = 8
+    step: int = 4
+    knot: int = 1
+    region: str = "sink"
+    kind: Literal["running_ahead"] = "running_ahead"
+
+    def __post_init__(self) -> None:
+        if self.step < 1:
+            raise ConfigError(f"step {self.step} must be at least 1 latent.")
+
+    def __call__(self, visible: Visible, own: range) -> Moves:
+        held = visible.get(self.region)
+        if not held:
+            return {}
+        jumps = max(0, -(-(own.stop + self.knot - self.first) // self.step))
+        return {self.region: self.first + jumps * self.step - held[0]}
+
+
+NAMED: dict[str, Positions] = {"absolute": absolute, "realigned": realigned}
+AnyPositions = str | Anchored | RunningAhead  # a name of NAMED, or settings
+
+
+def positions(choice: AnyPositions) -> Positions:
+    """The position policy chosen; ConfigError lists the names that exist."""
+    if not isinstance(choice, str):
+        return choice
+    if choice not in NAMED:
+        kinds = (*NAMED, "{kind: anchored, ...}", "{kind: running_ahead, ...}")
+        raise ConfigError(f"positions {choice!r} are not known. Use one of: {', '.join(kinds)}.")
+    return NAMED[choice]

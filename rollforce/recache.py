@@ -13,7 +13,6 @@ import torch
 
 from rollforce.cache import Memory
 from rollforce.cache.cache import Group
-from rollforce.cache.plan import Plan
 from rollforce.models.transformer import Condition
 from rollforce.rollout import Rollout
 from rollforce.types import index_range
@@ -32,9 +31,9 @@ def recache(rollout: Rollout, condition: Condition, together: bool = False) -> N
     recent, cache = rollout.recent, rollout.cache
     if recent is None:
         return
-    held = {region: slots if region in PROTECTED else {} for region, slots in cache.slot_of.items()}
-    replayed = sorted(index for region, slots in cache.slot_of.items() if region not in PROTECTED for index in slots)
-    cache.adopt(Plan(held))
+    kept = [*PROTECTED, *cache.regions]
+    replayed = sorted(index for region, held in cache.held().items() if region not in kept for index in held)
+    cache.adopt(cache.contents.only(kept))
     if not replayed:
         return
     chunk, first = rollout.layout.shift, replayed[0]

@@ -89,7 +89,7 @@ class Rollout:
         assert self.x is None and self.pending is None, "a past is given before the first tick"
         count, chunk = latents_BTCHW.shape[1], self.layout.shift
         cuts = [0, *range(count % chunk or chunk, count + 1, chunk)]
-        x = latents_BTCHW.to(self._device, self.cache.keys.dtype)
+        x = latents_BTCHW.to(self._device, self.cache.dtype)
         for low, high in pairwise(cuts):
             self.pending = self._as_context(Commit(self.start - count + low, x[:, low:high]))
             self._write()
@@ -204,7 +204,7 @@ class Rollout:
 
     @property
     def _device(self) -> torch.device:
-        return self.cache.keys.device
+        return self.cache.device
 
     # -- the buffer ---------------------------------------------------------------------------------------------
 
@@ -249,7 +249,7 @@ class Rollout:
         return flow.renoise(clean, torch.stack(noise, dim=1), next_levels)
 
     def _drawn(self, index: int, draw: int) -> Tensor:
-        return self.noise(index, draw).to(self._device, self.cache.keys.dtype)
+        return self.noise(index, draw).to(self._device, self.cache.dtype)
 
     # -- saving -------------------------------------------------------------------------------------------------
 

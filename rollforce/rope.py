@@ -52,3 +52,11 @@ def turn(key_BNLK: Tensor, move: int) -> Tensor:
     angle = _axis(torch.tensor([move], device=key_BNLK.device), time)
     turned = rotate(key_BNLK[..., :time], torch.stack([angle.cos(), angle.sin()]).float())
     return torch.cat([turned, key_BNLK[..., time:]], dim=-1)
+
+
+def turn_each(key_BNLK: Tensor, move_BL: Tensor) -> Tensor:
+    """`turn`, each token by a move of its own."""
+    time = split(key_BNLK.shape[-1])[0]
+    angle = _axis(move_BL.flatten(), time).unflatten(0, move_BL.shape)[:, None]
+    turned = rotate(key_BNLK[..., :time], torch.stack([angle.cos(), angle.sin()]).float())
+    return torch.cat([turned, key_BNLK[..., time:]], dim=-1)

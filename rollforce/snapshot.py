@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rollforce.errors import SnapshotError
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)

@@ -90,3 +90,14 @@ def latents(rollout: Rollout, count: int) -> Tensor:
         if sum(part.shape[1] for part in done) >= count:
             break
     return torch.cat(done, dim=1)[:, :count]
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two states hold the same, bit for bit."""
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)

@@ -44,11 +44,11 @@ def test_the_sink_is_the_average_of_what_left_without_its_time(chunk: int, windo
             for left in range(kept + sink, latents - window, sink):  # in the order in which they fell
                 gone = unrotated(left, layer)
                 key, value = DECAY * key + (1 - DECAY) * gone.key, DECAY * value + (1 - DECAY) * gone.value
-            place = slice(cache.slot_of["ema_sink"][kept] * 6, cache.slot_of["ema_sink"][kept] * 6 + 6)
+            place = slice(cache.contents.slots["ema_sink"][kept] * 6, cache.contents.slots["ema_sink"][kept] * 6 + 6)
             angle = rope.angles(torch.tensor([kept]), 2, 3, 16)
-            moved = rope.turn(rope.rotate(key, angle), cache.shown["ema_sink"][layer])
-            torch.testing.assert_close(cache.keys[layer, :, :, place], moved, atol=2e-5, rtol=0)
-            torch.testing.assert_close(cache.values[layer, :, :, place], value, atol=2e-5, rtol=0)
+            moved = rope.turn(rope.rotate(key, angle), cache.arena.shown["ema_sink"][layer])
+            torch.testing.assert_close(cache.arena.keys[layer][:, :, place], moved, atol=2e-5, rtol=0)
+            torch.testing.assert_close(cache.arena.values[layer][:, :, place], value, atol=2e-5, rtol=0)
 
 
 def test_the_average_is_exact_in_bfloat16() -> None:
@@ -56,7 +56,7 @@ def test_the_average_is_exact_in_bfloat16() -> None:
     fine, coarse = (KVCache([Window(2), EmaSink(2)], SHAPE, 2, dtype) for dtype in (torch.float32, torch.bfloat16))
     for cache in (fine, coarse):
         committed(cache, 400, 2)
-    found, wanted = coarse.exact["ema_sink"], fine.exact["ema_sink"]
+    found, wanted = (torch.stack(cache.arena.exact["ema_sink"]) for cache in (coarse, fine))
     begun = torch.stack([torch.cat([unrotated(i, layer).value for i in range(2)], dim=2) for layer in range(2)])
     assert (wanted - begun).abs().mean() > 0.1
     assert (found - wanted).abs().mean() < 0.02 * (wanted - begun).abs().mean()
@@ -67,7 +67,7 @@ def test_a_decay_of_one_is_a_sink() -> None:
     committed(cache, 40, 2)
     for layer in range(SHAPE.layers):
         values = torch.cat([unrotated(i, layer).value for i in range(2)], dim=2)
-        assert torch.equal(cache.exact["ema_sink"][layer], values)
+        assert torch.equal(cache.arena.exact["ema_sink"][layer], values)
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.5])

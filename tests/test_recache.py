@@ -54,7 +54,8 @@ def test_the_past_speaks_for_the_new_prompt(model: VideoTransformer, layout: str
     with torch.no_grad():
         new.prefill(rollout.recent.latents_BTCHW)
     used = 6 * HEIGHT * WIDTH // 4
-    torch.testing.assert_close(rollout.cache.keys[:, :, :, :used], new.cache.keys[:, :, :, :used], atol=1e-5, rtol=0)
+    for mine, theirs in zip(rollout.cache.arena.keys, new.cache.arena.keys, strict=True):
+        torch.testing.assert_close(mine[:, :, :used], theirs[:, :, :used], atol=1e-5, rtol=0)
 
 
 def test_together_is_not_one_after_the_other(model: VideoTransformer) -> None:
@@ -62,7 +63,7 @@ def test_together_is_not_one_after_the_other(model: VideoTransformer) -> None:
     recache(one, told(model, 2), together=False)
     recache(other, told(model, 2), together=True)
     assert one.cache.held() == other.cache.held()
-    first, second = (rollout.cache.keys[1, :, :, : 6 * HEIGHT * WIDTH // 4] for rollout in (one, other))
+    first, second = (rollout.cache.arena.keys[1][:, :, : 6 * HEIGHT * WIDTH // 4] for rollout in (one, other))
     assert not torch.allclose(first[:, :, : HEIGHT * WIDTH // 4], second[:, :, : HEIGHT * WIDTH // 4], atol=1e-4)
 
 
@@ -70,14 +71,14 @@ def test_together_is_not_one_after_the_other(model: VideoTransformer) -> None:
 def test_what_is_older_stays(model: VideoTransformer, tiers) -> None:
     rollout = walked(model, "chunkwise", tiers, 14)
     held, sink = rollout.cache.held(), tiers[0].kind if isinstance(tiers[0], Sink) else tiers[1].kind
-    first = rollout.cache.offset[sink] * HEIGHT * WIDTH // 4
+    first = rollout.cache.arena.offset[sink] * HEIGHT * WIDTH // 4
     place = slice(first, first + 2 * HEIGHT * WIDTH // 4)
-    before = rollout.cache.values[:, :, :, place].clone()
-    window = rollout.cache.values.clone()
+    window = torch.stack(rollout.cache.arena.values)
+    before = window[:, :, :, place]
     recache(rollout, told(model, 2))
     assert rollout.cache.held() == held
-    assert torch.equal(rollout.cache.values[:, :, :, place], before)
-    assert not torch.equal(rollout.cache.values, window)
+    assert torch.equal(torch.stack(rollout.cache.arena.values)[:, :, :, place], before)
+    assert not torch.equal(torch.stack(rollout.cache.arena.values), window)
     assert latents(rollout, 4).isfinite().all()
 
 

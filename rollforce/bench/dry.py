@@ -40,7 +40,7 @@ def _calls(case: Case) -> list[tuple[int, int]]:
         start = chunk * layout.shift
         commit = Group(start, layout.shift, settings.stepping.commit, commit=True)
         seen = len(cache.view(commit).slots)
-        cache.adopt(cache.plan(start, layout.shift))
+        cache.adopt(cache.plan(start, layout.shift).after)
         denoise = Group(start + layout.shift, layout.slots, settings.stepping.denoise)
         behind = len(cache.view(denoise).slots)
         calls = [(layout.shift, seen + layout.shift), *[(layout.slots, behind + layout.slots)] * layout.ticks]

@@ -1,14 +1,19 @@
-"""What a stream remembers: the arena (cache.py), what a commit does to it (plan.py), one call's window on it
-(memory.py), what a call sees (sight.py), and one file per tier."""
+"""What a stream remembers: all of it (cache.py), slots of what is kept as it is (arena.py), what keeps something else
+(region.py), what a commit does (plan.py), one call's window on it (memory.py), what a call sees (sight.py), and one
+file per tier."""
 
-from rollforce.cache.cache import AnyTier, Group, KVCache, Shape
+from rollforce.cache.cache import Group, KVCache
 from rollforce.cache.ema import EmaSink
 from rollforce.cache.memory import Memory
-from rollforce.cache.plan import Folding, Plan, Tier
+from rollforce.cache.plan import Contents, Folding, Held, Plan, Tier
+from rollforce.cache.region import Absorbing, Shape
 from rollforce.cache.sight import Sight
 from rollforce.cache.sink import Sink
 from rollforce.cache.window import Window
 
+AnyTier = Sink | EmaSink | Window  # the union is the registry: a new tier is a file and a name here
+
 __all__ = [
-    "AnyTier", "EmaSink", "Folding", "Group", "KVCache", "Memory", "Plan", "Shape", "Sight", "Sink", "Tier", "Window",
+    "Absorbing", "AnyTier", "Contents", "EmaSink", "Folding", "Group", "Held", "KVCache", "Memory", "Plan", "Shape",
+    "Sight", "Sink", "Tier", "Window",
 ]  # fmt: skip

@@ -1,11 +1,9 @@
-"""KVCache: one preallocated arena per layer, written at commit and only then.
+"""KVCache: what one batch of streams remembers, in all layers; written at commit and only then.
 
-The arena holds latents in slots, one range of slots per tier, and behind them room for the call in flight. Attention
-does not care for the order of keys, so a slot is used again as soon as its latent falls (a ring), and when a call
-sees all that is held, it reads one contiguous slice [sink | window | own] and nothing is ever moved or concatenated.
-
-Keys are rotated once, at their own stream index. A region that a policy moves in time (a sink) is turned from an
-unturned master copy whenever its move changes, which is once per commit: turning in place would drift in bfloat16.
+Tiers that keep latents share an arena: slots per tier, and behind them room for the call in flight. Attention does not
+care for the order of keys, so a slot is used again as soon as its latent falls (a ring), and when a call sees all that
+is held, it reads one contiguous slice [sink | window | own] and nothing is ever moved or concatenated. A tier that
+keeps something else (chosen tokens, sums, codes) has a Region of its own, which is read beside the arena.
 """
 
 from __future__ import annotations
@@ -17,28 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rollforce import rope
-from rollforce.cache.ema import EmaSink
-from rollforce.cache.plan import Fold, Folding, Place, Plan, Slots, Tier, planned
+from rollforce.cache.arena import Arena
+from rollforce.cache.plan import Contents, Place, Plan, Tier, planned
+from rollforce.cache.region import Absorbing, Committing, Fallen, Placed, Seen, Shape
 from rollforce.cache.sight import Sight
-from rollforce.cache.sink import Sink
-from rollforce.cache.window import Window
 from rollforce.errors import ConfigError
 from rollforce.positions import positions
 from rollforce.types import KVBlock
-
-AnyTier = Sink | EmaSink | Window  # the union is the registry: a new tier is a file and a name here
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of the arena: one slot is one latent of `tokens` keys for `heads` heads of `width` channels."""
-
-    layers: int
-    batch: int
-    heads: int
-    tokens: int
-    width: int
 
 
 @dataclass(frozen=True)
@@ -53,11 +36,14 @@ class Group:
 
 @dataclass(frozen=True)
 class View:
-    """What a group sees, as slots and moves. `dense`: all used slots from the first visible one: one slice."""
+    """What a group sees: slots of the arena and moves of its regions, and where other regions stand.
+
+    `dense`: all used slots from the first visible one, and nothing else: one slice."""
 
     slots: tuple[int, ...]
     moves: tuple[tuple[str, int], ...]
     dense: bool
+    apart: tuple[tuple[str, Placed], ...] = ()
 
 
 class KVCache:
@@ -75,170 +61,148 @@ class KVCache:
         names = [tier.kind for tier in tiers]
         if len(set(names)) != len(names):
             raise ConfigError(f"cache {names}: each kind of tier may appear once.")
-        self.tiers, self.shape, self.flight = tuple(tiers), shape, flight
-        self.offset = {tier.kind: sum(t.latents for t in tiers[:i]) for i, tier in enumerate(tiers)}
+        for tier in tiers[:-1]:
+            if isinstance(tier, Absorbing):
+                raise ConfigError(f"cache {names}: {tier.kind} takes all that falls to it; it must be the last.")
+        self.tiers, self.shape, self.dtype, self.device = tuple(tiers), shape, dtype, torch.device(device)
+        self.regions = {t.kind: t.region(shape, dtype, device) for t in tiers if isinstance(t, Absorbing)}
+        self.arena = Arena([tier for tier in tiers if tier.kind not in self.regions], shape, flight, dtype, device)
         self.capacity = sum(tier.latents for tier in tiers)
-        size = (shape.layers, shape.batch, shape.heads, (self.capacity + flight) * shape.tokens, shape.width)
-        self.keys, self.values = (torch.zeros(size, dtype=dtype, device=device) for _ in range(2))
-        # Unturned keys of regions that move; of folding ones also the values: in bfloat16 an average stands still.
-        self.masters: dict[str, Tensor] = {}
-        self.exact: dict[str, Tensor] = {}
-        self.slot_of: Slots = {name: {} for name in names}
-        self.shown: dict[str, list[int]] = {name: [0] * shape.layers for name in names}
-        for tier in tiers:
-            if isinstance(tier, Folding):
-                part = self._region(tier.kind)
-                self.masters[tier.kind] = torch.zeros_like(self.keys[:, :, :, part], dtype=torch.float32)
-                self.exact[tier.kind] = torch.zeros_like(self.masters[tier.kind])
+        self.contents = Contents({name: {} for name in names}, dict.fromkeys(self.regions, ()))
 
     # -- what is held -------------------------------------------------------------------------------------------
 
     def held(self) -> dict[str, tuple[int, ...]]:
-        """Of each region, the stream indices held, rising."""
-        return {name: tuple(sorted(slots)) for name, slots in self.slot_of.items()}
+        """Of each region, the stream indices that it holds or stands for, rising."""
+        return self.contents.held()
 
     @property
     def used(self) -> int:
         """Slots in use; they always form a prefix of the arena unless a tier before a fuller one has room."""
-        return sum(len(slots) for slots in self.slot_of.values())
+        return sum(len(slots) for slots in self.contents.slots.values())
 
     @property
     def bytes(self) -> int:
-        tensors = (self.keys, self.values, *self.masters.values(), *self.exact.values())
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return self.arena.bytes + sum(region.bytes for region in self.regions.values())
+
+    def mark(self, name: str, index: int) -> None:
+        """Tell the tiers that something (`switch`, `shot`) happens with the latent at `index`, not yet committed."""
+        self.contents = self.contents.marked(name, index)
 
     def view(self, group: Group) -> View:
         """What `group` sees now."""
-        visible = group.sight.visible(self.held(), group.latents)
-        slots = tuple(sorted(self.slot_of[name][index] for name, held in visible.items() for index in held))
-        moves = positions(group.sight.positions)(visible, group.start)
+        slot_of = self.contents.slots
+        visible = group.sight.visible(self.held(), group.latents, whole=tuple(self.regions))
+        slots = tuple(sorted(slot_of[name][i] for name, held in visible.items() if name in self.arena.size
+                             for i in held))  # fmt: skip
+        moves = positions(group.sight.positions)(visible, range(group.start, group.start + group.latents))
+        apart = tuple((name, _placed(visible[name], moves.get(name))) for name in self.regions)
         first = slots[0] if slots else self.used
-        dense = slots == tuple(range(first, self.used)) and self._prefix()
-        return View(slots, tuple((name, moves.get(name, 0)) for name, held in visible.items() if held), dense)
+        dense = not any(visible[name] for name in self.regions)
+        dense = dense and slots == tuple(range(first, self.used)) and self._prefix()
+        inside = tuple((name, moves.get(name, 0)) for name, held in visible.items() if held and name in self.arena.size)
+        return View(slots, inside, dense, apart)
 
     def _prefix(self) -> bool:
-        taken = sorted(slot for slots in self.slot_of.values() for slot in slots.values())
+        taken = sorted(slot for slots in self.contents.slots.values() for slot in slots.values())
         return taken == list(range(self.used))
 
     # -- reading ------------------------------------------------------------------------------------------------
 
-    def read(self, layer: int, view: View, own: KVBlock) -> KVBlock:
+    def read(self, layer: int, view: View, own: KVBlock) -> Seen:
         """The visible past followed by the call's own keys and values.
 
         Without gradient and with a dense view this is a slice of the arena: own keys are laid behind the used slots.
         With gradient, or where a call is larger than the room for it, it is a copy; the past carries no gradient.
         """
         for region, move in view.moves:
-            self._show(layer, region, move)
-        tokens, start = self.shape.tokens, self.used * self.shape.tokens
-        fits = own.key.shape[2] <= self.flight * tokens
+            self.arena.show(layer, region, move)
+        fits = own.key.shape[2] <= self.arena.flight * self.shape.tokens
         if view.dense and fits and not torch.is_grad_enabled():
-            stop = start + own.key.shape[2]
-            first = (view.slots[0] if view.slots else self.used) * tokens
-            self.keys[layer, :, :, start:stop], self.values[layer, :, :, start:stop] = own.key, own.value
-            return KVBlock(self.keys[layer, :, :, first:stop], self.values[layer, :, :, first:stop])
-        past = [slice(low * tokens, high * tokens) for low, high in _runs(view.slots)]
-        return KVBlock(
-            torch.cat([*(self.keys[layer, :, :, part] for part in past), own.key], dim=2),
-            torch.cat([*(self.values[layer, :, :, part] for part in past), own.value], dim=2),
-        )
+            stop = self.arena.behind(layer, self.used, own)
+            block = self.arena.slots(layer, view.slots[0] if view.slots else self.used, stop)
+            return Seen(block.key, block.value)
+        parts = [self.regions[name].seen(layer, placed) for name, placed in view.apart if placed.filled]
+        past = [self.arena.slots(layer, low, high) for low, high in _runs(view.slots)]
+        seen = [*(part for part in parts if part), *(Seen(block.key, block.value) for block in (*past, own))]
+        key, value = torch.cat([part.key for part in seen], dim=2), torch.cat([part.value for part in seen], dim=2)
+        return Seen(key, value, _bias(seen))
 
-    def _show(self, layer: int, region: str, move: int) -> None:
-        """Turn the keys of a region so that they stand `move` latents later than where they were made."""
-        if self.shown[region][layer] == move:
-            return
-        part = self._region(region)
-        if region not in self.masters:
-            self.masters[region] = self.keys[:, :, :, part].clone()
-        self.keys[layer, :, :, part] = rope.turn(self.masters[region][layer], move).to(self.keys)
-        self.shown[region][layer] = move
-
-    def _region(self, region: str) -> slice:
-        low = self.offset[region]
-        size = next(tier.latents for tier in self.tiers if tier.kind == region)
-        return slice(low * self.shape.tokens, (low + size) * self.shape.tokens)
+    def added(self, layer: int, view: View, query: Tensor) -> Tensor | None:
+        """What regions add to the output of attention."""
+        found = [self.regions[name].added(layer, query) for name, _ in view.apart]
+        return next((tensor for tensor in found if tensor is not None), None)
 
     # -- writing ------------------------------------------------------------------------------------------------
 
     def plan(self, start: int, latents: int) -> Plan:
         """What will happen, and where everything will be, when `latents` from `start` on are committed."""
-        return planned(self.tiers, self.offset, self.slot_of, start, latents)
+        return planned(self.tiers, self.arena.offset, self.contents, start, latents)
 
-    def write(self, layer: int, own: KVBlock, start: int, plan: Plan) -> None:
-        """Carry out a plan in one layer: lay down what comes, with the commit or from the tier above, and average what
-        leaves a folding tier. `own`: keys and values of the committed latents, from `start` on."""
+    def write(self, commit: Committing, plan: Plan) -> None:
+        """Carry out a plan in one layer: lay down what comes, with the commit or from the tier above, average what
+        leaves a folding tier, and give regions what falls to them."""
+        layer = commit.layer
 
         def latent(index: int, source: Place | None) -> KVBlock:
             if source is not None:
-                return self._taken(layer, *source)
-            return own.latents(index - start, index - start + 1, self.shape.tokens)
+                return self.arena.taken(layer, *source)
+            return commit.own.latents(index - commit.start, index - commit.start + 1, self.shape.tokens)
 
         laid = [(lay, latent(lay.index, lay.source)) for lay in plan.lays]  # all is read before anything is written
         folded = [(fold, latent(fold.index, fold.source)) for fold in plan.folds]
+        absorbed = [(absorb, [latent(*place) for place in absorb.latents]) for absorb in plan.absorbs]
         for lay, block in laid:
-            self._lay(layer, lay.place, block)
+            self.arena.lay(layer, lay.place, block)
         for fold, block in folded:
-            self._mix(layer, fold, block)
+            self.arena.mix(layer, fold, block)
+        for absorb, blocks in absorbed:
+            key, value = (torch.cat([getattr(b, part).detach() for b in blocks], dim=2) for part in ("key", "value"))
+            fallen = Fallen(tuple(index for index, _ in absorb.latents), KVBlock(key, value))
+            with torch.no_grad():
+                self.regions[absorb.region].absorb(fallen, commit)
 
-    def _where(self, place: Place) -> tuple[slice, slice]:
-        """A slot's tokens in the arena, and in its region."""
-        region, slot = place
-        tokens, low = self.shape.tokens, self.offset[region]
-        return (slice(slot * tokens, (slot + 1) * tokens), slice((slot - low) * tokens, (slot - low + 1) * tokens))
-
-    def _taken(self, layer: int, region: str, slot: int) -> KVBlock:
-        """A copy of one latent's unturned keys and its values."""
-        place, inside = self._where((region, slot))
-        keys = self.masters[region][:, :, :, inside] if region in self.masters else self.keys[:, :, :, place]
-        values = self.exact[region][:, :, :, inside] if region in self.exact else self.values[:, :, :, place]
-        return KVBlock(keys[layer].clone(), values[layer].clone())
-
-    def _lay(self, layer: int, target: Place, latent: KVBlock) -> None:
-        region, (place, inside) = target[0], self._where(target)
-        key, value, shown = latent.key.detach(), latent.value.detach(), self.shown[region][layer]
-        if region in self.masters:
-            self.masters[region][layer, :, :, inside] = key
-        if region in self.exact:
-            self.exact[region][layer, :, :, inside] = value
-        self.keys[layer, :, :, place] = rope.turn(key, shown) if shown else key
-        self.values[layer, :, :, place] = value
-
-    def _mix(self, layer: int, fold: Fold, left: KVBlock) -> None:
-        """Average a latent into a kept one, its keys turned to where that one stands."""
-        region, (place, inside) = fold.place[0], self._where(fold.place)
-        share, shown = fold.tier.share(), self.shown[region][layer]
-        moved = rope.turn(left.key.detach().float(), fold.kept - fold.index)
-        key = self.masters[region][layer, :, :, inside].lerp_(moved, share)
-        value = self.exact[region][layer, :, :, inside].lerp_(left.value.detach().float(), share)
-        self.keys[layer, :, :, place] = (rope.turn(key, shown) if shown else key).to(self.keys)
-        self.values[layer, :, :, place] = value.to(self.values)
-
-    def adopt(self, plan: Plan) -> None:
-        """Make a plan the truth. Plans are never changed in place."""
-        self.slot_of = plan.slots
+    def adopt(self, contents: Contents) -> None:
+        """Make it the truth."""
+        self.contents = contents
 
     # -- saving -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a stream needs to go on: tensors and plain numbers."""
         return {
-            "keys": self.keys[:, :, :, : self.capacity * self.shape.tokens].clone(),
-            "values": self.values[:, :, :, : self.capacity * self.shape.tokens].clone(),
-            "masters": {name: master.clone() for name, master in self.masters.items()},
-            "exact": {name: values.clone() for name, values in self.exact.items()},
-            "slots": {name: sorted(slots.items()) for name, slots in self.slot_of.items()},
-            "shown": {name: list(moves) for name, moves in self.shown.items()},
+            "arena": self.arena.state_dict(),
+            "regions": {name: region.state_dict() for name, region in self.regions.items()},
+            "slots": {name: sorted(slots.items()) for name, slots in self.contents.slots.items()},
+            "absorbed": {name: list(span) for name, span in self.contents.absorbed.items()},
+            "marks": {name: list(indices) for name, indices in self.contents.marks.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict` of a cache of the same tiers and shape."""
-        end = self.capacity * self.shape.tokens
-        self.keys[:, :, :, :end], self.values[:, :, :, :end] = state["keys"], state["values"]
-        device = self.keys.device
-        self.masters = {name: master.to(device, copy=True) for name, master in state["masters"].items()}
-        self.exact = {name: values.to(device, copy=True) for name, values in state["exact"].items()}
-        self.slot_of = {name: {int(i): int(s) for i, s in slots} for name, slots in state["slots"].items()}
-        self.shown = {name: [int(move) for move in moves] for name, moves in state["shown"].items()}
+        self.arena.load_state_dict(state["arena"])
+        for name, region in self.regions.items():
+            region.load_state_dict(state["regions"][name])
+        self.contents = Contents(
+            {name: {int(i): int(s) for i, s in slots} for name, slots in state["slots"].items()},
+            {name: tuple(int(i) for i in span) for name, span in state["absorbed"].items()},
+            {name: tuple(int(i) for i in indices) for name, indices in state["marks"].items()},
+        )
+
+
+def _placed(span: tuple[int, ...], move: int | None) -> Placed:
+    """A region that a policy moves stands no further back than its span; one that is left alone, where it was."""
+    return Placed(move or 0, None if move is None or not span else span[0] + move, len(span))
+
+
+def _bias(seen: Sequence[Seen]) -> Tensor | None:
+    if all(part.bias is None for part in seen):
+        return None
+    zero = next(part.bias for part in seen if part.bias is not None).new_zeros(1)
+    heads = max(part.bias.shape[1] for part in seen if part.bias is not None)
+    parts = [zero.expand(len(part.key), heads, 1, part.key.shape[2]) if part.bias is None
+             else part.bias.expand(-1, heads, -1, -1) for part in seen]  # fmt: skip
+    return torch.cat(parts, dim=3)
 
 
 def _runs(slots: Sequence[int]) -> list[tuple[int, int]]:

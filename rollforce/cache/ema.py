@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from rollforce.cache.plan import Held
 from rollforce.errors import ConfigError
 
 
@@ -26,8 +27,8 @@ class EmaSink:
         if not 0 <= self.decay <= 1:
             raise ConfigError(f"decay {self.decay:g} must lie in [0, 1]: 1 is a plain sink, 0 forgets at once.")
 
-    def keep(self, held: tuple[int, ...]) -> tuple[int, ...]:
-        return held[: self.latents]
+    def keep(self, held: Held) -> tuple[int, ...]:
+        return held.indices[: self.latents]
 
     def share(self) -> float:
         return 1 - self.decay

@@ -10,6 +10,7 @@ from torch import Tensor
 from rollforce.attention import Kernel
 from rollforce.cache.cache import Group, KVCache, View
 from rollforce.cache.plan import Plan
+from rollforce.cache.region import Committing
 from rollforce.types import KVBlock
 
 
@@ -22,13 +23,14 @@ class Memory:
 
     def __init__(self, cache: KVCache, groups: Sequence[Group]) -> None:
         self.cache, self.groups = cache, tuple(groups)
-        self._before = Plan(cache.slot_of)
+        self._before = cache.contents
         self._views: list[View] = []
         self._plans: list[Plan] = []
+        self._notes: dict[str, object] = {}
         for group in self.groups:
             self._views.append(cache.view(group))
-            self._plans.append(cache.plan(group.start, group.latents) if group.commit else Plan(cache.slot_of))
-            cache.adopt(self._plans[-1])
+            self._plans.append(cache.plan(group.start, group.latents) if group.commit else Plan(cache.contents))
+            cache.adopt(self._plans[-1].after)
         cache.adopt(self._before)
 
     def attend(self, layer: int, query: Tensor, own: KVBlock, attend: Kernel) -> Tensor:
@@ -37,11 +39,17 @@ class Memory:
         self.cache.adopt(self._before)
         for group, view, plan in zip(self.groups, self._views, self._plans, strict=True):
             stop = at + group.latents
-            mine = own.latents(at, stop, tokens)
+            asking, mine = query[:, :, at * tokens : stop * tokens], own.latents(at, stop, tokens)
             seen = self.cache.read(layer, view, mine)
-            outputs.append(attend(query[:, :, at * tokens : stop * tokens], seen.key, seen.value, None))
+            output = group.sight.kernel(attend, tokens)(asking, seen.key, seen.value, seen.bias)
+            added = self.cache.added(layer, view, asking)
+            outputs.append(output if added is None else output + added.to(output))
             if group.commit:
-                self.cache.write(layer, mine, group.start, plan)
-                self.cache.adopt(plan)
+                self.cache.write(Committing(layer, group.start, mine, asking, self._notes), plan)
+                self.cache.adopt(plan.after)
             at = stop
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+    def across(self, attend: Kernel) -> Kernel:
+        """The kernel for cross-attention of this call."""
+        return self.groups[-1].sight.text_kernel(attend, self.cache.shape.tokens)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 Slots = dict[str, dict[int, int]]
 """Where everything is: region -> stream index -> slot."""
 Place = tuple[str, int]  # region, slot
+Marks = Mapping[str, tuple[int, ...]]
+"""Where something happened: its name (`switch` of the prompt, `shot`) -> stream indices at which it came to be."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a tier chooses from: stream indices, rising, the arriving ones among them; and what happened where."""
+
+    indices: tuple[int, ...]
+    marks: Marks = field(default_factory=dict)
 
 
 class Tier(Protocol):
@@ -17,9 +27,12 @@ class Tier(Protocol):
     @property
     def kind(self) -> str: ...
     @property
-    def latents(self) -> int: ...
-    def keep(self, held: tuple[int, ...]) -> tuple[int, ...]:
-        """Which of `held` (rising stream indices, the arriving ones among them) stay."""
+    def latents(self) -> int:
+        """Room of the region; for tokens chosen on the device, the stretch of time over which they stand."""
+        ...
+
+    def keep(self, held: Held) -> tuple[int, ...]:
+        """Which latents stay."""
         ...
 
 
@@ -34,6 +47,37 @@ class Folding(Tier, Protocol):
     def fold(self, kept: tuple[int, ...], left: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
         """(kept, left) for each latent that is averaged, oldest first."""
         ...
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All that the host knows of a memory. Never changed in place.
+
+    `absorbed`: of regions that keep no latents as they are (see region.py), the newest indices that came to them, as
+    many as the region spans: where its tokens stand in time.
+    """
+
+    slots: Slots
+    absorbed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    marks: Marks = field(default_factory=dict)
+
+    def held(self) -> dict[str, tuple[int, ...]]:
+        """Of each region, the stream indices that it holds or stands for, rising."""
+        return {name: self.absorbed[name] if name in self.absorbed else tuple(sorted(slots))
+                for name, slots in self.slots.items()}  # fmt: skip
+
+    def marked(self, name: str, index: int) -> Contents:
+        """The same, and `name` happened at `index`. The last few of each name are remembered."""
+        return replace(self, marks={**self.marks, name: (*self.marks.get(name, ()), index)[-MARKS:]})
+
+    def only(self, regions: Sequence[str]) -> Contents:
+        """The same without what other regions hold."""
+        slots = {name: held if name in regions else {} for name, held in self.slots.items()}
+        absorbed = {name: span if name in regions else () for name, span in self.absorbed.items()}
+        return replace(self, slots=slots, absorbed=absorbed)
+
+
+MARKS = 8
 
 
 @dataclass(frozen=True)
@@ -57,34 +101,49 @@ class Fold:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """`slots`: where everything will be afterwards."""
+class Absorb:
+    """These latents, (index, source) or with the commit, are given to a region that keeps what it wants of them."""
 
-    slots: Slots
+    region: str
+    latents: tuple[tuple[int, Place | None], ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`after`: what the host will know then."""
+
+    after: Contents
     lays: tuple[Lay, ...] = ()
     folds: tuple[Fold, ...] = ()
+    absorbs: tuple[Absorb, ...] = ()
 
 
-def planned(
-    tiers: Sequence[Tier], offset: Mapping[str, int], before: Slots, start: int, latents: int
-) -> Plan:
+def planned(tiers: Sequence[Tier], offset: Mapping[str, int], before: Contents, start: int, latents: int) -> Plan:
     """What happens when `latents` from `start` on are committed. `offset`: first slot of each region."""
-    sources = {index: (region, slot) for region, slots in before.items() for index, slot in slots.items()}
+    sources = {index: (region, slot) for region, slots in before.slots.items() for index, slot in slots.items()}
     falling = tuple(range(start, start + latents))
-    after: Slots = {}
+    slots: Slots = {}
+    absorbed: dict[str, tuple[int, ...]] = {}
     lays: list[Lay] = []
     folds: list[Fold] = []
+    absorbs: list[Absorb] = []
     for tier in tiers:
-        region, mine = tier.kind, before[tier.kind]
+        region, mine = tier.kind, before.slots[tier.kind]
+        if region in before.absorbed:
+            if falling:
+                absorbs.append(Absorb(region, tuple((index, sources.get(index)) for index in falling)))
+            span = (*before.absorbed[region], *falling)
+            slots[region], absorbed[region], falling = {}, span[max(0, len(span) - tier.latents) :], ()
+            continue
         candidates = tuple(sorted((*mine, *falling)))
-        kept = tier.keep(candidates)
+        kept = tier.keep(Held(candidates, before.marks))
         falling = tuple(index for index in candidates if index not in set(kept))
         stay = {index: mine[index] for index in kept if index in mine}
         free = (slot for slot in range(offset[region], offset[region] + tier.latents) if slot not in stay.values())
         come = {index: next(free) for index in kept if index not in mine}
-        after[region] = stay | come
+        slots[region] = stay | come
         lays += [Lay((region, slot), index, sources.get(index)) for index, slot in come.items()]
         if isinstance(tier, Folding):
-            folds += [Fold(tier, (region, after[region][into]), into, left, sources.get(left))
+            folds += [Fold(tier, (region, slots[region][into]), into, left, sources.get(left))
                       for into, left in tier.fold(kept, falling)]  # fmt: skip
-    return Plan(after, tuple(lays), tuple(folds))
+    return Plan(Contents(slots, absorbed, before.marks), tuple(lays), tuple(folds), tuple(absorbs))

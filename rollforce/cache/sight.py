@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rollforce.attention import Kernel
 from rollforce.errors import ConfigError
-from rollforce.positions import positions
+from rollforce.positions import AnyPositions, positions
 
 
 @dataclass(frozen=True)
@@ -14,26 +15,38 @@ class Sight:
     """`budget`: latents one call attends to, its own included (None: all that is held).
 
     `pinned` regions are always in view; the others fill the rest of the budget, newest first.
-    `positions` names the policy that says where the visible regions stand in time.
+    `positions` says where the visible regions stand in time.
     """
 
     budget: int | None = None
     pinned: tuple[str, ...] = ("sink",)
-    positions: str = "realigned"
+    positions: AnyPositions = "realigned"
 
     def __post_init__(self) -> None:
         positions(self.positions)
         if self.budget is not None and self.budget < 1:
             raise ConfigError(f"budget {self.budget}: a call needs at least 1 latent, its own; null means no limit.")
 
-    def visible(self, held: Mapping[str, tuple[int, ...]], own: int) -> dict[str, tuple[int, ...]]:
-        """Of each region, the stream indices that a call of `own` latents sees."""
+    def visible(
+        self, held: Mapping[str, tuple[int, ...]], own: int, whole: tuple[str, ...] = ()
+    ) -> dict[str, tuple[int, ...]]:
+        """Of each region, the stream indices that a call of `own` latents sees; `whole`: regions seen whole or not at
+        all, hence always."""
         if self.budget is None:
             return dict(held)
-        always = sum(len(held.get(region, ())) for region in self.pinned)
-        rest = sorted(i for region, indices in held.items() if region not in self.pinned for i in indices)
+        pinned = {*self.pinned, *whole}
+        always = sum(len(held.get(region, ())) for region in pinned)
+        rest = sorted(i for region, indices in held.items() if region not in pinned for i in indices)
         newest = set(rest[max(0, len(rest) - max(0, self.budget - own - always)) :])
         return {
-            region: indices if region in self.pinned else tuple(i for i in indices if i in newest)
+            region: indices if region in pinned else tuple(i for i in indices if i in newest)
             for region, indices in held.items()
         }
+
+    def kernel(self, attend: Kernel, tokens: int) -> Kernel:
+        """How a call attends to what it sees, where a latent has `tokens` tokens."""
+        return attend
+
+    def text_kernel(self, attend: Kernel, tokens: int) -> Kernel:
+        """The same for the prompt."""
+        return attend

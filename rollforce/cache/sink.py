@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from rollforce.cache.plan import Held
+
 
 @dataclass(frozen=True)
 class Sink:
@@ -13,6 +15,6 @@ class Sink:
     latents: int
     kind: Literal["sink"] = "sink"
 
-    def keep(self, held: tuple[int, ...]) -> tuple[int, ...]:
-        """Which of `held` (rising stream indices, the arriving ones among them) stay."""
-        return held[: self.latents]
+    def keep(self, held: Held) -> tuple[int, ...]:
+        """Which latents stay."""
+        return held.indices[: self.latents]

@@ -16,6 +16,7 @@ from torch import Tensor
 from rollforce import rope
 from rollforce.cache import Group, KVCache
 from rollforce.cache.cache import View
+from rollforce.cache.region import Seen
 from rollforce.types import KVBlock
 
 
@@ -35,11 +36,11 @@ class LeakyCache(KVCache):
         self._start = group.start
         return super().view(group)
 
-    def read(self, layer: int, view: View, own: KVBlock) -> KVBlock:
+    def read(self, layer: int, view: View, own: KVBlock) -> Seen:
         seen = super().read(layer, view, own)
         if not torch.is_grad_enabled():
             return seen
-        region_and_index = {slot: (r, i) for r, slots in self.slot_of.items() for i, slot in slots.items()}
+        region_and_index = {slot: (r, i) for r, slots in self.contents.slots.items() for i, slot in slots.items()}
         moves, keys, values = dict(view.moves), [], []
         for slot in view.slots:
             region, index = region_and_index[slot]
@@ -52,7 +53,7 @@ class LeakyCache(KVCache):
         if not keys:
             return seen
         none = torch.zeros_like(own.key)
-        return KVBlock(seen.key + torch.cat([*keys, none], 2), seen.value + torch.cat([*values, none], 2))
+        return Seen(seen.key + torch.cat([*keys, none], 2), seen.value + torch.cat([*values, none], 2))
 
     def _nothing(self, own: KVBlock) -> Tensor:
         return torch.zeros_like(own.key[:, :, : self.shape.tokens])

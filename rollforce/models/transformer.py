@@ -95,6 +95,9 @@ class Memory(Protocol):
     def attend(self, layer: int, query: Tensor, own: KVBlock, attend: Kernel) -> Tensor:
         """Attention output [B, N, L, K] of this call's queries over what each of them may see."""
 
+    def across(self, attend: Kernel) -> Kernel:
+        """The kernel for this call's cross-attention."""
+
 
 def _before(block: Block, *inputs: Any) -> tuple[Tensor, KVBlock, tuple[Tensor, ...]]:
     return block.before(*inputs)
@@ -203,13 +206,14 @@ class VideoTransformer(nn.Module):
         if self.float32_islands:
             x, embedding, modulation = x.float(), embedding.float(), modulation.float()
         before, after = self.halves
+        across = self.attend if memory is None else memory.across(self.attend)
         for layer, block in enumerate(self.visit(self.blocks)):
             query, own, mod = before(block, x, modulation, angle)
             if memory is None:
                 attended = self.attend(query, own.key, own.value, mask)
             else:
                 attended = memory.attend(layer, query, own, self.attend)
-            x = after(block, x, attended, mod, condition.layers[layer], self.attend)
+            x = after(block, x, attended, mod, condition.layers[layer], across)
         shift, scale = (self.scale_shift_table.to(embedding.dtype).unsqueeze(1) + embedding.unsqueeze(2)).unbind(2)
         x = self.proj_out(modulated(x, shift, scale, self.config.eps).to(self.proj_out.weight.dtype))
         return self._latents(x, x_BTCHW.shape).to(x_BTCHW.dtype)

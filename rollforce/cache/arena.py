@@ -1,0 +1,133 @@
+"""Arena: preallocated slots of all tiers that keep latents as they are, and behind them room for the call in flight.
+
+Keys are rotated once, at their own stream index. A region that a policy moves in time (a sink) is turned from an
+unturned master copy whenever its move changes, which is once per commit: turning in place would drift in bfloat16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rollforce import rope
+from rollforce.cache.plan import Fold, Folding, Place, Tier
+from rollforce.cache.region import Shape
+from rollforce.types import KVBlock
+
+
+class Arena:
+    """Per layer, keys and values [B, N, (capacity + flight) * tokens, K]."""
+
+    def __init__(
+        self, tiers: Sequence[Tier], shape: Shape, flight: int, dtype: torch.dtype, device: str | torch.device
+    ) -> None:
+        self.shape, self.flight = shape, flight
+        self.offset = {tier.kind: sum(t.latents for t in tiers[:i]) for i, tier in enumerate(tiers)}
+        self.size = {tier.kind: tier.latents for tier in tiers}
+        self.capacity = sum(self.size.values())
+        length = (self.capacity + flight) * shape.tokens
+        self.keys, self.values = (
+            [torch.zeros(shape.of(layer, length), dtype=dtype, device=device) for layer in range(shape.layers)]
+            for _ in range(2)
+        )
+        # Unturned keys of regions that move; of folding ones also the values: in bfloat16 an average stands still.
+        self.masters: dict[str, list[Tensor]] = {}
+        self.exact: dict[str, list[Tensor]] = {}
+        self.shown: dict[str, list[int]] = {tier.kind: [0] * shape.layers for tier in tiers}
+        for tier in tiers:
+            if isinstance(tier, Folding):
+                part = self._span(tier.kind)
+                for copies in (self.masters, self.exact):
+                    copies[tier.kind] = [torch.zeros_like(keys[:, :, part], dtype=torch.float32) for keys in self.keys]
+
+    @property
+    def bytes(self) -> int:
+        copies = [*self.masters.values(), *self.exact.values()]
+        tensors = [*self.keys, *self.values, *(tensor for layers in copies for tensor in layers)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def slots(self, layer: int, first: int, stop: int) -> KVBlock:
+        """Slots `first` to `stop`, not copied."""
+        part = slice(first * self.shape.tokens, stop * self.shape.tokens)
+        return KVBlock(self.keys[layer][:, :, part], self.values[layer][:, :, part])
+
+    def behind(self, layer: int, used: int, own: KVBlock) -> int:
+        """Lay a call's own keys and values behind the used slots; return the slot after them."""
+        start, count = used * self.shape.tokens, own.key.shape[2]
+        self.keys[layer][:, :, start : start + count] = own.key
+        self.values[layer][:, :, start : start + count] = own.value
+        return used + count // self.shape.tokens
+
+    def show(self, layer: int, region: str, move: int) -> None:
+        """Turn the keys of a region so that they stand `move` latents later than where they were made."""
+        if self.shown[region][layer] == move:
+            return
+        part = self._span(region)
+        if region not in self.masters:
+            self.masters[region] = [keys[:, :, part].clone() for keys in self.keys]
+        self.keys[layer][:, :, part] = rope.turn(self.masters[region][layer], move).to(self.keys[layer])
+        self.shown[region][layer] = move
+
+    def taken(self, layer: int, region: str, slot: int) -> KVBlock:
+        """A copy of one latent's unturned keys and its values."""
+        place, inside = self._where((region, slot))
+        mastered, exact = region in self.masters, region in self.exact
+        keys = self.masters[region][layer][:, :, inside] if mastered else self.keys[layer][:, :, place]
+        values = self.exact[region][layer][:, :, inside] if exact else self.values[layer][:, :, place]
+        return KVBlock(keys.clone(), values.clone())
+
+    def lay(self, layer: int, target: Place, latent: KVBlock) -> None:
+        """Write one latent."""
+        region, (place, inside) = target[0], self._where(target)
+        key, value, shown = latent.key.detach(), latent.value.detach(), self.shown[region][layer]
+        if region in self.masters:
+            self.masters[region][layer][:, :, inside] = key
+        if region in self.exact:
+            self.exact[region][layer][:, :, inside] = value
+        self.keys[layer][:, :, place] = rope.turn(key, shown) if shown else key
+        self.values[layer][:, :, place] = value
+
+    def mix(self, layer: int, fold: Fold, left: KVBlock) -> None:
+        """Average a latent into a kept one, its keys turned to where that one stands."""
+        region, (place, inside) = fold.place[0], self._where(fold.place)
+        share, shown = fold.tier.share(), self.shown[region][layer]
+        moved = rope.turn(left.key.detach().float(), fold.kept - fold.index)
+        key = self.masters[region][layer][:, :, inside].lerp_(moved, share)
+        value = self.exact[region][layer][:, :, inside].lerp_(left.value.detach().float(), share)
+        self.keys[layer][:, :, place] = (rope.turn(key, shown) if shown else key).to(self.keys[layer])
+        self.values[layer][:, :, place] = value.to(self.values[layer])
+
+    def _span(self, region: str) -> slice:
+        low = self.offset[region]
+        return slice(low * self.shape.tokens, (low + self.size[region]) * self.shape.tokens)
+
+    def _where(self, place: Place) -> tuple[slice, slice]:
+        """A slot's tokens in the arena, and in its region."""
+        region, slot = place
+        tokens, low = self.shape.tokens, self.offset[region]
+        return (slice(slot * tokens, (slot + 1) * tokens), slice((slot - low) * tokens, (slot - low + 1) * tokens))
+
+    def state_dict(self) -> dict[str, Any]:
+        end = self.capacity * self.shape.tokens
+        return {
+            "keys": [keys[:, :, :end].clone() for keys in self.keys],
+            "values": [values[:, :, :end].clone() for values in self.values],
+            "masters": {name: [layer.clone() for layer in layers] for name, layers in self.masters.items()},
+            "exact": {name: [layer.clone() for layer in layers] for name, layers in self.exact.items()},
+            "shown": {name: list(moves) for name, moves in self.shown.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        end = self.capacity * self.shape.tokens
+        for name, mine in (("keys", self.keys), ("values", self.values)):
+            for layer, saved in zip(mine, state[name], strict=True):
+                layer[:, :, :end] = saved
+        device = self.keys[0].device
+        self.masters, self.exact = (
+            {name: [layer.to(device, copy=True) for layer in layers] for name, layers in state[part].items()}
+            for part in ("masters", "exact")
+        )
+        self.shown = {name: [int(move) for move in moves] for name, moves in state["shown"].items()}

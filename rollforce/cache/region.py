@@ -1,0 +1,108 @@
+"""Region: memory that does not keep latents as they are.
+
+A tier whose tokens are chosen, merged, summed or stored in few bits makes a Region, which holds the tensors: the tier
+itself stays settings. It stands last in the waterfall, takes all that falls to it, and a call sees all of it or, for
+what is not tokens, has something added to its attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from rollforce.cache.plan import Tier
+from rollforce.types import KVBlock
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a memory: one slot is one latent of `tokens` keys for `heads` heads of `width` channels.
+
+    `heads`: of every layer, or of each (head groups differ between layers)."""
+
+    layers: int
+    batch: int
+    heads: int | tuple[int, ...]
+    tokens: int
+    width: int
+
+    def of(self, layer: int, tokens: int) -> tuple[int, int, int, int]:
+        """The shape of `tokens` keys of a layer: [B, N, L, K]."""
+        return self.batch, self.heads if isinstance(self.heads, int) else self.heads[layer], tokens, self.width
+
+
+@dataclass(frozen=True)
+class Fallen:
+    """Latents that fall to a region: their stream indices and their keys (turned at their own index) and values."""
+
+    indices: tuple[int, ...]
+    block: KVBlock
+
+
+@dataclass(frozen=True)
+class Committing:
+    """The commit during which that happens, in one layer: the new latents' keys and values, and their queries.
+
+    `notes`: of this commit, what one layer leaves for the next ones."""
+
+    layer: int
+    start: int
+    own: KVBlock
+    query: Tensor
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where a region's tokens stand for a call: each `move` latents later than its own index, but none before
+    `lowest` (None: no bound). `filled`: latents of the region's span that came to it so far."""
+
+    move: int
+    lowest: int | None
+    filled: int
+
+    def turns(self, index: Tensor) -> Tensor:
+        """By how many latents each token is turned."""
+        target = index + self.move
+        return (target if self.lowest is None else target.clamp(min=self.lowest)) - index
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Keys and values that a call attends to; `bias` is added to the logits, [B, 1 or N, 1, L], None for nothing."""
+
+    key: Tensor
+    value: Tensor
+    bias: Tensor | None = None
+
+
+class Region(Protocol):
+    """State of an absorbing tier."""
+
+    @property
+    def bytes(self) -> int: ...
+    def absorb(self, fallen: Fallen, commit: Committing) -> None:
+        """Take what falls, in one layer."""
+        ...
+
+    def seen(self, layer: int, placed: Placed) -> Seen | None:
+        """What a call attends to of it."""
+        ...
+
+    def added(self, layer: int, query: Tensor) -> Tensor | None:
+        """What is added to the output of attention [B, N, L, K]."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Absorbing(Tier, Protocol):
+    """A tier whose memory is a Region."""
+
+    def region(self, shape: Shape, dtype: torch.dtype, device: torch.device | str) -> Region: ...
