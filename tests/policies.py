@@ -10,10 +10,11 @@ import torch
 from conftest import TINY
 from torch import Tensor
 
-from rollforce.cache import EmaSink, KVCache, Shape, Sight, Sink, Tier, Window
+from rollforce.cache import EmaSink, Junction, KVCache, Shape, Sight, Sink, Tier, Window
 from rollforce.layout import Layout, bidirectional, chunkwise, partitioned, rolling
 from rollforce.models.transformer import Condition, VideoTransformer
 from rollforce.noise import Noise
+from rollforce.positions import Anchored, RunningAhead
 from rollforce.rollout import Rollout, Stepping
 
 LADDER = (1.0, 0.8, 0.6, 0.35)
@@ -33,11 +34,14 @@ TIERS: dict[str, tuple[Tier, ...]] = {
     "sink+window": (Sink(2), Window(4)),
     "short window": (Window(1),),
     "window+ema": (Window(4), EmaSink(2, decay=0.5)),
+    "junction": (Sink(1), Window(3), Junction(2, every=4)),
 }
 SIGHTS: dict[str, Stepping] = {
     "all realigned": Stepping(),
     "all absolute": Stepping(Sight(positions="absolute"), Sight(positions="absolute")),
     "two sights": Stepping(Sight(12), Sight(6, pinned=(), positions="absolute")),
+    "anchored": Stepping(Sight(positions=Anchored(24)), Sight(positions=Anchored(24))),
+    "ahead": Stepping(Sight(positions=RunningAhead()), Sight(positions=RunningAhead())),
     "euler": Stepping(sampler="euler"),
 }
 

@@ -4,6 +4,7 @@ file per tier."""
 
 from rollforce.cache.cache import Group, KVCache
 from rollforce.cache.ema import EmaSink
+from rollforce.cache.junction import Junction
 from rollforce.cache.memory import Memory
 from rollforce.cache.plan import Contents, Folding, Held, Plan, Tier
 from rollforce.cache.region import Absorbing, Shape
@@ -11,9 +12,14 @@ from rollforce.cache.sight import Sight
 from rollforce.cache.sink import Sink
 from rollforce.cache.window import Window
 
-AnyTier = Sink | EmaSink | Window  # the union is the registry: a new tier is a file and a name here
+AnyTier = (  # the union is the registry: a new tier is a file and a name here
+    Sink
+    | EmaSink
+    | Window
+    | Junction
+)
 
 __all__ = [
-    "Absorbing", "AnyTier", "Contents", "EmaSink", "Folding", "Group", "Held", "KVCache", "Memory", "Plan", "Shape",
-    "Sight", "Sink", "Tier", "Window",
+    "Absorbing", "AnyTier", "Contents", "EmaSink", "Folding", "Group", "Held", "Junction", "KVCache", "Memory", "Plan",
+    "Shape", "Sight", "Sink", "Tier", "Window",
 ]  # fmt: skip
