@@ -96,6 +96,16 @@ def latents(rollout: Rollout, count: int) -> Tensor:
     return torch.cat(done, dim=1)[:, :count]
 
 
+def room(tiers: tuple[Tier, ...], chunk: int) -> int:
+    """Latents that can be committed, chunk by chunk, before the first of them is let go."""
+    shape = Shape(TINY.num_layers, 1, TINY.num_attention_heads, 1, TINY.attention_head_dim)
+    cache, start = KVCache(tiers, shape, chunk, device="meta"), 0
+    while sum(map(len, cache.held().values())) == start:
+        cache.adopt(cache.plan(start, chunk).after)
+        start += chunk
+    return start - chunk
+
+
 def same(one: Any, other: Any) -> bool:
     """Whether two states hold the same, bit for bit."""
     if isinstance(one, Tensor):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import tiny_transformer
-from policies import HEIGHT, LADDER, LAYOUTS, SIGHTS, TIERS, WIDTH, condition, latents, policies, start
+from policies import HEIGHT, LADDER, LAYOUTS, SIGHTS, TIERS, WIDTH, condition, latents, policies, room, start
 
 from rollforce.attention import additive, block_causal, teacher_forcing
 from rollforce.cache import Sight, Window
@@ -20,8 +20,7 @@ EXACT = Stepping(Sight(positions="absolute"), Sight(positions="absolute"))
 
 @policies("layout", "tiers")
 def test_1_a_policy_equals_the_full_cache_until_it_overflows(model, layout, tiers):
-    room = sum(tier.latents for tier in tiers) // layout.shift * layout.shift
-    fits = room + layout.shift  # the next chunk still sees all of the past
+    fits = room(tiers, layout.shift) + layout.shift  # the next chunk still sees all of the past
     full, policy = (latents(start(model, layout, kept, Stepping()), fits + 4 * layout.shift) for kept in (FULL, tiers))
     torch.testing.assert_close(policy[:, :fits], full[:, :fits], atol=1e-5, rtol=0)
     assert not torch.allclose(policy, full, atol=1e-4)  # and then it does overflow
