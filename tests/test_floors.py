@@ -26,7 +26,7 @@ models world
 rollout sizes
 recache
 settings snapshot ahead
-running
+running trace
 given needs loaded
 distill fits
 bench
