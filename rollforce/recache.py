@@ -11,13 +11,12 @@ from itertools import pairwise
 
 import torch
 
-from rollforce.cache import Memory
 from rollforce.cache.cache import Group
 from rollforce.models.transformer import Condition
 from rollforce.rollout import Rollout
 from rollforce.types import index_range
 
-PROTECTED = ("sink", "ema_sink")  # regions that stay as they are
+PROTECTED = ("sink", "ema_sink", "junction")  # regions that stay as they are
 
 
 @torch.no_grad()
@@ -33,15 +32,15 @@ def recache(rollout: Rollout, condition: Condition, together: bool = False) -> N
         return
     kept = [*PROTECTED, *cache.regions]
     replayed = sorted(index for region, held in cache.held().items() if region not in kept for index in held)
-    cache.adopt(cache.contents.only(kept))
+    replayed = [index for index in replayed if index >= recent.start]  # what is older cannot be made again
     if not replayed:
         return
+    cache.adopt(cache.contents.filtered(lambda region, index: region in kept or index < recent.start))
     chunk, first = rollout.layout.shift, replayed[0]
     lead = len(replayed) if together else len(replayed) % chunk or chunk
     cuts = [first, *range(first + lead, recent.stop + 1, chunk)]
     for low, high in pairwise(cuts):
         x = recent.latents_BTCHW[:, low - recent.start : high - recent.start]
         sigma = torch.full(x.shape[:2], rollout.stepping.context_sigma, device=x.device)
-        memory = Memory(cache, [Group(low, high - low, rollout.stepping.commit, commit=True)])
-        rollout.model(x, sigma, index_range(low, high - low), condition, memory)
+        rollout.call(x, sigma, index_range(low, high - low), [Group(low, high - low, rollout.stepping.commit, True)])
 

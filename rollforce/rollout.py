@@ -7,7 +7,7 @@ the price of one. State is (first, row, x, pending) and the cache; noise is a pu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, Protocol
@@ -78,6 +78,7 @@ class Rollout:
         self.row = 0
         self.x: Tensor | None = None  # live slots only
         self.entry: dict[int, float] = {}  # noise levels of latents of the source that entered and were not yet ticked
+        self.phase = 0.0  # of RoPE in time: see transitions.shot
         self.pending: Commit | None = None  # clean, handed out, not yet in memory
         self.recent: Commit | None = None  # clean, in memory: as many of the newest as fit; for recache.py
 
@@ -92,7 +93,7 @@ class Rollout:
         x = latents_BTCHW.to(self._device, self.cache.dtype)
         for low, high in pairwise(cuts):
             self.pending = self._as_context(Commit(self.start - count + low, x[:, low:high]))
-            self._write()
+            self.settle()
 
     @property
     def live(self) -> tuple[int, int]:
@@ -131,7 +132,7 @@ class Rollout:
         finished = Commit(low, self.x[:, :count]) if count else None
         self.x, self.first, self.row = self.x[:, count:], self.first + self.layout.shift, 0
         if finished is not None:
-            self._write()  # never two pending: a tick has carried the last one unless none came between
+            self.settle()  # never two pending: a tick has carried the last one unless none came between
             self.pending = self._as_context(finished)
         return finished
 
@@ -153,7 +154,7 @@ class Rollout:
 
     def _velocity(self, x: Tensor, sigma: tuple[float, ...], low: int, apart: bool) -> Tensor:
         if apart or not self.stepping.ride:
-            self._write()
+            self.settle()
         riding = self._taken()
         groups = [Group(low, x.shape[1], self.stepping.denoise)]
         index, levels = index_range(low, x.shape[1]), self._levels(sigma)
@@ -162,18 +163,25 @@ class Rollout:
             x = torch.cat([riding.latents_BTCHW, x], dim=1)
             index = torch.cat([index_range(riding.start, riding.latents_BTCHW.shape[1]), index])
             levels = torch.cat([self._context_levels(riding), levels], dim=1)
-        velocity = self.model(x, levels, index, self.condition, Memory(self.cache, groups))
+        velocity = self.call(x, levels, index, groups)
         return velocity[:, velocity.shape[1] - groups[-1].latents :]
 
+    def call(
+        self, x: Tensor, sigma: Tensor, index: Tensor, groups: Sequence[Group], phase: Tensor | None = None
+    ) -> Tensor:
+        """Velocity of latents that see memory in these groups."""
+        if phase is None and self.phase:
+            phase = torch.full(index.shape, self.phase)
+        return self.model(x, sigma, index, self.condition, Memory(self.cache, groups), phase_T=phase)
+
     @torch.no_grad()
-    def _write(self) -> None:
-        """The clean pass as a call of its own."""
+    def settle(self) -> None:
+        """Write what is pending: the clean pass as a call of its own."""
         pending = self._taken()
         if pending is None:
             return
         index = index_range(pending.start, pending.latents_BTCHW.shape[1])
-        memory = Memory(self.cache, [self._committing(pending)])
-        self.model(pending.latents_BTCHW, self._context_levels(pending), index, self.condition, memory)
+        self.call(pending.latents_BTCHW, self._context_levels(pending), index, [self._committing(pending)])
 
     def _taken(self) -> Commit | None:
         """The pending latents, about to be written to memory."""
@@ -259,6 +267,7 @@ class Rollout:
             "start": self.start,
             "first": self.first,
             "row": self.row,
+            "phase": self.phase,
             "x": None if self.x is None else self.x.clone(),
             "recent_stop": None if self.recent is None else self.recent.stop,
             "recent": None if self.recent is None else self.recent.latents_BTCHW.clone(),
@@ -270,7 +279,7 @@ class Rollout:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict` of a rollout with the same settings."""
         self.start, self.first = int(state["start"]), int(state["first"])
-        self.row, self.x = int(state["row"]), state["x"]
+        self.row, self.x, self.phase = int(state["row"]), state["x"], float(state["phase"])
         pending, recent = state["pending"], state["recent"]
         self.recent = None if recent is None else Commit(int(state["recent_stop"]) - recent.shape[1], recent)
         self.pending = None if pending is None else Commit(int(state["pending_start"]), pending)

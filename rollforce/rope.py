@@ -25,14 +25,16 @@ def _axis(position_L: Tensor, channels: int) -> Tensor:
     return torch.outer(position_L.double(), frequency)
 
 
-def angles(index_T: Tensor, rows: int, columns: int, head_dim: int) -> Tensor:
+def angles(index_T: Tensor, rows: int, columns: int, head_dim: int, phase_T: Tensor | None = None) -> Tensor:
     """cos and sin for the tokens of latents at positions `index_T`: float32 [2, T * rows * columns, head_dim / 2].
 
-    Token order is latent, row, column (column fastest).
+    Token order is latent, row, column (column fastest). `phase_T` is added to every angle of time (ShotStream's RoPE
+    discontinuity): no place in time, only a sign that two latents are not of one shot.
     """
     time, height, width = split(head_dim)
     device = index_T.device
-    t = _axis(index_T, time)[:, None, None].expand(-1, rows, columns, -1)
+    moment = _axis(index_T, time) + (0.0 if phase_T is None else phase_T.to(device).double()[:, None])
+    t = moment[:, None, None].expand(-1, rows, columns, -1)
     y = _axis(torch.arange(rows, device=device), height)[None, :, None].expand(len(index_T), -1, columns, -1)
     x = _axis(torch.arange(columns, device=device), width)[None, None].expand(len(index_T), rows, -1, -1)
     angle = torch.cat([t, y, x], dim=-1).flatten(0, 2)

@@ -9,13 +9,14 @@ keeps something else (chosen tokens, sums, codes) has a Region of its own, which
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rollforce.cache.arena import Arena
+from rollforce.cache.memory import Memory
 from rollforce.cache.plan import Contents, Place, Plan, Tier, planned
 from rollforce.cache.region import Absorbing, Committing, Fallen, Placed, Seen, Shape
 from rollforce.cache.sight import Sight
@@ -89,6 +90,10 @@ class KVCache:
         """Tell the tiers that something (`switch`, `shot`) happens with the latent at `index`, not yet committed."""
         self.contents = self.contents.marked(name, index)
 
+    def memory(self, groups: Sequence[Group]) -> Memory:
+        """One call's window on this."""
+        return Memory(self, groups)
+
     def view(self, group: Group) -> View:
         """What `group` sees now."""
         slot_of = self.contents.slots
@@ -151,20 +156,28 @@ class KVCache:
 
         laid = [(lay, latent(lay.index, lay.source)) for lay in plan.lays]  # all is read before anything is written
         folded = [(fold, latent(fold.index, fold.source)) for fold in plan.folds]
-        absorbed = [(absorb, [latent(*place) for place in absorb.latents]) for absorb in plan.absorbs]
+        absorbed = [(absorb, [latent(*place) for place in absorb.latents], absorb.after and latent(*absorb.after))
+                    for absorb in plan.absorbs]  # fmt: skip
         for lay, block in laid:
             self.arena.lay(layer, lay.place, block)
         for fold, block in folded:
             self.arena.mix(layer, fold, block)
-        for absorb, blocks in absorbed:
+        for absorb, blocks, after in absorbed:
             key, value = (torch.cat([getattr(b, part).detach() for b in blocks], dim=2) for part in ("key", "value"))
             fallen = Fallen(tuple(index for index, _ in absorb.latents), KVBlock(key, value))
             with torch.no_grad():
-                self.regions[absorb.region].absorb(fallen, commit)
+                self.regions[absorb.region].absorb(fallen, replace(commit, after=after))
 
     def adopt(self, contents: Contents) -> None:
         """Make it the truth."""
         self.contents = contents
+
+    def forget(self) -> None:
+        """Empty the regions that keep no latents as they are: they cannot tell what is of which prompt."""
+        for tier in self.tiers:
+            if isinstance(tier, Absorbing):
+                self.regions[tier.kind] = tier.region(self.shape, self.dtype, self.device)
+        self.contents = replace(self.contents, absorbed=dict.fromkeys(self.regions, ()))
 
     # -- saving -------------------------------------------------------------------------------------------------
 

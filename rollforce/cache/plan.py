@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
@@ -70,11 +70,10 @@ class Contents:
         """The same, and `name` happened at `index`. The last few of each name are remembered."""
         return replace(self, marks={**self.marks, name: (*self.marks.get(name, ()), index)[-MARKS:]})
 
-    def only(self, regions: Sequence[str]) -> Contents:
-        """The same without what other regions hold."""
-        slots = {name: held if name in regions else {} for name, held in self.slots.items()}
-        absorbed = {name: span if name in regions else () for name, span in self.absorbed.items()}
-        return replace(self, slots=slots, absorbed=absorbed)
+    def filtered(self, stays: Callable[[str, int], bool]) -> Contents:
+        """The same without the latents, (region, index), that do not stay. What was absorbed is not touched."""
+        slots = {name: {i: slot for i, slot in held.items() if stays(name, i)} for name, held in self.slots.items()}
+        return replace(self, slots=slots)
 
 
 MARKS = 8
@@ -102,10 +101,13 @@ class Fold:
 
 @dataclass(frozen=True)
 class Absorb:
-    """These latents, (index, source) or with the commit, are given to a region that keeps what it wants of them."""
+    """These latents, (index, source) or with the commit, are given to a region that keeps what it wants of them.
+
+    `after`: the latent that follows the newest of them, unless it is still to come."""
 
     region: str
     latents: tuple[tuple[int, Place | None], ...]
+    after: tuple[int, Place | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,10 @@ def planned(tiers: Sequence[Tier], offset: Mapping[str, int], before: Contents, 
         region, mine = tier.kind, before.slots[tier.kind]
         if region in before.absorbed:
             if falling:
-                absorbs.append(Absorb(region, tuple((index, sources.get(index)) for index in falling)))
+                follows = falling[-1] + 1
+                known = follows in sources or start <= follows < start + latents
+                absorbs.append(Absorb(region, tuple((index, sources.get(index)) for index in falling),
+                                      (follows, sources.get(follows)) if known else None))  # fmt: skip
             span = (*before.absorbed[region], *falling)
             slots[region], absorbed[region], falling = {}, span[max(0, len(span) - tier.latents) :], ()
             continue

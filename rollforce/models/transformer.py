@@ -193,14 +193,18 @@ class VideoTransformer(nn.Module):
         condition: Condition,
         memory: Memory | None = None,
         mask: Tensor | None = None,
+        phase_T: Tensor | None = None,
     ) -> Tensor:
         """Velocity [B, T, C, H, W] of noisy latents.
 
         Args: `sigma_BT` noise in [0, 1] of each latent; `index_T` stream position of each latent (any integers);
-        `memory` what self-attention sees of the past (None: only this call); `mask` additive [L, L], without memory.
+        `memory` what self-attention sees of the past (None: only this call); `mask` additive [L, L], without memory;
+        `phase_T` see rope.angles.
         """
         rows, columns = self._geometry(x_BTCHW)
-        angle = rope.angles(index_T.to(x_BTCHW.device), rows, columns, self.config.attention_head_dim)
+        angle = rope.angles(
+            index_T.to(x_BTCHW.device), rows, columns, self.config.attention_head_dim, phase_T
+        )
         embedding, modulation = self.condition_embedder.time(sigma_BT)
         x = self._patches(x_BTCHW)
         if self.float32_islands:
