@@ -73,6 +73,7 @@ class Rollout:
         self.model, self.condition, self.cache = model, condition, cache
         self.layout, self.noise, self.stepping = layout, noise, stepping or Stepping()
         self.start, self.source = start, source
+        cache.learned = model.policy
         self.end = None if length is None else start + length
         self.first = start + layout.first()
         self.row = 0
@@ -156,7 +157,7 @@ class Rollout:
         if apart or not self.stepping.ride:
             self.settle()
         riding = self._taken()
-        groups = [Group(low, x.shape[1], self.stepping.denoise)]
+        groups = [Group(low, x.shape[1], self.stepping.denoise.at(max(sigma)))]
         index, levels = index_range(low, x.shape[1]), self._levels(sigma)
         if riding is not None:
             groups.insert(0, self._committing(riding))

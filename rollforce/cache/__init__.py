@@ -7,7 +7,7 @@ from rollforce.cache.ema import EmaSink
 from rollforce.cache.junction import Junction
 from rollforce.cache.memory import Memory
 from rollforce.cache.plan import Contents, Folding, Held, Plan, Tier
-from rollforce.cache.region import Absorbing, Shape
+from rollforce.cache.region import Absorbing, Learned, Shape
 from rollforce.cache.sight import Sight
 from rollforce.cache.sink import Sink
 from rollforce.cache.window import Window
@@ -20,6 +20,6 @@ AnyTier = (  # the union is the registry: a new tier is a file and a name here
 )
 
 __all__ = [
-    "Absorbing", "AnyTier", "Contents", "EmaSink", "Folding", "Group", "Held", "Junction", "KVCache", "Memory", "Plan",
+    "Absorbing", "AnyTier", "Contents", "EmaSink", "Folding", "Group", "Held", "Junction", "KVCache", "Learned", "Memory", "Plan",
     "Shape", "Sight", "Sink", "Tier", "Window",
 ]  # fmt: skip

@@ -18,7 +18,7 @@ from torch import Tensor
 from rollforce.cache.arena import Arena
 from rollforce.cache.memory import Memory
 from rollforce.cache.plan import Contents, Place, Plan, Tier, planned
-from rollforce.cache.region import Absorbing, Committing, Fallen, Placed, Seen, Shape
+from rollforce.cache.region import Absorbing, Adding, Asking, Committing, Fallen, Placed, Seen, Shape
 from rollforce.cache.sight import Sight
 from rollforce.errors import ConfigError
 from rollforce.positions import positions
@@ -70,6 +70,7 @@ class KVCache:
         self.arena = Arena([tier for tier in tiers if tier.kind not in self.regions], shape, flight, dtype, device)
         self.capacity = sum(tier.latents for tier in tiers)
         self.contents = Contents({name: {} for name in names}, dict.fromkeys(self.regions, ()))
+        self.learned: Mapping[str, Tensor] = {}  # weights of tiers: the model's, not of the state
 
     # -- what is held -------------------------------------------------------------------------------------------
 
@@ -133,10 +134,12 @@ class KVCache:
         key, value = torch.cat([part.key for part in seen], dim=2), torch.cat([part.value for part in seen], dim=2)
         return Seen(key, value, _bias(seen))
 
-    def added(self, layer: int, view: View, query: Tensor) -> Tensor | None:
-        """What regions add to the output of attention."""
-        found = [self.regions[name].added(layer, query) for name, _ in view.apart]
-        return next((tensor for tensor in found if tensor is not None), None)
+    def added(self, layer: int, start: int, query: Tensor) -> Tensor | None:
+        """What a region adds to the output of attention, for latents from `start` on."""
+        for region in self.regions.values():
+            if isinstance(region, Adding):
+                return region.adds(Asking(layer, start, query, self.learned))
+        return None
 
     # -- writing ------------------------------------------------------------------------------------------------
 

@@ -41,8 +41,8 @@ class Memory:
             stop = at + group.latents
             asking, mine = query[:, :, at * tokens : stop * tokens], own.latents(at, stop, tokens)
             seen = self.cache.read(layer, view, mine)
-            output = group.sight.kernel(attend, tokens)(asking, seen.key, seen.value, seen.bias)
-            added = self.cache.added(layer, view, asking)
+            output = group.sight.kernel(attend, self.cache.shape, layer)(asking, seen.key, seen.value, seen.bias)
+            added = self.cache.added(layer, group.start, asking)
             outputs.append(output if added is None else output + added.to(output))
             if group.commit:
                 self.cache.write(Committing(layer, group.start, mine, asking, self._notes), plan)
@@ -51,5 +51,14 @@ class Memory:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
     def across(self, attend: Kernel) -> Kernel:
-        """The kernel for cross-attention of this call."""
-        return self.groups[-1].sight.text_kernel(attend, self.cache.shape.tokens)
+        """The kernel for cross-attention of this call: queries of all groups, each as its sight says."""
+        shape = self.cache.shape
+        if all(group.sight.text is None for group in self.groups):
+            return attend
+
+        def grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+            parts = query.split([group.latents * shape.tokens for group in self.groups], dim=2)
+            kernels = [group.sight.text_kernel(attend, shape) for group in self.groups]
+            return torch.cat([kernel(part, key, value, mask) for kernel, part in zip(kernels, parts, strict=True)], 2)
+
+        return grouped

@@ -94,9 +94,6 @@ class Pool:
             return Seen(turned[1], held.value, held.mass.log()[:, None, None])
         return Seen(turned[1][:, :, :count], held.value[:, :, :count])
 
-    def added(self, layer: int, query: Tensor) -> Tensor | None:
-        return None
-
     def state_dict(self) -> dict[str, Any]:
         return {name: [getattr(held, name).clone() for held in self.held] for name in ("key", "value", "index", "mass")}
 

@@ -22,13 +22,15 @@ from rollforce.types import KVBlock
 class Shape:
     """Sizes of a memory: one slot is one latent of `tokens` keys for `heads` heads of `width` channels.
 
-    `heads`: of every layer, or of each (head groups differ between layers)."""
+    `heads`: of every layer, or of each (head groups differ between layers). `columns`: tokens of a row of the picture;
+    0 where nobody asks."""
 
     layers: int
     batch: int
     heads: int | tuple[int, ...]
     tokens: int
     width: int
+    columns: int = 0
 
     def of(self, layer: int, tokens: int) -> tuple[int, int, int, int]:
         """The shape of `tokens` keys of a layer: [B, N, L, K]."""
@@ -72,6 +74,17 @@ class Placed:
 
 
 @dataclass(frozen=True)
+class Asking:
+    """A call's queries in one layer, turned at their own index, the first latent's being `start`. `learned`: weights of
+    tiers that learn something, by their kind."""
+
+    layer: int
+    start: int
+    query: Tensor
+    learned: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
 class Seen:
     """Keys and values that a call attends to; `bias` is added to the logits, [B, 1 or N, 1, L], None for nothing."""
 
@@ -93,12 +106,28 @@ class Region(Protocol):
         """What a call attends to of it."""
         ...
 
-    def added(self, layer: int, query: Tensor) -> Tensor | None:
-        """What is added to the output of attention [B, N, L, K]."""
-        ...
-
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Adding(Protocol):
+    """A region that adds something to the output of attention."""
+
+    def adds(self, asking: Asking) -> Tensor | None:
+        """That, [B, N, L, K]."""
+        ...
+
+
+@runtime_checkable
+class Learned(Protocol):
+    """A tier that has weights: they are the transformer's, under `policy.` and the tier's kind."""
+
+    @property
+    def kind(self) -> str: ...
+    def weights(self, layers: int, width: int) -> tuple[int, ...]:
+        """Their shape, in a transformer of so many layers, with heads of so many channels. They start as zeros."""
+        ...
 
 
 @runtime_checkable

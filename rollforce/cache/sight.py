@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rollforce.attention import Kernel
+from rollforce.cache.buckets import Buckets, TextBuckets
+from rollforce.cache.region import Shape
+from rollforce.cache.sparse import BlockSparse
 from rollforce.errors import ConfigError
 from rollforce.positions import AnyPositions, positions
+
+AnySparse = BlockSparse | Buckets
 
 
 @dataclass(frozen=True)
@@ -15,12 +20,15 @@ class Sight:
     """`budget`: latents one call attends to, its own included (None: all that is held).
 
     `pinned` regions are always in view; the others fill the rest of the budget, newest first.
-    `positions` says where the visible regions stand in time.
+    `positions` says where the visible regions stand in time. `sparse`: of what it could see, it attends to a part;
+    `text`: the same for the prompt.
     """
 
     budget: int | None = None
     pinned: tuple[str, ...] = ("sink",)
     positions: AnyPositions = "realigned"
+    sparse: AnySparse | None = None
+    text: TextBuckets | None = None
 
     def __post_init__(self) -> None:
         positions(self.positions)
@@ -43,10 +51,21 @@ class Sight:
             for region, indices in held.items()
         }
 
-    def kernel(self, attend: Kernel, tokens: int) -> Kernel:
-        """How a call attends to what it sees, where a latent has `tokens` tokens."""
-        return attend
+    @property
+    def masked(self) -> bool:
+        """Whether the attention kernel must know masks, whatever tiers there are."""
+        return any(each is not None and each.masked for each in (self.sparse, self.text))
 
-    def text_kernel(self, attend: Kernel, tokens: int) -> Kernel:
+    def at(self, sigma: float) -> Sight:
+        """The sight of a call whose noisiest latent has this much noise."""
+        return replace(self, sparse=None) if self.sparse is not None and sigma > self.sparse.below else self
+
+    def kernel(self, attend: Kernel, shape: Shape, layer: int) -> Kernel:
+        """How a call attends, in a layer, to what it sees."""
+        if self.sparse is None or layer < round(shape.layers * (1 - self.sparse.layers)):
+            return attend
+        return self.sparse.kernel(attend, shape.tokens)
+
+    def text_kernel(self, attend: Kernel, shape: Shape) -> Kernel:
         """The same for the prompt."""
-        return attend
+        return attend if self.text is None else self.text.kernel(attend, shape.tokens)

@@ -12,7 +12,7 @@ released Self Forcing students were trained with all of it in bfloat16: `float32
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from rollforce import rope
 from rollforce.attention import Kernel, kernel
+from rollforce.cache import Learned
 from rollforce.errors import CheckpointError, ConfigError, ShapeError
 from rollforce.models import transformer_files
 from rollforce.models.block import Block, modulated, table
@@ -142,6 +143,18 @@ class VideoTransformer(nn.Module):
         self.float32_islands = True
         self.halves: Halves = HALVES
         self.visit: Visit = iter
+        self.policy = nn.ParameterDict()  # weights of tiers of memory, by their kind; most have none
+
+    def learn(self, tiers: Iterable[object]) -> None:
+        """Give those tiers that have weights theirs, as zeros: to begin with they change nothing."""
+        for tier in self.unlearned(tiers):
+            shape = tier.weights(self.config.num_layers, self.config.attention_head_dim)
+            like = self.scale_shift_table
+            self.policy[tier.kind] = nn.Parameter(like.new_zeros(shape), requires_grad=like.requires_grad)
+
+    def unlearned(self, tiers: Iterable[object]) -> list[Learned]:
+        """The tiers that have weights which this transformer does not hold."""
+        return [tier for tier in tiers if isinstance(tier, Learned) and tier.kind not in self.policy]
 
     def compile_blocks(self, graphs: bool = False, **options: Any) -> None:
         """Compile what lies between attention calls (torch.compile, and its options; needs a C++ compiler on a CPU).
@@ -273,5 +286,8 @@ class VideoTransformer(nn.Module):
             raise CheckpointError(f"{folder / 'config.json'} does not describe a transformer: {error}.") from error
         with torch.device("meta"):
             model = cls(config)
-        transformer_files.adopt(model, transformer_files.read_weights(folder), str(folder))
+            weights = transformer_files.read_weights(folder)
+            for name in (name for name in weights if name.startswith("policy.")):
+                model.policy[name.removeprefix("policy.")] = nn.Parameter(torch.empty(weights[name].shape))
+        transformer_files.adopt(model, weights, str(folder))
         return model
