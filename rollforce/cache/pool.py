@@ -21,7 +21,7 @@ from rollforce.cache.region import Committing, Fallen, Placed, Seen, Shape
 @dataclass(frozen=True)
 class Tokens:
     """Keys (turned at their own index) and values [B, N, L, K]; stream index [B, L]; mass [B, L]: how many tokens each
-    stands for, 0 for an empty place."""
+    stands for, 0 for an empty place. A pool without holes only asks whether it is 0: its tier may count in it."""
 
     key: Tensor
     value: Tensor
@@ -40,6 +40,15 @@ class Tokens:
                       torch.cat([self.index, other.index], 1), torch.cat([self.mass, other.mass], 1))  # fmt: skip
 
 
+def best(score_BL: Tensor, filled_BL: Tensor, count: int) -> Tensor:
+    """Of each row, the `count` filled places of the highest score in their order, empty ones last: indices [B, count].
+    Of equal ones the first."""
+    ranked = score_BL.double().masked_fill(~filled_BL, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    chosen = ranked[:, :count]
+    order = chosen.where(filled_BL.gather(1, chosen), filled_BL.shape[1]).argsort(dim=1, stable=True)
+    return chosen.gather(1, order)
+
+
 class Choosing(Tier, Protocol):
     """A tier of chosen tokens."""
 
@@ -52,12 +61,15 @@ class Pool:
     """The Region of a Choosing tier: `latents` x tokens places.
 
     `holes`: whether places may stay empty, or tokens stand for several, once so many latents fell; then each call needs
-    a bias, which not every attention kernel takes."""
+    a bias, which not every attention kernel takes.
+    `packed`: whole latents that stand side by side, whatever time passed between them, the last one where the region
+    ends; else each token stands at its own time."""
 
     def __init__(
-        self, tier: Choosing, latents: int, shape: Shape, dtype: torch.dtype, device: torch.device | str, holes: bool
-    ) -> None:
-        self.tier, self.shape, self.holes = tier, shape, holes
+        self, tier: Choosing, latents: int, shape: Shape, dtype: torch.dtype, device: torch.device | str, holes: bool,
+        packed: bool = False,
+    ) -> None:  # fmt: skip
+        self.tier, self.shape, self.holes, self.packed = tier, shape, holes, packed
         length = latents * shape.tokens
         places = (shape.batch, length)
         self.held = [
@@ -89,10 +101,17 @@ class Pool:
         held, count = self.held[layer], min(placed.filled * self.shape.tokens, self.held[layer].index.shape[1])
         turned = self._turned[layer]
         if turned is None or turned[0] != placed:
-            turned = self._turned[layer] = (placed, rope.turn_each(held.key, placed.turns(held.index)))
+            turned = self._turned[layer] = (placed, rope.turn_each(held.key, self._turns(held, placed)))
         if self.holes:
             return Seen(turned[1], held.value, held.mass.log()[:, None, None])
         return Seen(turned[1][:, :, :count], held.value[:, :, :count])
+
+    def _turns(self, held: Tokens, placed: Placed) -> Tensor:
+        if not self.packed or placed.lowest is None:
+            return placed.turns(held.index)
+        place = torch.arange(held.index.shape[1], device=held.index.device) // self.shape.tokens
+        latents = (held.mass > 0).sum(dim=1, keepdim=True) // self.shape.tokens
+        return placed.lowest + placed.filled - latents + place - held.index
 
     def state_dict(self) -> dict[str, Any]:
         return {name: [getattr(held, name).clone() for held in self.held] for name in ("key", "value", "index", "mass")}
