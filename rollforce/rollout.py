@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rollforce import flow
-from rollforce.cache import Group, KVCache, Memory, Sight
+from rollforce.cache import AnyCache, Group, Sight
 from rollforce.layout import Layout
 from rollforce.models.transformer import Condition, VideoTransformer
 from rollforce.noise import NoiseSource
@@ -61,7 +61,7 @@ class Rollout:
         self,
         model: VideoTransformer,
         condition: Condition,
-        cache: KVCache,
+        cache: AnyCache,
         layout: Layout,
         noise: NoiseSource,
         stepping: Stepping | None = None,
@@ -173,7 +173,7 @@ class Rollout:
         """Velocity of latents that see memory in these groups."""
         if phase is None and self.phase:
             phase = torch.full(index.shape, self.phase)
-        return self.model(x, sigma, index, self.condition, Memory(self.cache, groups), phase_T=phase)
+        return self.model(x, sigma, index, self.condition, self.cache.memory(groups), phase_T=phase)
 
     @torch.no_grad()
     def settle(self) -> None:

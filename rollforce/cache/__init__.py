@@ -4,10 +4,12 @@ file per tier."""
 
 from rollforce.cache.cache import Group, KVCache
 from rollforce.cache.ema import EmaSink
+from rollforce.cache.heads import AnyCache, HeadGroups, read_labels
 from rollforce.cache.junction import Junction
 from rollforce.cache.memory import Memory
 from rollforce.cache.plan import Contents, Folding, Held, Plan, Tier
 from rollforce.cache.region import Absorbing, Learned, Shape
+from rollforce.cache.segments import Segments
 from rollforce.cache.sight import Sight
 from rollforce.cache.sink import Sink
 from rollforce.cache.window import Window
@@ -17,9 +19,10 @@ AnyTier = (  # the union is the registry: a new tier is a file and a name here
     | EmaSink
     | Window
     | Junction
+    | Segments
 )
 
 __all__ = [
-    "Absorbing", "AnyTier", "Contents", "EmaSink", "Folding", "Group", "Held", "Junction", "KVCache", "Learned", "Memory", "Plan",
-    "Shape", "Sight", "Sink", "Tier", "Window",
+    "Absorbing", "AnyCache", "AnyTier", "Contents", "EmaSink", "Folding", "Group", "HeadGroups", "Held", "Junction",
+    "KVCache", "Learned", "Memory", "Plan", "Segments", "Shape", "Sight", "Sink", "Tier", "Window", "read_labels",
 ]  # fmt: skip

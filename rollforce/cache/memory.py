@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from rollforce.attention import Kernel
-from rollforce.cache.cache import Group, KVCache, View
 from rollforce.cache.plan import Plan
 from rollforce.cache.region import Committing
 from rollforce.types import KVBlock
+
+if TYPE_CHECKING:
+    from rollforce.cache.cache import Group, KVCache, View
 
 
 class Memory:

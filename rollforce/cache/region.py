@@ -49,13 +49,15 @@ class Fallen:
 class Committing:
     """The commit during which that happens, in one layer: the new latents' keys and values, and their queries.
 
-    `notes`: of this commit, what one layer leaves for the next ones."""
+    `notes`: of this commit, what one layer leaves for the next ones. `after`: of a region to which something falls, the
+    latent that follows the newest of it; None if that is still to come."""
 
     layer: int
     start: int
     own: KVBlock
     query: Tensor
     notes: dict[str, Any] = field(default_factory=dict)
+    after: KVBlock | None = None
 
 
 @dataclass(frozen=True)
