@@ -3,6 +3,7 @@
 file per tier."""
 
 from rollforce.cache.cache import Group, KVCache
+from rollforce.cache.compressed import Compressed
 from rollforce.cache.ema import EmaSink
 from rollforce.cache.heads import AnyCache, HeadGroups, read_labels
 from rollforce.cache.junction import Junction
@@ -12,6 +13,7 @@ from rollforce.cache.region import Absorbing, Learned, Shape
 from rollforce.cache.segments import Segments
 from rollforce.cache.sight import Sight
 from rollforce.cache.sink import Sink
+from rollforce.cache.surprising import Surprising
 from rollforce.cache.window import Window
 
 AnyTier = (  # the union is the registry: a new tier is a file and a name here
@@ -20,9 +22,12 @@ AnyTier = (  # the union is the registry: a new tier is a file and a name here
     | Window
     | Junction
     | Segments
+    | Compressed
+    | Surprising
 )
 
 __all__ = [
-    "Absorbing", "AnyCache", "AnyTier", "Contents", "EmaSink", "Folding", "Group", "HeadGroups", "Held", "Junction",
-    "KVCache", "Learned", "Memory", "Plan", "Segments", "Shape", "Sight", "Sink", "Tier", "Window", "read_labels",
+    "Absorbing", "AnyCache", "AnyTier", "Compressed", "Contents", "EmaSink", "Folding", "Group", "HeadGroups", "Held",
+    "Junction", "KVCache", "Learned", "Memory", "Plan", "Segments", "Shape", "Sight", "Sink", "Surprising", "Tier",
+    "Window", "read_labels",
 ]  # fmt: skip
