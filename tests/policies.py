@@ -11,6 +11,8 @@ from conftest import TINY
 from torch import Tensor
 
 from rollforce.cache import EmaSink, Junction, KVCache, Shape, Sight, Sink, Tier, Window
+from rollforce.cache.buckets import Buckets, TextBuckets
+from rollforce.cache.sparse import BlockSparse
 from rollforce.layout import Layout, bidirectional, chunkwise, partitioned, rolling
 from rollforce.models.transformer import Condition, VideoTransformer
 from rollforce.noise import Noise
@@ -43,6 +45,8 @@ SIGHTS: dict[str, Stepping] = {
     "anchored": Stepping(Sight(positions=Anchored(24)), Sight(positions=Anchored(24))),
     "ahead": Stepping(Sight(positions=RunningAhead()), Sight(positions=RunningAhead())),
     "euler": Stepping(sampler="euler"),
+    "blocks": Stepping(*2 * (Sight(sparse=BlockSparse(0.3, 2)),)),
+    "buckets": Stepping(*2 * (Sight(sparse=Buckets(bits=2, chunk=4), text=TextBuckets(bits=2, share=0.6)),)),
 }
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rollforce.attention import Kernel
-from rollforce.cache.sparse import _padded, check, checked_bias
+from rollforce.cache.sparse import padded, check, checked_bias
 from rollforce.errors import ConfigError
 
 NEVER = float("-inf")
@@ -74,7 +74,7 @@ class Buckets:
             return attend(q, k, v, mask)
         asked, order = codes(_centred(q), self.bits, self.seed).sort(dim=-1, stable=True)
         which = self._around(asked[..., self.chunk // 2 :: self.chunk], self._keys(k, bias), width, q.shape[2])
-        rows = _padded(_taken(q, order), -q.shape[2] % self.chunk).unflatten(2, (-1, self.chunk)).flatten(0, 1)
+        rows = padded(_taken(q, order), -q.shape[2] % self.chunk).unflatten(2, (-1, self.chunk)).flatten(0, 1)
         near, values = (_taken(x, which.flatten(2)).unflatten(2, which.shape[2:]).flatten(0, 1) for x in (k, v))
         if bias is not None:
             bias = bias.expand(*k.shape[:2], -1, -1).transpose(2, 3)

@@ -121,8 +121,8 @@ def cut(x: Tensor, tokens: int, block: int) -> Tensor:
     length = x.shape[2]
     parts = -(-tokens // block)
     size = -(-tokens // parts)
-    x = _padded(x, -length % tokens).unflatten(2, (-1, tokens))
-    return _padded(x, parts * size - tokens).unflatten(3, (parts, size)).flatten(2, 3)
+    x = padded(x, -length % tokens).unflatten(2, (-1, tokens))
+    return padded(x, parts * size - tokens).unflatten(3, (parts, size)).flatten(2, 3)
 
 
 def joined(x: Tensor, tokens: int, length: int) -> Tensor:
@@ -154,7 +154,7 @@ def attend_chosen(
     return attend(asking.flatten(0, 1), gathered(keys), gathered(values), mask).unflatten(0, (batch, heads))
 
 
-def _padded(x: Tensor, count: int) -> Tensor:
+def padded(x: Tensor, count: int) -> Tensor:
     return F.pad(x, (0, 0, 0, count)) if count else x
 
 
