@@ -139,7 +139,7 @@ def _streaming(setup: Setup) -> Iterator[Part]:
     config, grid, layout = setup.sizes.transformer, setup.grid, setup.stream.layout.build()
     item = setup.dtype.itemsize
     kept, gathered = memory_bytes(setup)
-    held = sum(tier.latents for tier in setup.stream.cache)
+    held = " or ".join(str(sum(tier.latents for tier in tiers)) for tiers in setup.stream.memories)
     yield Part("KV cache", kept, f"{held} latents and {max(layout.slots, layout.shift)} in flight", "stream")
     text = 2 * config.num_layers * setup.sizes.text_len * config.width * item
     yield Part("text keys", text, f"{setup.sizes.text_len} tokens", "stream")
@@ -166,26 +166,37 @@ def _decoding(setup: Setup) -> Iterator[Part]:
 def memory_bytes(setup: Setup) -> tuple[int, int]:
     """Bytes of the KV cache once it is full, and the most that one layer gathers where what it sees is not one slice.
 
-    A KVCache on the meta device, which holds nothing, walks through commits until it repeats itself."""
+    A memory on the meta device, which holds nothing, walks through commits until it repeats itself."""
     config, grid, settings = setup.sizes.transformer, setup.grid, setup.stream
-    layout, stepping = settings.layout.build(), settings.stepping
     shape = Shape(config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent, config.attention_head_dim)
-    flight = max(layout.slots, layout.shift)
-    cache = KVCache(settings.cache, shape, flight, setup.dtype, "meta")
-    per_latent = 2 * config.width * grid.tokens_per_latent * setup.dtype.itemsize
+    cache = settings.memory(shape, setup.dtype, "meta")
+    if isinstance(cache, KVCache):
+        return _walked(cache, settings)
+    layout = settings.layout.build()
+    walked = [_walked(part, settings) for part in cache.parts.values()]
+    own = (layout.slots + layout.shift) * config.width * grid.tokens_per_latent * setup.dtype.itemsize
+    picked = 4 * own  # query, key, value of a group's heads, and what all groups return
+    return sum(kept for kept, _ in walked), picked + max(gathered for _, gathered in walked)
+
+
+def _walked(cache: KVCache, settings: StreamSettings) -> tuple[int, int]:
+    layout, stepping, shape = settings.layout.build(), settings.stepping, cache.shape
+    sizes = [2 * torch.Size(shape.of(layer, shape.tokens)).numel() * cache.dtype.itemsize
+             for layer in range(shape.layers)]  # fmt: skip
     moved: set[str] = set()
     gathered = 0
-    for chunk in range((cache.capacity + flight) // layout.shift + 3):
+    for chunk in range((cache.capacity + max(layout.slots, layout.shift)) // layout.shift + 3):
         start = chunk * layout.shift
         for group in (Group(start, layout.shift, stepping.commit, commit=True),
                       Group(start + layout.shift, layout.slots, stepping.denoise)):  # fmt: skip
             view = cache.view(group)
             moved |= {region for region, move in view.moves if move}
-            gathered = max(gathered, 0 if view.dense else (len(view.slots) + group.latents) * per_latent)
+            seen = len(view.slots) + sum(placed.filled for _, placed in view.apart) + group.latents
+            gathered = max(gathered, 0 if view.dense else seen * max(sizes))
             if group.commit:
                 cache.adopt(cache.plan(start, layout.shift).after)
-    masters = sum(tier.latents for tier in settings.cache if tier.kind in moved - cache.arena.masters.keys())
-    return cache.bytes + masters * per_latent // 2 * config.num_layers, gathered
+    masters = sum(tier.latents for tier in cache.tiers if tier.kind in moved - cache.arena.masters.keys())
+    return cache.bytes + masters * sum(sizes) // 2, gathered
 
 
 def activation_bytes(

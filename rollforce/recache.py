@@ -35,7 +35,7 @@ def recache(rollout: Rollout, condition: Condition, together: bool = False) -> N
     replayed = [index for index in replayed if index >= recent.start]  # what is older cannot be made again
     if not replayed:
         return
-    cache.adopt(cache.contents.filtered(lambda region, index: region in kept or index < recent.start))
+    cache.retain(lambda region, index: region in kept or index < recent.start)
     chunk, first = rollout.layout.shift, replayed[0]
     lead = len(replayed) if together else len(replayed) % chunk or chunk
     cuts = [first, *range(first + lead, recent.stop + 1, chunk)]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from rollforce.ahead import Advance, Ahead
-from rollforce.cache import KVCache, Shape
+from rollforce.cache import Shape
 from rollforce.errors import ConfigError, SessionClosed, SnapshotError
 from rollforce.given import Follower, Given, past
 from rollforce.loaded import Loaded
@@ -73,7 +73,7 @@ class Session:
         shape = Shape(
             config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent, config.attention_head_dim
         )
-        cache = KVCache(settings.cache, shape, max(table.slots, table.shift), model.dtype, model.device)
+        cache = settings.memory(shape, model.dtype, model.device)
         noise = Noise.of(self.seed, (grid.channels, grid.height, grid.width))
         start = 0 if before is None else before.shape[1]
         rollout = Rollout(model.transformer, condition, cache, table, noise, settings.stepping,

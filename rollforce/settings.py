@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
-from rollforce.cache import AnyTier, Window
+import torch
+
+from rollforce.cache import AnyCache, AnyTier, HeadGroups, KVCache, Shape, Window, read_labels
+from rollforce.config import resource
 from rollforce.errors import ConfigError
 from rollforce.layout import Layout, bidirectional, chunkwise, partitioned, rolling
 from rollforce.rollout import Stepping
@@ -40,17 +44,51 @@ class LayoutSettings:
 
 
 @dataclass(frozen=True)
+class HeadSettings:
+    """Heads that remember differently. `groups`: the tiers of each group.
+
+    `file`: which head is of which group, made for one model (infer/heads.py): a path, or what ships with rollforce."""
+
+    file: str
+    groups: dict[str, tuple[AnyTier, ...]]
+
+    def memory(self, shape: Shape, flight: int, dtype: torch.dtype, device: str | torch.device) -> HeadGroups:
+        """ConfigError if the file cannot be read or is of another model."""
+        path = Path(self.file)
+        labels = read_labels(path if path.exists() else resource(self.file))
+        return HeadGroups(self.groups, labels, shape, flight, dtype, device)
+
+
+PLAIN: tuple[AnyTier, ...] = (Window(6),)
+
+
+@dataclass(frozen=True)
 class StreamSettings:
     """A whole stream: layout, memory, and how calls see it. ConfigError for a combination that cannot work.
 
+    `heads`: groups of heads with tiers of their own; then `cache`, the tiers of all heads, is empty.
     `float32_islands`: norms, modulation and residuals in float32 whatever the weights are in. The released students of
     Self Forcing's code were trained without: it matters in bfloat16 only.
     """
 
     layout: LayoutSettings = field(default_factory=LayoutSettings)
-    cache: tuple[AnyTier, ...] = (Window(6),)
+    cache: tuple[AnyTier, ...] = PLAIN
     stepping: Stepping = field(default_factory=Stepping)
     float32_islands: bool = True
+    heads: HeadSettings | None = None
+
+    @property
+    def memories(self) -> tuple[tuple[AnyTier, ...], ...]:
+        """The tiers of each group of heads; of all heads, if there are no groups."""
+        return (self.cache,) if self.heads is None else tuple(self.heads.groups.values())
+
+    def memory(self, shape: Shape, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> AnyCache:
+        """An empty memory for a batch of these streams."""
+        layout = self.layout.build()
+        flight = max(layout.slots, layout.shift)
+        if self.heads is not None:
+            return self.heads.memory(shape, flight, dtype, device)
+        return KVCache(self.cache, shape, flight, dtype, device)
 
     def with_window(self, latents: int) -> StreamSettings:
         """The same with a longer or shorter window. ConfigError if there is none."""
@@ -62,12 +100,17 @@ class StreamSettings:
         return replace(self, cache=tiers)
 
     def __post_init__(self) -> None:
+        if self.heads is not None:
+            if self.cache not in ((), PLAIN):
+                raise ConfigError("cache and heads.groups both give tiers: with heads, leave cache out.")
+            object.__setattr__(self, "cache", ())
         table = self.layout.build()
         for name, sight, own in (
             ("denoise", self.stepping.denoise, table.slots),
             ("commit", self.stepping.commit, table.shift),
         ):
-            pinned = sum(tier.latents for tier in self.cache if tier.kind in sight.pinned)
+            pinned = max((sum(tier.latents for tier in tiers if tier.kind in sight.pinned)
+                          for tiers in self.memories), default=0)  # fmt: skip
             if sight.budget is not None and sight.budget < pinned + own:
                 raise ConfigError(
                     f"stepping.{name}.budget {sight.budget} must hold what is pinned ({pinned}) and the call's own "

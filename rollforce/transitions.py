@@ -32,9 +32,10 @@ def flush(rollout: Rollout, condition: Condition, keep: int = 2) -> None:
     release queries and their own keys stand apart until memory has filled again (research, 1.5)."""
     switch(rollout, condition)
     cache = rollout.cache
-    loose = sorted(i for region, held in cache.contents.slots.items() if region not in PROTECTED for i in held)
+    kept = (*PROTECTED, *cache.regions)
+    loose = sorted(i for region, held in cache.held().items() if region not in kept for i in held)
     newest = set(loose[max(0, len(loose) - keep) :])
-    cache.adopt(cache.contents.filtered(lambda region, index: region in PROTECTED or index in newest))
+    cache.retain(lambda region, index: region in PROTECTED or index in newest)
     cache.forget()
 
 
@@ -72,7 +73,7 @@ def shot(rollout: Rollout, condition: Condition, before: Scene | None = None, ph
         raise ConfigError("a new shot looks back through a sink, and this stream has none: {kind: sink, latents: 6}.")
     switch(rollout, condition, "shot")
     scene = _sampled(_with_recent(rollout, before), room)
-    rollout.cache.adopt(rollout.cache.contents.filtered(lambda region, index: False))
+    rollout.cache.retain(lambda region, index: False)
     rollout.cache.forget()
     rollout.phase, rollout.recent = rollout.phase + phase, None
     if scene.index:

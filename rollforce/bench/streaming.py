@@ -12,7 +12,7 @@ from rollforce.ahead import Advance, Ahead
 from rollforce.bench import clock
 from rollforce.bench.cases import FRAMES, Case, Setting
 from rollforce.bench.floor import Bare, Call, attention_rate, flops, matmul_rate, recording
-from rollforce.cache import KVCache, Shape
+from rollforce.cache import Shape
 from rollforce.models.decoder import Autoencoder
 from rollforce.models.transformer import VideoTransformer
 from rollforce.noise import Noise
@@ -48,7 +48,7 @@ def begin(model: VideoTransformer, setting: Setting, case: Case, ride: bool = Tr
     config, grid, settings = setting.config, setting.grid, case.stream
     layout = settings.layout.build()
     shape = Shape(config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent, config.attention_head_dim)
-    cache = KVCache(settings.cache, shape, max(layout.slots, layout.shift), setting.dtype, setting.device)
+    cache = settings.memory(shape, setting.dtype, setting.device)
     text = torch.empty(1, setting.text, config.text_dim, device=setting.device, dtype=setting.dtype)
     condition = model.condition(text.normal_())
     stepping = replace(settings.stepping, ride=ride)

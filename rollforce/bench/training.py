@@ -18,7 +18,7 @@ from rollforce import flow
 from rollforce.bench import clock
 from rollforce.bench.cases import Case, Setting
 from rollforce.bench.streaming import random_model
-from rollforce.cache import KVCache, Shape
+from rollforce.cache import Shape
 from rollforce.distill import losses
 from rollforce.distill.rollouts import exits, lesson
 from rollforce.distill.scores import guided, score_of
@@ -77,7 +77,7 @@ class Bench:
         layout = self.case.stream.layout.build()
         shape = Shape(config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent,
                       config.attention_head_dim)  # fmt: skip
-        cache = KVCache(self.case.stream.cache, shape, max(layout.slots, layout.shift), setting.dtype, setting.device)
+        cache = self.case.stream.memory(shape, setting.dtype, setting.device)
         noise = Noise.of(0, (config.in_channels, grid.height, grid.width))
         with torch.no_grad():
             condition = self.student.condition(self.text)

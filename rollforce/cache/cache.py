@@ -8,7 +8,7 @@ keeps something else (chosen tokens, sums, codes) has a Region of its own, which
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -174,6 +174,10 @@ class KVCache:
     def adopt(self, contents: Contents) -> None:
         """Make it the truth."""
         self.contents = contents
+
+    def retain(self, stays: Callable[[str, int], bool]) -> None:
+        """Let go of the latents, (region, index), that do not stay. What was absorbed is not touched."""
+        self.contents = self.contents.filtered(stays)
 
     def forget(self) -> None:
         """Empty the regions that keep no latents as they are: they cannot tell what is of which prompt."""

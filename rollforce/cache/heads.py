@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from rollforce.attention import Kernel
 from rollforce.cache.cache import Group, KVCache
 from rollforce.cache.memory import Memory
-from rollforce.cache.plan import Contents, Tier
+from rollforce.cache.plan import Tier
 from rollforce.cache.region import Region, Shape
 from rollforce.errors import ConfigError
 from rollforce.types import KVBlock
@@ -47,26 +47,6 @@ def read_labels(path: Path) -> Labels:
 
 
 MAKE = "infer/heads.py makes such a file for a model."
-
-
-@dataclass(frozen=True)
-class GroupedContents:
-    """What the host knows of the memory of each group."""
-
-    parts: Mapping[str, Contents]
-
-    @property
-    def slots(self) -> dict[str, dict[int, int]]:
-        """Of each kind of region, the latents that any group holds, and a slot of each."""
-        held: dict[str, dict[int, int]] = {}
-        for contents in self.parts.values():
-            for region, slots in contents.slots.items():
-                held.setdefault(region, {}).update(slots)
-        return held
-
-    def filtered(self, stays: Callable[[str, int], bool]) -> GroupedContents:
-        """The same without the latents, (region, index), that do not stay."""
-        return GroupedContents({name: contents.filtered(stays) for name, contents in self.parts.items()})
 
 
 class HeadGroups:
@@ -159,14 +139,10 @@ class HeadGroups:
         """One call's window on this."""
         return HeadMemory(self, groups)
 
-    @property
-    def contents(self) -> GroupedContents:
-        return GroupedContents({name: part.contents for name, part in self.parts.items()})
-
-    def adopt(self, contents: GroupedContents) -> None:
-        """Make it the truth."""
-        for name, part in self.parts.items():
-            part.adopt(contents.parts[name])
+    def retain(self, stays: Callable[[str, int], bool]) -> None:
+        """See KVCache.retain."""
+        for part in self.parts.values():
+            part.retain(stays)
 
     def forget(self) -> None:
         """See KVCache.forget."""

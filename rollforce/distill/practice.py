@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rollforce import flow
-from rollforce.cache import KVCache
+from rollforce.cache import AnyCache
 from rollforce.distill.causal import drawn_like, own_past, score_by, spread, true_past
 from rollforce.distill.data import Data
 from rollforce.distill.leak import LeakyCache
@@ -124,11 +124,11 @@ class WholeLessons:
     def _rollout(self, stream: StreamSettings, text: Tensor, seeds: tuple[int, ...], length: int) -> Rollout:
         layout, latent = stream.layout.build(), self.data.latent
         shape = shape_of(self.student.transformer, len(seeds), latent)
-        flight = max(layout.slots, layout.shift)
         if self.settings.leak:
-            cache: KVCache = LeakyCache(stream.cache, shape, flight, text.dtype, text.device, chunk=layout.shift)
+            flight = max(layout.slots, layout.shift)
+            cache: AnyCache = LeakyCache(stream.cache, shape, flight, text.dtype, text.device, chunk=layout.shift)
         else:
-            cache = KVCache(stream.cache, shape, flight, text.dtype, text.device)
+            cache = stream.memory(shape, text.dtype, text.device)
         with torch.no_grad():
             condition = self.student.transformer.condition(text)
         stepping = replace(stream.stepping, ride=False)
@@ -136,6 +136,8 @@ class WholeLessons:
         return Rollout(self.student.transformer, condition, cache, layout, noise, stepping, length=length)
 
     def _refuse(self, stream: StreamSettings) -> None:
+        if self.settings.leak and stream.heads is not None:
+            raise ConfigError("practice.leak true is not for streams with head groups: leave one of them out.")
         for length in self.settings.latents:
             if length % stream.layout.chunk:
                 raise ConfigError(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rollforce.cache import KVCache, Shape
+from rollforce.cache import Shape
 from rollforce.models.transformer import VideoTransformer
 from rollforce.noise import Noise
 from rollforce.recache import recache
@@ -38,8 +38,7 @@ class Streams:
         """`text_BLD`: encoded prompts; `seeds`: one per stream; `latent`: C, h, w; `prompts`: for rewards; `behind`:
         how many finished latents a tick's video begins with (None: one chunk)."""
         layout = settings.layout.build()
-        cache = KVCache(settings.cache, shape_of(student, len(seeds), latent), max(layout.slots, layout.shift),
-                        text_BLD.dtype, text_BLD.device)
+        cache = settings.memory(shape_of(student, len(seeds), latent), text_BLD.dtype, text_BLD.device)
         with torch.no_grad():
             condition = student.condition(text_BLD)
         self.text_BLD, self.prompts, self.seeds = text_BLD, prompts, seeds
