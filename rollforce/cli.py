@@ -162,6 +162,26 @@ def plan(
 
 
 @app.command()
+def inspect(
+    stream: Annotated[str, typer.Option("--stream", help="A stream preset, or a YAML file.")],
+    seconds: Annotated[float, typer.Option("--seconds", "-s", help="How much of the stream to walk.")] = 20.0,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The .png (default: PRESET.png).")] = None,
+    model: Annotated[str, typer.Option("--model", help="Whose sizes: a bundled name, a folder, wan-1.3b.")] = "tiny",
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Stream setting, e.g. layout.chunk=2.")] = None,
+    event: Annotated[list[str] | None, typer.Option("--event", help="switch@10, flush@10, shot@10 (seconds).")] = None,
+    debug: Debug = False,
+) -> None:
+    """Draw what a stream remembers: what each call attends to, where it stands, its bytes. No weights are needed."""
+    with _answered(debug):
+        from rollforce import inspection
+
+        path = output or Path(f"{Path(stream).stem}.png")
+        found = inspection.inspect(stream, seconds, model, settings or (), event or ())
+        inspection.save(found, path)
+        inspection.show(found, path)
+
+
+@app.command()
 def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
     """Say what this machine can do, and what is wrong with it."""
     with _answered(debug):

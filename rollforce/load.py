@@ -74,7 +74,7 @@ def load(
     """
     folder = _folder(model)
     card = _card(folder, stream)
-    settings = build(StreamSettings, _preset(stream or card.stream), overrides=overrides)
+    settings = build(StreamSettings, preset_file(stream or card.stream), overrides=overrides)
     settings = settings if window is None else settings.with_window(window)
     place, number = _device(device), _dtype(dtype, _device(device))
     log.info("model %s, licence %s", card.name, card.licence)
@@ -196,7 +196,8 @@ def _check_fits(
                      Tiling() if running.tiling else None, small=running.decoder is not None))  # fmt: skip
 
 
-def _preset(stream: str | Path) -> Path:
+def preset_file(stream: str | Path) -> Path:
+    """The file of a stream preset, or the YAML file itself. ConfigError lists the presets."""
     path = Path(stream)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():

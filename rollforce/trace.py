@@ -1,26 +1,30 @@
 """Trace: what every call of a stream attends to, where it stands and what it takes, without a model.
 
-THE loop (rollout.py) walks as ever; in the model's place stands one that computes nothing and notes what it was given,
-and the memory lies on the meta device, which holds nothing. So this is what the engine does, not a second account of it.
+THE loop (rollout.py) walks as ever; in the model's place stands one that computes nothing and notes what it was
+given, and the memory lies on the meta device, which holds nothing. So this is what the engine does, not a second
+account of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from torch import Tensor
+from torch.nn import ParameterDict
 
 from rollforce.cache import Group, KVCache, Shape
-from rollforce.cache.cache import View
 from rollforce.cache.memory import Memory
 from rollforce.cache.region import Placed
 from rollforce.models.transformer import Condition, VideoTransformer
 from rollforce.rollout import Rollout
 from rollforce.settings import StreamSettings
 from rollforce.types import KVBlock
+
+Event = Callable[[Rollout], object]
+"""Something that happens to a stream between two chunks."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,17 @@ class Look:
 
 @dataclass(frozen=True)
 class Call:
-    """One model call. `bytes`: allocated by the memory after it; `held`: what it then holds of each region."""
+    """One model call. `regions`: bytes that each region of memory takes after it, and `in flight` the room for the
+    call's own; `held`: the stream indices that each then holds, or stands for."""
 
     looks: tuple[Look, ...]
-    bytes: int
+    regions: Mapping[str, int]
     held: Mapping[str, tuple[int, ...]]
+
+    @property
+    def bytes(self) -> int:
+        """Allocated by the memory."""
+        return sum(self.regions.values())
 
     @property
     def read(self) -> int:
@@ -78,18 +88,16 @@ def trace(
     *,
     start: int = 0,
     length: int | None = None,
-    switches: Sequence[int] = (),
+    events: Mapping[int, Event] | None = None,
 ) -> Iterator[Call]:
     """Every call of a stream of `length` latents from `start` on (None: for ever), in order.
 
-    `switches`: stream indices at which the prompt changes; it does so with the next latent that enters."""
+    `events`: what happens (transitions.py) before the chunk in which the latent of this stream index enters."""
     watching = _Watching(stream, shape, dtype)
-    rollout, waiting = watching.rollout(start, length), sorted(switches)
-    entered = start
+    rollout, waiting = watching.rollout(start, length), sorted((events or {}).items(), key=lambda event: event[0])
     while rollout.admit():
-        while waiting and waiting[0] < rollout.live[1]:
-            watching.cache.mark("switch", max(entered, waiting.pop(0)))
-        entered = rollout.live[1]
+        while waiting and rollout.row == 0 and waiting[0][0] < rollout.live[1]:
+            waiting.pop(0)[1](rollout)
         sigma = rollout.tick().sigma_T
         rollout.commit()
         yield from watching.taken(sigma)
@@ -101,13 +109,10 @@ class _Watching:
     def __init__(self, stream: StreamSettings, shape: Shape, dtype: torch.dtype) -> None:
         self.stream, self.layout = stream, stream.layout.build()
         self.cache = KVCache(stream.cache, shape, max(self.layout.slots, self.layout.shift), dtype, "meta")
-        keys = sum(torch.Size(shape.of(layer, shape.tokens)).numel() for layer in range(shape.layers))
-        self.latent = 2 * keys * dtype.itemsize  # bytes of one latent, keys and values of all layers
         self.cache.device = torch.device("cpu")  # where the loop steps; arithmetic on meta imports half of torch
-        self.room = {tier.kind: tier.latents for tier in stream.cache}
-        self.copied: set[str] = set()
-        self.sizes: dict[tuple[str, int], int] = {}
+        self.parts = [_Part("", self.cache)]
         self.calls: list[Call] = []
+        self.policy = ParameterDict()  # no tier's weights either
 
     def rollout(self, start: int, length: int | None) -> Rollout:
         """One number per latent is enough to be stepped."""
@@ -117,14 +122,18 @@ class _Watching:
                        lambda index, draw: nothing, self.stream.stepping, length=length, start=start)  # fmt: skip
 
     def __call__(
-        self, x: Tensor, sigma: Tensor, index: Tensor, condition: Condition, memory: Memory, phase_T: Tensor | None = None
-    ) -> Tensor:
-        looks = []
+        self, x: Tensor, sigma: Tensor, index: Tensor, condition: Condition, memory: Memory,
+        phase_T: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        context, looks = self.stream.stepping.context_sigma, []
         for group in memory.groups:
-            looks.append(self._look(group, self.cache.view(group)))
-            if group.commit:
-                self.cache.adopt(self.cache.plan(group.start, group.latents).after)
-        self.calls.append(Call(tuple(looks), self._bytes(), self.cache.held()))
+            seen = [part.seen(group) for part in self.parts]
+            stretches = tuple(stretch for found in seen for stretch in found.stretches)
+            looks.append(Look(group.start, (context,) * group.latents, group.commit, stretches,
+                              sum(found.read for found in seen), all(found.dense for found in seen)))  # fmt: skip
+        bytes_of = {name: count for part in self.parts for name, count in part.bytes().items()}
+        held = {part.named(name): indices for part in self.parts for name, indices in part.cache.held().items()}
+        self.calls.append(Call(tuple(looks), bytes_of, held))
         return torch.zeros_like(x)
 
     def taken(self, sigma: tuple[float, ...]) -> list[Call]:
@@ -134,35 +143,69 @@ class _Watching:
         looks = (*last.looks[:-1], replace(last.looks[-1], sigma=sigma))
         return [*calls[:-1], replace(last, looks=looks)]
 
-    def _look(self, group: Group, view: View) -> Look:
-        where = {slot: (name, index) for name, slots in self.cache.contents.slots.items()
-                 for index, slot in slots.items()}  # fmt: skip
-        moves, seen = dict(view.moves), [where[slot] for slot in view.slots]
+
+class _Part:
+    """The memory of all heads, or of a group of them."""
+
+    def __init__(self, name: str, cache: KVCache) -> None:
+        self.name, self.cache = name, cache
+        shape = cache.shape
+        keys = sum(torch.Size(shape.of(layer, shape.tokens)).numel() for layer in range(shape.layers))
+        self.latent = 2 * keys * cache.dtype.itemsize  # bytes of one latent, keys and values of all layers
+        self.turned: set[str] = set()
+        self.sizes: dict[tuple[str, int], int] = {}
+
+    def named(self, region: str) -> str:
+        return f"{self.name} {region}" if self.name else region
+
+    def seen(self, group: Group) -> _Seen:
+        """What a group of latents sees; a committing one is then written."""
+        view = self.cache.view(group)
+        at = {slot: (name, index) for name, slots in self.cache.contents.slots.items()
+              for index, slot in slots.items()}  # fmt: skip
+        moves = dict(view.moves)
+        self.turned |= {name for name, move in moves.items() if move} - self.cache.arena.masters.keys()
         stretches = []
         for name, move in moves.items():
-            indices = tuple(sorted(index for region, index in seen if region == name))
-            stretches.append(Stretch(name, indices, tuple(index + move for index in indices)))
-            if move and name not in self.cache.arena.masters:
-                self.copied.add(name)  # Arena.show keeps its unturned keys from now on
+            indices = tuple(sorted(at[slot][1] for slot in view.slots if at[slot][0] == name))
+            stretches.append(Stretch(self.named(name), indices, tuple(index + move for index in indices)))
         for name, placed in view.apart:
             indices = self.cache.held()[name]
-            stretches.append(Stretch(name, indices, tuple(_stands(placed, index) for index in indices)))
-        read = len(seen) * self.latent + sum(self._apart(name, placed) for name, placed in view.apart)
-        sigma = (self.stream.stepping.context_sigma,) * group.latents
-        return Look(group.start, sigma, group.commit, tuple(s for s in stretches if s.indices), read, view.dense)
+            stretches.append(Stretch(self.named(name), indices, tuple(_stands(placed, index) for index in indices)))
+        read = len(view.slots) * self.latent + sum(self._apart(name, placed) for name, placed in view.apart)
+        if group.commit:
+            self.cache.adopt(self.cache.plan(group.start, group.latents).after)
+        return _Seen(tuple(stretch for stretch in stretches if stretch.indices), read, view.dense)
 
-    def _bytes(self) -> int:
-        return self.cache.bytes + sum(self.room[name] for name in self.copied) * self.latent // 2
+    def bytes(self) -> dict[str, int]:
+        """What every region takes; of latents kept as they are, also the room for the call in flight."""
+        arena, found = self.cache.arena, {}
+        for name, latents in arena.size.items():
+            copied = name in self.turned  # Arena.show keeps the unturned keys of what a policy moves
+            exact = [*arena.masters.get(name, ()), *arena.exact.get(name, ())]
+            found[self.named(name)] = latents * (self.latent + copied * self.latent // 2) + _bytes(exact)
+        found |= {self.named(name): region.bytes for name, region in self.cache.regions.items()}
+        return found | {self.named("in flight"): arena.flight * self.latent}
 
     def _apart(self, name: str, placed: Placed) -> int:
-        """Bytes that attention gets of a region, all layers."""
+        """Bytes that attention gets of a region, in all layers."""
         if not placed.filled:
             return 0
         if (name, placed.filled) not in self.sizes:
             parts = [self.cache.regions[name].seen(layer, placed) for layer in range(self.cache.shape.layers)]
-            tensors = [tensor for part in parts if part for tensor in (part.key, part.value)]
-            self.sizes[name, placed.filled] = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            self.sizes[name, placed.filled] = _bytes([x for part in parts if part for x in (part.key, part.value)])
         return self.sizes[name, placed.filled]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    stretches: tuple[Stretch, ...]
+    read: int
+    dense: bool
+
+
+def _bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _stands(placed: Placed, index: int) -> int:

@@ -27,7 +27,7 @@ rollout sizes
 recache
 settings snapshot ahead
 running trace
-given needs loaded
+given needs loaded memory_map
 distill fits
 bench
 session
@@ -35,7 +35,7 @@ model
 load
 video conversion
 render convert
-plan terminal doctor fits_table
+plan terminal doctor fits_table inspection
 cli server
 __main__
 """

@@ -1,0 +1,148 @@
+"""What `rollforce inspect` asks for and shows: a stream's memory as a picture and a table. No weights are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rollforce.cache import Shape
+from rollforce.config import build, resource
+from rollforce.errors import ConfigError
+from rollforce.load import Card, bundled, preset_file
+from rollforce.memory_map import Page, draw, size
+from rollforce.needs import Setup
+from rollforce.rollout import Rollout
+from rollforce.settings import StreamSettings
+from rollforce.sizes import sizes_of
+from rollforce.trace import Call, Event, Look, trace
+from rollforce.transitions import flush, shot, switch
+
+FRAMES, WAN_FPS = 4, 16  # of a latent; of Wan
+LONGEST = 3600.0
+EVENTS: dict[str, Callable[[Rollout], Any]] = {
+    "switch": lambda rollout: switch(rollout, rollout.condition),
+    "flush": lambda rollout: flush(rollout, rollout.condition),
+    "shot": lambda rollout: shot(rollout, rollout.condition),
+}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was asked for, walked. `pace`: latents of a second."""
+
+    name: str
+    model: str
+    stream: StreamSettings
+    seconds: float
+    pace: float
+    calls: tuple[Call, ...] = field(repr=False)
+
+
+def inspect(
+    stream: str, seconds: float, model: str = "tiny", overrides: Sequence[str] = (), events: Sequence[str] = ()
+) -> Inspection:
+    """Walk a preset (or a YAML file) at a model's sizes. `events`: such as "shot@10", in seconds. ConfigError."""
+    if not 0 < seconds <= LONGEST:
+        raise ConfigError(f"--seconds {seconds:g} must be above 0 and at most {LONGEST:g}.")
+    settings = build(StreamSettings, preset_file(stream), overrides=overrides)
+    sizes = sizes_of(model)
+    config = sizes.transformer
+    grid = Setup(sizes, settings, sizes.size, torch.float32, torch.device("cpu")).grid
+    shape = Shape(config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent, config.attention_head_dim)
+    dtype = torch.bfloat16 if sizes.follows_dtype else torch.float32
+    fps = build(Card, resource(f"assets/{model}/model.yaml")).fps if model in bundled() else WAN_FPS
+    pace = fps / FRAMES
+    happens = dict(_event(text, pace) for text in events)
+    end = max(1, round(seconds * pace))
+    calls = takewhile(lambda call: call.looks[-1].start < end, trace(settings, shape, dtype, events=happens))
+    return Inspection(stream, sizes.name, settings, seconds, pace, tuple(calls))
+
+
+def _event(text: str, pace: float) -> tuple[int, Event]:
+    name, _, at = text.partition("@")
+    try:
+        seconds = float(at)
+    except ValueError:
+        seconds = -1.0
+    if name not in EVENTS or seconds < 0:
+        raise ConfigError(f"--event {text!r} must be one of {', '.join(EVENTS)}, and when: shot@10 is after 10 s.")
+    return round(seconds * pace), EVENTS[name]
+
+
+# -- the picture -------------------------------------------------------------------------------------------------
+
+
+def save(inspection: Inspection, path: Path) -> None:
+    """Write the picture as a PNG."""
+    if path.suffix.lower() != ".png":
+        raise ConfigError(f"{path}: the picture is a PNG; call it {path.with_suffix('.png')}.")
+    draw(inspection.calls, page(inspection)).save(path)
+
+
+def page(inspection: Inspection) -> Page:
+    """The words around the picture."""
+    layout = inspection.stream.layout
+    table = layout.build()
+    calls, stepping = "1 call" if table.ticks == 1 else f"{table.ticks} calls", inspection.stream.stepping
+    parts = [f"{layout.kind} layout", f"chunks of {table.shift} latents = {table.shift / inspection.pace:g} s",
+             f"{table.slots} latents in work", f"{calls} a chunk",
+             f"denoising: {_sight(stepping.denoise)}", f"writing: {_sight(stepping.commit)}"]  # fmt: skip
+    rooms = {name: len(held) for call in inspection.calls for name, held in call.held.items()}
+    return Page(f"{inspection.name}: what {inspection.seconds:g} s of video remember", (" · ".join(parts),),
+                inspection.pace, rooms)  # fmt: skip
+
+
+def _sight(sight: Any) -> str:
+    where = sight.positions if isinstance(sight.positions, str) else sight.positions.kind
+    return f"{where}, {'sees all that is held' if sight.budget is None else f'{sight.budget} latents in view'}"
+
+
+# -- the table ---------------------------------------------------------------------------------------------------
+
+
+def rows(inspection: Inspection) -> list[tuple[str, str, str, str, str]]:
+    """Of each region: name, latents, bytes, and the places relative to the newest latent at which denoising calls and
+    those that write to memory saw it."""
+    calls = inspection.calls
+    held = {name: max(len(call.held.get(name, ())) for call in calls) for name in calls[-1].regions}
+    most = {name: max(call.regions[name] for call in calls) for name in calls[-1].regions}
+    looks = [look for call in calls for look in call.looks]
+    own = max(len(look.sigma) for look in looks)
+    denoising, writing = ([look for look in looks if look.commit is commit] for commit in (False, True))
+    return [
+        (name, str(own if name.endswith("in flight") else held[name]), size(most[name]), _span(denoising, name),
+         _span(writing, name))
+        for name in most
+    ]  # fmt: skip
+
+
+def _span(looks: Sequence[Look], region: str) -> str:
+    if region.endswith("in flight"):
+        places = [index - look.own[-1] for look in looks for index in look.own]
+    else:
+        places = [place - look.own[-1] for look in looks for stretch in look.stretches if stretch.region == region
+                  for place in stretch.positions]  # fmt: skip
+    return f"{min(places):+d} to {max(places):+d}" if places else "not seen"
+
+
+def show(inspection: Inspection, path: Path) -> None:
+    """The table for a person."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, soft_wrap=True)
+    title = f"{inspection.name}, {inspection.seconds:g} s, sizes of {inspection.model}"
+    table = Table("region", "latents", "bytes", "places for denoising", "places for writing", title=title,
+                  title_justify="left")  # fmt: skip
+    for row in rows(inspection):
+        table.add_row(*row)
+    table.add_section()
+    last = inspection.calls[-1]
+    table.add_row("together", str(sum(len(held) for held in last.held.values())), size(last.bytes))
+    console.print(table)
+    console.print(f"Places are latents before (-) or after (+) the newest of the call.\nwrote {path}")
