@@ -81,7 +81,9 @@ def load(
     running = running or Running()
     if place.type == "cuda":
         _check_fits(folder, card, settings, place, number, running)
-    transformer = running.set_up(VideoTransformer.load(folder / "transformer"), place, number)
+    transformer = running.set_up(VideoTransformer.load(folder / "transformer"), place, number, settings.masked)
+    for tier in transformer.unlearned(settings.tiers):
+        log.warning("model %s was not trained with %s: its weights are zeros, so it adds nothing", card.name, tier.kind)
     transformer.float32_islands = settings.float32_islands
     text = _text(folder, torch.device("cpu") if "text" in running.offload else place, number)
     autoencoder = _autoencoder(folder, place, number, running)

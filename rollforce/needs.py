@@ -168,7 +168,8 @@ def memory_bytes(setup: Setup) -> tuple[int, int]:
 
     A memory on the meta device, which holds nothing, walks through commits until it repeats itself."""
     config, grid, settings = setup.sizes.transformer, setup.grid, setup.stream
-    shape = Shape(config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent, config.attention_head_dim)
+    shape = Shape(config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent, config.attention_head_dim,
+                  grid.columns)  # fmt: skip
     cache = settings.memory(shape, setup.dtype, "meta")
     if isinstance(cache, KVCache):
         return _walked(cache, settings)

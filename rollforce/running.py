@@ -47,8 +47,12 @@ class Running:
             if not path.exists():
                 raise ConfigError(f"--{name} {path} does not exist.")
 
-    def set_up(self, transformer: VideoTransformer, device: torch.device, dtype: torch.dtype) -> VideoTransformer:
-        """Make a transformer that lies on the CPU run so, on `device`. ConfigError or CheckpointError."""
+    def set_up(
+        self, transformer: VideoTransformer, device: torch.device, dtype: torch.dtype, masked: bool = False
+    ) -> VideoTransformer:
+        """Make a transformer that lies on the CPU run so, on `device`. ConfigError or CheckpointError.
+
+        `masked`: attention must know masks."""
         transformer = transformer.to(dtype=dtype)
         for lora in self.loras:
             _bake(transformer, lora)
@@ -65,7 +69,7 @@ class Running:
             offload(transformer, device)
         else:
             transformer = transformer.to(device)
-        transformer.set_attention(self.attention)
+        transformer.set_attention(self.attention, masked)
         return transformer
 
 

@@ -71,8 +71,9 @@ class Session:
             source = Follower(self._given, model.autoencoder, self._pixels, model.fps, layout.chunk)
         table = layout.build()
         shape = Shape(
-            config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent, config.attention_head_dim
-        )
+            config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent, config.attention_head_dim,
+            grid.columns,
+        )  # fmt: skip
         cache = settings.memory(shape, model.dtype, model.device)
         noise = Noise.of(self.seed, (grid.channels, grid.height, grid.width))
         start = 0 if before is None else before.shape[1]

@@ -82,6 +82,16 @@ class StreamSettings:
         """The tiers of each group of heads; of all heads, if there are no groups."""
         return (self.cache,) if self.heads is None else tuple(self.heads.groups.values())
 
+    @property
+    def tiers(self) -> tuple[AnyTier, ...]:
+        """All tiers, of all heads."""
+        return tuple(tier for tiers in self.memories for tier in tiers)
+
+    @property
+    def masked(self) -> bool:
+        """Whether what calls see asks for an attention kernel that knows masks."""
+        return self.stepping.denoise.masked or self.stepping.commit.masked
+
     def memory(self, shape: Shape, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> AnyCache:
         """An empty memory for a batch of these streams."""
         layout = self.layout.build()

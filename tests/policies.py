@@ -12,6 +12,8 @@ from torch import Tensor
 
 from rollforce.cache import EmaSink, Junction, KVCache, Shape, Sight, Sink, Tier, Window
 from rollforce.cache.buckets import Buckets, TextBuckets
+from rollforce.cache.linear import LinearMemory
+from rollforce.cache.region import Learned
 from rollforce.cache.sparse import BlockSparse
 from rollforce.layout import Layout, bidirectional, chunkwise, partitioned, rolling
 from rollforce.models.transformer import Condition, VideoTransformer
@@ -35,6 +37,7 @@ TIERS: dict[str, tuple[Tier, ...]] = {
     "sink": (Sink(3),),
     "sink+window": (Sink(2), Window(4)),
     "short window": (Window(1),),
+    "sink+window+linear": (Sink(1), Window(2), LinearMemory()),
     "window+ema": (Window(4), EmaSink(2, decay=0.5)),
     "junction": (Sink(1), Window(3), Junction(2, every=4)),
 }
@@ -82,11 +85,22 @@ def start(
     noise = where.pop("noise", None) or Noise.of(seeds, (TINY.in_channels, HEIGHT, WIDTH))
     batch = 1 if isinstance(seeds, int) else len(seeds)
     shape = Shape(
-        TINY.num_layers, batch, TINY.num_attention_heads, HEIGHT * WIDTH // TINY.patch**2, TINY.attention_head_dim
-    )
-    return Rollout(
+        TINY.num_layers, batch, TINY.num_attention_heads, HEIGHT * WIDTH // TINY.patch**2, TINY.attention_head_dim,
+        WIDTH // TINY.patch,
+    )  # fmt: skip
+    rollout = Rollout(
         model, condition(model, batch), KVCache(tiers, shape, layout.slots), layout, noise, stepping, **where
     )
+    rollout.cache.learned = learned(tiers)
+    return rollout
+
+
+def learned(tiers: tuple[Tier, ...]) -> dict[str, Tensor]:
+    """Weights of tiers that make a difference, as if they had been trained."""
+    generator = torch.Generator().manual_seed(2)
+    shapes = {tier.kind: tier.weights(TINY.num_layers, TINY.attention_head_dim)
+              for tier in tiers if isinstance(tier, Learned)}  # fmt: skip
+    return {kind: torch.randn(shape, generator=generator) for kind, shape in shapes.items()}
 
 
 @torch.no_grad()

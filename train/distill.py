@@ -51,6 +51,8 @@ def main() -> None:
     student, critic, average = (
         Network.load(path_of(folder)) for folder in (recipe.start or recipe.teacher, recipe.teacher,
                                                      recipe.start or recipe.teacher))
+    for network in (student, average):
+        network.transformer.learn(stream.tiers)
     networks = {"teacher": teacher, "student": student, "critic": critic, "average": average}
     learned = {name: networks[name] for name in ("student", "critic", "average")}
     for name, network in networks.items():

@@ -47,7 +47,8 @@ def begin(model: VideoTransformer, setting: Setting, case: Case, ride: bool = Tr
     """A stream of the case from its first latent on."""
     config, grid, settings = setting.config, setting.grid, case.stream
     layout = settings.layout.build()
-    shape = Shape(config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent, config.attention_head_dim)
+    shape = Shape(config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent, config.attention_head_dim,
+                  grid.columns)  # fmt: skip
     cache = settings.memory(shape, setting.dtype, setting.device)
     text = torch.empty(1, setting.text, config.text_dim, device=setting.device, dtype=setting.dtype)
     condition = model.condition(text.normal_())

@@ -76,7 +76,7 @@ class Bench:
         setting, config, grid = self.setting, self.setting.config, self.setting.grid
         layout = self.case.stream.layout.build()
         shape = Shape(config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent,
-                      config.attention_head_dim)  # fmt: skip
+                      config.attention_head_dim, grid.columns)  # fmt: skip
         cache = self.case.stream.memory(shape, setting.dtype, setting.device)
         noise = Noise.of(0, (config.in_channels, grid.height, grid.width))
         with torch.no_grad():

@@ -7,6 +7,7 @@ from rollforce.cache.compressed import Compressed
 from rollforce.cache.ema import EmaSink
 from rollforce.cache.heads import AnyCache, HeadGroups, read_labels
 from rollforce.cache.junction import Junction
+from rollforce.cache.linear import LinearMemory
 from rollforce.cache.memory import Memory
 from rollforce.cache.plan import Contents, Folding, Held, Plan, Tier
 from rollforce.cache.region import Absorbing, Learned, Shape
@@ -21,6 +22,7 @@ AnyTier = (  # the union is the registry: a new tier is a file and a name here
     | EmaSink
     | Window
     | Junction
+    | LinearMemory
     | Segments
     | Compressed
     | Surprising
@@ -28,6 +30,6 @@ AnyTier = (  # the union is the registry: a new tier is a file and a name here
 
 __all__ = [
     "Absorbing", "AnyCache", "AnyTier", "Compressed", "Contents", "EmaSink", "Folding", "Group", "HeadGroups", "Held",
-    "Junction", "KVCache", "Learned", "Memory", "Plan", "Segments", "Shape", "Sight", "Sink", "Surprising", "Tier",
+    "Junction", "KVCache", "Learned", "LinearMemory", "Memory", "Plan", "Segments", "Shape", "Sight", "Sink", "Surprising", "Tier",
     "Window", "read_labels",
 ]  # fmt: skip

@@ -88,4 +88,5 @@ def shape_of(student: VideoTransformer, batch: int, latent: tuple[int, int, int]
     """The shape of a cache for `batch` videos of latents C, h, w."""
     config = student.config
     tokens = latent[1] * latent[2] // config.patch**2
-    return Shape(config.num_layers, batch, config.num_attention_heads, tokens, config.attention_head_dim)
+    return Shape(config.num_layers, batch, config.num_attention_heads, tokens, config.attention_head_dim,
+                 latent[2] // config.patch)  # fmt: skip
