@@ -10,10 +10,11 @@ import torch
 from conftest import TINY
 from torch import Tensor
 
-from rollforce.cache import EmaSink, Junction, KVCache, Shape, Sight, Sink, Tier, Window
+from rollforce.cache import Coded, Compressed, EmaSink, Junction, KVCache, Shape, Sight, Sink, Surprising, Tier, Window
 from rollforce.cache.buckets import Buckets, TextBuckets
 from rollforce.cache.linear import LinearMemory
 from rollforce.cache.region import Learned
+from rollforce.cache.segments import Segments
 from rollforce.cache.sparse import BlockSparse
 from rollforce.layout import Layout, bidirectional, chunkwise, partitioned, rolling
 from rollforce.models.transformer import Condition, VideoTransformer
@@ -38,6 +39,11 @@ TIERS: dict[str, tuple[Tier, ...]] = {
     "sink+window": (Sink(2), Window(4)),
     "short window": (Window(1),),
     "sink+window+linear": (Sink(1), Window(2), LinearMemory()),
+    "window+compressed": (Window(3), Compressed(2)),
+    # As long as it is surprised by all (law 1); by some in test_surprising.py.
+    "window+surprising": (Window(3), Surprising(2, tau=2.0, interval=1)),
+    "window+coded": (Window(3), Coded(2, "none")),  # in codes: test_coded.py
+    "window+segments": (Sink(1), Window(2), Segments(2, segments=3, layer=0)),
     "window+ema": (Window(4), EmaSink(2, decay=0.5)),
     "junction": (Sink(1), Window(3), Junction(2, every=4)),
 }
