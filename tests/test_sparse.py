@@ -197,7 +197,7 @@ def test_sorted_buckets_are_those_of_sorted_lists(queries, keys, bits, chunk, re
 
 def test_a_key_like_the_query_is_found():
     """A planted needle: the window around a query's bucket holds the key that points the same way."""
-    q, k, v = qkv(64, 512, batch=1, heads=1, width=16)
+    q, k, _ = qkv(64, 512, batch=1, heads=1, width=16)
     k[0, 0, 100:164] = 4 * q[0, 0]
     found = windows(q, k, torch.ones(1, 512, dtype=torch.bool), Buckets(bits=2, chunk=1))
     assert found[0, 0].float().mean() < 0.26
@@ -238,7 +238,7 @@ def test_a_share_of_the_prompt_is_what_most_queries_ask_for():
         for b in range(2):
             for n in range(3):
                 votes = [asked[b][n].count(each) for each in held[b][n]]
-                kept = sorted(range(20), key=lambda i: (-votes[i], i))[:5]  # noqa: B023
+                kept = sorted(range(20), key=lambda i: (-votes[i], i))[:5]
                 seen[b, n, rows, torch.tensor(kept)[:, None]] = True
     found = TextBuckets(bits=2, share=0.25).kernel(ATTEND, 4)(q, k, v, None)
     torch.testing.assert_close(found, by_mask(q, k, v, seen))

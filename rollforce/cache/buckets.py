@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rollforce.attention import Kernel
-from rollforce.cache.sparse import padded, check, checked_bias
+from rollforce.cache.sparse import check, checked_bias, padded
 from rollforce.errors import ConfigError
 
 NEVER = float("-inf")
