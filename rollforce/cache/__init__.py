@@ -3,6 +3,7 @@
 file per tier."""
 
 from rollforce.cache.cache import Group, KVCache
+from rollforce.cache.coded import Coded
 from rollforce.cache.compressed import Compressed
 from rollforce.cache.ema import EmaSink
 from rollforce.cache.heads import AnyCache, HeadGroups, read_labels
@@ -26,10 +27,11 @@ AnyTier = (  # the union is the registry: a new tier is a file and a name here
     | Segments
     | Compressed
     | Surprising
+    | Coded
 )
 
 __all__ = [
-    "Absorbing", "AnyCache", "AnyTier", "Compressed", "Contents", "EmaSink", "Folding", "Group", "HeadGroups", "Held",
-    "Junction", "KVCache", "Learned", "LinearMemory", "Memory", "Plan", "Segments", "Shape", "Sight", "Sink", "Surprising", "Tier",
-    "Window", "read_labels",
+    "Absorbing", "AnyCache", "AnyTier", "Coded", "Compressed", "Contents", "EmaSink", "Folding", "Group", "HeadGroups",
+    "Held", "Junction", "KVCache", "Learned", "LinearMemory", "Memory", "Plan", "Segments", "Shape", "Sight", "Sink",
+    "Surprising", "Tier", "Window", "read_labels",
 ]  # fmt: skip
