@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rollforce import load, rope
 from rollforce.cache import Group, KVCache, LinearMemory, Memory, Shape, Sight, Sink, Window
+from rollforce.cache.region import Asking
 from rollforce.distill.network import Network
 from rollforce.errors import ConfigError
 from rollforce.models.transformer import VideoTransformer
@@ -44,6 +45,10 @@ def stream(tier: LinearMemory, chunks: int, proj: Tensor | None) -> tuple[KVCach
     return cache, keys, values
 
 
+def asked(cache: KVCache, query: Tensor, start: int) -> Asking:
+    return Asking(0, start, query, cache.learned)
+
+
 def expected(keys: list[Tensor], values: list[Tensor], query: Tensor, proj: Tensor, compat: bool) -> Tensor:
     """What is added for a call after all of that, summed latent by latent."""
     key = torch.cat(keys, dim=2).unflatten(2, (-1, TOKENS))
@@ -68,13 +73,14 @@ def test_what_is_added_is_the_closed_form_of_all_that_fell(compat):
     proj = torch.randn(1, 16, 16)
     cache, keys, values = stream(LinearMemory(compat), 7, proj)
     query = bare(3, seed=99)
-    found = cache.added(0, 14, turned(query, 14))
+    found = cache.added(asked(cache, turned(query, 14), 14))
     torch.testing.assert_close(found, expected(keys, values, query, proj, compat), atol=2e-4, rtol=1e-4)
 
 
 def test_training_s_formula_is_not_the_release_s():
     proj, query = torch.randn(1, 16, 16), turned(bare(1, seed=99), 14)
-    ours, release = (stream(LinearMemory(compat), 7, proj)[0].added(0, 14, query) for compat in (False, True))
+    caches = (stream(LinearMemory(compat), 7, proj)[0] for compat in (False, True))
+    ours, release = (cache.added(asked(cache, query, 14)) for cache in caches)
     assert not torch.allclose(ours, release, atol=1e-2)
 
 
@@ -88,9 +94,9 @@ def test_the_means_are_of_what_fell_and_the_sink_did_not():
 
 
 def test_nothing_is_added_before_anything_fell_or_without_weights():
-    query = turned(bare(1, seed=99), 4)
-    assert stream(LinearMemory(), 2, torch.randn(1, 16, 16))[0].added(0, 4, query) is None
-    assert stream(LinearMemory(), 7, None)[0].added(0, 14, query) is None
+    for chunks, proj in ((2, torch.randn(1, 16, 16)), (7, None)):
+        cache = stream(LinearMemory(), chunks, proj)[0]
+        assert cache.added(asked(cache, turned(bare(1, seed=99), 2 * chunks), 2 * chunks)) is None
 
 
 def test_weights_of_zeros_are_the_window_alone(model):

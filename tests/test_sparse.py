@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from policies import LAYOUTS, TIERS, latents, start
 from torch import Tensor
 
+from rollforce import rope
 from rollforce.attention import kernel
 from rollforce.cache import Shape, Sight
 from rollforce.cache.buckets import Buckets, TextBuckets, codes
+from rollforce.cache.region import Asking
 from rollforce.cache.sparse import BlockSparse, cut, joined
 from rollforce.config import build
 from rollforce.errors import ConfigError
@@ -179,6 +181,14 @@ def windows(q: Tensor, k: Tensor, there: Tensor, buckets: Buckets) -> Tensor:
     return seen
 
 
+def test_buckets_are_of_relative_time():
+    q, k, v = (x.float() for x in qkv(32, 96, width=16))
+    near, far, wrong = (Buckets(bits=2, chunk=4).kernel(ATTEND, 4, told)(rope.turn(q, at), rope.turn(k, at), v, None)
+                        for told, at in ((0, 0), (5000, 5000), (0, 5000)))  # fmt: skip
+    torch.testing.assert_close(near, far, atol=1e-5, rtol=0)
+    assert not torch.allclose(near, wrong, atol=1e-2)
+
+
 @settings(max_examples=30, deadline=None)
 @given(queries=st.integers(1, 20), keys=st.integers(2, 40), bits=st.integers(1, 4), chunk=st.integers(1, 7),
        reach=st.sampled_from([0.5, 1.0, 2.5]), holes=st.booleans())  # fmt: skip
@@ -249,7 +259,8 @@ def test_a_share_of_the_prompt_is_what_most_queries_ask_for():
 
 def test_layers_are_the_last_ones():
     sight, shape = Sight(sparse=Buckets(bits=1, layers=0.7)), Shape(10, 1, 1, 1, 2)
-    on = [sight.kernel(ATTEND, shape, layer) is not ATTEND for layer in range(10)]
+    query = torch.zeros(1, 1, 1, 2)
+    on = [sight.kernel(ATTEND, shape, Asking(layer, 0, query, {})) is not ATTEND for layer in range(10)]
     assert on == [False] * 3 + [True] * 7
 
 

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rollforce import rope
 from rollforce.attention import Kernel
 from rollforce.cache.sparse import check, checked_bias, padded
 from rollforce.errors import ConfigError
@@ -33,8 +34,8 @@ class Buckets:
     `exact` is the paper's rule, by a mask that saves no time; a query whose bucket is empty then sees all.
 
     The paper has it on in about 70 % of the layers (which ones it does not say; here the last) and not in the first
-    30 % of the steps, which is `below` where all latents of a call are equally noisy. Its hashing of keys that are
-    turned by RoPE or not is not told; here they are.
+    30 % of the steps, which is `below` where all latents of a call are equally noisy. Whether it hashes before or after
+    RoPE it does not say; here after, in the time of the call, so that only relative time matters.
     """
 
     bits: int = 3
@@ -56,24 +57,25 @@ class Buckets:
     def masked(self) -> bool:
         return self.exact
 
-    def kernel(self, attend: Kernel, tokens: int) -> Kernel:
+    def kernel(self, attend: Kernel, tokens: int, start: int = 0) -> Kernel:
         """`attend` over the keys of a query's bucket."""
-        return partial(self._masked if self.exact else self._gathered, attend)
+        return partial(self._masked if self.exact else self._gathered, attend, start)
 
-    def _masked(self, attend: Kernel, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def _masked(self, attend: Kernel, start: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         bias = checked_bias(mask)
-        shared = codes(_centred(q), self.bits, self.seed)[..., None] == self._keys(k, bias)[:, :, None]
+        shared = self._queries(q, start)[..., None] == self._keys(k, start, bias)[:, :, None]
         shared = shared | ~shared.any(-1, keepdim=True)
         allowed = torch.where(shared, 0.0, NEVER).to(q.dtype)
         return attend(q, k, v, allowed if bias is None else allowed + bias)
 
-    def _gathered(self, attend: Kernel, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def _gathered(self, attend: Kernel, start: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         bias, length = checked_bias(mask), k.shape[2]
         width = min(length, -(-int(length * self.reach) // 2**self.bits) or 1)
         if width == length:
             return attend(q, k, v, mask)
-        asked, order = codes(_centred(q), self.bits, self.seed).sort(dim=-1, stable=True)
-        which = self._around(asked[..., self.chunk // 2 :: self.chunk], self._keys(k, bias), width, q.shape[2])
+        asked, order = self._queries(q, start).sort(dim=-1, stable=True)
+        held = self._keys(k, start, bias)
+        which = self._around(asked[..., self.chunk // 2 :: self.chunk], held, width, q.shape[2])
         rows = padded(_taken(q, order), -q.shape[2] % self.chunk).unflatten(2, (-1, self.chunk)).flatten(0, 1)
         near, values = (_taken(x, which.flatten(2)).unflatten(2, which.shape[2:]).flatten(0, 1) for x in (k, v))
         if bias is not None:
@@ -82,13 +84,18 @@ class Buckets:
         output = attend(rows, near, values, bias).unflatten(0, q.shape[:2]).flatten(2, 3)[:, :, : q.shape[2]]
         return _taken(output, order.argsort(-1))
 
-    def _keys(self, k: Tensor, bias: Tensor | None) -> Tensor:
+    def _queries(self, q: Tensor, start: int) -> Tensor:
+        """Buckets of queries [B, N, L]."""
+        return codes(_centred(rope.turn(q.float(), -start)), self.bits, self.seed)
+
+    def _keys(self, k: Tensor, start: int, bias: Tensor | None) -> Tensor:
         """Buckets of keys [B, N, L]; those of empty places come after all others."""
+        k = rope.turn(k.float(), -start)
         if bias is None:
             return codes(_centred(k), self.bits, self.seed)
         there = (bias > NEVER).transpose(2, 3).expand(*k.shape[:2], -1, 1)
-        mean = (k.float() * there).sum(2, keepdim=True) / there.sum(2, keepdim=True).clamp(min=1)
-        return codes(k.float() - mean, self.bits, self.seed).masked_fill(~there[..., 0], 2**self.bits)
+        mean = (k * there).sum(2, keepdim=True) / there.sum(2, keepdim=True).clamp(min=1)
+        return codes(k - mean, self.bits, self.seed).masked_fill(~there[..., 0], 2**self.bits)
 
     def _around(self, asked: Tensor, held: Tensor, width: int, queries: int) -> Tensor:
         """Of each chunk of queries the `width` keys, [B, N, chunks, width]."""

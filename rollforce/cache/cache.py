@@ -134,11 +134,11 @@ class KVCache:
         key, value = torch.cat([part.key for part in seen], dim=2), torch.cat([part.value for part in seen], dim=2)
         return Seen(key, value, _bias(seen))
 
-    def added(self, layer: int, start: int, query: Tensor) -> Tensor | None:
-        """What a region adds to the output of attention, for latents from `start` on."""
+    def added(self, asking: Asking) -> Tensor | None:
+        """What a region adds to the output of attention."""
         for region in self.regions.values():
             if isinstance(region, Adding):
-                return region.adds(Asking(layer, start, query, self.learned))
+                return region.adds(asking)
         return None
 
     # -- writing ------------------------------------------------------------------------------------------------

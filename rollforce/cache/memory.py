@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rollforce.attention import Kernel
 from rollforce.cache.plan import Plan
-from rollforce.cache.region import Committing
+from rollforce.cache.region import Asking, Committing
 from rollforce.types import KVBlock
 
 if TYPE_CHECKING:
@@ -44,8 +44,9 @@ class Memory:
             stop = at + group.latents
             asking, mine = query[:, :, at * tokens : stop * tokens], own.latents(at, stop, tokens)
             seen = self.cache.read(layer, view, mine)
-            output = group.sight.kernel(attend, self.cache.shape, layer)(asking, seen.key, seen.value, seen.bias)
-            added = self.cache.added(layer, group.start, asking)
+            asked = Asking(layer, group.start, asking, self.cache.learned)
+            kernel = group.sight.kernel(attend, self.cache.shape, asked)
+            output, added = kernel(asking, seen.key, seen.value, seen.bias), self.cache.added(asked)
             outputs.append(output if added is None else output + added.to(output))
             if group.commit:
                 self.cache.write(Committing(layer, group.start, mine, asking, self._notes), plan)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from rollforce.attention import Kernel
 from rollforce.cache.buckets import Buckets, TextBuckets
-from rollforce.cache.region import Shape
+from rollforce.cache.region import Asking, Shape
 from rollforce.cache.sparse import BlockSparse
 from rollforce.errors import ConfigError
 from rollforce.positions import AnyPositions, positions
@@ -60,11 +60,11 @@ class Sight:
         """The sight of a call whose noisiest latent has this much noise."""
         return replace(self, sparse=None) if self.sparse is not None and sigma > self.sparse.below else self
 
-    def kernel(self, attend: Kernel, shape: Shape, layer: int) -> Kernel:
+    def kernel(self, attend: Kernel, shape: Shape, asking: Asking) -> Kernel:
         """How a call attends, in a layer, to what it sees."""
-        if self.sparse is None or layer < round(shape.layers * (1 - self.sparse.layers)):
+        if self.sparse is None or asking.layer < round(shape.layers * (1 - self.sparse.layers)):
             return attend
-        return self.sparse.kernel(attend, shape.tokens)
+        return self.sparse.kernel(attend, shape.tokens, asking.start)
 
     def text_kernel(self, attend: Kernel, shape: Shape) -> Kernel:
         """The same for the prompt."""

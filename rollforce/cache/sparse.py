@@ -36,8 +36,8 @@ class Sparse(Protocol):
         """Whether the attention kernel must know masks."""
         ...
 
-    def kernel(self, attend: Kernel, tokens: int) -> Kernel:
-        """`attend` made sparse, where a latent has `tokens` tokens."""
+    def kernel(self, attend: Kernel, tokens: int, start: int) -> Kernel:
+        """`attend` made sparse, where a latent has `tokens` tokens and the first that asks stands at `start`."""
         ...
 
 
@@ -72,7 +72,7 @@ class BlockSparse:
     def masked(self) -> bool:
         return False  # none where `block` divides the tokens of a latent; else the kernel itself refuses
 
-    def kernel(self, attend: Kernel, tokens: int) -> Kernel:
+    def kernel(self, attend: Kernel, tokens: int, start: int = 0) -> Kernel:
         """`attend` over the chosen blocks."""
         return partial(self._attended, attend, tokens)
 
