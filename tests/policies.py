@@ -10,7 +10,20 @@ import torch
 from conftest import TINY
 from torch import Tensor
 
-from rollforce.cache import Coded, Compressed, EmaSink, Junction, KVCache, Shape, Sight, Sink, Surprising, Tier, Window
+from rollforce.cache import (
+    Coded,
+    Compressed,
+    EmaSink,
+    Junction,
+    KVCache,
+    Shape,
+    Sight,
+    Sink,
+    Surprising,
+    TempCache,
+    Tier,
+    Window,
+)
 from rollforce.cache.buckets import Buckets, TextBuckets
 from rollforce.cache.linear import LinearMemory
 from rollforce.cache.region import Learned
@@ -44,6 +57,7 @@ TIERS: dict[str, tuple[Tier, ...]] = {
     "window+surprising": (Window(3), Surprising(2, tau=2.0, interval=1)),
     "window+coded": (Window(3), Coded(2, "none")),  # in codes: test_coded.py
     "window+segments": (Sink(1), Window(2), Segments(2, segments=3, layer=0)),
+    "window+tempcache": (Window(3), TempCache(2, tau=1.01)),  # as long as nothing merges (law 1); test_merged.py
     "window+ema": (Window(4), EmaSink(2, decay=0.5)),
     "junction": (Sink(1), Window(3), Junction(2, every=4)),
 }
@@ -60,16 +74,33 @@ SIGHTS: dict[str, Stepping] = {
 
 
 def policies(*names: str) -> Any:
-    """Parametrise over layout x tiers x stepping, or over those of them that are named."""
+    """Parametrise over layout x tiers x stepping, or over those of them that are named.
+
+    The first few of each table meet all others of their kind; what came later meets the plainest of the other tables,
+    and everything else only where slow tests run (pytest -m slow)."""
     tables = {"layout": LAYOUTS, "tiers": TIERS, "stepping": SIGHTS}
     chosen = [tables[name] for name in names]
     return pytest.mark.parametrize(
         names,
         [
-            pytest.param(*(table[key] for table, key in zip(chosen, keys, strict=True)), id="-".join(keys))
+            pytest.param(
+                *(table[key] for table, key in zip(chosen, keys, strict=True)),
+                id="-".join(keys),
+                marks=() if _everyday(dict(zip(names, keys, strict=True))) else pytest.mark.slow,
+            )
             for keys in product(*chosen)
         ],
     )
+
+
+FIRST = {"layout": 5, "tiers": 4, "stepping": 3}
+PLAIN = {"layout": ("chunkwise", "rolling"), "tiers": ("sink+window",), "stepping": ("all realigned",)}
+
+
+def _everyday(keys: dict[str, str]) -> bool:
+    tables = {"layout": LAYOUTS, "tiers": TIERS, "stepping": SIGHTS}
+    later = [name for name, key in keys.items() if key not in list(tables[name])[: FIRST[name]]]
+    return not later or (len(later) == 1 and all(key in PLAIN[name] for name, key in keys.items() if name not in later))
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from rollforce.cache.heads import AnyCache, HeadGroups, read_labels
 from rollforce.cache.junction import Junction
 from rollforce.cache.linear import LinearMemory
 from rollforce.cache.memory import Memory
+from rollforce.cache.merged import TempCache
 from rollforce.cache.plan import Contents, Folding, Held, Plan, Tier
 from rollforce.cache.region import Absorbing, Learned, Shape
 from rollforce.cache.segments import Segments
@@ -28,10 +29,11 @@ AnyTier = (  # the union is the registry: a new tier is a file and a name here
     | Compressed
     | Surprising
     | Coded
+    | TempCache
 )
 
 __all__ = [
     "Absorbing", "AnyCache", "AnyTier", "Coded", "Compressed", "Contents", "EmaSink", "Folding", "Group", "HeadGroups",
     "Held", "Junction", "KVCache", "Learned", "LinearMemory", "Memory", "Plan", "Segments", "Shape", "Sight", "Sink",
-    "Surprising", "Tier", "Window", "read_labels",
+    "Surprising", "TempCache", "Tier", "Window", "read_labels",
 ]  # fmt: skip
