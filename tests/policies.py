@@ -13,7 +13,7 @@ from torch import Tensor
 from rollforce.cache import (
     Coded,
     Compressed,
-    EmaSink,
+    EmaSink, Spaced,
     Junction,
     KVCache,
     Shape,
@@ -59,6 +59,7 @@ TIERS: dict[str, tuple[Tier, ...]] = {
     "window+segments": (Sink(1), Window(2), Segments(2, segments=3, layer=0)),
     "window+tempcache": (Window(3), TempCache(2, tau=1.01)),  # as long as nothing merges (law 1); test_merged.py
     "window+ema": (Window(4), EmaSink(2, decay=0.5)),
+    "window+spaced": (Window(3), Spaced(2, every=3)),
     "junction": (Sink(1), Window(3), Junction(2, every=4)),
 }
 SIGHTS: dict[str, Stepping] = {

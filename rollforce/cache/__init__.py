@@ -16,6 +16,7 @@ from rollforce.cache.region import Absorbing, Learned, Shape
 from rollforce.cache.segments import Segments
 from rollforce.cache.sight import Sight
 from rollforce.cache.sink import Sink
+from rollforce.cache.spaced import Spaced
 from rollforce.cache.surprising import Surprising
 from rollforce.cache.window import Window
 
@@ -30,6 +31,7 @@ AnyTier = (  # the union is the registry: a new tier is a file and a name here
     | Surprising
     | Coded
     | TempCache
+    | Spaced
 )
 
 __all__ = [
