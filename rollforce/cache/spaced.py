@@ -1,4 +1,4 @@
-"""Spaced: every so many latents one, further back than a window reaches (uniform sampling, Context Forcing's ablation)."""
+"""Spaced: one latent in so many, further back than a window reaches (uniform sampling, Context Forcing's ablation)."""
 
 from __future__ import annotations
 
