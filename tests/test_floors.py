@@ -28,7 +28,7 @@ recache
 settings snapshot ahead
 running trace
 given needs loaded memory_map
-distill fits
+distill fits head_profile
 bench
 session
 model

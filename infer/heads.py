@@ -1,0 +1,55 @@
+"""Which heads of a model look far back: measures its attention and writes a file of head groups.
+
+    python infer/heads.py tiny -o configs/heads/tiny.json
+    rollforce render "a red ball rolls left" --stream forcing_kv heads.file=mine.json
+
+The file says of each head of each layer which group it is of; what each group remembers is said in a stream's settings.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import rollforce
+from rollforce.head_profile import Profile, labels_of, near_shares
+
+PROMPTS = ["a red ball rolls left", "a blue star drifts right over green hills"]
+
+
+def main(
+    model: str,
+    out: Annotated[Path, typer.Option("--out", "-o", help="the JSON file")],
+    stream: Annotated[str | None, typer.Option(help="preset whose layout is walked; default: the model's own")] = None,
+    prompt: Annotated[list[str], typer.Option(help="may be given several times")] = PROMPTS,
+    seconds: Annotated[float, typer.Option(help="of each stream")] = 6.0,
+    reach: Annotated[int, typer.Option(help="latents that a measured call attends to")] = Profile.reach,
+    threshold: Annotated[float, typer.Option(help="share that makes a head a near one")] = Profile.threshold,
+    plain: Annotated[int, typer.Option(help="lowest layers whose heads are all near")] = Profile.plain,
+) -> None:
+    profile = Profile(reach=reach, threshold=threshold, plain=plain)
+    loaded = rollforce.load(model, stream=stream)
+    shares = near_shares(loaded, prompt, seconds, profile)
+    labels = labels_of(shares, profile)
+    far = sum(row.count(profile.far) for row in labels)
+    description = (
+        f"{loaded.name}: {profile.near} iff (attention on the call's own latents and the newest {profile.recent} "
+        f"of the past) / (attention beyond the first {profile.first}) >= {threshold:g}, of {reach} latents, over "
+        f"{len(prompt)} prompts x {seconds:g} s; layers below {plain} are {profile.near}"
+    )
+    rounded = [[round(share, 4) for share in row] for row in shares.tolist()]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    rows = {"layers": labels, "shares": rounded}
+    lines = [f'  "{name}": [\n' + ",\n".join(f"    {json.dumps(row)}" for row in table) + "\n  ]"
+             for name, table in rows.items()]  # fmt: skip
+    out.write_text("{\n" + ",\n".join([f'  "description": {json.dumps(description)}', *lines]) + "\n}\n")
+    for layer, row in enumerate(rounded):
+        print(f"layer {layer}: " + "  ".join(f"{share:.2f}" for share in row))
+    print(f"{far} of {shares.numel()} heads are {profile.far}: {out}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
