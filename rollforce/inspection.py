@@ -53,7 +53,8 @@ def inspect(
     sizes = sizes_of(model)
     config = sizes.transformer
     grid = Setup(sizes, settings, sizes.size, torch.float32, torch.device("cpu")).grid
-    shape = Shape(config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent, config.attention_head_dim)
+    shape = Shape(config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent, config.attention_head_dim,
+                  grid.columns)  # fmt: skip
     dtype = torch.bfloat16 if sizes.follows_dtype else torch.float32
     fps = build(Card, resource(f"assets/{model}/model.yaml")).fps if model in bundled() else WAN_FPS
     pace = fps / FRAMES

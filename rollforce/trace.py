@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import ParameterDict
 
-from rollforce.cache import Group, KVCache, Shape
+from rollforce.cache import Group, HeadGroups, KVCache, Shape
+from rollforce.cache.heads import HeadMemory
 from rollforce.cache.memory import Memory
 from rollforce.cache.region import Placed
 from rollforce.models.transformer import Condition, VideoTransformer
@@ -108,9 +109,10 @@ class _Watching:
 
     def __init__(self, stream: StreamSettings, shape: Shape, dtype: torch.dtype) -> None:
         self.stream, self.layout = stream, stream.layout.build()
-        self.cache = KVCache(stream.cache, shape, max(self.layout.slots, self.layout.shift), dtype, "meta")
+        self.cache = stream.memory(shape, dtype, "meta")
         self.cache.device = torch.device("cpu")  # where the loop steps; arithmetic on meta imports half of torch
-        self.parts = [_Part("", self.cache)]
+        parts = self.cache.parts if isinstance(self.cache, HeadGroups) else {"": self.cache}
+        self.parts = [_Part(name, part) for name, part in parts.items()]
         self.calls: list[Call] = []
         self.policy = ParameterDict()  # no tier's weights either
 
@@ -122,11 +124,12 @@ class _Watching:
                        lambda index, draw: nothing, self.stream.stepping, length=length, start=start)  # fmt: skip
 
     def __call__(
-        self, x: Tensor, sigma: Tensor, index: Tensor, condition: Condition, memory: Memory,
-        phase_T: Tensor | None = None,
+        self, x: Tensor, sigma: Tensor, index: Tensor, condition: Condition,
+        memory: Memory | HeadMemory, phase_T: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         context, looks = self.stream.stepping.context_sigma, []
-        for group in memory.groups:
+        one = memory if isinstance(memory, Memory) else next(iter(memory.parts.values()))
+        for group in one.groups:
             seen = [part.seen(group) for part in self.parts]
             stretches = tuple(stretch for found in seen for stretch in found.stretches)
             looks.append(Look(group.start, (context,) * group.latents, group.commit, stretches,
@@ -192,8 +195,11 @@ class _Part:
         if not placed.filled:
             return 0
         if (name, placed.filled) not in self.sizes:
-            parts = [self.cache.regions[name].seen(layer, placed) for layer in range(self.cache.shape.layers)]
-            self.sizes[name, placed.filled] = _bytes([x for part in parts if part for x in (part.key, part.value)])
+            shape = self.cache.shape
+            alike = isinstance(shape.heads, int)  # then one layer stands for all
+            parts = [self.cache.regions[name].seen(layer, placed) for layer in range(1 if alike else shape.layers)]
+            found = _bytes([x for part in parts if part for x in (part.key, part.value)])
+            self.sizes[name, placed.filled] = found * (shape.layers if alike else 1)
         return self.sizes[name, placed.filled]
 
 
