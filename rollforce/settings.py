@@ -115,6 +115,10 @@ class StreamSettings:
                 raise ConfigError("cache and heads.groups both give tiers: with heads, leave cache out.")
             object.__setattr__(self, "cache", ())
         table = self.layout.build()
+        sparse, calmest = self.stepping.denoise.sparse, min(max(row) for row in table.sigma[:-1])
+        if sparse is not None and sparse.below < calmest:
+            raise ConfigError(f"stepping.denoise.sparse.below {sparse.below:g} is never reached: each call of this layout "
+                              f"has a latent of noise {calmest:g} or more. Use 1, or the layout chunkwise.")  # fmt: skip
         for name, sight, own in (
             ("denoise", self.stepping.denoise, table.slots),
             ("commit", self.stepping.commit, table.shift),

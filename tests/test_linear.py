@@ -13,10 +13,15 @@ from torch import Tensor
 from rollforce import load, rope
 from rollforce.cache import Group, KVCache, LinearMemory, Memory, Shape, Sight, Sink, Window
 from rollforce.cache.region import Asking
+from rollforce.config import build
+from rollforce.distill.loop import optimisers
 from rollforce.distill.network import Network
+from rollforce.distill.recipe import Optimiser
+from rollforce.distill.streams import Streams
 from rollforce.errors import ConfigError
 from rollforce.models.transformer import VideoTransformer
 from rollforce.rollout import Stepping
+from rollforce.settings import StreamSettings
 from rollforce.types import KVBlock
 
 ROWS, COLUMNS, WINDOW, SINK, CHUNK = 2, 3, 3, 1, 2
@@ -135,6 +140,23 @@ def test_gradient_reaches_the_weights():
     gradient = model.policy["linear_memory"].grad
     assert gradient is not None and gradient.flatten(1).abs().amax(1).min() > 0  # in every layer
     assert model.policy["linear_memory"].abs().max() == 0  # it starts as nothing
+
+
+def test_distillation_trains_them(tmp_path):
+    """The student's own streams, as train/distill.py walks them, and its optimiser."""
+    folder = make_model_folder(tmp_path / "small")
+    tiers = [{"kind": "window", "latents": 1}, {"kind": "linear_memory"}]
+    settings = build(StreamSettings, {"layout": {"chunk": 1, "levels": [1.0, 0.5]}, "cache": tiers})
+    student = Network.load(folder)
+    student.transformer.learn(settings.tiers)
+    (made,) = optimisers(student.transformer, Optimiser(kind="adamw", lr=0.1))
+    text = student.text(student.text.numbers(["a red ball"])).detach()
+    streams = Streams(student.transformer, settings, text, (0,), (8, 4, 6))
+    for _ in range(5):
+        made.zero_grad()
+        streams.tick().square().mean().backward()
+    made.step()
+    assert student.transformer.policy["linear_memory"].abs().amax((1, 2)).min() > 0.01
 
 
 def test_weights_are_saved_and_loaded_under_their_name(tmp_path):

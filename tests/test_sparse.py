@@ -18,6 +18,7 @@ from rollforce.cache.sparse import BlockSparse, cut, joined
 from rollforce.config import build
 from rollforce.errors import ConfigError
 from rollforce.rollout import Stepping
+from rollforce.settings import StreamSettings
 
 ATTEND = kernel("sdpa")
 
@@ -286,6 +287,23 @@ def test_settings_come_from_yaml():
                                 "commit": {"sparse": {"kind": "buckets", "bits": 2}}})  # fmt: skip
     assert read.denoise == Sight(sparse=BlockSparse(0.3), text=TextBuckets(share=0.5))
     assert read.commit.sparse == Buckets(bits=2)
+
+
+def test_a_sight_that_is_never_sparse_is_refused():
+    """All calls of a rolling layout hold a latent of pure noise."""
+    sight = {"sparse": {"kind": "buckets", "below": 0.8}}
+    build(StreamSettings, {"layout": {"kind": "chunkwise"}, "stepping": {"denoise": sight}})
+    with pytest.raises(ConfigError, match="never"):
+        build(StreamSettings, {"layout": {"kind": "rolling"}, "stepping": {"denoise": sight}})
+
+
+def test_a_kernel_without_masks_is_refused_where_the_sight_needs_one():
+    sights = {"exact": Sight(sparse=Buckets(exact=True)), "text": Sight(text=TextBuckets()),
+              "fast": Sight(sparse=Buckets(), text=TextBuckets(share=0.5)), "blocks": Sight(sparse=BlockSparse())}
+    masked = {name: StreamSettings(stepping=Stepping(denoise=sight)).masked for name, sight in sights.items()}
+    assert masked == {"exact": True, "text": True, "fast": False, "blocks": False}
+    with pytest.raises(ConfigError, match="knows no mask"):
+        kernel("flash", masked=masked["exact"])
 
 
 @pytest.mark.parametrize("make", [
