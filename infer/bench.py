@@ -6,6 +6,7 @@
     python infer/bench.py --model wan-1.3b --train-step --latents 21,27           one step of distillation
     python infer/bench.py --model tiny --seconds 20                               a model folder, decoding included
     python infer/bench.py --json bench.json                      random weights: 12 layers x 384, rolling, 5 steps
+    python infer/bench.py --case memory --threads 1 --json m.json  every memory policy beside plain sink + window
 
 floor = operations of the matrix products / the rate of a large one measured here + those of attention / the rate of
 its largest call measured here; `of floor` is that over our time. `efficiency` is stricter: the time of the same linear
@@ -19,6 +20,7 @@ import argparse
 import gc
 import json
 import statistics
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
@@ -26,7 +28,7 @@ from typing import Any
 
 import torch
 
-from rollforce.bench import dry, report, streaming
+from rollforce.bench import dry, policies, report, streaming
 from rollforce.bench.cases import FRAMES, MODELS, Case, Setting, cases, parse_sizes, shrunk
 from rollforce.bench.training import measure_step
 from rollforce.cache import Sink, Window
@@ -50,6 +52,7 @@ def main() -> None:
     except RollforceError as error:
         parser.error(str(error))
     columns = report.PLANNED if args.dry_run else report.TRAINING if args.train_step else report.STREAMING
+    columns = dict(policies.COLUMNS) if args.case == "memory" else columns
     print(*report.table(told["results"], columns), sep="\n")
 
 
@@ -57,6 +60,9 @@ def results(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One after the other, so that what is done is kept if the next one fails."""
     if args.model and not (args.random_weights or args.train_step or args.dry_run):
         yield bench_model(args)
+        return
+    if args.case == "memory":
+        yield from memory(args)
         return
     for name, setting, case in wanted(args):
         size = f"{setting.size[1]}x{setting.size[0]}"
@@ -137,6 +143,18 @@ def stream(args: argparse.Namespace) -> Case:
     return Case(args.layout, StreamSettings(layout, (Sink(args.sink), Window(args.window))))
 
 
+def memory(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Every memory policy, chunkwise, in turn; `--window` latents of the past in plain memory (default 12)."""
+    setting = next(setting for _, setting, _ in wanted(args))
+    print(report.described(setting), flush=True)
+    layout = LayoutSettings("chunkwise", args.chunk, warped(linear(args.steps), 5.0))
+    with tempfile.TemporaryDirectory() as folder:
+        config = setting.config
+        labels = policies.write_labels(Path(folder) / "heads.json", config.num_layers, config.num_attention_heads)
+        found = policies.policies(layout, max(args.window, 12), 4, labels)
+        yield from policies.measure(found, setting, args.chunks or 21)
+
+
 # -- a whole model -------------------------------------------------------------------------------------------
 
 
@@ -202,7 +220,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--model", help=f"random weights, dry run: {', '.join(MODELS)}; else a model or folder")
     parser.add_argument("--random-weights", action="store_true", help="weights made on the device, nothing loaded")
-    parser.add_argument("--case", default="all", help="rolling5, chunk4, longlive, chunk2, forever; all but the last")
+    parser.add_argument("--case", default="all", help="all, memory, or: rolling5, chunk4, longlive, chunk2, forever")
     parser.add_argument("--size", default="832x480", help="WIDTHxHEIGHT, several with commas")
     parser.add_argument("--shrink", type=int, default=1, help="divide layers, heads, widths and sides by this")
     parser.add_argument("--dry-run", action="store_true", help="say what a run would take; run nothing")
