@@ -117,8 +117,10 @@ class StreamSettings:
         table = self.layout.build()
         sparse, calmest = self.stepping.denoise.sparse, min(max(row) for row in table.sigma[:-1])
         if sparse is not None and sparse.below < calmest:
-            raise ConfigError(f"stepping.denoise.sparse.below {sparse.below:g} is never reached: each call of this layout "
-                              f"has a latent of noise {calmest:g} or more. Use 1, or the layout chunkwise.")  # fmt: skip
+            raise ConfigError(
+                f"stepping.denoise.sparse.below {sparse.below:g} is never reached: each call of this layout has a "
+                f"latent of noise {calmest:g} or more. Use 1, or the layout chunkwise."
+            )
         for name, sight, own in (
             ("denoise", self.stepping.denoise, table.slots),
             ("commit", self.stepping.commit, table.shift),
