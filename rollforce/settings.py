@@ -9,7 +9,6 @@ from typing import Literal
 import torch
 
 from rollforce.cache import AnyCache, AnyTier, HeadGroups, KVCache, Shape, Window, read_labels
-from rollforce.config import resource
 from rollforce.errors import ConfigError
 from rollforce.layout import Layout, bidirectional, chunkwise, partitioned, rolling
 from rollforce.rollout import Stepping
@@ -54,6 +53,8 @@ class HeadSettings:
 
     def memory(self, shape: Shape, flight: int, dtype: torch.dtype, device: str | torch.device) -> HeadGroups:
         """ConfigError if the file cannot be read or is of another model."""
+        from rollforce.config import resource  # needs omegaconf, which benchmarks do without
+
         path = Path(self.file)
         labels = read_labels(path if path.exists() else resource(self.file))
         return HeadGroups(self.groups, labels, shape, flight, dtype, device)
