@@ -44,7 +44,7 @@ class Anchored:
     Forcing's sink at 0..2 with everything else ending at 20).
 
     `reach`: latents of the trained range; `at`: region -> place of its first latent in it. Before the stream is as long
-    as the range, places count from its beginning, so that a sink at 0 has not moved.
+    as the range, places count from its beginning, where a sink at 0 stands unmoved, wherever that is in time.
     """
 
     reach: int = 21
@@ -57,12 +57,10 @@ class Anchored:
                 raise ConfigError(f"at.{region} {place} lies outside the trained range of {self.reach} latents.")
 
     def __call__(self, visible: Visible, own: range) -> Moves:
-        base = max(0, own[-1] - (self.reach - 1))
         moves = realigned({region: held for region, held in visible.items() if region not in self.at}, own)
-        for region, place in self.at.items():
-            if held := visible.get(region):
-                moves[region] = base + place - held[0]
-        return moves
+        begun = {region: held[0] - self.at[region] for region, held in visible.items() if held and region in self.at}
+        base = max(own[-1] - (self.reach - 1), min(begun.values(), default=0))
+        return moves | {region: base - beginning for region, beginning in begun.items()}
 
 
 @dataclass(frozen=True)
