@@ -218,6 +218,19 @@ def test_no_codes_is_a_longer_window() -> None:
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("bits", [*ALL, "none"])
+def test_bfloat16_goes_in_and_comes_out(bits: Bits) -> None:
+    """With no more error than its codes and its own rounding make."""
+    cache, plain_cache = KVCache([Coded(4, bits)], SHAPE, 2, torch.bfloat16), KVCache([Window(4)], SHAPE, 2)
+    for each in (cache, plain_cache):
+        filled(each, 4, 2)
+    found, (exact_key, exact_value) = cache.regions["coded"].seen(1, Placed(0, None, 4)), past(plain_cache, 1, 4)
+    assert found is not None and found.key.dtype == found.value.dtype == torch.bfloat16
+    share = {2: 0.25, 4: 0.05, 8: 0.01, "fp8": 0.05, "none": 0.01}[bits]
+    assert (found.key - exact_key).norm() <= share * exact_key.norm()
+    assert (found.value - exact_value).norm() <= 2 * share * exact_value.norm()
+
+
 # -- bytes ------------------------------------------------------------------------------------------------------------
 
 
