@@ -64,6 +64,7 @@ class StandIn:
     """Called as the transformer is; answers random velocities; writes down what its memory showed it."""
 
     def __init__(self) -> None:
+        self.policy: dict[str, Tensor] = {}
         self.denoised: list[Call] = []
         self.committed: list[Call] = []
 

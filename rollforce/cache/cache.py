@@ -18,7 +18,7 @@ from torch import Tensor
 from rollforce.cache.arena import Arena
 from rollforce.cache.memory import Memory
 from rollforce.cache.plan import Contents, Place, Plan, Tier, planned
-from rollforce.cache.region import Absorbing, Adding, Asking, Committing, Fallen, Placed, Seen, Shape
+from rollforce.cache.region import Absorbing, Adding, Asking, Committing, Fallen, Placed, Seen, Shape, Weights
 from rollforce.cache.sight import Sight
 from rollforce.errors import ConfigError
 from rollforce.positions import positions
@@ -70,7 +70,7 @@ class KVCache:
         self.arena = Arena([tier for tier in tiers if tier.kind not in self.regions], shape, flight, dtype, device)
         self.capacity = sum(tier.latents for tier in tiers)
         self.contents = Contents({name: {} for name in names}, dict.fromkeys(self.regions, ()))
-        self.learned: Mapping[str, Tensor] = {}  # weights of tiers: the model's, not of the state
+        self.learned: Weights = {}  # weights of tiers: the model's, not of the state
 
     # -- what is held -------------------------------------------------------------------------------------------
 

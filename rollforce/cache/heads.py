@@ -23,7 +23,7 @@ from rollforce.attention import Kernel
 from rollforce.cache.cache import Group, KVCache
 from rollforce.cache.memory import Memory
 from rollforce.cache.plan import Tier
-from rollforce.cache.region import Region, Shape
+from rollforce.cache.region import Region, Shape, Weights
 from rollforce.errors import ConfigError
 from rollforce.types import KVBlock
 
@@ -113,12 +113,12 @@ class HeadGroups:
         return {kind: region for part in self.parts.values() for kind, region in part.regions.items()}
 
     @property
-    def learned(self) -> Mapping[str, Tensor]:
+    def learned(self) -> Weights:
         """Weights of tiers, those of the model: the same for all groups."""
         return next(iter(self.parts.values())).learned
 
     @learned.setter
-    def learned(self, weights: Mapping[str, Tensor]) -> None:
+    def learned(self, weights: Weights) -> None:
         for part in self.parts.values():
             part.learned = weights
 

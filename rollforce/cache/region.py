@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rollforce.cache.plan import Tier
 from rollforce.types import KVBlock
@@ -75,15 +75,18 @@ class Placed:
         return (target if self.lowest is None else target.clamp(min=self.lowest)) - index
 
 
+Weights = Mapping[str, Tensor] | nn.ParameterDict
+"""What a model has learned for tiers, by their kind."""
+
+
 @dataclass(frozen=True)
 class Asking:
-    """A call's queries in one layer, turned at their own index, the first latent's being `start`. `learned`: weights of
-    tiers that learn something, by their kind."""
+    """A call's queries in one layer, turned at their own index, the first latent's being `start`."""
 
     layer: int
     start: int
     query: Tensor
-    learned: Mapping[str, Tensor]
+    learned: Weights
 
 
 @dataclass(frozen=True)
