@@ -1,0 +1,49 @@
+"""The table of memory policies: what it takes from presets, and from results."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rollforce.config import build, resource
+from rollforce.load import presets
+from rollforce.settings import StreamSettings
+
+SCRIPT = Path(__file__).parents[1] / "infer" / "memory_table.py"
+TABLE: dict[str, Any] = runpy.run_path(str(SCRIPT))
+
+
+def test_a_preset_tells_its_method_paper_and_files() -> None:
+    cells = TABLE["row"]("reward_forcing", {})
+    assert cells[:3] == ["`reward_forcing`", "Reward Forcing", "[2512.04678](https://arxiv.org/abs/2512.04678)"]
+    assert cells[3] == "`window.py`, `ema.py`" and int(cells[4]) > 10
+    assert cells[7:] == ["not measured"] * 4
+
+
+def test_bytes_by_hand() -> None:
+    """One chunk of 3 latents as window, 12 in flight; read once by the tick and once by the clean pass."""
+    latent = 2 * 16 * 192 * 6 * 4  # keys and values, tokens, width, layers, float32
+    assert TABLE["bytes_of"](build(StreamSettings, resource("configs/stream/rolling.yaml"))) == (15 * latent, 6 * latent)
+
+
+def test_results_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = tmp_path / "r.json"
+    report.write_text(json.dumps({"settings": {"seconds": 600, "prompts": 8},
+                                  "whole": {"mean": 0.9372, "low": 0.9, "high": 0.97}}))  # fmt: skip
+    cost = {"case": "longlive", "against": "plain", "ratio": 1.017, "ratio_low": 1, "ratio_high": 1.04}
+    results = {"cost": {"results": [cost]}, "quality": TABLE["scored"](f"longlive={report}")}
+    cells = TABLE["row"]("longlive", results)
+    assert cells[7:] == ["1.02 [1.00, 1.04]", "not measured", "0.94 [0.90, 0.97]", "not measured"]
+    assert results["quality"]["longlive"]["seconds"] == 600
+    with pytest.raises(SystemExit, match="must be PRESET=REPORT.json"):
+        TABLE["scored"]("longlivee=r.json")
+
+
+def test_every_preset_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in presets():
+        method, _ = TABLE["described"](resource(f"configs/stream/{name}.yaml").read_text())
+        assert 3 < len(method) < 40, f"{name} should begin with what it is called: {method}"
