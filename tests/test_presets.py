@@ -68,7 +68,9 @@ class StandIn:
         self.denoised: list[Call] = []
         self.committed: list[Call] = []
 
-    def __call__(self, x: Tensor, sigma_BT: Tensor, index_T: Tensor, condition: Any, memory: Memory) -> Tensor:
+    def __call__(
+        self, x: Tensor, sigma_BT: Tensor, index_T: Tensor, condition: Any, memory: Memory, phase_T: Tensor | None = None
+    ) -> Tensor:
         seen: list[dict[int, int]] = []
 
         def spy(query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Tensor:
