@@ -25,7 +25,7 @@ cache
 models world
 rollout sizes
 recache
-settings snapshot ahead
+settings snapshot ahead transitions
 running trace
 given needs loaded memory_map
 distill fits head_profile
