@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from conftest import TINY, tiny_transformer
 from policies import HEIGHT, LAYOUTS, WIDTH, condition, latents
 
-from rollforce.cache import HeadGroups, KVCache, Shape, Sink, Window
+from rollforce.cache import HeadGroups, KVCache, Shape, Sink, Window, read_labels
+from rollforce.config import resource
 from rollforce.distill.gates import Gating, Twofold, labels_of_gates
 from rollforce.noise import Noise
 from rollforce.rollout import Rollout, Stepping
@@ -112,3 +114,10 @@ def test_the_largest_gates_become_retrieval_heads():
     assert labels_of_gates(gates, 0.5) == (("streaming", "retrieval"), ("retrieval", "streaming"))
     assert labels_of_gates(gates, 0) == (("streaming",) * 2,) * 2
     assert labels_of_gates(gates, 1) == (("retrieval",) * 2,) * 2
+
+
+def test_the_labels_that_ship_are_those_of_their_gates():
+    path = resource("configs/heads/tiny_duo.json")
+    gates = torch.tensor(json.loads(path.read_text())["gates"])
+    assert read_labels(path) == labels_of_gates(gates, 0.25)
+    assert (gates > 0.5).float().mean() == 0.25
