@@ -15,7 +15,7 @@ from live_tensors import LiveTensors
 from small_model import make_model_folder
 from typer.testing import CliRunner
 
-from rollforce.cache import KVCache, Shape
+from rollforce.cache import Shape
 from rollforce.cli import app
 from rollforce.config import build, resource
 from rollforce.errors import ConfigError, DoesNotFit
@@ -44,9 +44,11 @@ def wan(stream: str = "self_forcing", model: str = "wan-1.3b", **changes: Any) -
 
 
 def small(stream: str) -> Setup:
-    config = dataclasses.replace(SMALL, num_layers=1)
+    grouped = preset(stream).heads is not None  # labels are of the bundled model, and segments cut latents in four
+    config = dataclasses.replace(SMALL, num_layers=6, num_attention_heads=4) if grouped else \
+        dataclasses.replace(SMALL, num_layers=1)
     sizes = ModelSizes("small", config, WanDecoding(), text=0, text_len=8, stream=stream)
-    return Setup(sizes, preset(stream), (16, 16), F32, torch.device("cpu"))
+    return Setup(sizes, preset(stream), (32, 32) if grouped else (16, 16), F32, torch.device("cpu"))
 
 
 def part(setup: Setup, name: str) -> int:
@@ -54,13 +56,13 @@ def part(setup: Setup, name: str) -> int:
 
 
 def rollout_of(setup: Setup) -> Rollout:
-    config, grid, layout = setup.sizes.transformer, setup.grid, setup.stream.layout.build()
+    config, grid = setup.sizes.transformer, setup.grid
     model = VideoTransformer(config).to(setup.dtype).eval().requires_grad_(False)
     shape = Shape(config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent, config.attention_head_dim)
-    cache = KVCache(setup.stream.cache, shape, max(layout.slots, layout.shift), setup.dtype)
+    cache = setup.stream.memory(shape, setup.dtype)
     condition = model.condition(torch.zeros(1, 8, config.text_dim, dtype=setup.dtype))
     noise = Noise.of(0, (config.in_channels, grid.height, grid.width))
-    return Rollout(model, condition, cache, layout, noise, setup.stream.stepping)
+    return Rollout(model, condition, cache, setup.stream.layout.build(), noise, setup.stream.stepping)
 
 
 # -- figures against what is there -----------------------------------------------------------------------------------
