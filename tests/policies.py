@@ -156,7 +156,8 @@ def latents(rollout: Rollout, count: int) -> Tensor:
 def room(tiers: tuple[Tier, ...], chunk: int) -> int:
     """Latents that can be committed, chunk by chunk, before the first of them is let go."""
     tokens = HEIGHT * WIDTH // TINY.patch**2
-    shape = Shape(TINY.num_layers, 1, TINY.num_attention_heads, tokens, TINY.attention_head_dim)
+    columns = WIDTH // TINY.patch
+    shape = Shape(TINY.num_layers, 1, TINY.num_attention_heads, tokens, TINY.attention_head_dim, columns)
     cache, start = KVCache(tiers, shape, chunk, device="meta"), 0
     while sum(map(len, cache.held().values())) == start:
         cache.adopt(cache.plan(start, chunk).after)
