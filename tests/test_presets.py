@@ -69,8 +69,9 @@ class StandIn:
         self.committed: list[Call] = []
 
     def __call__(
-        self, x: Tensor, sigma_BT: Tensor, index_T: Tensor, condition: Any, memory: Memory, phase_T: Tensor | None = None
-    ) -> Tensor:
+        self, x: Tensor, sigma_BT: Tensor, index_T: Tensor, condition: Any, memory: Memory,
+        phase_T: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         seen: list[dict[int, int]] = []
 
         def spy(query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Tensor:
