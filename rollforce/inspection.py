@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -10,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rollforce.cache import Shape
+from rollforce.cache import Absorbing, Shape
 from rollforce.config import build, resource
 from rollforce.errors import ConfigError
 from rollforce.load import Card, bundled, preset_file
@@ -91,16 +93,28 @@ def page(inspection: Inspection) -> Page:
     table = layout.build()
     calls, stepping = "1 call" if table.ticks == 1 else f"{table.ticks} calls", inspection.stream.stepping
     parts = [f"{layout.kind} layout", f"chunks of {table.shift} latents = {table.shift / inspection.pace:g} s",
-             f"{table.slots} latents in work", f"{calls} a chunk",
-             f"denoising: {_sight(stepping.denoise)}", f"writing: {_sight(stepping.commit)}"]  # fmt: skip
-    rooms = {name: len(held) for call in inspection.calls for name, held in call.held.items()}
-    return Page(f"{inspection.name}: what {inspection.seconds:g} s of video remember", (" · ".join(parts),),
-                inspection.pace, rooms)  # fmt: skip
+             f"{table.slots} latents in work", f"{calls} a chunk"]  # fmt: skip
+    sights = [f"denoising: {_sight(stepping.denoise)}", f"writing: {_sight(stepping.commit)}"]
+    most = {name: max(len(call.held[name]) for call in inspection.calls) for name in inspection.calls[-1].held}
+    regions = {name: f"{name}, {latents} latent{'s' if latents != 1 else ''}{_purpose(inspection.stream, name)}"
+               for name, latents in most.items()}  # fmt: skip
+    title = f"{inspection.name}: what {inspection.seconds:g} s of video remember"
+    return Page(title, (" · ".join(parts), " · ".join(sights)), inspection.pace, regions)
+
+
+def _purpose(stream: StreamSettings, region: str) -> str:
+    """What a tier is for: the first words of its file."""
+    tier = next((tier for tier in stream.tiers if tier.kind == region.split()[-1]), None)
+    words = " ".join((sys.modules[type(tier).__module__].__doc__ or "").split("\n\n")[0].split())
+    purpose = re.split(r" \(|\. |;|\.$", words.partition(": ")[2])[0] if tier else ""
+    stands = " (drawn: the stretch of time it stands for)" if isinstance(tier, Absorbing) and tier.latents else ""
+    return f": {purpose}{stands}" if purpose else stands
 
 
 def _sight(sight: Any) -> str:
     where = sight.positions if isinstance(sight.positions, str) else sight.positions.kind
-    return f"{where}, {'sees all that is held' if sight.budget is None else f'{sight.budget} latents in view'}"
+    seen = "sees all that is held" if sight.budget is None else f"{sight.budget} latents in view"
+    return f"{where}, {seen}{f', attends to a part ({sight.sparse.kind})' if sight.sparse else ''}"
 
 
 # -- the table ---------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ Drawn with Pillow alone. Time runs down in the two maps and to the right in the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rollforce.trace import Call, Look
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 Colour = tuple[int, int, int]
 Curve = tuple[str, Colour, Sequence[float], Sequence[float]]  # its name, stream indices, values
-REGIONS: tuple[Colour, ...] = ((0, 114, 178), (0, 158, 115), (204, 121, 167), (86, 180, 233), (120, 94, 240),
-                               (148, 148, 0), (0, 90, 60), (130, 60, 100))  # told apart by all  # fmt: skip
+KNOWN: dict[str, Colour] = {"sink": (0, 114, 178), "window": (0, 158, 115)}  # the same in every picture
+OTHERS: tuple[Colour, ...] = ((204, 121, 167), (86, 180, 233), (120, 94, 240), (148, 148, 0), (0, 90, 60),
+                              (130, 60, 100))  # told apart by all  # fmt: skip
+HELD: Colour = (0, 114, 178)
 NOISY, CLEAN = (255, 226, 190), (205, 80, 0)  # the call's own latents at noise 1 and 0
 COMMIT: Colour = (40, 40, 40)
 INK, PALE, LINE, FAULT = (25, 25, 25), (110, 110, 110), (225, 225, 225), (200, 0, 0)
@@ -29,12 +31,12 @@ FURTHEST = 48  # latents behind the newest that the second map shows
 
 @dataclass(frozen=True)
 class Page:
-    """What is written around the drawings. `pace`: latents of a second. `rooms`: latents of each region."""
+    """What is written around the drawings. `pace`: latents of a second. `regions`: of each, what it is."""
 
     title: str
     lines: tuple[str, ...]
     pace: float
-    rooms: dict[str, int]
+    regions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def draw(calls: Sequence[Call], page: Page) -> Image.Image:
     """The page of a stream's calls, RGB. At least one call."""
     from PIL import Image, ImageDraw
 
-    head = MARGIN + TITLE + 14 + (TEXT + 8) * len(page.lines) + 130
+    head = MARGIN + TITLE + 14 + (TEXT + 8) * len(page.lines) + 28 * (len(page.regions) + 1) + 100
     image = Image.new("RGB", (WIDTH, head + MAP + 150 + CURVE + 100), "white")
     brush = _Brush(ImageDraw.Draw(image), page)
     brush.heading()
@@ -115,7 +117,8 @@ class _Brush:
 
         self.pen, self.page = pen, page
         self.fonts = {size: ImageFont.load_default(size=size) for size in (TEXT, SMALL, TITLE)}
-        self.colour = {name: REGIONS[n % len(REGIONS)] for n, name in enumerate(page.rooms)}
+        others = [name for name in page.regions if name not in KNOWN]
+        self.colour = KNOWN | {name: OTHERS[n % len(OTHERS)] for n, name in enumerate(others)}
 
     # -- words ------------------------------------------------------------------------------------------------
 
@@ -131,11 +134,12 @@ class _Brush:
         for line in self.page.lines:
             self.text(MARGIN, y, line, TEXT, PALE)
             y += TEXT + 8
-        x, y = float(MARGIN), y + 10
-        for name, latents in self.page.rooms.items():
-            x = self._swatch(x, y, [self.colour[name]], f"{name}, {latents} latent{'s' if latents != 1 else ''}")
-        x = self._swatch(x, y, [tone(1 - n / 4) for n in range(5)], "in work: noise 1 to 0")
-        self._swatch(x, y, [COMMIT], "finished: its own pass, which writes it to memory")
+        y += 10
+        for name, words in self.page.regions.items():
+            self._swatch(MARGIN, y, [self.colour[name]], words)
+            y += 28
+        x = self._swatch(MARGIN, y, [tone(1 - n / 4) for n in range(5)], "latents in work: noise 1 to 0")
+        self._swatch(x, y, [COMMIT], "finished latents, in the pass that writes them to memory")
 
     def _swatch(self, x: float, y: float, colours: Sequence[Colour], words: str) -> float:
         for colour in colours:
@@ -168,11 +172,18 @@ class _Brush:
         """Rows over positions relative to the newest latent."""
         back = {stretch.region: row.newest - stretch.positions[0] for row in rows for stretch in row.look.stretches
                 if stretch.positions[0] - row.newest < box.low}  # fmt: skip
-        edge = "".join(f"; {name} leaves to the left, to -{far} in the end" for name, far in back.items())
+        edge = f"; further: {', '.join(f'{name} to -{far}' for name, far in back.items())}" if back else ""
         self._titles(box, "Where that stands for attention (RoPE)", f"relative to the call's newest latent{edge}")
         self._axis(box, max(1, nice(box.high - box.low, 10)), lambda at: f"{at:+g}" if at else "newest",
                    "latents before or after")  # fmt: skip
-        self._rows(box, rows, lambda row: row.newest, placed=True)
+        kinds = [[row for row in rows if row.look.commit is commit] for commit in (False, True)]
+        above = replace(box, height=round(box.height * (0.66 if kinds[1] else 1)))
+        self._rows(above, kinds[0], lambda row: row.newest, placed=True)
+        if kinds[1]:
+            below = replace(box, top=above.top + above.height + 34, height=box.height - above.height - 34)
+            self.pen.rectangle((box.left, below.top - 33, box.left + box.width, below.top - 1), fill="white")
+            self.text(box.left, below.top - 28, "the same of passes that write to memory", SMALL, PALE)
+            self._rows(below, kinds[1], lambda row: row.newest, placed=True)
 
     def _titles(self, box: Box, title: str, line: str) -> None:
         self.text(box.left, box.top - 62, title, TEXT)
@@ -184,9 +195,12 @@ class _Brush:
         for number, row in enumerate(rows):
             top = box.top + number * height
             bottom = max(top + 1, top + height - gap) - 1
+            groups = list(dict.fromkeys(stretch.heads for stretch in row.look.stretches))  # of heads: one above another
+            band = (bottom + 1 - top) / max(1, len(groups))
             for stretch in row.look.stretches:
+                high = top + groups.index(stretch.heads) * band
                 for place in stretch.positions if placed else stretch.indices:
-                    self._cell(box, place - origin(row), top, bottom, self.colour[stretch.region])
+                    self._cell(box, place - origin(row), high, high + band - 1, self.colour[stretch.region])
             for index, sigma in zip(row.look.own, row.look.sigma, strict=True):
                 self._cell(box, index - origin(row), top, bottom, COMMIT if row.look.commit else tone(sigma))
 
@@ -213,7 +227,7 @@ class _Brush:
     def bytes_over_time(self, box: Box, calls: Sequence[Call]) -> None:
         """What memory takes, and what attention reads of it."""
         held = [call.bytes for call in calls]
-        taken = (f"memory takes {size(held[-1])}", REGIONS[0], [call.looks[-1].start for call in calls], held)
+        taken = (f"memory takes {size(held[-1])}", HELD, [call.looks[-1].start for call in calls], held)
         self._curves(box, "Bytes", "reads", size, _curves_of(calls, lambda look: look.read), [taken])
 
     def latents_over_time(self, box: Box, calls: Sequence[Call]) -> None:
@@ -235,12 +249,12 @@ class _Brush:
             y = box.top + box.height * (1 - line * step / highest)
             self.pen.line((box.left, y, box.left + box.width, y), fill=LINE)
             self.text(box.left - 8, y, label(line * step), SMALL, PALE, "rm")
-        for number, (words, colour, at, values) in enumerate(curves):
+        for number, (words, colour, at, values) in enumerate(curves):  # the last one thin: both show where they meet
             x = self.text(x, box.top - 32, words, SMALL, colour) + 24
             points = [(box.inside(begun / self.page.pace), box.top + box.height * (1 - value / highest))
                       for begun, value in zip(at, values, strict=True)]  # fmt: skip
             if len(points) > 1:
-                self.pen.line(points, fill=colour, width=3 if number == len(curves) - 1 else 7)  # both are seen where they meet
+                self.pen.line(points, fill=colour, width=3 if number == len(curves) - 1 else 7)
 
 
 def _curves_of(calls: Sequence[Call], value: Callable[[Look], float]) -> list[Curve]:

@@ -31,11 +31,13 @@ Event = Callable[[Rollout], object]
 @dataclass(frozen=True)
 class Stretch:
     """What a call sees of one region: stream indices, and the positions at which they stand for it (the call's own
-    latents stand at their index). Of a region of chosen or merged tokens: the stretch of time they came from."""
+    latents stand at their index). Of a region of chosen or merged tokens: the stretch of time they came from.
+    `heads`: the group of heads that sees it, where there are several."""
 
     region: str
     indices: tuple[int, ...]
     positions: tuple[int, ...]
+    heads: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,11 @@ class Look:
 
     @property
     def attended(self) -> int:
-        """Latents attended to, the call's own included."""
-        return len(self.sigma) + sum(len(stretch.indices) for stretch in self.stretches)
+        """Latents attended to, the call's own included; by the heads that attend to most."""
+        seen = dict.fromkeys((stretch.heads for stretch in self.stretches), len(self.sigma)) or {"": len(self.sigma)}
+        for stretch in self.stretches:
+            seen[stretch.heads] += len(stretch.indices)
+        return max(seen.values())
 
 
 @dataclass(frozen=True)
@@ -171,10 +176,12 @@ class _Part:
         stretches = []
         for name, move in moves.items():
             indices = tuple(sorted(at[slot][1] for slot in view.slots if at[slot][0] == name))
-            stretches.append(Stretch(self.named(name), indices, tuple(index + move for index in indices)))
+            stretches.append(Stretch(self.named(name), indices, tuple(index + move for index in indices),
+                                     self.name))  # fmt: skip
         for name, placed in view.apart:
             indices = self.cache.held()[name]
-            stretches.append(Stretch(self.named(name), indices, tuple(_stands(placed, index) for index in indices)))
+            stretches.append(Stretch(self.named(name), indices, tuple(_stands(placed, index) for index in indices),
+                                     self.name))  # fmt: skip
         read = len(view.slots) * self.latent + sum(self._apart(name, placed) for name, placed in view.apart)
         if group.commit:
             self.cache.adopt(self.cache.plan(group.start, group.latents).after)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from rollforce.cli import app
 from rollforce.errors import ConfigError
 from rollforce.inspection import inspect, page, rows, save
-from rollforce.memory_map import COMMIT, REGIONS, Row, draw, nice, reach, size, thinned, tone
+from rollforce.memory_map import COMMIT, KNOWN, Row, draw, nice, reach, size, thinned, tone
 
 
 def colours(image: Image.Image) -> set[tuple[int, ...]]:
@@ -23,7 +23,7 @@ def test_the_picture_has_a_colour_for_every_region_and_noise(tmp_path: Path) -> 
     found = inspect("rolling_forcing", 12)
     save(found, tmp_path / "a.png")
     there = colours(Image.open(tmp_path / "a.png"))
-    assert there >= {REGIONS[0], REGIONS[1], COMMIT}
+    assert there >= {*KNOWN.values(), COMMIT}
     assert there >= {tone(level) for level in found.stream.layout.ladder}
 
 
@@ -31,10 +31,10 @@ def test_the_map_shows_the_sink_for_ever_and_the_window_moving() -> None:
     """Read back from the picture: at its left edge there is the sink in all rows of denoising calls but the first."""
     found = inspect("rolling_forcing", 20)
     image = np.asarray(draw(found.calls, page(found)))
-    sink = (image == REGIONS[0]).all(-1)
+    sink = (image == KNOWN["sink"]).all(-1)
     column = sink.any(0)[100:].argmax() + 100  # where the first map begins
     assert sink[:, column + 2].sum() > 200
-    window = (image == REGIONS[1]).all(-1)[: sink[:, column + 2].nonzero()[0].max()]
+    window = (image == KNOWN["window"]).all(-1)[: sink[:, column + 2].nonzero()[0].max()]
     top, bottom = (np.nonzero(window[y])[0] for y in (window.any(1).nonzero()[0][40], window.any(1).nonzero()[0][-1]))
     assert bottom.min() > top.min()
 

@@ -27,7 +27,8 @@ def test_a_preset_tells_its_method_paper_and_files() -> None:
 def test_bytes_by_hand() -> None:
     """One chunk of 3 latents as window, 12 in flight; read once by the tick and once by the clean pass."""
     latent = 2 * 16 * 192 * 6 * 4  # keys and values, tokens, width, layers, float32
-    assert TABLE["bytes_of"](build(StreamSettings, resource("configs/stream/rolling.yaml"))) == (15 * latent, 6 * latent)
+    rolling = build(StreamSettings, resource("configs/stream/rolling.yaml"))
+    assert TABLE["bytes_of"](rolling) == (15 * latent, 6 * latent)
 
 
 def test_results_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

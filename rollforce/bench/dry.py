@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from rollforce.bench.cases import Case, Setting
-from rollforce.cache import Group, KVCache, Shape
+from rollforce.cache import Shape
 from rollforce.needs import Part, Setup, parts
 from rollforce.sizes import ModelSizes, WanDecoding
+from rollforce.trace import trace
 
 
 def work(case: Case, setting: Setting) -> dict[str, int]:
@@ -32,16 +35,8 @@ def memory(case: Case, setting: Setting) -> tuple[Part, ...]:
 
 
 def _calls(case: Case) -> list[tuple[int, int]]:
-    """(own latents, latents seen with them) of every attention group of a chunk. A cache on meta computes nothing."""
-    settings, layout = case.stream, case.stream.layout.build()
-    cache = KVCache(settings.cache, Shape(1, 1, 1, 1, 2), max(layout.slots, layout.shift), device="meta")
-    calls: list[tuple[int, int]] = []
-    for chunk in range(cache.capacity // layout.shift + layout.slots // layout.shift + 2):
-        start = chunk * layout.shift
-        commit = Group(start, layout.shift, settings.stepping.commit, commit=True)
-        seen = len(cache.view(commit).slots)
-        cache.adopt(cache.plan(start, layout.shift).after)
-        denoise = Group(start + layout.shift, layout.slots, settings.stepping.denoise)
-        behind = len(cache.view(denoise).slots)
-        calls = [(layout.shift, seen + layout.shift), *[(layout.slots, behind + layout.slots)] * layout.ticks]
-    return calls
+    """(own latents, latents seen with them) of every attention group of a chunk, once the memory is full."""
+    layout, capacity = case.stream.layout.build(), sum(tier.latents for tier in case.stream.cache)
+    chunks = capacity // layout.shift + layout.slots // layout.shift + 2
+    calls = list(islice(trace(case.stream, Shape(1, 1, 1, 1, 2)), chunks * layout.ticks))[-layout.ticks :]
+    return [(len(look.sigma), look.attended) for call in calls for look in call.looks]
