@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 
-from rollforce.cache import Shape
 from rollforce.config import build, resource
 from rollforce.load import presets
 from rollforce.memory_map import size
@@ -106,8 +105,7 @@ def bytes_of(stream: StreamSettings) -> tuple[int, int]:
     """Kept, and read for one chunk, once memory is full, at the bundled model's sizes."""
     sizes, table = sizes_of("tiny"), stream.layout.build()
     config, grid = sizes.transformer, Setup(sizes, stream, sizes.size, torch.float32, torch.device("cpu")).grid
-    shape = Shape(config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent, config.attention_head_dim,
-                  grid.columns)  # fmt: skip
+    shape = config.shape(grid)
     room = max(sum(tier.latents for tier in tiers) for tiers in stream.memories)
     chunks = (room + 2 * table.slots) // table.shift + 24
     calls = list(islice(trace(stream, shape), chunks * table.ticks))[-table.ticks :]

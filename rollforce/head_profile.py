@@ -102,7 +102,7 @@ def near_shares(model: Loaded, prompts: Sequence[str], seconds: float, profile: 
     ConfigError if they are too short to look back so far."""
     profile, settings, grid = profile or Profile(), model.stream_settings, model.grid()
     layout, config = settings.layout.build(), model.transformer.config
-    shape = Shape(config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent, config.attention_head_dim)
+    shape = config.shape(grid)
     stepping = replace(settings.stepping, denoise=Sight(), commit=Sight())
     count = -(-round(seconds * model.fps) // model.frames_per_latent)
     near = everything = torch.zeros(config.num_layers, config.num_attention_heads, dtype=torch.float64)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rollforce.cache import Absorbing, Shape
+from rollforce.cache import Absorbing
 from rollforce.config import build, resource
 from rollforce.errors import ConfigError
 from rollforce.load import Card, bundled, preset_file
@@ -55,8 +55,7 @@ def inspect(
     sizes = sizes_of(model)
     config = sizes.transformer
     grid = Setup(sizes, settings, sizes.size, torch.float32, torch.device("cpu")).grid
-    shape = Shape(config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent, config.attention_head_dim,
-                  grid.columns)  # fmt: skip
+    shape = config.shape(grid)
     dtype = torch.bfloat16 if sizes.follows_dtype else torch.float32
     fps = build(Card, resource(f"assets/{model}/model.yaml")).fps if model in bundled() else WAN_FPS
     pace = fps / FRAMES

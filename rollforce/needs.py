@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from rollforce.cache import Group, KVCache, Shape
+from rollforce.cache import Group, KVCache
 from rollforce.errors import ConfigError
 from rollforce.models.tiling import Tiling, mosaic
 from rollforce.models.transformer import TransformerConfig
@@ -168,8 +168,7 @@ def memory_bytes(setup: Setup) -> tuple[int, int]:
 
     A memory on the meta device, which holds nothing, walks through commits until it repeats itself."""
     config, grid, settings = setup.sizes.transformer, setup.grid, setup.stream
-    shape = Shape(config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent, config.attention_head_dim,
-                  grid.columns)  # fmt: skip
+    shape = config.shape(grid)
     cache = settings.memory(shape, setup.dtype, "meta")
     if isinstance(cache, KVCache):
         return _walked(cache, settings)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from rollforce.ahead import Advance, Ahead
-from rollforce.cache import Shape
 from rollforce.errors import ConfigError, SessionClosed, SnapshotError
 from rollforce.given import Follower, Given, past
 from rollforce.loaded import Loaded
@@ -63,18 +62,14 @@ class Session:
         model, grid, settings = self.model, self._grid, self.model.stream_settings
         text = model.text.encode([self._prompt]).to(model.device, model.dtype)
         condition = model.transformer.condition(text)
-        config, layout = model.transformer.config, settings.layout
+        layout = settings.layout
         source, before = None, past(self._given, model.autoencoder, self._pixels, model.fps)
         if self._given.follow is not None:
             layout = self._given.following.layout(layout)
             settings = dataclasses.replace(settings, layout=layout)  # which checks that memory still fits
             source = Follower(self._given, model.autoencoder, self._pixels, model.fps, layout.chunk)
         table = layout.build()
-        shape = Shape(
-            config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent, config.attention_head_dim,
-            grid.columns,
-        )  # fmt: skip
-        cache = settings.memory(shape, model.dtype, model.device)
+        cache = settings.memory(model.transformer.config.shape(grid), model.dtype, model.device)
         noise = Noise.of(self.seed, (grid.channels, grid.height, grid.width))
         start = 0 if before is None else before.shape[1]
         rollout = Rollout(model.transformer, condition, cache, table, noise, settings.stepping,

@@ -16,7 +16,7 @@ import torch
 import typer
 
 import rollforce
-from rollforce.cache import KVCache, Shape, Sight, Sink, Window
+from rollforce.cache import KVCache, Sight, Sink, Window
 from rollforce.distill.gates import Gating, Twofold, labels_of_gates
 from rollforce.noise import Noise
 from rollforce.rollout import Rollout
@@ -43,7 +43,7 @@ def main(
     config, grid, settings = loaded.transformer.config, loaded.grid(), loaded.stream_settings
     layout = settings.layout.build()
     flight = max(layout.slots, layout.shift)
-    shape = Shape(config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent, config.attention_head_dim)
+    shape = config.shape(grid)
     stepping = replace(settings.stepping, denoise=Sight(), commit=Sight(), ride=False)
     gates = torch.ones(config.num_layers, config.num_attention_heads, device=loaded.device, requires_grad=True)
     adam = torch.optim.Adam([gates], lr=lr)

@@ -12,7 +12,6 @@ from rollforce.ahead import Advance, Ahead
 from rollforce.bench import clock
 from rollforce.bench.cases import FRAMES, Case, Setting
 from rollforce.bench.floor import Bare, Call, attention_rate, flops, matmul_rate, recording
-from rollforce.cache import Shape
 from rollforce.models.decoder import Autoencoder
 from rollforce.models.transformer import VideoTransformer
 from rollforce.noise import Noise
@@ -47,8 +46,7 @@ def begin(model: VideoTransformer, setting: Setting, case: Case, ride: bool = Tr
     """A stream of the case from its first latent on."""
     config, grid, settings = setting.config, setting.grid, case.stream
     layout = settings.layout.build()
-    shape = Shape(config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent, config.attention_head_dim,
-                  grid.columns)  # fmt: skip
+    shape = config.shape(grid)
     cache = settings.memory(shape, setting.dtype, setting.device)
     text = torch.empty(1, setting.text, config.text_dim, device=setting.device, dtype=setting.dtype)
     condition = model.condition(text.normal_())

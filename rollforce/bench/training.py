@@ -18,7 +18,6 @@ from rollforce import flow
 from rollforce.bench import clock
 from rollforce.bench.cases import Case, Setting
 from rollforce.bench.streaming import random_model
-from rollforce.cache import Shape
 from rollforce.distill import losses
 from rollforce.distill.rollouts import exits, lesson
 from rollforce.distill.scores import guided, score_of
@@ -75,8 +74,7 @@ class Bench:
         """The last exit: the one that takes the most calls."""
         setting, config, grid = self.setting, self.setting.config, self.setting.grid
         layout = self.case.stream.layout.build()
-        shape = Shape(config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent,
-                      config.attention_head_dim, grid.columns)  # fmt: skip
+        shape = config.shape(grid)
         cache = self.case.stream.memory(shape, setting.dtype, setting.device)
         noise = Noise.of(0, (config.in_channels, grid.height, grid.width))
         with torch.no_grad():

@@ -20,6 +20,7 @@ from rollforce.noise import Noise
 from rollforce.recache import recache
 from rollforce.rollout import Rollout
 from rollforce.settings import StreamSettings
+from rollforce.types import Grid
 
 
 class Streams:
@@ -86,7 +87,5 @@ class Streams:
 
 def shape_of(student: VideoTransformer, batch: int, latent: tuple[int, int, int]) -> Shape:
     """The shape of a cache for `batch` videos of latents C, h, w."""
-    config = student.config
-    tokens = latent[1] * latent[2] // config.patch**2
-    return Shape(config.num_layers, batch, config.num_attention_heads, tokens, config.attention_head_dim,
-                 latent[2] // config.patch)  # fmt: skip
+    channels, height, width = latent
+    return student.config.shape(Grid(channels, height, width, student.config.patch), batch)

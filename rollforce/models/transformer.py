@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from rollforce import rope
 from rollforce.attention import Kernel, kernel
 from rollforce.cache import Learned
+from rollforce.cache.region import Shape
 from rollforce.errors import CheckpointError, ConfigError, ShapeError
 from rollforce.models import transformer_files
 from rollforce.models.block import Block, modulated, table
@@ -71,6 +72,11 @@ class TransformerConfig:
     @property
     def patch(self) -> int:
         return self.patch_size[1]
+
+    def shape(self, grid: Grid, batch: int = 1) -> Shape:
+        """Sizes of a memory of `batch` streams of latents on this grid."""
+        return Shape(self.num_layers, batch, self.num_attention_heads, grid.tokens_per_latent,
+                     self.attention_head_dim, grid.columns)  # fmt: skip
 
 
 WAN_1_3B = TransformerConfig(num_attention_heads=12, attention_head_dim=128, num_layers=30, ffn_dim=8960)
