@@ -56,11 +56,12 @@ def main() -> None:
 
 
 def lines(results: dict[str, Any]) -> Iterator[str]:
-    """The table, with where it was measured below."""
-    yield "| " + " | ".join(HEAD) + " |"
-    yield "|" + "---|" * len(HEAD)
-    for name in presets():
-        yield "| " + " | ".join(row(name, results)) + " |"
+    """The table, with where it was measured below. Columns for which nothing was measured are left out."""
+    columns = [column for column in zip(HEAD, *(row(name, results) for name in presets()), strict=True)
+               if set(column[1:]) != {NOTHING}]  # fmt: skip
+    head, *rows = zip(*columns, strict=True)
+    for cells in (head, ["---"] * len(head), *rows):
+        yield "| " + " | ".join(cells) + " |"
     if told := results.get("cost", {}).get("environment"):
         yield f"\nTime: {told['gpu'] or told['processor']}, {told['threads']} thread(s), torch {told['torch']}, " \
               f"commit {told['commit']}; `infer/bench.py --case memory`."  # fmt: skip
