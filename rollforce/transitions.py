@@ -29,7 +29,7 @@ def switch(rollout: Rollout, condition: Condition, mark: str = "switch") -> None
 
 def flush(rollout: Rollout, condition: Condition, keep: int = 2) -> None:
     """Forget all but sinks and the newest `keep` latents. The chunk after it is placed as at any other time: in the
-    release queries and their own keys stand apart until memory has filled again (research, 1.5)."""
+    release queries and their own keys stand apart until memory has filled again."""
     switch(rollout, condition)
     cache = rollout.cache
     kept = (*PROTECTED, *cache.regions)

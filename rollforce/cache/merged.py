@@ -1,4 +1,4 @@
-"""TempCache: what corresponds over time becomes one token (FAST-AR, memory.md 1.11; no code was released)."""
+"""TempCache: what corresponds over time becomes one token (FAST-AR, arXiv 2602.01801; no code was released)."""
 
 from __future__ import annotations
 

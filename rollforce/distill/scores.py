@@ -23,7 +23,7 @@ def exact(sigma_BT: Tensor) -> Tensor:
 def looked_up(shift: float, entries: int = 1000) -> Level:
     """The reference's habit, for comparison: the nearest of `entries` shifted levels, none of which is 0.
 
-    As released, noise is added by the table of shift 5 and undone by that of shift 8 (research/algorithms.md 2 b)."""
+    As released, noise is added by the table of shift 5 and undone by that of shift 8."""
     even = 1 - torch.arange(entries, dtype=torch.float64) / entries
     table = shift * even / (1 + (shift - 1) * even)
 
