@@ -122,9 +122,6 @@ class CodedRegion:
             key = rope.turn(key, placed.move)
         return Seen(key.to(self.dtype), value.to(self.dtype))
 
-    def added(self, layer: int, query: Tensor) -> Tensor | None:
-        return None
-
     def _angle(self, stands: tuple[int, ...]) -> Tensor:
         """cos and sin [2, L, K / 2] of latents that stand there; where the rows of a latent are not known, of time."""
         if stands not in self._angles:
