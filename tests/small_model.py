@@ -6,11 +6,18 @@ from pathlib import Path
 
 import torch
 
+from rollforce.config import build, resource
+from rollforce.load import presets
 from rollforce.models.autoencoder import AutoencoderConfig, TinyAutoencoder
 from rollforce.models.text import TextConfig, TextEncoder
 from rollforce.models.transformer import TransformerConfig, VideoTransformer
+from rollforce.settings import StreamSettings
 from rollforce.world.caption import KINDS
 
+FOR_ANY_MODEL = [
+    name for name in presets() if build(StreamSettings, resource(f"configs/stream/{name}.yaml")).heads is None
+]
+"""Presets but those with head groups, whose labels are of one model."""
 WORDS = {"words": ("a", "the", "red", "blue", "ball", "star", "bounces", "over", "green", "hills")}
 CARD = "name: small\nlicence: Apache-2.0\nfps: 12\nsize: [32, 48]\nstream: rolling\n"
 

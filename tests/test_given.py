@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from small_model import make_model_folder
+from small_model import FOR_ANY_MODEL, make_model_folder
 
 from rollforce.errors import ConfigError, ShapeError, SnapshotError
 from rollforce.given import Follower, Following, Given
 from rollforce.layout import rolling
-from rollforce.load import load, presets
+from rollforce.load import load
 from rollforce.model import Model
 from rollforce.pictures import fitted, read_clip, read_picture
 from rollforce.session import Session
@@ -56,7 +56,7 @@ def test_a_stream_goes_on_from_an_image_and_from_a_clip(small: Model) -> None:
     assert not np.array_equal(same, frames(small.session(PROMPT, seed=1, video=CLIP[::-1]), 2))
 
 
-@pytest.mark.parametrize("preset", [p for p in presets() if p != "streamdit"])
+@pytest.mark.parametrize("preset", [p for p in FOR_ANY_MODEL if p != "streamdit"])
 def test_a_stream_follows_a_video_to_its_end(folder: Path, preset: str) -> None:
     model = load(folder, stream=preset)
     shown = frames(model.session(PROMPT, follow=CLIP, strength=0.5))

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_model import make_model_folder
+from small_model import FOR_ANY_MODEL, make_model_folder
 
 import rollforce
 from rollforce.errors import CheckpointError, ConfigError, SessionClosed, ShapeError, SnapshotError
-from rollforce.load import load, presets
+from rollforce.load import load
 from rollforce.model import Model
 from rollforce.snapshot import Snapshot
 
@@ -33,7 +33,7 @@ def render(model: Model, seconds: float, prompt: str = PROMPT, seed: int = 3) ->
     return np.stack(list(rollforce.stream(prompt, seconds, model=model, seed=seed)))
 
 
-@pytest.mark.parametrize("preset", presets())
+@pytest.mark.parametrize("preset", FOR_ANY_MODEL)
 def test_same_seed_same_bytes(folder, preset):
     model = load(folder, stream=preset)
     short, long = render(model, 2.5), render(model, 5)
@@ -62,7 +62,7 @@ def test_pulling_in_pieces_is_pulling_at_once(small):
     assert np.array_equal(np.concatenate(pieces), render(small, 3.5))
 
 
-@pytest.mark.parametrize("preset", presets())
+@pytest.mark.parametrize("preset", FOR_ANY_MODEL)
 @pytest.mark.parametrize("at", [0, 0.5, 3])
 def test_a_snapshot_resumes_to_the_same_bytes(folder, tmp_path, preset, at):
     model = load(folder, stream=preset)

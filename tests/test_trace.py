@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies import LAYOUTS, TIERS, latents, policies, start
 
-from rollforce.cache import HeadGroups, KVCache, Shape
+from rollforce.cache import HeadGroups, KVCache, Shape, Spaced
 from rollforce.config import build, resource
 from rollforce.positions import Anchored, RunningAhead
 from rollforce.rollout import Rollout, Stepping
@@ -102,7 +102,8 @@ def farthest(stream: StreamSettings, look: Look) -> tuple[int, int]:
     if isinstance(positions, Anchored):
         return min(1 - positions.reach, 1 - look.attended), 0
     ahead = max(positions.first, positions.step + positions.knot) if isinstance(positions, RunningAhead) else 0
-    return 1 - look.attended, ahead
+    gaps = sum((tier.latents - 1) * (tier.every - 1) for tier in stream.tiers if isinstance(tier, Spaced))
+    return 1 - look.attended - gaps, ahead
 
 
 def promised(stream: StreamSettings, look: Look) -> bool:

@@ -10,7 +10,7 @@ from rollforce.cache.plan import Held
 
 @dataclass(frozen=True)
 class Spaced:
-    """Of what falls to it, keeps the newest `latents` whose index is a multiple of `every`."""
+    """Of what falls to it, keeps the newest `latents` that lie at least `every` apart."""
 
     latents: int
     every: int = 6
@@ -18,5 +18,8 @@ class Spaced:
 
     def keep(self, held: Held) -> tuple[int, ...]:
         """Which latents stay."""
-        spaced = [index for index in held.indices if index % self.every == 0]
+        spaced: list[int] = []
+        for index in held.indices:
+            if not spaced or index >= spaced[-1] + self.every:
+                spaced.append(index)
         return tuple(spaced[max(0, len(spaced) - self.latents) :])
