@@ -63,7 +63,7 @@ def test_pulling_in_pieces_is_pulling_at_once(small):
 
 
 @pytest.mark.parametrize("preset", FOR_ANY_MODEL)
-@pytest.mark.parametrize("at", [0, 0.5, 3])
+@pytest.mark.parametrize("at", [0.5, *(pytest.param(at, marks=pytest.mark.slow) for at in (0, 3))])
 def test_a_snapshot_resumes_to_the_same_bytes(folder, tmp_path, preset, at):
     model = load(folder, stream=preset)
     with model.session(PROMPT, seed=3) as session:
