@@ -95,8 +95,8 @@ def policies(*names: str) -> Any:
     )
 
 
-FIRST = {"layout": 5, "tiers": 4, "stepping": 3}
-PLAIN = {"layout": ("chunkwise", "rolling"), "tiers": ("sink+window",), "stepping": ("all realigned",)}
+FIRST = {"layout": 3, "tiers": 4, "stepping": 2}
+PLAIN = {"layout": ("rolling",), "tiers": ("sink+window",), "stepping": ("all realigned",)}
 
 
 def _everyday(keys: dict[str, str]) -> bool:
