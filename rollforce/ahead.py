@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from rollforce.config import build, to_dict
+from rollforce.cues import Event
 from rollforce.types import Commit
 
 
@@ -19,7 +21,22 @@ class Advance:
 
     commit: Commit | None
     seconds: float
+    prompt: str = ""  # in force at the commit
+    events: tuple[Event, ...] = ()  # of cues, before it
+    before: Any = None  # what it began from, for those who may go back
     ready: Any = None  # CUDA event after which the latents are there
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a snapshot keeps of one that was not yet taken."""
+        commit = None if self.commit is None else {"start": self.commit.start, "latents": self.commit.latents_BTCHW}
+        return {"commit": commit, "prompt": self.prompt, "events": [to_dict(event) for event in self.events]}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> Advance:
+        """From a `state_dict`."""
+        kept, events = state["commit"], tuple(build(Event, event) for event in state["events"])
+        commit = None if kept is None else Commit(int(kept["start"]), kept["latents"])
+        return cls(commit, 0.0, state["prompt"], events)
 
 
 class Ahead:
@@ -40,9 +57,10 @@ class Ahead:
         self._next = self._pool.submit(self._timed) if go_on and done.commit is not None else None
         return done
 
-    def settle(self) -> Advance | None:
-        """Wait for what is under way; it stays the next to be taken. None if nothing is."""
-        return None if self._next is None else self._next.result()
+    def hand_over(self) -> Advance | None:
+        """Wait for what is under way and give it out. None if nothing is."""
+        done, self._next = None if self._next is None else self._next.result(), None
+        return done
 
     def _timed(self) -> Advance:
         done = self._advance()
@@ -50,7 +68,7 @@ class Ahead:
             return done
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self._device))
-        return Advance(done.commit, done.seconds, event)
+        return replace(done, ready=event)
 
     @contextmanager
     def beside(self, done: Advance) -> Iterator[None]:

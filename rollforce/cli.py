@@ -168,7 +168,7 @@ def inspect(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The .png (default: PRESET.png).")] = None,
     model: Annotated[str, typer.Option("--model", help="Whose sizes: a bundled name, a folder, wan-1.3b.")] = "tiny",
     settings: Annotated[list[str] | None, typer.Option("--set", help="Stream setting, e.g. layout.chunk=2.")] = None,
-    event: Annotated[list[str] | None, typer.Option("--event", help="switch@10, flush@10, shot@10 (seconds).")] = None,
+    event: Annotated[list[str] | None, typer.Option("--event", help="keep@10, flush@10, shot@10 (seconds).")] = None,
     debug: Debug = False,
 ) -> None:
     """Draw what a stream remembers: what each call attends to, where it stands, its bytes. No weights are needed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -18,19 +18,13 @@ from rollforce.errors import ConfigError
 from rollforce.load import Card, bundled, preset_file
 from rollforce.memory_map import Page, draw, size
 from rollforce.needs import Setup
-from rollforce.rollout import Rollout
 from rollforce.settings import StreamSettings
 from rollforce.sizes import sizes_of
 from rollforce.trace import Call, Event, Look, trace
-from rollforce.transitions import flush, shot, switch
+from rollforce.transitions import NAMES, check, transition
 
 FRAMES, WAN_FPS = 4, 16  # of a latent; of Wan
 LONGEST = 3600.0
-EVENTS: dict[str, Callable[[Rollout], Any]] = {
-    "switch": lambda rollout: switch(rollout, rollout.condition),
-    "flush": lambda rollout: flush(rollout, rollout.condition),
-    "shot": lambda rollout: shot(rollout, rollout.condition),
-}
 
 
 @dataclass(frozen=True)
@@ -59,21 +53,23 @@ def inspect(
     dtype = torch.bfloat16 if sizes.follows_dtype else torch.float32
     fps = build(Card, resource(f"assets/{model}/model.yaml")).fps if model in bundled() else WAN_FPS
     pace = fps / FRAMES
-    happens = dict(_event(text, pace) for text in events)
+    happens = dict(_event(text, pace, settings) for text in events)
     end = max(1, round(seconds * pace))
     calls = takewhile(lambda call: call.looks[-1].start < end, trace(settings, shape, dtype, events=happens))
     return Inspection(stream, sizes.name, settings, seconds, pace, tuple(calls))
 
 
-def _event(text: str, pace: float) -> tuple[int, Event]:
+def _event(text: str, pace: float, settings: StreamSettings) -> tuple[int, Event]:
     name, _, at = text.partition("@")
     try:
         seconds = float(at)
     except ValueError:
         seconds = -1.0
-    if name not in EVENTS or seconds < 0:
-        raise ConfigError(f"--event {text!r} must be one of {', '.join(EVENTS)}, and when: shot@10 is after 10 s.")
-    return round(seconds * pace), EVENTS[name]
+    if name not in NAMES or seconds < 0:
+        raise ConfigError(f"--event {text!r} must be one of {', '.join(NAMES)}, and when: shot@10 is after 10 s.")
+    change = transition(name)
+    check(change, settings.tiers)
+    return round(seconds * pace), lambda rollout: change.begin(rollout, rollout.condition)
 
 
 # -- the picture -------------------------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
+from rollforce.cues import Cue
 from rollforce.errors import SnapshotError
 from rollforce.fits import check_session
 from rollforce.given import Following, Given
@@ -30,23 +32,28 @@ class Model(Loaded):
         strength: float = Following.strength,
         fit: Fit = "crop",
         ahead: bool = False,
+        cues: Sequence[Cue] = (),
+        remember: float = 0.0,
     ) -> Session:
         """Start a stream. `size` is (height, width) in pixels; default the trained one.
 
         Args: `image`, `video` what the stream goes on from: a path, uint8 arrays, PIL; `follow` a video (a path, an
         array, an iterator that yields pictures while they come) whose chunks enter at noise level `strength`, so that
         the stream shows the prompt in its place, and ends with it; `fit` crop, pad or stretch, for pictures of
-        another size; `ahead` compute the next chunk while this one is decoded and used.
+        another size; `ahead` compute the next chunk while this one is decoded and used; `cues` what changes later;
+        `remember` seconds that `rewind` can go back: each chunk of them keeps a memory of its own.
         """
-        return self.begin(prompt, seed, size, Given(image, video, follow, Following.of(strength), fit), ahead)
+        given = Given(image, video, follow, Following.of(strength), fit)
+        return self.begin(prompt, seed, size, given, ahead, cues, remember)
 
     def begin(
-        self, prompt: str, seed: int, size: tuple[int, int] | None, given: Given | None = None, ahead: bool = False
-    ) -> Session:
+        self, prompt: str, seed: int, size: tuple[int, int] | None, given: Given | None = None, ahead: bool = False,
+        cues: Sequence[Cue] = (), remember: float = 0.0,
+    ) -> Session:  # fmt: skip
         """`session`, with all that is given as one. DoesNotFit where the device has not the memory."""
         if self.device.type == "cuda":
             check_session(self, size)
-        return Session(self, prompt, seed, size, given, ahead)
+        return Session(self, prompt, seed, size, given, ahead, cues, remember)
 
     def warmup(self, size: tuple[int, int] | None = None) -> float:
         """Stream until the buffer is full and once more, and throw it away; return the seconds it took.

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from rollforce import flow
 from rollforce.cache import AnyCache, Group, Sight
+from rollforce.errors import ConfigError
 from rollforce.layout import Layout
 from rollforce.models.transformer import Condition, VideoTransformer
 from rollforce.noise import NoiseSource
-from rollforce.types import Commit, Tick, index_range
+from rollforce.types import Commit, Scene, Tick, index_range
 
 CONTEXT_DRAW = -1  # the number of the noise that context_noise mixes in
 
@@ -52,6 +53,24 @@ class Stepping:
     ride: bool = True
 
 
+@dataclass(frozen=True)
+class Ask:
+    """A model call that a rollout waits for: noisy latents, their noise and places, and what they see."""
+
+    x_BTCHW: Tensor
+    sigma_BT: Tensor
+    index_T: Tensor
+    groups: tuple[Group, ...]
+    condition: Condition
+    cache: AnyCache
+    phase_T: Tensor | None
+
+    def answered(self, model: VideoTransformer) -> Tensor:
+        """Velocity [B, T, C, H, W]. The past is written by it, once."""
+        memory = self.cache.memory(self.groups)
+        return model(self.x_BTCHW, self.sigma_BT, self.index_T, self.condition, memory, phase_T=self.phase_T)
+
+
 class Rollout:
     """Steps one batch of streams through a layout. `length` latents in all (None: for ever), the first at `start`.
 
@@ -79,9 +98,11 @@ class Rollout:
         self.row = 0
         self.x: Tensor | None = None  # live slots only
         self.entry: dict[int, float] = {}  # noise levels of latents of the source that entered and were not yet ticked
-        self.phase = 0.0  # of RoPE in time: see transitions.shot
+        self.phase = 0.0  # of RoPE in time; it and the scene: see shots.py
+        self.scene: Scene | None = None
         self.pending: Commit | None = None  # clean, handed out, not yet in memory
         self.recent: Commit | None = None  # clean, in memory: as many of the newest as fit; for recache.py
+        self._asked: tuple[float, ...] = ()  # noise of the live latents in the call that was asked for
 
     def prefill(self, latents_BTCHW: Tensor) -> None:
         """Give the stream a past, before its first tick: clean latents that stand just before `start`.
@@ -109,19 +130,42 @@ class Rollout:
 
     def tick(self, with_grad: bool = False) -> Tick:
         """One model call. With `with_grad` the clean estimates carry gradient; past and state never do."""
+        with torch.set_grad_enabled(with_grad):
+            return self.answer(self.ask(apart=with_grad).answered(self.model))
+
+    def ask(self, apart: bool = False) -> Ask:
+        """The first half of a tick: the call it needs. Nothing may come between it and `answer`.
+
+        The clean pass of what is pending rides along, unless it is to be a call of its own (`apart`)."""
         self.admit()
         low, high = self.live
         assert self.x is not None and low < high, "a finished rollout was ticked"
-        x, slots = self.x, slice(low - self.first, high - self.first)
-        now, later = (self.layout.sigma[row][slots] for row in (self.row, self.row + 1))
-        now = tuple(self.entry.pop(low + i, level) for i, level in enumerate(now))
-        with torch.set_grad_enabled(with_grad):
-            velocity = self._velocity(x, now, low, apart=with_grad)
-            clean = flow.clean_of(x, velocity, self._levels(now))
+        slots = slice(low - self.first, high - self.first)
+        now = tuple(self.entry.pop(low + i, level) for i, level in enumerate(self.layout.sigma[self.row][slots]))
+        self._asked = now
+        if apart or not self.stepping.ride:
+            self.settle()
+        riding, x, count = self._taken(), self.x, high - low
+        groups = [Group(low, count, self.stepping.denoise.at(max(now)))]
+        index, levels = index_range(low, count), self._levels(now)
+        if riding is not None:
+            groups.insert(0, self._committing(riding))
+            x = torch.cat([riding.latents_BTCHW, x], dim=1)
+            index = torch.cat([index_range(riding.start, riding.latents_BTCHW.shape[1]), index])
+            levels = torch.cat([self._context_levels(riding), levels], dim=1)
+        return self._ask(x, levels, index, groups)
+
+    def answer(self, velocity_BTCHW: Tensor) -> Tick:
+        """The second half of a tick: step down by what was asked for."""
+        (low, high), now, x = self.live, self._asked, self.x
+        assert x is not None
+        later = self.layout.sigma[self.row + 1][low - self.first : high - self.first]
+        velocity = velocity_BTCHW[:, velocity_BTCHW.shape[1] - x.shape[1] :]
+        clean = flow.clean_of(x, velocity, self._levels(now))
         with torch.no_grad():
             self.x = self._stepped(x, velocity.detach(), clean.detach(), now, later, low)
         self.row += 1
-        return Tick(low, clean, now, with_grad)
+        return Tick(low, clean, now, clean.requires_grad)
 
     def commit(self) -> Commit | None:
         """After the layout's last row: hand out the clean slots and move on. None before, or where nothing is live."""
@@ -136,6 +180,22 @@ class Rollout:
             self.settle()  # never two pending: a tick has carried the last one unless none came between
             self.pending = self._as_context(finished)
         return finished
+
+    def restart(self, skip: int = 0) -> None:
+        """Throw away what is in flight, between two chunks, and begin it anew, from noise. With `skip` the stream's
+        clock jumps on by so many latents: what it remembers stands so much further back, until it is let go.
+
+        ConfigError if the stream follows a video, which comes but once."""
+        assert self.row == 0, "a stream begins anew between two chunks"
+        if self.source is not None:
+            raise ConfigError("a stream that follows a video cannot take back what is in flight: keep or blend.")
+        low = self.live[0]
+        if skip:
+            self.settle()
+            self.recent = None  # it would no longer lie before what comes
+            self.end = None if self.end is None else self.end + skip
+        self.start, self.x = low + skip, None
+        self.first = self.start + self.layout.first()
 
     def finish(self, clean_BTCHW: Tensor) -> Commit | None:
         """Leave the ladder here: these estimates of all live slots are committed. Chunkwise layouts only."""
@@ -153,27 +213,18 @@ class Rollout:
 
     # -- one call -----------------------------------------------------------------------------------------------
 
-    def _velocity(self, x: Tensor, sigma: tuple[float, ...], low: int, apart: bool) -> Tensor:
-        if apart or not self.stepping.ride:
-            self.settle()
-        riding = self._taken()
-        groups = [Group(low, x.shape[1], self.stepping.denoise.at(max(sigma)))]
-        index, levels = index_range(low, x.shape[1]), self._levels(sigma)
-        if riding is not None:
-            groups.insert(0, self._committing(riding))
-            x = torch.cat([riding.latents_BTCHW, x], dim=1)
-            index = torch.cat([index_range(riding.start, riding.latents_BTCHW.shape[1]), index])
-            levels = torch.cat([self._context_levels(riding), levels], dim=1)
-        velocity = self.call(x, levels, index, groups)
-        return velocity[:, velocity.shape[1] - groups[-1].latents :]
-
     def call(
         self, x: Tensor, sigma: Tensor, index: Tensor, groups: Sequence[Group], phase: Tensor | None = None
     ) -> Tensor:
         """Velocity of latents that see memory in these groups."""
+        return self._ask(x, sigma, index, groups, phase).answered(self.model)
+
+    def _ask(
+        self, x: Tensor, sigma: Tensor, index: Tensor, groups: Sequence[Group], phase: Tensor | None = None
+    ) -> Ask:
         if phase is None and self.phase:
             phase = torch.full(index.shape, self.phase)
-        return self.model(x, sigma, index, self.condition, self.cache.memory(groups), phase_T=phase)
+        return Ask(x, sigma, index, tuple(groups), self.condition, self.cache, phase)
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -269,6 +320,7 @@ class Rollout:
             "first": self.first,
             "row": self.row,
             "phase": self.phase,
+            "scene": None if self.scene is None else {**vars(self.scene)},
             "x": None if self.x is None else self.x.clone(),
             "recent_stop": None if self.recent is None else self.recent.stop,
             "recent": None if self.recent is None else self.recent.latents_BTCHW.clone(),
@@ -281,7 +333,9 @@ class Rollout:
         """Continue from a `state_dict` of a rollout with the same settings."""
         self.start, self.first = int(state["start"]), int(state["first"])
         self.row, self.x, self.phase = int(state["row"]), state["x"], float(state["phase"])
-        pending, recent = state["pending"], state["recent"]
+        pending, recent, scene = state["pending"], state["recent"], state["scene"]
+        self.scene = None if scene is None else Scene(
+            tuple(scene["index"]), tuple(scene["phase"]), scene["latents_BTCHW"])  # fmt: skip
         self.recent = None if recent is None else Commit(int(state["recent_stop"]) - recent.shape[1], recent)
         self.pending = None if pending is None else Commit(int(state["pending_start"]), pending)
         self.cache.load_state_dict(state["cache"])

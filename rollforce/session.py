@@ -1,17 +1,22 @@
-"""Session: one endless stream of pictures from one prompt."""
+"""Session: one endless stream of pictures from a prompt, which may be told otherwise while it runs."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from time import perf_counter
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
 
 from rollforce.ahead import Advance, Ahead
+from rollforce.cues import Cue, Event
 from rollforce.errors import ConfigError, SessionClosed, SnapshotError
 from rollforce.given import Follower, Given, past
 from rollforce.loaded import Loaded
@@ -19,8 +24,42 @@ from rollforce.machine import computing_on
 from rollforce.models.decoder import Decoder
 from rollforce.noise import Noise
 from rollforce.rollout import Rollout
+from rollforce.sharing import forked
 from rollforce.snapshot import Snapshot, on_device
+from rollforce.steering import Steering
+from rollforce.transitions import AnyTransition, transition
 from rollforce.types import Chunk, Commit, Timings
+
+
+@dataclass
+class Stand:
+    """Where the ticking of a stream stands: what one call to `_advance` changes."""
+
+    rollout: Rollout
+    steering: Steering
+    latents: int = 0  # committed since the start
+    commits: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but settings."""
+        return {"rollout": self.rollout.state_dict(), "steering": self.steering.state_dict(),
+                "latents": self.latents, "commits": self.commits}  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict` of a stream of the same model and settings."""
+        self.rollout.load_state_dict(state["rollout"])
+        self.steering.load_state_dict(state["steering"])
+        self.steering.resume(self.rollout)
+        self.latents, self.commits = int(state["latents"]), int(state["commits"])
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place that a stream can go back to: the frame that comes next there."""
+
+    frame: int
+    stand: Stand
+    decoder: Decoder
 
 
 class Session:
@@ -39,29 +78,31 @@ class Session:
         size: tuple[int, int] | None,
         given: Given | None = None,
         ahead: bool = False,
+        cues: Sequence[Cue] = (),
+        remember: float = 0.0,
     ) -> None:
-        model.check_prompt(prompt)
-        self.model, self.seed, self.size = model, seed, size
-        self._prompt, self._given = prompt, given or Given()
+        self.model, self.size, self.remember = model, size, remember
+        self._given = given or Given()
         self._grid = model.grid(size)
         self._pixels = (self._grid.height * model.autoencoder.stride, self._grid.width * model.autoencoder.stride)
+        self._prompt = prompt  # of the frames that were decoded last
         self._index = 0  # chunks handed out
         self._frames = 0  # frames handed out
         self.given_frames = self._left = np.empty((0, *self._pixels, 3), dtype=np.uint8)  # _left: not yet asked for
+        self._points: deque[Point] = deque()
         self._open = ExitStack()
         if ahead:  # two threads compute: how many each may use is settled once
             self._open.enter_context(computing_on(model.threads))
         self._decoder: Decoder | None = model.autoencoder.decoder()
+        steering = Steering(model, prompt, seed, cues, self._given.follow is not None)
         with self._computing():
-            self._rollout: Rollout | None = self._begin()
+            self._stand: Stand | None = Stand(self._begin(steering), steering)
         self._ahead = Ahead(self._advance, model.device) if ahead else None
         self._settled: Advance | None = None  # the next commit, where a snapshot had it already
 
     @torch.no_grad()
-    def _begin(self) -> Rollout:
+    def _begin(self, steering: Steering) -> Rollout:
         model, grid, settings = self.model, self._grid, self.model.stream_settings
-        text = model.text.encode([self._prompt]).to(model.device, model.dtype)
-        condition = model.transformer.condition(text)
         layout = settings.layout
         source, before = None, past(self._given, model.autoencoder, self._pixels, model.fps)
         if self._given.follow is not None:
@@ -70,10 +111,10 @@ class Session:
             source = Follower(self._given, model.autoencoder, self._pixels, model.fps, layout.chunk)
         table = layout.build()
         cache = settings.memory(model.transformer.config.shape(grid), model.dtype, model.device)
-        noise = Noise.of(self.seed, (grid.channels, grid.height, grid.width))
-        start = 0 if before is None else before.shape[1]
-        rollout = Rollout(model.transformer, condition, cache, table, noise, settings.stepping,
-                          start=start, source=source)  # fmt: skip
+        noise = Noise.of(steering.seed, (grid.channels, grid.height, grid.width))
+        self._before = 0 if before is None else before.shape[1]  # latents of the past that was given
+        rollout = Rollout(model.transformer, steering.condition(), cache, table, noise, settings.stepping,
+                          start=self._before, source=source)  # fmt: skip
         if before is not None and self._decoder is not None:
             rollout.prefill(before)
             self.given_frames = self._decoder.decode(before)
@@ -97,47 +138,151 @@ class Session:
 
     def _next(self, limit: int | None) -> Chunk | None:
         """The next frames, at most `limit`; what a chunk has beyond them waits for the next call. None at the end."""
-        timings = Timings(0.0, 0.0)
-        frames = self._left
-        if not len(frames):
-            frames, timings = self._computed(limit)
-        if not len(frames):
+        timings, events = Timings(0.0, 0.0), tuple[Event, ...]()
+        if not len(self._left):
+            timings, events = self._compute(limit)
+        if not len(self._left):
             return None
-        count = len(frames) if limit is None else min(limit, len(frames))
-        chunk = Chunk(frames[:count], self._index, self._frames / self.model.fps, self._prompt, timings)
-        self._left = frames[count:]
+        count = len(self._left) if limit is None else min(limit, len(self._left))
+        chunk = Chunk(self._left[:count], self._index, self.seconds, self._prompt, timings, events)
+        self._left = self._left[count:]
         self._frames += count
         self._index += 1
         return chunk
 
-    def _computed(self, limit: int | None) -> tuple[np.ndarray, Timings]:
-        """The next commit's frames; none when the stream is over."""
+    def _compute(self, limit: int | None) -> tuple[Timings, tuple[Event, ...]]:
+        """The next commit's frames, into `_left`; none when the stream is over."""
         _, decoder = self._alive()
         done, self._settled = self._settled, None
         if done is None:
             go_on = limit is None or limit > self.model.frames_per_chunk
             done = self._ahead.take(go_on) if self._ahead else self._advance()
+        if done.before is not None:
+            self._keep(Point(self._frames, done.before, forked(decoder)))
         begun = perf_counter()
         with self._computing(), self._ahead.beside(done) if self._ahead else nullcontext():
-            frames = decoder.flush() if done.commit is None else decoder.decode(done.commit.latents_BTCHW)
-        return frames, Timings(done.seconds, perf_counter() - begun)
+            self._left = decoder.flush() if done.commit is None else decoder.decode(done.commit.latents_BTCHW)
+        self._prompt = done.prompt
+        events = tuple(replace(event, frame=self._frames) for event in done.events)
+        return Timings(done.seconds, perf_counter() - begun), events
 
     @torch.no_grad()
     def _advance(self) -> Advance:
-        """Tick on to the next commit."""
-        rollout, _ = self._alive()
-        begun, commit = perf_counter(), None
+        """Apply the cues that are due, and tick on to the next commit."""
+        stand, _ = self._alive()
+        begun, rollout, steering = perf_counter(), stand.rollout, stand.steering
         with self._computing():
-            while commit is None and rollout.admit():
-                rollout.tick()
-                commit = rollout.commit()
-        if commit is not None and not self._index and not torch.isfinite(commit.latents_BTCHW).all():
+            before = forked(stand) if self.remember else None
+            events = steering.step(rollout, stand.commits, self._frame_of(stand.latents))
+            commit = self._tick(rollout)
+        if commit is not None:
+            stand.latents, stand.commits = stand.latents + commit.latents_BTCHW.shape[1], stand.commits + 1
+        if commit is not None and stand.commits == 1 and not torch.isfinite(commit.latents_BTCHW).all():
             raise ConfigError(f"The first chunk is not a number: {self.model.dtype} is not for these weights or this "
                               "device. Use --dtype float32, or bfloat16 where there is some.")  # fmt: skip
-        return Advance(commit, perf_counter() - begun)
+        return Advance(commit, perf_counter() - begun, steering.prompt, events, before)
+
+    def _tick(self, rollout: Rollout) -> Commit | None:
+        """On to the next commit; None where the stream is over."""
+        commit = None
+        while commit is None and rollout.admit():
+            rollout.tick()
+            commit = rollout.commit()
+        return commit
+
+    def _frame_of(self, latents: int) -> int:
+        """The frame with which a latent begins, both counted from the start of the stream."""
+        first, rest = self.model.autoencoder.first_frames, self.model.frames_per_latent
+        return latents * rest if self._before or not latents else first + (latents - 1) * rest
 
     def _computing(self) -> AbstractContextManager[None]:
         return computing_on(self.model.threads)
+
+    # -- steering -----------------------------------------------------------------------------------------------
+
+    @property
+    def seconds(self) -> float:
+        """Of video that were handed out."""
+        return self._frames / self.model.fps
+
+    @property
+    def seed(self) -> int:
+        """Of the noise that is drawn now."""
+        return self._alive()[0].steering.seed
+
+    @property
+    def cues(self) -> tuple[Cue, ...]:
+        """What the stream was told: given to another one of this model, prompt and seed, it makes the same bytes."""
+        return self._alive()[0].steering.cues
+
+    def prompt(
+        self, text: str, transition_: AnyTransition | str = "recache", *, at: float | None = None,
+        seed: int | None = None,
+    ) -> Event:  # fmt: skip
+        """Go on with another prompt, from the next chunk that is not begun, or from the first that begins `at` seconds
+        of video or later; perhaps with another seed. May be called from any thread.
+
+        `transition_`: a name or settings, see transitions.py. Chunks say in their `events` when it was applied, and
+        from which frame on it is seen. ConfigError if the prompt, or the transition for this stream, cannot be."""
+        stand, _ = self._alive()
+        cue = Cue(self.seconds if at is None else at, text, transition(transition_), seed)
+        return stand.steering.add(cue, now=at is None)
+
+    def fork(self, seed: int | None = None) -> Session:
+        """A second stream that goes on from here on its own: copy on write, so it costs memory only where the two
+        differ. With `seed` it draws other noise from the next chunk on; else the same, to the same bytes.
+
+        SnapshotError if it follows a video."""
+        stand, decoder = self._settle("forked")
+        twin = copy.copy(self)
+        twin._stand, twin._decoder, twin._points = forked(stand), forked(decoder), self._points.copy()
+        twin._open, twin._ahead = ExitStack(), None
+        if self._ahead is not None:
+            twin._open.enter_context(computing_on(self.model.threads))
+            twin._ahead = Ahead(twin._advance, self.model.device)
+        return twin._reseeded(seed)
+
+    def rewind(self, seconds: float, seed: int | None = None) -> Session:
+        """Go back by that much video or a little more, to where a chunk begins; with `seed`, to go on otherwise. What
+        it was told since is forgotten. Returns itself.
+
+        ConfigError beyond `remember`, the seconds that `model.session` was asked to keep. SnapshotError if it follows a
+        video."""
+        if not seconds > 0:
+            raise ConfigError(f"rewind {seconds:g}: seconds to go back, above 0.")
+        self._settle("rewound")
+        target = max(0, self._frames - round(seconds * self.model.fps))
+        points = [point for point in self._points if point.frame <= target]
+        if not points:
+            raise ConfigError(f"{seconds:g} s back is more than this stream remembers ({self.remember:g} s): start it "
+                              f"with model.session(..., remember={seconds:g}).")  # fmt: skip
+        point = points[-1]
+        self._stand, self._decoder = forked(point.stand), forked(point.decoder)
+        self._points = deque(points[:-1])
+        self._frames, self._left, self._settled = point.frame, self._left[:0], None
+        return self._reseeded(seed)
+
+    def _reseeded(self, seed: int | None) -> Session:
+        if seed is not None:
+            self._alive()[0].steering.add(Cue(self.seconds, seed=seed), now=True)
+        return self
+
+    def _keep(self, point: Point) -> None:
+        """Remember a place, and forget those that are too far back for `remember`."""
+        self._points.append(point)
+        oldest = self._frames - round(self.remember * self.model.fps)
+        while len(self._points) > 1 and self._points[1].frame <= oldest:
+            self._points.popleft()
+
+    def _settle(self, what: str) -> tuple[Stand, Decoder]:
+        """Stand still: what was computed ahead becomes the next commit. SnapshotError if it follows a video."""
+        stand, decoder = self._alive()
+        if stand.rollout.source is not None:
+            raise SnapshotError(f"A stream that follows a video cannot be {what}: "
+                                "start it again where the video stands.")  # fmt: skip
+        if self._ahead is not None and self._settled is None:
+            self._settled = self._ahead.hand_over()
+        return stand, decoder
 
     # -- saving and ending --------------------------------------------------------------------------------------
 
@@ -145,43 +290,42 @@ class Session:
         """The stream as it stands between two chunks; `model.resume` continues it to the same bytes.
 
         SnapshotError if it follows a video: what comes of that is not in the stream's hands."""
-        rollout, decoder = self._alive()
-        if rollout.source is not None:
-            raise SnapshotError("A stream that follows a video cannot be saved: start it again where the video stands.")
-        waiting = self._settled or (self._ahead.settle() if self._ahead else None)
+        stand, decoder = self._settle("saved")
         state = {
-            "ahead": None if waiting is None or waiting.commit is None else waiting.commit.latents_BTCHW.clone(),
-            "rollout": rollout.state_dict(),
+            "stand": stand.state_dict(),
             "decoder": decoder.state_dict(),
+            "settled": None if self._settled is None else self._settled.state_dict(),
             "left": torch.from_numpy(self._left.copy()),
             "index": self._index,
             "frames": self._frames,
+            "prompt": self._prompt,
         }
-        return Snapshot(self.model.fingerprint, self.model.signature, self._prompt, self.seed, self.size, state)
+        steering = stand.steering
+        return Snapshot(self.model.fingerprint, self.model.signature, steering.prompt, steering.seed, self.size, state)
 
     def _restore(self, snapshot: Snapshot) -> None:
-        rollout, decoder = self._alive()
+        stand, decoder = self._alive()
         state = on_device(snapshot.state, self.model.device)
-        rollout.load_state_dict(state["rollout"])
+        stand.load_state_dict(state["stand"])
         decoder.load_state_dict(state["decoder"])
-        self._left = snapshot.state["left"].numpy()
+        self._settled = None if state["settled"] is None else Advance.of(state["settled"])
+        self._left, self._prompt = snapshot.state["left"].numpy(), state["prompt"]
         self._index, self._frames = int(state["index"]), int(state["frames"])
-        if state["ahead"] is not None:
-            self._settled = Advance(Commit(rollout.first, state["ahead"]), 0.0)
 
     def close(self) -> None:
         """Free the stream's memory. Closing twice is fine."""
         if self._ahead is not None:
             self._ahead.close()
-        self._rollout = self._decoder = self._ahead = None
+        self._stand = self._decoder = self._ahead = self._settled = None
+        self._points.clear()
         self._open.close()
 
-    def _alive(self) -> tuple[Rollout, Decoder]:
-        if self._rollout is None or self._decoder is None:
+    def _alive(self) -> tuple[Stand, Decoder]:
+        if self._stand is None or self._decoder is None:
             raise SessionClosed(
                 "This session is closed. Open another with model.session(prompt), or model.resume(snapshot)."
             )
-        return self._rollout, self._decoder
+        return self._stand, self._decoder
 
     def __enter__(self) -> Session:
         return self

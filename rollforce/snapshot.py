@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rollforce.errors import SnapshotError
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)

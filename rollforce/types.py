@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from rollforce.cues import Event
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -80,6 +82,15 @@ class Commit:
 
 
 @dataclass(frozen=True)
+class Scene:
+    """Latents that shots to come may look back on: their indices, the RoPE phase of their shots, [B, T, C, H, W]."""
+
+    index: tuple[int, ...]
+    phase: tuple[float, ...]
+    latents_BTCHW: Tensor
+
+
+@dataclass(frozen=True)
 class Timings:
     """Seconds spent on one chunk."""
 
@@ -89,13 +100,16 @@ class Timings:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Decoded pictures: frames uint8 [F, H, W, 3]; pts = seconds from the start to the first one."""
+    """Decoded pictures: frames uint8 [F, H, W, 3]; pts = seconds from the start to the first one.
+
+    `prompt`: in force when it was finished; `events`: what became of cues with it."""
 
     frames: np.ndarray
     index: int
     pts: float
     prompt: str
     timings: Timings = field(default_factory=lambda: Timings(0.0, 0.0))
+    events: tuple[Event, ...] = ()
 
 
 def index_range(start: int, count: int) -> Tensor:

@@ -48,7 +48,7 @@ def test_the_table_tells_places() -> None:
 
 def test_events_land_where_they_were_said() -> None:
     never = ("cache.2.every=null",)
-    plain, cut = (inspect("anchor_forcing", 14, "tiny", never, events) for events in ((), ("switch@6",)))
+    plain, cut = (inspect("anchor_forcing", 14, "tiny", never, events) for events in ((), ("keep@6",)))
     held = [max((max(call.held["junction"]) for call in found.calls if call.held["junction"]), default=None)
             for found in (plain, cut)]  # fmt: skip
     assert held == [None, 20]  # the chunk of second 6, once it has left the window
@@ -59,8 +59,8 @@ def test_what_cannot_be_inspected_is_refused() -> None:
         inspect("nothing", 5)
     with pytest.raises(ConfigError, match="--seconds 0 must be above 0"):
         inspect("rolling", 0)
-    with pytest.raises(ConfigError, match="--event 'cut@5' must be one of switch, flush, shot"):
-        inspect("rolling", 5, events=("cut@5",))
+    with pytest.raises(ConfigError, match="--event 'melt@5' must be one of keep, blend, recache"):
+        inspect("rolling", 5, events=("melt@5",))
     with pytest.raises(ConfigError, match="call it a.png"):
         save(inspect("rolling", 5), Path("a.jpg"))
 

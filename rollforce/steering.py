@@ -1,0 +1,179 @@
+"""Steering: the prompt of a stream, and what waits to change it. Told by anybody, asked between two chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rollforce.config import build, to_dict
+from rollforce.cues import Cue, Event
+from rollforce.errors import ConfigError
+from rollforce.loaded import Loaded
+from rollforce.models.transformer import Condition
+from rollforce.noise import Noise
+from rollforce.rollout import Rollout
+from rollforce.transitions import Blend, Keep, check
+
+
+@dataclass(frozen=True, eq=False)
+class Waiting:
+    """A cue that is not yet applied; `frame`: the first of a chunk that may be its own. None: of the next chunk."""
+
+    cue: Cue
+    text_BLD: Tensor | None  # the encoded prompt
+    frame: int | None
+
+
+@dataclass(frozen=True)
+class Blending:
+    """On the way from one text to another: `done` of `chunks` chunks."""
+
+    start_BLD: Tensor
+    goal_BLD: Tensor
+    done: int
+    chunks: int
+
+    def text(self) -> Tensor:
+        """Where it stands."""
+        share = self.done / self.chunks
+        return self.goal_BLD if share == 1 else self.start_BLD.lerp(self.goal_BLD, share)
+
+
+class Steering:
+    """Cues of one stream. `add` may come from any thread; `step` comes between two chunks."""
+
+    def __init__(
+        self, model: Loaded, prompt: str, seed: int, cues: Sequence[Cue] = (), follows: bool = False
+    ) -> None:
+        """`follows`: the stream follows a video, which comes but once."""
+        model.check_prompt(prompt)
+        self.model, self.prompt, self.seed, self.follows = model, prompt, seed, follows
+        self.text_BLD = self._encoded(prompt)
+        self.log: list[Cue] = []  # what was applied
+        self._waiting: list[Waiting] = []
+        self._coming: list[Event] = []  # visible with a chunk that is still to come
+        self._blending: Blending | None = None
+        self._lock = Lock()
+        for cue in cues:
+            self.add(cue)
+
+    @torch.no_grad()
+    def resume(self, rollout: Rollout) -> None:
+        """Tell a rollout that was just restored what this holds."""
+        assert isinstance(rollout.noise, Noise)
+        rollout.condition, rollout.noise = self.condition(), replace(rollout.noise, seeds=(self.seed,))
+
+    def condition(self) -> Condition:
+        """The prompt as the transformer needs it."""
+        return self.model.transformer.condition(self.text_BLD)
+
+    @property
+    def cues(self) -> tuple[Cue, ...]:
+        """Applied and waiting ones, by time: a stream that is given them renders to the same bytes."""
+        return (*self.log, *(waiting.cue for waiting in self._waiting if waiting.frame is not None))
+
+    # -- telling ------------------------------------------------------------------------------------------------
+
+    def add(self, cue: Cue, now: bool = False) -> Event:
+        """Take a cue: for its time, or (`now`) for the next chunk that is not begun. ConfigError if it cannot be."""
+        self._check(cue)
+        text = None if cue.prompt is None else self._encoded(cue.prompt)
+        waiting = Waiting(cue, text, None if now else round(cue.at * self.model.fps))
+        with self._lock:
+            self._waiting = sorted([*self._waiting, waiting], key=lambda each: -1 if each.frame is None else each.frame)
+        return Event("accepted", cue)
+
+    def _check(self, cue: Cue) -> None:
+        if cue.prompt is not None:
+            self.model.check_prompt(cue.prompt)
+        check(cue.transition, self.model.stream_settings.tiers, self.follows)
+        if self.follows and cue.seed is not None:
+            raise ConfigError("a stream that follows a video cannot begin anew with another seed.")
+
+    def _encoded(self, prompt: str) -> Tensor:
+        with torch.no_grad():
+            return self.model.text.encode([prompt]).to(self.model.device, self.model.dtype)
+
+    # -- between two chunks -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self, rollout: Rollout, chunk: int, frame: int) -> tuple[Event, ...]:
+        """Apply what is due before the chunk whose first frame is `frame`; what became of it."""
+        due, events = self._due(frame), []
+        prompts = [waiting for waiting in due if waiting.cue.prompt is not None]
+        if self._blending is not None and not prompts:
+            self._blend(rollout, replace(self._blending, done=self._blending.done + 1))
+        for waiting in due:
+            cue = replace(waiting.cue, at=frame / self.model.fps)
+            if waiting in prompts[:-1]:
+                events.append(Event("replaced", cue, chunk))
+                continue
+            if cue.seed is not None:
+                self._reseed(rollout, cue.seed)
+            visible = chunk + (self._turn(rollout, waiting) if waiting in prompts else 0)
+            self.log.append(cue)
+            events.append(Event("applied", cue, chunk))
+            self._coming.append(Event("visible", cue, visible))
+        seen = [event for event in self._coming if event.chunk == chunk]
+        self._coming = [event for event in self._coming if event.chunk != chunk]
+        return (*events, *seen)
+
+    def _reseed(self, rollout: Rollout, seed: int) -> None:
+        assert isinstance(rollout.noise, Noise)
+        self.seed, rollout.noise = seed, replace(rollout.noise, seeds=(seed,))
+        rollout.restart()
+
+    def _due(self, frame: int) -> list[Waiting]:
+        with self._lock:
+            due = [each for each in self._waiting if each.frame is None or each.frame <= frame]
+            self._waiting = [each for each in self._waiting if each not in due]
+        return due
+
+    def _turn(self, rollout: Rollout, waiting: Waiting) -> int:
+        """Go over to a new prompt; after how many chunks it will be visible."""
+        cue, chunks = waiting.cue, 1
+        assert cue.prompt is not None and waiting.text_BLD is not None
+        if isinstance(cue.transition, Blend):
+            chunks = cue.transition.chunks
+        self._blending = Blending(self.text_BLD, waiting.text_BLD, 1, chunks)
+        self.text_BLD, self.prompt = self._blending.text(), cue.prompt
+        cue.transition.begin(rollout, self.condition())
+        self._blending = None if chunks == 1 else self._blending
+        flying = rollout.layout.slots // rollout.layout.shift - 1
+        return chunks - 1 + (flying if isinstance(cue.transition, Keep | Blend) else 0)
+
+    def _blend(self, rollout: Rollout, blending: Blending) -> None:
+        self.text_BLD = blending.text()
+        rollout.condition = self.condition()
+        self._blending = None if blending.done == blending.chunks else blending
+
+    # -- saving -------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the model."""
+        blending = self._blending
+        return {
+            "prompt": self.prompt,
+            "seed": self.seed,
+            "text": self.text_BLD.clone(),
+            "log": [to_dict(cue) for cue in self.log],
+            "waiting": [{"cue": to_dict(each.cue), "frame": each.frame} for each in self._waiting],
+            "coming": [{"cue": to_dict(event.cue), "chunk": event.chunk} for event in self._coming],
+            "blending": None if blending is None else {**vars(blending)},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict` of a stream of the same model."""
+        self.prompt, self.seed, self.text_BLD = state["prompt"], int(state["seed"]), state["text"]
+        self.log = [build(Cue, cue) for cue in state["log"]]
+        waiting = [(build(Cue, each["cue"]), each["frame"]) for each in state["waiting"]]
+        self._waiting = [Waiting(cue, None if cue.prompt is None else self._encoded(cue.prompt), frame)
+                         for cue, frame in waiting]  # fmt: skip
+        self._coming = [Event("visible", build(Cue, event["cue"]), event["chunk"]) for event in state["coming"]]
+        blending = state["blending"]
+        self._blending = None if blending is None else Blending(**blending)
