@@ -88,6 +88,10 @@ class Flush:
     keep: int = 2
     kind: Literal["flush"] = "flush"
 
+    def __post_init__(self) -> None:
+        if self.keep < 0:
+            raise ConfigError(f"flush.keep {self.keep} must be at least 0.")
+
     def begin(self, rollout: Rollout, condition: Condition) -> None:
         """Between two chunks: what changes."""
         rollout.restart()
@@ -109,6 +113,10 @@ class Cut:
     remember: bool = False
     jump: int = 8
     kind: Literal["cut"] = "cut"
+
+    def __post_init__(self) -> None:
+        if self.jump < 0:
+            raise ConfigError(f"cut.jump {self.jump} must be at least 0.")
 
     def begin(self, rollout: Rollout, condition: Condition) -> None:
         """Between two chunks: what changes."""

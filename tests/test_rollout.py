@@ -1,5 +1,6 @@
 """The laws of design section 7, over every layout x tiers x sight."""
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from rollforce.cache import Sight, Window
 from rollforce.layout import chunkwise
 from rollforce.noise import Noise
 from rollforce.rollout import Stepping
+from rollforce.sharing import forked
 from rollforce.types import index_range
 
 FULL = (Window(40),)
@@ -27,21 +29,37 @@ def test_1_a_policy_equals_the_full_cache_until_it_overflows(model, layout, tier
 
 
 @policies("layout", "tiers", "stepping")
-def test_3_a_state_between_any_two_ticks_resumes_bit_equal(model, layout, tiers, stepping):
-    whole = latents(start(model, layout, tiers, stepping), 14)
-    for ticks in (1, layout.ticks, 2 * layout.ticks + 1, 3 * layout.ticks + 2):
-        rollout, done = start(model, layout, tiers, stepping), []
-        with torch.no_grad():
-            for _ in range(ticks):
-                rollout.tick()
-                if (commit := rollout.commit()) is not None:
-                    done.append(commit.latents_BTCHW)
-        state = rollout.state_dict()
-        latents(rollout, 6)  # what the first one does later must not reach into the saved state
+def test_3_a_state_between_any_two_ticks_resumes_bit_equal_and_so_does_a_fork(model, layout, tiers, stepping):
+    resumes_and_forks(model, layout, tiers, stepping, {1, layout.ticks, 2 * layout.ticks + 1, 3 * layout.ticks + 2})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("tiers", TIERS)
+def test_3_at_200_random_ticks(model, layout, tiers):
+    ticks = random.Random(0).sample(range(400), 200)
+    resumes_and_forks(model, LAYOUTS[layout], TIERS[tiers], Stepping(), set(ticks))
+
+
+@torch.no_grad()
+def resumes_and_forks(model, layout, tiers, stepping, ticks: set[int]) -> None:
+    """Go on from a tick thrice: the stream itself, a fork of it and one that resumes its state, each knowing nothing of
+    what the others do meanwhile."""
+    rollout, twins = start(model, layout, tiers, stepping), []
+    for tick in range(max(ticks) + 1):
+        if tick in ticks:
+            low = rollout.live[0] if rollout.pending is None else rollout.pending.stop
+            twins.append((low, forked(rollout), rollout.state_dict()))
+        rollout.tick()
+        rollout.commit()
+    rollout = start(model, layout, tiers, stepping)
+    last = max(low for low, _, _ in twins) + 2 * layout.shift
+    whole = latents(rollout, last)
+    for low, twin, state in twins:
         again = start(model, layout, tiers, stepping)
         again.load_state_dict(state)
-        rest = latents(again, 14 - sum(part.shape[1] for part in done))
-        assert torch.equal(torch.cat([*done, rest], dim=1)[:, :14], whole)
+        for other in (again, twin):
+            assert torch.equal(latents(other, 2 * layout.shift), whole[:, low : low + 2 * layout.shift])
 
 
 @policies("layout", "tiers", "stepping")

@@ -109,7 +109,7 @@ def test_a_snapshot_belongs_to_its_model(small, folder, tmp_path):
 def test_closing_and_dropping_free_the_stream(small):
     session = small.session(PROMPT)
     next(session.stream())
-    memory = weakref.ref(session._rollout)
+    memory = weakref.ref(session._stand)
     session.close()
     session.close()
     gc.collect()
@@ -119,10 +119,10 @@ def test_closing_and_dropping_free_the_stream(small):
             use()
     frames = rollforce.stream(PROMPT, model=small)
     next(frames)
-    before = sum(isinstance(thing, rollforce.Session) and thing._rollout is not None for thing in gc.get_objects())
+    before = sum(isinstance(thing, rollforce.Session) and thing._stand is not None for thing in gc.get_objects())
     del frames
     gc.collect()
-    after = sum(isinstance(thing, rollforce.Session) and thing._rollout is not None for thing in gc.get_objects())
+    after = sum(isinstance(thing, rollforce.Session) and thing._stand is not None for thing in gc.get_objects())
     assert after == before - 1
 
 
