@@ -16,6 +16,7 @@ from rollforce.cache import (
     EmaSink,
     Junction,
     KVCache,
+    Routed,
     Shape,
     Sight,
     Sink,
@@ -62,6 +63,7 @@ TIERS: dict[str, tuple[Tier, ...]] = {
     "window+ema": (Window(4), EmaSink(2, decay=0.5)),
     "window+spaced": (Window(3), Spaced(2, every=3)),
     "junction": (Sink(1), Window(3), Junction(2, every=4)),
+    "window+routed": (Window(3), Routed(2, first=2, chunk=2)),  # with marks: test_routed.py
 }
 SIGHTS: dict[str, Stepping] = {
     "all realigned": Stepping(),

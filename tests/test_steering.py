@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from small_model import make_model_folder
 
 from rollforce.cues import Cue, Event
@@ -75,7 +76,7 @@ def test_saved_forked_and_rewound_in_the_middle_of_it_all(folder, stream, tmp_pa
         assert np.array_equal(frames(model.resume(Snapshot.load(tmp_path / "stream")), 4), rest)
         start = session.rewind(3).seconds
         assert start == 5.0  # 5.5 lies in a chunk
-        assert np.array_equal(frames(session, 3.5), rest[6:])  # what it was told before is still known: the third prompt
+        assert np.array_equal(frames(session, 3.5), rest[6:])  # it still knows what waited then
         assert twin.cues == session.cues
 
 
@@ -96,16 +97,19 @@ def test_events_say_when_to_the_chunk(folder, stream, flying):
 
 
 def test_what_is_visible_never_saw_the_old_prompt(folder):
-    """From there on a stream with another old prompt, but the same past, is the same: nothing in flight speaks of it."""
-    model = load(folder, stream="rolling")
-    streams = []
-    for name in ("keep", "recache"):
-        with model.session(PROMPT, seed=5) as session:
-            frames(session, 3)
-            session.prompt(OTHER, name)
-            first = next(session.stream(1))
-            streams.append([event.kind for event in first.events])
-    assert streams == [["applied"], ["applied", "visible"]]
+    """After a cut a stream of another beginning is the same; what is kept in flight is not."""
+    model, videos = load(folder, stream="rolling"), {}
+    for name in ("keep", "cut"):
+        for prompt in (PROMPT, THIRD):
+            with model.session(prompt, seed=5) as session:
+                frames(session, 3)
+                session.prompt(OTHER, name)
+                chunk = next(session.stream())
+                latest = session._stand.rollout.x
+                assert [event.kind for event in chunk.events] == ["applied"] + ["visible"] * (name == "cut")
+                videos[name, prompt] = latest.clone()
+    assert np.array_equal(videos["cut", PROMPT], videos["cut", THIRD])
+    assert not np.array_equal(videos["keep", PROMPT], videos["keep", THIRD])
 
 
 def test_a_time_is_the_first_chunk_that_begins_then(small):
@@ -170,8 +174,6 @@ def test_a_fork_costs_nothing_until_it_differs(small):
         frames(session, 4)
         twin = session.fork()
         mine, other = (each._stand.rollout.cache.arena.keys[0] for each in (session, twin))
-        import torch
-
         assert torch._C._is_cow_tensor(mine) and torch._C._is_cow_tensor(other)
         before = other.clone()
         frames(session, 2)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from rollforce.errors import CheckpointError, ShapeError
 from rollforce.models.taehv import TaehvAutoencoder, TaehvConfig
+from rollforce.sharing import forked
 from rollforce.snapshot import Snapshot
 
 SMALL = TaehvConfig(channels=4, encoder_width=6, decoder_widths=(8, 6, 4, 4))
@@ -156,6 +157,14 @@ def test_a_snapshot_goes_on_to_the_same_bytes(model: TaehvAutoencoder, tmp_path:
     other.decode(latents_of(2, 3, 2))
     other.load_state_dict(Snapshot.load(tmp_path / "a.safetensors").state["decoder"])
     assert np.array_equal(other.decode(latents[:, before:]), expected)
+
+
+def test_a_fork_goes_its_own_way(model: TaehvAutoencoder) -> None:
+    decoder, latents = model.decoder(), latents_of(6)
+    decoder.decode(latents[:, :2])
+    twin = forked(decoder)
+    rest = decoder.decode(latents[:, 2:])
+    assert np.array_equal(twin.decode(latents[:, 2:]), rest)
 
 
 def test_half_precision_and_image_latent() -> None:
