@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rollforce.errors import ConfigError
+from rollforce.rungs import Rung
 from rollforce.transitions import AnyTransition, Recache
 
 RECACHE = Recache()
@@ -13,19 +14,21 @@ RECACHE = Recache()
 
 @dataclass(frozen=True)
 class Cue:
-    """From `at` seconds of video on: another prompt, by a transition, or another seed. It takes effect with the first
-    chunk that begins at or after that. A stream is its prompt, its seed and its cues: the same ones, the same bytes."""
+    """From `at` seconds of video on: another prompt, by a transition, another seed, or another rung (how much work a
+    chunk is: rungs.py). It takes effect with the first chunk that begins at or after that. A stream is its prompt, its
+    seed and its cues: the same ones, the same bytes."""
 
     at: float
     prompt: str | None = None
     transition: AnyTransition = RECACHE
     seed: int | None = None
+    rung: Rung | None = None
 
     def __post_init__(self) -> None:
         if not self.at >= 0:
             raise ConfigError(f"at {self.at:g}: seconds from the start of the stream, 0 or more.")
-        if self.prompt is None and self.seed is None:
-            raise ConfigError(f"the cue at {self.at:g} s changes nothing: give it a prompt or a seed.")
+        if self.prompt is None and self.seed is None and self.rung is None:
+            raise ConfigError(f"the cue at {self.at:g} s changes nothing: give it a prompt, a seed or a rung.")
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,12 @@ class Event:
     applied    `chunk` is the first that is computed with it
     visible    `chunk` is the first that no step of another prompt went into; its first frame is `frame`
     replaced   another came for the same chunk
+    pace       from `chunk` on it stands on the cue's rung
 
     `chunk` counts commits, `frame` frames, from the start of the stream, not those of a given past. `frame` is known
     once the chunk is decoded; until then, and for what is only accepted, both may be None."""
 
-    kind: Literal["accepted", "applied", "visible", "replaced"]
+    kind: Literal["accepted", "applied", "visible", "replaced", "pace"]
     cue: Cue
     chunk: int | None = None
     frame: int | None = None

@@ -17,6 +17,7 @@ from rollforce.loaded import Loaded
 from rollforce.models.transformer import Condition
 from rollforce.noise import Noise
 from rollforce.rollout import Rollout
+from rollforce.rungs import Rung
 from rollforce.transitions import Blend, Keep, check
 
 
@@ -54,6 +55,7 @@ class Steering:
         model.check_prompt(prompt)
         self.model, self.prompt, self.seed, self.follows = model, prompt, seed, follows
         self.text_BLD = self._encoded(prompt)
+        self.rung: Rung | None = None  # None: the stream as it is
         self.log: list[Cue] = []  # what was applied
         self._waiting: list[Waiting] = []
         self._coming: list[Event] = []  # visible with a chunk that is still to come
@@ -67,6 +69,8 @@ class Steering:
         """Tell a rollout that was just restored what this holds."""
         assert isinstance(rollout.noise, Noise)
         rollout.condition, rollout.noise = self.condition(), replace(rollout.noise, seeds=(self.seed,))
+        if self.rung is not None:
+            self._stand_on(rollout, self.rung)
 
     def condition(self) -> Condition:
         """The prompt as the transformer needs it."""
@@ -92,8 +96,10 @@ class Steering:
         if cue.prompt is not None:
             self.model.check_prompt(cue.prompt)
         check(cue.transition, self.model.stream_settings.tiers, self.follows)
-        if self.follows and cue.seed is not None:
-            raise ConfigError("a stream that follows a video cannot begin anew with another seed.")
+        if self.follows and (cue.seed is not None or cue.rung is not None):
+            raise ConfigError("a stream that follows a video cannot begin anew, with another seed or on another rung.")
+        if cue.rung is not None:
+            cue.rung.on(self.model.stream_settings)
 
     def _encoded(self, prompt: str) -> Tensor:
         with torch.no_grad():
@@ -113,12 +119,16 @@ class Steering:
             if waiting in prompts[:-1]:
                 events.append(Event("replaced", cue, chunk))
                 continue
+            if cue.rung is not None:
+                self._change_pace(rollout, cue.rung)
+                events.append(Event("pace", cue, chunk))
             if cue.seed is not None:
                 self._reseed(rollout, cue.seed)
             visible = chunk + (self._turn(rollout, waiting) if waiting in prompts else 0)
             self.log.append(cue)
-            events.append(Event("applied", cue, chunk))
-            self._coming.append(Event("visible", cue, visible))
+            if cue.prompt is not None or cue.seed is not None:
+                events.append(Event("applied", cue, chunk))
+                self._coming.append(Event("visible", cue, visible))
         seen = [event for event in self._coming if event.chunk == chunk]
         self._coming = [event for event in self._coming if event.chunk != chunk]
         return (*events, *seen)
@@ -127,6 +137,17 @@ class Steering:
         assert isinstance(rollout.noise, Noise)
         self.seed, rollout.noise = seed, replace(rollout.noise, seeds=(seed,))
         rollout.restart()
+
+    def _change_pace(self, rollout: Rollout, rung: Rung) -> None:
+        """Where latents are in flight that another layout has no place for, what is in flight begins anew."""
+        before, self.rung = rollout.layout, rung
+        self._stand_on(rollout, rung)
+        if rollout.layout != before and before.slots > before.shift:
+            rollout.restart()
+
+    def _stand_on(self, rollout: Rollout, rung: Rung) -> None:
+        settings = rung.on(self.model.stream_settings)
+        rollout.layout, rollout.stepping = settings.layout.build(), settings.stepping
 
     def _due(self, frame: int) -> list[Waiting]:
         with self._lock:
@@ -160,6 +181,7 @@ class Steering:
         return {
             "prompt": self.prompt,
             "seed": self.seed,
+            "rung": to_dict(self.rung),
             "text": self.text_BLD.clone(),
             "log": [to_dict(cue) for cue in self.log],
             "waiting": [{"cue": to_dict(each.cue), "frame": each.frame} for each in self._waiting],
@@ -170,6 +192,7 @@ class Steering:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict` of a stream of the same model."""
         self.prompt, self.seed, self.text_BLD = state["prompt"], int(state["seed"]), state["text"]
+        self.rung = None if state["rung"] is None else build(Rung, state["rung"])
         self.log = [build(Cue, cue) for cue in state["log"]]
         waiting = [(build(Cue, each["cue"]), each["frame"]) for each in state["waiting"]]
         self._waiting = [Waiting(cue, None if cue.prompt is None else self._encoded(cue.prompt), frame)

@@ -24,12 +24,16 @@ layout positions attention
 cache
 models world
 rollout sizes
-recache
-settings snapshot ahead transitions
-running trace
+recache shots
+settings snapshot sharing transitions
+rungs
+cues
+running trace ahead
 given needs loaded memory_map
 distill fits head_profile
 bench
+steering
+live
 session
 model
 load
