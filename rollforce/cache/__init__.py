@@ -13,6 +13,7 @@ from rollforce.cache.memory import Memory
 from rollforce.cache.merged import TempCache
 from rollforce.cache.plan import Contents, Folding, Held, Plan, Tier
 from rollforce.cache.region import Absorbing, Learned, Shape
+from rollforce.cache.routed import Routed
 from rollforce.cache.segments import Segments
 from rollforce.cache.sight import Sight
 from rollforce.cache.sink import Sink
@@ -32,10 +33,11 @@ AnyTier = (  # the union is the registry: a new tier is a file and a name here
     | Coded
     | TempCache
     | Spaced
+    | Routed
 )
 
 __all__ = [
     "Absorbing", "AnyCache", "AnyTier", "Coded", "Compressed", "Contents", "EmaSink", "Folding", "Group", "HeadGroups",
-    "Held", "Junction", "KVCache", "Learned", "LinearMemory", "Memory", "Plan", "Segments", "Shape", "Sight", "Sink",
-    "Surprising", "TempCache", "Tier", "Window", "read_labels",
+    "Held", "Junction", "KVCache", "Learned", "LinearMemory", "Memory", "Plan", "Routed", "Segments", "Shape", "Sight",
+    "Sink", "Surprising", "TempCache", "Tier", "Window", "read_labels",
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rollforce.cache.plan import Held
+from rollforce.cache.plan import Held, Marks
 from rollforce.errors import ConfigError
 
 
@@ -33,5 +33,5 @@ class EmaSink:
     def share(self) -> float:
         return 1 - self.decay
 
-    def fold(self, kept: tuple[int, ...], left: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    def fold(self, kept: tuple[int, ...], left: tuple[int, ...], marks: Marks) -> tuple[tuple[int, int], ...]:
         return tuple((kept[index % len(kept)], index) for index in left) if kept else ()

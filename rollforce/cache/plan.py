@@ -19,6 +19,7 @@ class Held:
 
     indices: tuple[int, ...]
     marks: Marks = field(default_factory=dict)
+    arriving: tuple[int, ...] = ()
 
 
 class Tier(Protocol):
@@ -44,7 +45,7 @@ class Folding(Tier, Protocol):
         """Of a latent that leaves, in the average: 0 drops it, 1 replaces what is kept."""
         ...
 
-    def fold(self, kept: tuple[int, ...], left: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    def fold(self, kept: tuple[int, ...], left: tuple[int, ...], marks: Marks) -> tuple[tuple[int, int], ...]:
         """(kept, left) for each latent that is averaged, oldest first."""
         ...
 
@@ -141,7 +142,7 @@ def planned(tiers: Sequence[Tier], offset: Mapping[str, int], before: Contents, 
             slots[region], absorbed[region], falling = {}, span[max(0, len(span) - tier.latents) :], ()
             continue
         candidates = tuple(sorted((*mine, *falling)))
-        kept = tier.keep(Held(candidates, before.marks))
+        kept = tier.keep(Held(candidates, before.marks, falling))
         falling = tuple(index for index in candidates if index not in set(kept))
         stay = {index: mine[index] for index in kept if index in mine}
         free = (slot for slot in range(offset[region], offset[region] + tier.latents) if slot not in stay.values())
@@ -150,5 +151,5 @@ def planned(tiers: Sequence[Tier], offset: Mapping[str, int], before: Contents, 
         lays += [Lay((region, slot), index, sources.get(index)) for index, slot in come.items()]
         if isinstance(tier, Folding):
             folds += [Fold(tier, (region, slots[region][into]), into, left, sources.get(left))
-                      for into, left in tier.fold(kept, falling)]  # fmt: skip
+                      for into, left in tier.fold(kept, falling, before.marks)]  # fmt: skip
     return Plan(Contents(slots, absorbed, before.marks), tuple(lays), tuple(folds), tuple(absorbs))
