@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rollforce.config import build, to_dict
 from rollforce.cues import Event
+from rollforce.models.transformer import VideoTransformer
+from rollforce.rollout import Ask
 from rollforce.types import Commit
 
 
@@ -37,6 +40,21 @@ class Advance:
         kept, events = state["commit"], tuple(build(Event, event) for event in state["events"])
         commit = None if kept is None else Commit(int(kept["start"]), kept["latents"])
         return cls(commit, 0.0, state["prompt"], events)
+
+
+Advancing = Generator[Ask, Tensor, Advance]
+"""On the way to the next commit: it asks for model calls, and is sent their velocities."""
+
+
+def alone(advancing: Advancing, model: VideoTransformer) -> Advance:
+    """Go all the way, each call by itself."""
+    try:
+        ask = next(advancing)
+        while True:
+            ask = advancing.send(ask.answered(model))
+    except StopIteration as end:
+        done: Advance = end.value
+        return done
 
 
 class Ahead:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -42,6 +43,11 @@ class Loaded:
         """Weights in memory: a text encoder that is loaded when it is needed does not count."""
         parts = (self.transformer, self.text, self.autoencoder)
         return sum(tensor.numel() for part in parts if isinstance(part, nn.Module) for tensor in part.parameters())
+
+    @cached_property
+    def worker(self) -> ThreadPoolExecutor:
+        """The thread that computes for those who may not wait (async)."""
+        return ThreadPoolExecutor(1, thread_name_prefix="rollforce")
 
     @property
     def words(self) -> tuple[str, ...]:

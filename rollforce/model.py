@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
+from rollforce.batch import Batch
 from rollforce.cues import Cue
 from rollforce.errors import SnapshotError
 from rollforce.fits import check_session
 from rollforce.given import Following, Given
+from rollforce.live import Pace
 from rollforce.loaded import Loaded
 from rollforce.pictures import Clip, Fit, Picture
 from rollforce.session import Session
@@ -34,6 +36,8 @@ class Model(Loaded):
         ahead: bool = False,
         cues: Sequence[Cue] = (),
         remember: float = 0.0,
+        pace: Pace | None = None,
+        batch: Batch | None = None,
     ) -> Session:
         """Start a stream. `size` is (height, width) in pixels; default the trained one.
 
@@ -41,19 +45,27 @@ class Model(Loaded):
         array, an iterator that yields pictures while they come) whose chunks enter at noise level `strength`, so that
         the stream shows the prompt in its place, and ends with it; `fit` crop, pad or stretch, for pictures of
         another size; `ahead` compute the next chunk while this one is decoded and used; `cues` what changes later;
-        `remember` seconds that `rewind` can go back: each chunk of them keeps a memory of its own.
+        `remember` seconds that `rewind` can go back: each chunk of them keeps a memory of its own;
+        `pace` how the stream does less when it is late, and more when it has time: see live.py; `batch` makes its model calls
+        together with those of other streams.
         """
         given = Given(image, video, follow, Following.of(strength), fit)
-        return self.begin(prompt, seed, size, given, ahead, cues, remember)
+        return self.begin(prompt, seed, size, given, ahead, cues, remember, pace, batch)
 
     def begin(
         self, prompt: str, seed: int, size: tuple[int, int] | None, given: Given | None = None, ahead: bool = False,
-        cues: Sequence[Cue] = (), remember: float = 0.0,
+        cues: Sequence[Cue] = (), remember: float = 0.0, pace: Pace | None = None,
+        batch: Batch | None = None,
     ) -> Session:  # fmt: skip
         """`session`, with all that is given as one. DoesNotFit where the device has not the memory."""
         if self.device.type == "cuda":
             check_session(self, size)
-        return Session(self, prompt, seed, size, given, ahead, cues, remember)
+        return Session(self, prompt, seed, size, given, ahead, cues, remember, pace, batch)
+
+    def batch(self, limit: int = 8, ahead: bool = True) -> Batch:
+        """For streams that tick together, `session(..., batch=batch)`: at most `limit` in one model call; `ahead`: the
+        next chunk of a stream is computed while others are pulled."""
+        return Batch(self, limit, ahead)
 
     def warmup(self, size: tuple[int, int] | None = None) -> float:
         """Stream until the buffer is full and once more, and throw it away; return the seconds it took.
@@ -65,7 +77,9 @@ class Model(Loaded):
                 pass
         return perf_counter() - begun
 
-    def resume(self, snapshot: Snapshot, ahead: bool = False) -> Session:
+    def resume(
+        self, snapshot: Snapshot, ahead: bool = False, pace: Pace | None = None, batch: Batch | None = None
+    ) -> Session:
         """Continue a saved stream to the same bytes. SnapshotError if it has another model or other settings."""
         if snapshot.model != self.fingerprint:
             raise SnapshotError(
@@ -75,6 +89,6 @@ class Model(Loaded):
             raise SnapshotError(
                 "The snapshot was made with other settings; load the model with the same ones, dtype and threads."
             )
-        session = Session(self, snapshot.prompt, snapshot.seed, snapshot.size, ahead=ahead)
+        session = Session(self, snapshot.prompt, snapshot.seed, snapshot.size, ahead=ahead, pace=pace, batch=batch)
         session._restore(snapshot)
         return session

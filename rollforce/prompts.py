@@ -1,7 +1,8 @@
 """What to render: one prompt, or a file of them, checked as a whole before anything is made.
 
-A .txt file holds one prompt per line; a .jsonl file one object per line with `prompt` and, if wanted, `id`, `seed` and
-`seconds` of its own. Blank lines, lines that begin with #, a byte-order mark and any line ending are fine.
+A .txt file holds one prompt per line; a .jsonl file one object per line with `prompt` and, if wanted, `id`, `seed`,
+`seconds` and `at` of its own; `at` is a list of what changes later, such as {"seconds": 10, "prompt": "a blue star",
+"transition": "flush", "seed": 1}. Blank lines, lines that begin with #, a byte-order mark and any line ending are fine.
 """
 
 from __future__ import annotations
@@ -11,11 +12,17 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+from rollforce.config import build
+from rollforce.cues import RECACHE, Cue
 from rollforce.errors import ConfigError
+from rollforce.transitions import NAMES, AnyTransition, transition
 
-_KEYS = ("id", "prompt", "seed", "seconds")
+_KEYS = ("id", "prompt", "seed", "seconds", "at")
+_CUE_KEYS = ("seconds", "prompt", "transition", "seed")
+_TIME = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,14 @@ class Job:
     seconds: float
     name: str
     where: str = ""
+    cues: tuple[Cue, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A transition by its settings."""
+
+    transition: AnyTransition
 
 
 def slug(text: str, longest: int = 48) -> str:
@@ -71,12 +86,14 @@ def read_jobs(content: bytes, source: str, *, seed: int, seconds: float) -> list
             continue
         where = f"{source}:{number}"
         entry, wrong = _parse(line, as_json=source.endswith(".jsonl") or line.startswith("{"))
+        if not wrong:
+            wrong = _wrong_cues(entry.get("at", []), float(entry.get("seconds", seconds)))
         name = entry.get("id")
         if isinstance(name, str) and name in taken:
             wrong.append(f"'id' {name!r} is already used in line {taken[name]}")
         elif isinstance(name, str):
             taken[name] = str(number)
-        problems += [f"{where}: {problem}." for problem in wrong]
+        problems += [f"{where}: {problem}{'' if problem.endswith('?') else '.'}" for problem in wrong]
         if not wrong:
             jobs.append(_job(entry, len(jobs), where, seed, seconds))
     if problems:
@@ -89,7 +106,8 @@ def read_jobs(content: bytes, source: str, *, seed: int, seconds: float) -> list
 def _job(entry: dict[str, Any], index: int, where: str, seed: int, seconds: float) -> Job:
     seed, seconds = entry.get("seed", seed), float(entry.get("seconds", seconds))
     stem = slug(entry.get("id") or entry["prompt"])
-    return Job(entry["prompt"], seed, seconds, f"{index:04d}-{stem}-seed{seed}", where)
+    cues = tuple(sorted((_cue(each) for each in entry.get("at", ())), key=lambda cue: cue.at))
+    return Job(entry["prompt"], seed, seconds, f"{index:04d}-{stem}-seed{seed}", where, cues)
 
 
 def _parse(line: str, as_json: bool) -> tuple[dict[str, Any], list[str]]:
@@ -102,7 +120,7 @@ def _parse(line: str, as_json: bool) -> tuple[dict[str, Any], list[str]]:
         return {}, [f"not valid JSON at column {error.colno}: {error.msg}"]
     if not isinstance(entry, dict):
         return {}, [f'must be an object such as {{"prompt": "..."}}, got {line[:40]}']
-    wrong = [_unknown(key) for key in entry if key not in _KEYS]
+    wrong = [_unknown(key, _KEYS) for key in entry if key not in _KEYS]
     for key in ("prompt", "id"):
         if key not in entry:
             wrong += ["'prompt' is missing"] if key == "prompt" else []
@@ -113,6 +131,84 @@ def _parse(line: str, as_json: bool) -> tuple[dict[str, Any], list[str]]:
     return entry, [problem for problem in wrong if problem]
 
 
-def _unknown(key: str) -> str:
-    near = difflib.get_close_matches(key, _KEYS, n=1, cutoff=0.5)
-    return f"unknown key {key!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_KEYS)}")
+def _unknown(key: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"unknown key {key!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
+
+
+# -- what changes later ---------------------------------------------------------------------------------------------
+
+
+def parse_time(text: str) -> float:
+    """Seconds of "10", "10s", "2.5s", "1m30s", "1h". ConfigError."""
+    match = _TIME.fullmatch(text.strip())
+    if not match or not any(match.groups()):
+        raise ConfigError(f"{text!r} is not a time; write seconds (10, 10s, 2.5s) or 1m30s.")
+    hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def parse_cue(text: str) -> Cue:
+    """A change of prompt as it is typed, TIME:PROMPT or TIME,TRANSITION:PROMPT. ConfigError."""
+    head, colon, prompt = text.partition(":")
+    time, comma, how = head.partition(",")
+    try:
+        if not colon:
+            raise ConfigError("it is TIME:PROMPT or TIME,TRANSITION:PROMPT, such as 10s,flush:\"a blue star\".")
+        if not prompt.strip():
+            raise ConfigError("the prompt is empty. Say what to show from then on.")
+        return Cue(parse_time(time), prompt.strip(), _transition(how.strip()) if comma else RECACHE)
+    except ConfigError as error:
+        raise ConfigError(f"--at {text!r}: {error}") from None
+
+
+def check_cues(cues: tuple[Cue, ...], seconds: float) -> str:
+    """What is wrong with the times of changes in a video of that length, or ''."""
+    times = sorted(cue.at for cue in cues)
+    if times and times[-1] >= seconds:
+        return f"a change at {times[-1]:g} s, but the video ends at {seconds:g} s"
+    twice = [time for time, later in pairwise(times) if time == later]
+    return f"two changes at {twice[0]:g} s" if twice else ""
+
+
+def _wrong_cues(entries: Any, seconds: float) -> list[str]:
+    """What is wrong with the `at` of a line."""
+    if not isinstance(entries, list):
+        return [f'\'at\' must be a list such as [{{"seconds": 10, "prompt": "..."}}], got {json.dumps(entries)[:40]}']
+    wrong, cues = [], []
+    for number, entry in enumerate(entries, start=1):
+        try:
+            cues.append(_cue(entry))
+        except ConfigError as error:
+            wrong.append(f"'at' {number}: {str(error).removesuffix('.')}")
+    late = check_cues(tuple(cues), seconds)
+    return [*wrong, *([f"'at': {late}"] if late else [])]
+
+
+def _cue(entry: Any) -> Cue:
+    """A change of a .jsonl file. ConfigError."""
+    if not isinstance(entry, dict):
+        raise ConfigError(f'must be an object such as {{"seconds": 10, "prompt": "..."}}, got {json.dumps(entry)[:40]}')
+    problems = [_unknown(key, _CUE_KEYS) for key in entry if key not in _CUE_KEYS]
+    problems += [] if "seconds" in entry else ["'seconds' is missing"]
+    seconds = entry.get("seconds", 0)
+    seconds = parse_time(seconds) if isinstance(seconds, str) else seconds
+    problems += [] if seconds == 0 and not isinstance(seconds, bool) else [check_seconds(seconds)]
+    prompt, seed = entry.get("prompt"), entry.get("seed")
+    if prompt is not None and not (isinstance(prompt, str) and prompt.strip()):
+        problems.append(f"'prompt' must be text, got {json.dumps(prompt)}")
+    problems += [] if seed is None else [check_seed(seed)]
+    if found := [problem for problem in problems if problem]:
+        raise ConfigError("; ".join(found))
+    return Cue(float(seconds), prompt, _transition(entry.get("transition", RECACHE.kind)), seed)
+
+
+def _transition(choice: Any) -> AnyTransition:
+    """By name, or by settings such as {"kind": "blend", "chunks": 6}. ConfigError."""
+    if isinstance(choice, dict):
+        return build(_Named, {"transition": choice}).transition
+    near = difflib.get_close_matches(str(choice), NAMES, n=1, cutoff=0.5)
+    if choice not in NAMES and near:
+        raise ConfigError(f"transition {choice!r} is not known; did you mean {near[0]!r}? There are: "
+                          f"{', '.join(NAMES)}.")  # fmt: skip
+    return transition(str(choice))

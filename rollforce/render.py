@@ -4,64 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+
 from rollforce import machine
 from rollforce.config import build, to_dict
+from rollforce.cues import Event
 from rollforce.drift import Drift, DriftMeter
-from rollforce.errors import ConfigError
-from rollforce.given import Following, Given
-from rollforce.pictures import Fit
-from rollforce.running import Running
-from rollforce.video import Codec, VideoWriter, default_scale
+from rollforce.errors import SnapshotError
+from rollforce.record import Request, describe, save_record
+from rollforce.unfinished import SAVE_EVERY_S, Keeper, read_unfinished
+from rollforce.video import VideoWriter, available, default_scale
 
 if TYPE_CHECKING:
     from rollforce.model import Model
+    from rollforce.session import Session
+    from rollforce.snapshot import Snapshot
     from rollforce.types import Chunk
-
-
-@dataclass(frozen=True)
-class Request:
-    """What decides a video's bytes. `size` is (height, width) in pixels before `scale`; None: the model's own.
-
-    `threads` belongs here because sums are split over threads: another number of them gives another last digit.
-    `image`, `video`, `follow`: files; see Model.session. A followed video ends the stream, if `seconds` do not.
-    """
-
-    prompt: str
-    seed: int = 0
-    seconds: float = 20.0
-    size: tuple[int, int] | None = None
-    scale: int | None = None
-    model: str = "tiny"
-    stream: str | None = None
-    overrides: tuple[str, ...] = ()
-    window: int | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    threads: int | None = None
-    codec: Codec = field(default_factory=Codec)
-    image: str | None = None
-    video: str | None = None
-    follow: str | None = None
-    strength: float = Following.strength
-    fit: Fit = "crop"
-    running: Running = field(default_factory=Running)
-
-    def given(self) -> Given:
-        """What the stream is given besides its prompt; files are looked for, not yet read. ConfigError."""
-        given = Given(self.image, self.video, self.follow, Following.of(self.strength), self.fit)
-        for name in ("image", "video", "follow"):
-            path = getattr(self, name)
-            if path is not None and not Path(path).is_file():
-                raise ConfigError(f"--{name} {path} does not exist." if not Path(path).is_dir()
-                                  else f"--{name} {path} is a folder; name a file in it.")
-        return given
 
 
 @dataclass(frozen=True)
@@ -83,7 +48,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a render. `first_frame_s` counts from the prompt, `command_s` from the start of the process."""
+    """What came of a render. `first_frame_s` counts from the prompt, `command_s` from the start of the process.
+
+    `frames_sha256` is of the uint8 frames as they came, before scaling and coding: a chain, the SHA-256 of the digest
+    before and the next frame's bytes, so that it can go on in another process. (Records of videos before 2026-11-21
+    have one SHA-256 over all bytes; nothing compares the two.) `continued_at`: numbers of frames behind which another
+    process went on; times are the sum of all, without what a killed one did after its last snapshot, and
+    `video_sha256` is then that of one file that was put together, not of every render of these frames."""
 
     frames: int
     seconds: float
@@ -99,38 +70,49 @@ class Result:
     peak_memory_mb: float
     peak_device_memory_mb: float | None
     drift: Drift | None
-    frames_sha256: str  # of the uint8 frames as they came, before scaling and coding
+    frames_sha256: str
     video_sha256: str
+    events: tuple[Event, ...] = ()  # what became of the cues
+    continued_at: tuple[int, ...] = ()
 
 
 class _Tally:
-    """Times and counts while the chunks come in."""
+    """Times, counts and events while the chunks come in. `streamed`: frames without what was given before."""
 
     def __init__(self, request: Request, fps: float) -> None:
         self.request, self.fps = request, fps
         self.start = time.perf_counter()
-        self.frames, self.denoise_s, self.decode_s = 0, 0.0, 0.0
+        self.frames, self.streamed, self.denoise_s, self.decode_s = 0, 0, 0.0, 0.0
         self.first_frame_s: float | None = None
         self.first_frame_since_command_s: float | None = None
         self.meter = DriftMeter(fps)
-        self.digest = hashlib.sha256()
+        self.digest = b""
+        self.events: list[Event] = []
+        self.continued_at: list[int] = []
 
     @property
     def elapsed_s(self) -> float:
         return time.perf_counter() - self.start
 
+    @property
+    def left_s(self) -> float:
+        """Seconds of video that are still to come; 0 at the end."""
+        return (max(1, round(self.request.seconds * self.fps)) - self.streamed) / self.fps
+
     def add(self, chunk: Chunk) -> None:
         if self.first_frame_s is None and len(chunk.frames):
             self.first_frame_s = self.elapsed_s
             self.first_frame_since_command_s = machine.command_age_s()
-        self.frames += len(chunk.frames)
+        self.streamed += len(chunk.frames)
         self.denoise_s += chunk.timings.denoise_s
         self.decode_s += chunk.timings.decode_s
         self.meter.add(chunk.frames)
-        self.digest.update(chunk.frames.tobytes())
+        self.events += chunk.events
+        for frame_HWC in chunk.frames:
+            self.digest = hashlib.sha256(self.digest + frame_HWC.tobytes()).digest()
 
     def progress(self) -> Progress:
-        return Progress(self.frames, self.frames / self.fps, self.request.seconds, self.elapsed_s,
+        return Progress(self.streamed, self.streamed / self.fps, self.request.seconds, self.elapsed_s,
                         self.first_frame_s or 0.0, self.denoise_s, machine.resident_mb())
 
     def result(self, path: Path, interrupted: bool, model: Model) -> Result:
@@ -142,112 +124,116 @@ class _Tally:
             elapsed_s=elapsed, denoise_s=self.denoise_s, decode_s=self.decode_s,
             denoise_fps=self.frames / max(self.denoise_s, 1e-9), end_to_end_fps=fps, times_real_time=fps / self.fps,
             peak_memory_mb=machine.peak_mb(), peak_device_memory_mb=machine.device_peak_mb(model.device),
-            drift=self.meter.result(), frames_sha256=self.digest.hexdigest(), video_sha256=machine.file_sha256(path))
+            drift=self.meter.result(), frames_sha256=self.digest.hex(), video_sha256=machine.file_sha256(path),
+            events=tuple(self.events), continued_at=tuple(self.continued_at))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a snapshot keeps."""
+        plain = {name: getattr(self, name) for name in _PLAIN}
+        meter = {name: torch.from_numpy(value) for name, value in self.meter.state_dict().items()}
+        return {**plain, "elapsed_s": self.elapsed_s, "meter": meter, "digest": self.digest.hex(),
+                "events": [to_dict(event) for event in self.events], "request": to_dict(self.request)}  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Count on from a `state_dict` of the same request."""
+        for name in _PLAIN:
+            setattr(self, name, state[name])
+        self.start = time.perf_counter() - state["elapsed_s"]
+        self.meter.load_state_dict({name: value.numpy() for name, value in state["meter"].items()})
+        self.digest = bytes.fromhex(state["digest"])
+        self.events = [build(Event, event) for event in state["events"]]
+        self.continued_at = [*state["continued_at"], state["frames"]]
 
 
-def render(model: Model, request: Request, path: Path, report: Callable[[Progress], None] | None = None) -> Result:
+_PLAIN = ("frames", "streamed", "denoise_s", "decode_s", "first_frame_s", "first_frame_since_command_s", "continued_at")
+
+
+def render(
+    model: Model, request: Request, path: Path, report: Callable[[Progress], None] | None = None, *,
+    go_on: Snapshot | None = None, save_every: float = SAVE_EVERY_S, stopping: Callable[[], bool] = lambda: False,
+) -> Result:  # fmt: skip
     """Write `request` to `path` (.mp4) and its record beside it (.json); Ctrl-C ends early with both files whole.
 
     `model` must have been loaded as the request says. `report` is called after each chunk has reached the file.
-    """
-    size = request.size or model.size
-    request = dataclasses.replace(request, size=size, scale=request.scale or default_scale(size))
-    tally, interrupted = _Tally(request, model.fps), False
+    `go_on`: what `unfinished` found, to continue that video. `save_every`: seconds between two snapshots beside the
+    video, 0 for none. `stopping` is asked after each chunk: to end there, so that the video goes on from there."""
+    request = resolved(model, request)
+    tally, ended = _Tally(request, model.fps), False
+    if go_on is not None:
+        tally.load_state_dict(go_on.state["render"])
     with (
-        model.begin(request.prompt, request.seed, size, request.given(), ahead=True) as session,
-        VideoWriter(path, model.fps, size, scale=request.scale or 1, codec=request.codec) as video,
-    ):
-        record = describe(model, dataclasses.replace(request, codec=video.codec, threads=model.threads), path)
-        _save(path, record)
+        Keeper(path, save_every if request.follow is None else 0.0) as keeper,
+        _session(model, request, go_on) as session,
+        VideoWriter(path, model.fps, _size(request), scale=request.scale or 1, codec=request.codec,
+                    after=tally.frames) as video,
+    ):  # fmt: skip
+        if go_on is None:
+            keeper.forget()
+        record = describe(model, request, path)
+        save_record(path, record)
         try:
             video.write(session.given_frames)
-            for chunk in session.stream(seconds=request.seconds):
-                video.write(chunk.frames)
-                tally.add(chunk)
-                if report is not None:
-                    report(tally.progress())
+            ended = _write(session, video, tally, keeper, report or (lambda progress: None), stopping)
         except KeyboardInterrupt:
-            interrupted = True
-    tally.frames = video.frames  # Ctrl-C may come in the middle of a chunk
-    result = tally.result(path, interrupted, model)
-    _save(path, {**record, "result": _rounded(to_dict(result))})
+            pass
+        tally.frames = video.frames  # Ctrl-C may come in the middle of a chunk
+    result = tally.result(path, not ended, model)
+    save_record(path, {**record, "result": _rounded(to_dict(result))})
+    if ended:
+        keeper.forget()
     return result
 
 
-def describe(model: Model, request: Request, path: Path) -> dict[str, Any]:
-    """The record of a render before it has run: `result` is null until it has."""
-    return {
-        "video": path.name,
-        "request": to_dict(request),
-        "model": {"name": model.name, "licence": model.licence, "parameters": model.parameters, "fps": model.fps,
-                  "weights_sha256": model.fingerprint, "device": str(model.device), "dtype": str(model.dtype)},
-        "stream": to_dict(model.stream_settings),
-        "versions": machine.versions(),
-        "result": None,
-    }
+def _write(
+    session: Session, video: VideoWriter, tally: _Tally, keeper: Keeper, report: Callable[[Progress], None],
+    stopping: Callable[[], bool],
+) -> bool:  # fmt: skip
+    """Write chunk after chunk; whether the end was reached."""
+
+    def snapshot() -> Snapshot:
+        taken = session.snapshot()
+        return dataclasses.replace(taken, state={**taken.state, "render": tally.state_dict()})
+
+    for chunk in session.stream(seconds=tally.left_s) if tally.left_s > 0 else ():
+        video.write(chunk.frames)
+        tally.add(chunk)
+        tally.frames = video.frames
+        report(tally.progress())
+        if tally.left_s > 0 and stopping():
+            keeper.save(video.frames, snapshot)
+            return False
+        if tally.left_s > 0:
+            keeper.after_chunk(video.frames, video.safe, snapshot)
+    return True
 
 
-def record_path(video: Path) -> Path:
-    """Where a video's record lies."""
-    return video.with_suffix(".json")
+def _session(model: Model, request: Request, go_on: Snapshot | None) -> Session:
+    if go_on is not None:
+        return model.resume(go_on, ahead=True)
+    return model.begin(request.prompt, request.seed, request.size, request.given(), ahead=True, cues=request.cues)
 
 
-def is_complete(video: Path) -> bool:
-    """Whether `video` was rendered to its end: a batch that is resumed skips it."""
-    record = record_path(video)
-    if not (video.exists() and record.exists()):
-        return False
-    try:
-        result = json.loads(record.read_text(encoding="utf-8")).get("result")
-    except json.JSONDecodeError:
-        return False
-    return bool(result) and not result["interrupted"]
+def resolved(model: Model, request: Request) -> Request:
+    """The request with all that it left open, as this model and machine make it."""
+    size = request.size or model.size
+    return dataclasses.replace(request, size=size, scale=request.scale or default_scale(size), threads=model.threads,
+                               codec=available(request.codec))  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Record:
-    """A record that was read back: the request, the resolved stream settings, and what to compare with afterwards."""
-
-    request: Request
-    stream: dict[str, Any]
-    weights_sha256: str
-    versions: dict[str, str]
-    video_sha256: str | None
-
-    def settings(self) -> tuple[str, ...]:
-        """The stream's settings, resolved, as overrides: they hold even if the preset has changed since."""
-        return tuple(f"{name}={json.dumps(value)}" for name, value in self.stream.items())
-
-    def differences(self, model: Model) -> list[str]:
-        """Why the bytes may differ from the recorded video's."""
-        found = [] if model.fingerprint == self.weights_sha256 else ["the model's weights"]
-        now = machine.versions()
-        found += [f"{name} ({version}, now {now.get(name)})" for name, version in self.versions.items()
-                  if now.get(name) != version]
-        return found
+def unfinished(model: Model, request: Request, path: Path) -> Snapshot:
+    """Where a render of this request to `path` was when it was stopped. SnapshotError if there is nothing, or it is of
+    another request, model or settings."""
+    snapshot = read_unfinished(path)
+    if "render" not in snapshot.state or snapshot.state["render"]["request"] != to_dict(resolved(model, request)):
+        raise SnapshotError(f"What lies beside {path} was saved by a render of something else. "
+                            "Use --overwrite, or another name with -o.")  # fmt: skip
+    model.check_snapshot(snapshot)
+    return snapshot
 
 
-def read_record(path: Path) -> Record:
-    """The record in a JSON file that `render` wrote. Raises ConfigError."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not JSON ({error}). --from takes the file that lies beside a video.") from error
-    if not (isinstance(data, dict) and {"request", "stream", "model", "versions"} <= set(data)):
-        raise ConfigError(f"{path} is no record of a render. --from takes the .json that lies beside a video.")
-    request = build(Request, data["request"])
-    result = data.get("result") or {}
-    whole = None if result.get("interrupted") else result.get("video_sha256")
-    return Record(request, data["stream"], data["model"].get("weights_sha256", ""), data["versions"], whole)
-
-
-def _save(video: Path, record: dict[str, Any]) -> None:
-    target = record_path(video)
-    fresh = target.with_suffix(".json.part")
-    fresh.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    fresh.replace(target)
+def _size(request: Request) -> tuple[int, int]:
+    assert request.size is not None, "resolved"
+    return request.size
 
 
 def _rounded(value: Any) -> Any:

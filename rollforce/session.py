@@ -5,20 +5,21 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, replace
-from time import perf_counter
+from dataclasses import replace
+from functools import partial
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import torch
 
-from rollforce.ahead import Advance, Ahead
+from rollforce.ahead import Advance, Advancing, Ahead, alone
+from rollforce.batch import Batch, Member
 from rollforce.cues import Cue, Event
 from rollforce.errors import ConfigError, SessionClosed, SnapshotError
 from rollforce.given import Follower, Given, past
+from rollforce.live import Live, Measures, Pace
 from rollforce.loaded import Loaded
 from rollforce.machine import computing_on
 from rollforce.models.decoder import Decoder
@@ -26,40 +27,14 @@ from rollforce.noise import Noise
 from rollforce.rollout import Rollout
 from rollforce.sharing import forked
 from rollforce.snapshot import Snapshot, on_device
+from rollforce.stand import Point, Stand, advancing
 from rollforce.steering import Steering
 from rollforce.transitions import AnyTransition, transition
-from rollforce.types import Chunk, Commit, Timings
+from rollforce.types import Chunk, Timings
+from rollforce.waiting import done_by
 
 
-@dataclass
-class Stand:
-    """Where the ticking of a stream stands: what one call to `_advance` changes."""
-
-    rollout: Rollout
-    steering: Steering
-    latents: int = 0  # committed since the start
-    commits: int = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """All but settings."""
-        return {"rollout": self.rollout.state_dict(), "steering": self.steering.state_dict(),
-                "latents": self.latents, "commits": self.commits}  # fmt: skip
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a `state_dict` of a stream of the same model and settings."""
-        self.rollout.load_state_dict(state["rollout"])
-        self.steering.load_state_dict(state["steering"])
-        self.steering.resume(self.rollout)
-        self.latents, self.commits = int(state["latents"]), int(state["commits"])
-
-
-@dataclass(frozen=True)
-class Point:
-    """A place that a stream can go back to: the frame that comes next there."""
-
-    frame: int
-    stand: Stand
-    decoder: Decoder
+NONE: tuple[Timings, tuple[Event, ...]] = (Timings(0.0, 0.0), ())
 
 
 class Session:
@@ -80,8 +55,11 @@ class Session:
         ahead: bool = False,
         cues: Sequence[Cue] = (),
         remember: float = 0.0,
+        pace: Pace | None = None,
+        batch: Batch | None = None,
     ) -> None:
-        self.model, self.size, self.remember = model, size, remember
+        self._live = Live(pace, model.stream_settings, model.fps)
+        self.model, self.size, self.remember, self.batch = model, size, remember, batch
         self._given = given or Given()
         self._grid = model.grid(size)
         self._pixels = (self._grid.height * model.autoencoder.stride, self._grid.width * model.autoencoder.stride)
@@ -91,13 +69,12 @@ class Session:
         self.given_frames = self._left = np.empty((0, *self._pixels, 3), dtype=np.uint8)  # _left: not yet asked for
         self._points: deque[Point] = deque()
         self._open = ExitStack()
-        if ahead:  # two threads compute: how many each may use is settled once
-            self._open.enter_context(computing_on(model.threads))
+        self._news = NONE  # of the frames in _left
         self._decoder: Decoder | None = model.autoencoder.decoder()
         steering = Steering(model, prompt, seed, cues, self._given.follow is not None)
         with self._computing():
-            self._stand: Stand | None = Stand(self._begin(steering), steering)
-        self._ahead = Ahead(self._advance, model.device) if ahead else None
+            self._stand: Stand | None = Stand(self._begin(steering), steering, self._past)
+        self._ahead = self._beside() if ahead or batch is not None else None
         self._settled: Advance | None = None  # the next commit, where a snapshot had it already
 
     @torch.no_grad()
@@ -112,7 +89,7 @@ class Session:
         table = layout.build()
         cache = settings.memory(model.transformer.config.shape(grid), model.dtype, model.device)
         noise = Noise.of(steering.seed, (grid.channels, grid.height, grid.width))
-        self._before = 0 if before is None else before.shape[1]  # latents of the past that was given
+        self._past = 0 if before is None else before.shape[1]  # latents of the past that was given
         rollout = Rollout(model.transformer, steering.condition(), cache, table, noise, settings.stepping,
                           start=self._before, source=source)  # fmt: skip
         if before is not None and self._decoder is not None:
@@ -124,8 +101,21 @@ class Session:
 
     def stream(self, seconds: float | None = None) -> Iterator[Chunk]:
         """Chunks of frames, each as soon as it exists; for ever, or for the next `seconds` of video."""
+        return self._chunks(self._asked(seconds))
+
+    def astream(self, seconds: float | None = None) -> AsyncIterator[Chunk]:
+        """`stream` for asyncio, computed by one thread for all streams of the model, or of the batch.
+
+        Cancelled, it ends once the chunk that is under way is there: it is the first of the next `stream`."""
+        return self._async_chunks(self._asked(seconds))
+
+    def _asked(self, seconds: float | None) -> int | None:
+        """The frames that are asked for; from here on others of its batch may compute the next of them."""
         self._alive()
-        return self._chunks(None if seconds is None else frames_of(seconds, self.model.fps))
+        limit = None if seconds is None else frames_of(seconds, self.model.fps)
+        if isinstance(self._ahead, Member) and self._settled is None and not len(self._left):
+            self._ahead.expect(self._advancing())
+        return limit
 
     def _chunks(self, limit: int | None) -> Iterator[Chunk]:
         while limit is None or limit > 0:
@@ -136,16 +126,36 @@ class Session:
                 limit -= len(chunk.frames)
             yield chunk
 
+    async def _async_chunks(self, limit: int | None) -> AsyncIterator[Chunk]:
+        worker = self.model.worker if self.batch is None else self.batch.worker
+        while limit is None or limit > 0:
+            await done_by(worker, partial(self._prepare, limit))
+            chunk = self._hand_out(limit)
+            if chunk is None:
+                return
+            if limit is not None:
+                limit -= len(chunk.frames)
+            yield chunk
+
     def _next(self, limit: int | None) -> Chunk | None:
         """The next frames, at most `limit`; what a chunk has beyond them waits for the next call. None at the end."""
-        timings, events = Timings(0.0, 0.0), tuple[Event, ...]()
+        self._prepare(limit)
+        return self._hand_out(limit)
+
+    def _prepare(self, limit: int | None) -> None:
+        """Compute, unless there are frames that were not yet handed out."""
+        stand, _ = self._alive()
         if not len(self._left):
-            timings, events = self._compute(limit)
+            asked = self._live.meter.clock()
+            self._news = timings, events = self._compute(limit)
+            self._live.took(asked, len(self._left), timings, events, stand.steering, self.seconds)
+
+    def _hand_out(self, limit: int | None) -> Chunk | None:
         if not len(self._left):
             return None
         count = len(self._left) if limit is None else min(limit, len(self._left))
-        chunk = Chunk(self._left[:count], self._index, self.seconds, self._prompt, timings, events)
-        self._left = self._left[count:]
+        chunk = Chunk(self._left[:count], self._index, self.seconds, self._prompt, *self._news)
+        self._left, self._news = self._left[count:], NONE
         self._frames += count
         self._index += 1
         return chunk
@@ -156,44 +166,36 @@ class Session:
         done, self._settled = self._settled, None
         if done is None:
             go_on = limit is None or limit > self.model.frames_per_chunk
-            done = self._ahead.take(go_on) if self._ahead else self._advance()
+            done = self._take(go_on)
         if done.before is not None:
             self._keep(Point(self._frames, done.before, forked(decoder)))
-        begun = perf_counter()
+        begun = self._live.meter.clock()
         with self._computing(), self._ahead.beside(done) if self._ahead else nullcontext():
             self._left = decoder.flush() if done.commit is None else decoder.decode(done.commit.latents_BTCHW)
         self._prompt = done.prompt
         events = tuple(replace(event, frame=self._frames) for event in done.events)
-        return Timings(done.seconds, perf_counter() - begun), events
+        return Timings(done.seconds, self._live.meter.clock() - begun), events
+
+    def _take(self, go_on: bool) -> Advance:
+        if isinstance(self._ahead, Member):
+            return self._ahead.take(self._advancing(), go_on)
+        return self._ahead.take(go_on) if self._ahead else self._advance()
+
+    def _advancing(self) -> Callable[[], Advancing]:
+        return partial(advancing, self._alive()[0], bool(self.remember))
 
     @torch.no_grad()
     def _advance(self) -> Advance:
         """Apply the cues that are due, and tick on to the next commit."""
-        stand, _ = self._alive()
-        begun, rollout, steering = perf_counter(), stand.rollout, stand.steering
+        begun = self._live.meter.clock()
         with self._computing():
-            before = forked(stand) if self.remember else None
-            events = steering.step(rollout, stand.commits, self._frame_of(stand.latents))
-            commit = self._tick(rollout)
-        if commit is not None:
-            stand.latents, stand.commits = stand.latents + commit.latents_BTCHW.shape[1], stand.commits + 1
-        if commit is not None and stand.commits == 1 and not torch.isfinite(commit.latents_BTCHW).all():
-            raise ConfigError(f"The first chunk is not a number: {self.model.dtype} is not for these weights or this "
-                              "device. Use --dtype float32, or bfloat16 where there is some.")  # fmt: skip
-        return Advance(commit, perf_counter() - begun, steering.prompt, events, before)
+            done = alone(self._advancing()(), self.model.transformer)
+        return replace(done, seconds=self._live.meter.clock() - begun)
 
-    def _tick(self, rollout: Rollout) -> Commit | None:
-        """On to the next commit; None where the stream is over."""
-        commit = None
-        while commit is None and rollout.admit():
-            rollout.tick()
-            commit = rollout.commit()
-        return commit
-
-    def _frame_of(self, latents: int) -> int:
-        """The frame with which a latent begins, both counted from the start of the stream."""
-        first, rest = self.model.autoencoder.first_frames, self.model.frames_per_latent
-        return latents * rest if self._before or not latents else first + (latents - 1) * rest
+    def _beside(self) -> Ahead | Member:
+        """Another thread, or others' pulls, will compute: how many threads each may use is settled once."""
+        self._open.enter_context(computing_on(self.model.threads))
+        return Ahead(self._advance, self.model.device) if self.batch is None else self.batch.join(self.model)
 
     def _computing(self) -> AbstractContextManager[None]:
         return computing_on(self.model.threads)
@@ -204,6 +206,11 @@ class Session:
     def seconds(self) -> float:
         """Of video that were handed out."""
         return self._frames / self.model.fps
+
+    @property
+    def measures(self) -> Measures:
+        """Latency, deadlines and work so far: see live.py."""
+        return self._live.meter.measures
 
     @property
     def seed(self) -> int:
@@ -236,10 +243,8 @@ class Session:
         stand, decoder = self._settle("forked")
         twin = copy.copy(self)
         twin._stand, twin._decoder, twin._points = forked(stand), forked(decoder), self._points.copy()
-        twin._open, twin._ahead = ExitStack(), None
-        if self._ahead is not None:
-            twin._open.enter_context(computing_on(self.model.threads))
-            twin._ahead = Ahead(twin._advance, self.model.device)
+        twin._open, twin._live = ExitStack(), self._live.twin(stand.steering)
+        twin._ahead = None if self._ahead is None else twin._beside()
         return twin._reseeded(seed)
 
     def rewind(self, seconds: float, seed: int | None = None) -> Session:
@@ -260,6 +265,7 @@ class Session:
         self._stand, self._decoder = forked(point.stand), forked(point.decoder)
         self._points = deque(points[:-1])
         self._frames, self._left, self._settled = point.frame, self._left[:0], None
+        self._live.jumped(point.stand.steering)
         return self._reseeded(seed)
 
     def _reseeded(self, seed: int | None) -> Session:
@@ -311,6 +317,7 @@ class Session:
         self._settled = None if state["settled"] is None else Advance.of(state["settled"])
         self._left, self._prompt = snapshot.state["left"].numpy(), state["prompt"]
         self._index, self._frames = int(state["index"]), int(state["frames"])
+        self._live.jumped(stand.steering)
 
     def close(self) -> None:
         """Free the stream's memory. Closing twice is fine."""

@@ -4,12 +4,14 @@
         for chunk in session.stream(seconds=20):
             video.write(chunk.frames)
 
-A process that is killed leaves a playable file. The same frames and settings give the same bytes.
+A process that is killed leaves a playable file, which another may go on with. The same frames and settings give the
+same bytes.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,6 +22,7 @@ from typing import Any, Literal, Self
 
 import av
 import numpy as np
+from av.bitstream import BitStreamFilterContext
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
 from rollforce.errors import ConfigError, ShapeError
@@ -86,18 +89,31 @@ def check_folder(folder: Path) -> None:
 class VideoWriter:
     """One growing video file. `size` is (height, width) of the frames; the picture is `scale` times as large.
 
-    Raises ShapeError for sizes the codec cannot hold and for frames of another size, OSError when the disk is full.
+    `after`: go on behind that many frames of the video that is there, which are copied as they are; until they have
+    all arrived in the new file it grows beside the old one, and then takes its place. Any number of frames is fine:
+    no frame is coded by later ones, and what comes behind begins with a key frame.
+
+    Raises ShapeError for sizes the codec cannot hold and for frames of another size, ConfigError if there are fewer
+    than `after` frames, OSError when the disk is full.
     """
 
     def __init__(self, path: Path, fps: float, size: tuple[int, int], *, scale: int = 1,
-                 codec: Codec | None = None) -> None:
+                 codec: Codec | None = None, after: int = 0) -> None:
         self.path, self.fps, self.size, self.scale = Path(path), fps, size, scale
         self.codec = available(codec or Codec())
-        self.frames = 0
+        self.frames = self._safe = 0
         self._check()
-        self._container: Any = av.open(str(path), "w", format="mp4", options=_FRAGMENTED)
+        self._place = self.path.with_suffix(".mp4.part") if after else self.path  # where it grows
+        self._container: Any = av.open(str(self._place), "w", format="mp4", options=_FRAGMENTED)
         self._stream = self._add_stream()
         self._reformatter = VideoReformatter()  # kept: to set one up takes ten times longer than to use it
+        if after:
+            self._copy(after)
+
+    @property
+    def safe(self) -> int:
+        """Frames that are in the file whatever happens to this process: those before the newest key frame."""
+        return self._safe if self._place == self.path else 0
 
     @property
     def seconds(self) -> float:
@@ -112,6 +128,8 @@ class VideoWriter:
         for frame_HWC in frames_FHWC:
             self._mux(self._stream.encode(self._picture(frame_HWC)))
             self.frames += 1
+        if self._place != self.path and self._safe:
+            self._move()
 
     def close(self) -> None:
         """Finish the file; a second call does nothing."""
@@ -120,8 +138,11 @@ class VideoWriter:
             try:
                 for packet in self._stream.encode():
                     container.mux(packet)
+                self._safe = self.frames
             finally:
                 container.close()
+            if self._place != self.path:
+                self._move()
 
     def __enter__(self) -> Self:
         return self
@@ -167,6 +188,49 @@ class VideoWriter:
     def _mux(self, packets: list[Any]) -> None:
         for packet in packets:
             self._container.mux(packet)
+            if packet.is_keyframe:  # which ends the fragment before it
+                self._safe = self.frames
+
+    def _copy(self, count: int) -> None:
+        """The first `count` frames of the old file, as they were coded."""
+        self._container.start_encoding()
+        with av.open(str(self.path)) as old:
+            source = old.streams.video[0]
+            # MP4 has the length of a unit before it, encoders a start code, and the muxer takes what the encoder says
+            whole = BitStreamFilterContext("h264_mp4toannexb" if self.codec.name == "libx264" else "null", source)
+            for packet in whole_packets(old, source, count):
+                for part in whole.filter(packet):
+                    part.stream = self._stream
+                    self._container.mux(part)
+                self.frames += 1
+        if self.frames < count:
+            self._container.close()
+            self._place.unlink()
+            raise ConfigError(f"{self.path} has {self.frames} frames, and {count} are needed to go on behind them: "
+                              "it is not the file that was being made.")  # fmt: skip
+
+    def _move(self) -> None:
+        """Take the old file's place."""
+        try:
+            os.replace(self._place, self.path)
+        except PermissionError:  # Windows moves no open file: at the end, then
+            if self._container is None:
+                raise
+        else:
+            self._place = self.path
+
+
+def whole_packets(container: Any, stream: Any, count: int) -> Iterator[Any]:
+    """The first `count` coded pictures of a video; fewer if it was cut short."""
+    packets = container.demux(stream)
+    for _ in range(count):
+        try:
+            packet = next(packets, None)
+        except av.error.InvalidDataError:
+            return
+        if packet is None or packet.size == 0:  # an empty one says that it is over
+            return
+        yield packet
 
 
 def read_frames(path: Path) -> np.ndarray:

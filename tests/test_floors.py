@@ -35,7 +35,7 @@ bench
 steering
 live
 session
-model
+model search
 load
 video conversion
 render convert

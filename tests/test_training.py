@@ -242,10 +242,11 @@ def close(one: dict[str, Any], other: dict[str, Any], names: tuple[str, ...]) ->
             torch.testing.assert_close(value, other[name][key], rtol=1e-4, atol=1e-6, msg=lambda m, k=key: f"{k}: {m}")
 
 
-@pytest.mark.parametrize(("stage", "names"), [
-    ("teacher", ("network",)), ("distill", ("student", "critic")),
+@pytest.mark.parametrize(("stage", "names", "how"), [
+    ("teacher", ("network",), "plain"), ("distill", ("student", "critic"), "sharded"),
+    pytest.param("teacher", ("network",), "sharded", marks=pytest.mark.slow),
+    pytest.param("distill", ("student", "critic"), "plain", marks=pytest.mark.slow),
 ])
-@pytest.mark.parametrize("how", ["plain", "sharded"])
 def test_two_processes_train_what_one_trains(
     stage: str, names: tuple[str, ...], how: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
