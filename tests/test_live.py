@@ -1,0 +1,320 @@
+"""What is measured of a stream, and the rungs it goes down and up: by a clock that is read off a table."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_model import FOR_ANY_MODEL, make_model_folder
+
+from rollforce.cache import Sight
+from rollforce.config import build, resource
+from rollforce.cues import Cue
+from rollforce.errors import ConfigError
+from rollforce.live import RECENT, Ladder, Meter, Pace, percentile
+from rollforce.load import load
+from rollforce.model import Model
+from rollforce.rungs import Rung, rungs_of
+from rollforce.session import Session
+from rollforce.settings import StreamSettings
+from rollforce.snapshot import Snapshot
+from rollforce.transitions import Cut
+from rollforce.types import Timings
+
+PROMPT = "a red ball bounces over green hills"
+LAYOUTS = {
+    "rolling": [],
+    "chunkwise": ["layout.kind=chunkwise"],
+    "partitioned": ["layout.kind=partitioned", "layout.micro=2"],
+}
+
+
+class Clock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model_folder(tmp_path_factory.mktemp("small"), world=True)
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def model(request: pytest.FixtureRequest, folder: Path) -> Model:
+    tiers = "cache=[{kind: sink, latents: 2}, {kind: window, latents: 4}]"
+    return load(folder, overrides=[*LAYOUTS[request.param], tiers])
+
+
+@contextmanager
+def taking(model: Model, clock: Clock, seconds: list[float]) -> Iterator[None]:
+    """Each latent of a model call moves the clock by `seconds[0]`."""
+
+    def moved(module: object, args: tuple) -> None:
+        clock.now += seconds[0] * args[0].shape[1]
+
+    hook = model.transformer.register_forward_pre_hook(moved)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def pictures(session: Session, seconds: float) -> np.ndarray:
+    return np.concatenate([chunk.frames for chunk in session.stream(seconds)])
+
+
+# -- measures ----------------------------------------------------------------------------------------------------
+
+
+def test_measures_of_a_stream_by_hand():
+    clock = Clock()
+    meter = Meter(fps=10, grace=0.1, clock=clock)
+    found = []
+    for wait, takes in ((0, 2.0), (0, 0.5), (0.4, 0.3), (5, 0.05), (0, 1.2)):  # ten frames each: 1 s to show
+        clock.now += wait
+        asked = clock.now
+        clock.now += takes
+        found.append(meter.add(asked, 10, Timings(takes - 0.01, 0.01)))
+    # shown until 3.0; until 4.0, as it came at 2.5; 5.0 (at 3.2); a pause until 8.2, there at 8.25, until 9.25; at 9.45
+    assert [late for late, _ in found] == [False, False, False, False, True]
+    assert [load for _, load in found] == pytest.approx([2.0, 0.5, 0.3, 0.05, 1.2])
+    measures = meter.measures
+    assert (measures.chunks, measures.frames, measures.misses) == (5, 50, 1)
+    assert measures.first_frame_s == pytest.approx(2.0)
+    assert measures.latency_p50_s == pytest.approx(0.5) and measures.latency_p99_s == pytest.approx(2.0)
+    assert measures.times_real_time == pytest.approx(5 / 4.05)
+
+
+def test_who_is_late_once_is_not_late_for_ever():
+    clock = Clock()
+    meter = Meter(10, 0.0, clock)
+    late = []
+    for takes in (1.0, 1.5, 1.0, 1.0, 1.01):
+        asked = clock.now
+        clock.now += takes
+        late.append(meter.add(asked, 10, Timings(takes, 0))[0])
+    assert late == [False, True, False, False, True]  # the player stood still for what was late, and goes on from there
+
+
+def test_percentiles_are_of_recent_chunks_and_of_bounded_memory():
+    clock = Clock()
+    meter = Meter(10, 0.0, clock)
+    for takes in [9.0] * 50 + [1.0] * RECENT:
+        asked = clock.now
+        clock.now += takes
+        meter.add(asked, 10, Timings(takes, 0))
+    assert meter.measures.latency_p99_s == pytest.approx(1) and len(meter._recent) == RECENT
+    assert [percentile([3, 1, 2, 4], share) for share in (0.5, 0.51, 0.95, 1)] == [2, 3, 4, 4]
+    assert percentile([], 0.5) is None
+
+
+def test_a_session_is_measured(model):
+    clock = Clock()
+    with taking(model, clock, [0.01]), model.session(PROMPT, pace=Pace(clock=clock)) as session:
+        assert session.measures.first_frame_s is None
+        pictures(session, 3)
+        measures = session.measures
+    assert measures.chunks == 3 and measures.frames == 36 and measures.misses == 0 and measures.fps == 12
+    assert measures.decode_s == 0 and measures.denoise_s == pytest.approx(clock.now - 100)
+
+
+# -- the ladder --------------------------------------------------------------------------------------------------
+
+RUNGS = (Rung(4), Rung(3), Rung(2), Rung(2, 0.5))
+
+
+def walked(pace: Pace, chunks: str, at: int = 0) -> list[int]:
+    """The rung of each chunk; a change comes at once. `!` late, `.` in time, `_` in time with much left."""
+    ladder, arrived, rungs = Ladder(pace, RUNGS, at), None, []
+    for chunk in chunks:
+        rungs.append(ladder.at if arrived is None else RUNGS.index(arrived))
+        arrived = ladder.judge(chunk == "!", {"!": 1.5, ".": 0.8, "_": 0.4}[chunk], arrived)
+    return rungs
+
+
+@pytest.mark.parametrize(("chunks", "rungs"), [
+    ("....................", "00000000000000000000"),
+    ("____________________", "00000000000000000000"),  # there is nothing above
+    (".!...!...!...!", "00000000000000"),  # one of four is forgiven
+    (".!.!......", "0000111111"),
+    ("!!!!!!!!!!!!!!!!", "0011122233333333"),  # the first on a rung pays for the change; there is nothing below
+    ("!!_____________", "001111111111000"),  # down; that one; eight calm ones
+    ("!!______._______", "0011111111111111"),  # not calm for eight on end
+    ("!!____!_________", "0011111111111110"),  # nor late
+])  # fmt: skip
+def test_the_ladder_goes_down_and_up_where_it_should(chunks, rungs):
+    assert "".join(map(str, walked(Pace(), chunks))) == rungs
+
+
+def test_nothing_is_counted_while_a_change_is_under_way():
+    ladder = Ladder(Pace(), RUNGS)
+    assert [ladder.judge(True, 2.0) for _ in range(6)] == [None, RUNGS[1], None, None, None, None]
+    assert ladder.judge(True, 2.0, RUNGS[1]) is None and ladder.at == 1
+    assert [ladder.judge(True, 2.0) for _ in range(2)] == [None, RUNGS[2]]
+
+
+def test_rungs_are_derived_from_the_stream():
+    def of(*overrides: str) -> tuple[Rung, ...]:
+        return rungs_of(build(StreamSettings, resource("configs/stream/chunkwise.yaml"), overrides=overrides))
+
+    assert of() == (Rung(4), Rung(3), Rung(2), Rung(2, 0.5))
+    assert of("cache=[]") == (Rung(4), Rung(3), Rung(2))
+    assert of("layout.levels=[1]") == (Rung(1), Rung(1, 0.5))
+    assert of("layout.kind=partitioned", "layout.micro=2") == (Rung(4), Rung(2), Rung(2, 0.5))
+
+
+@pytest.mark.parametrize("preset", FOR_ANY_MODEL)
+def test_no_rung_goes_below_what_is_pinned_nor_changes_memory(preset):
+    settings = build(StreamSettings, resource(f"configs/stream/{preset}.yaml"))
+    rungs = rungs_of(settings)
+    assert rungs[0].on(settings) == settings
+    for rung in rungs[1:]:
+        less = rung.on(settings)  # which checks the budget
+        assert less.cache == settings.cache and less.layout.build().shift == settings.layout.build().shift
+        assert set(less.layout.levels) <= set(settings.layout.levels)
+        assert less.layout.levels[0] == settings.layout.levels[0]
+        held = {tier.kind: tuple(range(tier.latents)) for tier in settings.tiers}
+        for name, own, left in (("denoise", settings.layout.build().slots, less.layout.build().slots),
+                                ("commit", settings.layout.build().shift, less.layout.build().shift)):  # fmt: skip
+            before, after = getattr(settings.stepping, name), getattr(less.stepping, name)
+            sees = before.visible(held, own), after.visible(held, left)
+            if rung.past == 1:
+                assert sees[0] == sees[1]
+            assert all(sees[1].get(region) == held.get(region) for region in before.pinned)
+
+
+def test_half_the_past_is_the_newest_half():
+    settings = build(StreamSettings, resource("configs/stream/chunkwise.yaml"), overrides=[
+        "cache=[{kind: sink, latents: 2}, {kind: window, latents: 6}]"])  # fmt: skip
+    sight = Rung(4, 0.5).on(settings).stepping.denoise
+    held = {"sink": (0, 1), "window": (10, 11, 12, 13, 14, 15)}
+    assert sight == Sight(budget=8) and sight.visible(held, 3) == {"sink": (0, 1), "window": (13, 14, 15)}
+
+
+# -- streams -----------------------------------------------------------------------------------------------------
+
+
+def rungs_shown(session: Session, seconds: float) -> tuple[np.ndarray, list[tuple[int, int, Rung]]]:
+    chunks = list(session.stream(seconds))
+    events = [event for chunk in chunks for event in chunk.events if event.kind == "pace"]
+    return np.concatenate([c.frames for c in chunks]), [(e.chunk, e.frame, e.cue.rung) for e in events]
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_late_stream_does_less_and_more_again_and_its_cues_tell(model, ahead):
+    clock, cost = Clock(), [0.001]
+    settings, layout = model.stream_settings, model.stream_settings.layout
+    per_chunk = layout.build().ticks * layout.build().slots + 3  # latents through the model
+    pace = Pace(clock=clock, calm=3)
+    with taking(model, clock, cost), model.session(PROMPT, seed=3, ahead=ahead, pace=pace) as session:
+        easy = pictures(session, 6)
+        assert not session.cues
+        cost[0] = 1.2 / per_chunk  # a chunk of 1 s takes 1.2
+        hard, went_down = rungs_shown(session, 9)
+        cost[0] = 0.001
+        rest, went_up = rungs_shown(session, 9)
+        cues, measures = session.cues, session.measures
+    rungs = rungs_of(settings)
+    assert went_down and [rung for *_, rung in went_down] == list(rungs[1 : 1 + len(went_down)])
+    assert went_up[-1][2] == rungs[0] and measures.misses >= 2
+    assert [frame for _, frame, _ in (*went_down, *went_up)] == [round(cue.at * 12) for cue in cues]
+    assert all(chunk * 12 == frame for chunk, frame, _ in (*went_down, *went_up))
+    shown = np.concatenate([easy, hard, rest])
+    with model.session(PROMPT, seed=3) as plain, model.session(PROMPT, seed=3, cues=cues) as again:
+        undisturbed, repeated = pictures(plain, 24), pictures(again, 24)
+        assert again.cues == cues
+        assert again._stand.rollout.cache.held() == plain._stand.rollout.cache.held()
+    first = went_down[0][1]
+    assert np.array_equal(repeated, shown)  # no clock, the same bytes
+    assert np.array_equal(undisturbed[:first], shown[:first])
+    assert not np.array_equal(undisturbed[first : first + 12], shown[first : first + 12])
+
+
+@pytest.mark.parametrize("rung", [Rung(2), Rung(2, 0.5), Rung(4, 0)])
+def test_a_stream_on_a_rung_is_the_stream_of_those_settings(model, rung):
+    less = replace(model, stream_settings=rung.on(model.stream_settings))
+    with model.session(PROMPT, seed=3, cues=[Cue(0, rung=rung)]) as session, less.session(PROMPT, seed=3) as plain:
+        assert np.array_equal(pictures(session, 5), pictures(plain, 5))
+    with model.session(PROMPT, seed=3) as plain:
+        assert not np.array_equal(pictures(session_of(model, rung), 5), pictures(plain, 5))
+
+
+def session_of(model: Model, rung: Rung) -> Session:
+    return model.session(PROMPT, seed=3, cues=[Cue(0, rung=rung)])
+
+
+def test_the_highest_rung_is_the_stream_itself(model):
+    with session_of(model, Rung(4)) as session, model.session(PROMPT, seed=3) as plain:
+        assert np.array_equal(pictures(session, 4), pictures(plain, 4))
+
+
+def test_what_a_rung_did_is_forgotten_with_memory(model):
+    """Down and up again, then a cut: from there on it is the stream that was never slower."""
+    cut = Cue(4, PROMPT, Cut())
+    slower = latents(model, [Cue(1, rung=Rung(2, 0.5)), Cue(3, rung=Rung(4)), cut])
+    plain = latents(model, [cut])  # not frames: a decoder remembers what it drew before
+    assert np.array_equal(slower[4:], plain[4:]) and np.array_equal(slower[:1], plain[:1])
+    assert not any(np.array_equal(slower[i], plain[i]) for i in (1, 2, 3))
+
+
+def latents(model: Model, cues: list[Cue]) -> np.ndarray:
+    with model.session(PROMPT, seed=3, cues=cues) as session:
+        return np.stack([session._advance().commit.latents_BTCHW.numpy() for _ in range(7)])
+
+
+def test_a_snapshot_and_a_fork_keep_the_rung(model, tmp_path):
+    cues = [Cue(1, rung=Rung(2, 0.5)), Cue(5, rung=Rung(4))]
+    with model.session(PROMPT, seed=3, cues=cues) as session:
+        whole = pictures(session, 8)
+    with model.session(PROMPT, seed=3, cues=cues, remember=3) as session:
+        pictures(session, 3)
+        session.snapshot().save(tmp_path / "stream")
+        with session.fork() as twin:
+            assert np.array_equal(pictures(twin, 5), whole[36:])
+        assert np.array_equal(pictures(session, 4), whole[36:84])
+        session.rewind(3)  # back before it went up
+        assert np.array_equal(pictures(session, 4), whole[48:])
+    with model.resume(Snapshot.load(tmp_path / "stream")) as again:
+        assert np.array_equal(pictures(again, 5), whole[36:])
+
+
+def test_a_paced_stream_is_resumed_on_its_rung(model):
+    clock = Clock()
+    with model.session(PROMPT, cues=[Cue(0, rung=Rung(2))]) as session:
+        pictures(session, 1)
+        saved = session.snapshot()
+    with taking(model, clock, [0.001]), model.resume(saved, pace=Pace(clock=clock, calm=2)) as again:
+        _, changes = rungs_shown(again, 8)
+    ladder = rungs_of(model.stream_settings)
+    assert [rung for *_, rung in changes] == list(reversed(ladder[: ladder.index(Rung(2))]))
+
+
+@pytest.mark.parametrize(("make", "words"), [
+    (lambda: Pace(fps=0), "above 0"),
+    (lambda: Pace(grace=-1), "grace"),
+    (lambda: Pace(misses=5), "among"),
+    (lambda: Pace(ample=1.0), "ample"),
+    (lambda: Pace(rungs=()), "at least one"),
+    (lambda: Rung(0), "at least 1"),
+    (lambda: Rung(1, 1.5), "share"),
+    (lambda: Rung(5).on(StreamSettings()), "has 4"),
+    (lambda: Pace(rungs=(Rung(9),)).ladder(StreamSettings()), "has 4"),
+])  # fmt: skip
+def test_what_cannot_be_paced(make, words):
+    with pytest.raises(ConfigError, match=words):
+        make()
+
+
+def test_a_stream_that_follows_a_video_keeps_its_pace(model):
+    clip = np.zeros((30, 32, 48, 3), np.uint8)
+    with pytest.raises(ConfigError, match="follows a video"):
+        model.session(PROMPT, follow=clip, cues=[Cue(0, rung=Rung(2))])
+    with pytest.raises(ConfigError, match="follows a video"):
+        model.session(PROMPT, follow=clip, pace=Pace())
