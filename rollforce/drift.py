@@ -5,6 +5,7 @@ They know nothing of any model or world: a user can watch for colour creep, blur
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -57,6 +58,15 @@ class DriftMeter:
         ratios = (end + 1e-3) / (start + 1e-3)  # the constant keeps a still or black video at 1
         luma, saturation, sharpness, contrast, motion = (round(float(ratio), 4) for ratio in ratios)
         return Drift(luma, saturation, sharpness, contrast, motion, round(count / self._fps, 3))
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """All that was measured: rows [F, 5] and, if there is one, the luma of the last frame [1, H, W]; float32."""
+        rows = np.concatenate(self._rows) if self._rows else np.zeros((0, 5), np.float32)
+        return {"rows": rows} | ({} if self._last is None else {"last": self._last})
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on measuring from a `state_dict`."""
+        self._rows, self._last = [state["rows"]], state.get("last")
 
     def _measure(self, frames_FHWC: np.ndarray) -> np.ndarray:
         """Columns: luma, saturation, sharpness (Laplacian), contrast, motion (change since the frame before)."""

@@ -46,8 +46,8 @@ class Model(Loaded):
         the stream shows the prompt in its place, and ends with it; `fit` crop, pad or stretch, for pictures of
         another size; `ahead` compute the next chunk while this one is decoded and used; `cues` what changes later;
         `remember` seconds that `rewind` can go back: each chunk of them keeps a memory of its own;
-        `pace` how the stream does less when it is late, and more when it has time: see live.py; `batch` makes its model calls
-        together with those of other streams.
+        `pace` how the stream does less when it is late, and more when it has time: see live.py; `batch` what makes its
+        model calls together with those of other streams.
         """
         given = Given(image, video, follow, Following.of(strength), fit)
         return self.begin(prompt, seed, size, given, ahead, cues, remember, pace, batch)
@@ -77,10 +77,8 @@ class Model(Loaded):
                 pass
         return perf_counter() - begun
 
-    def resume(
-        self, snapshot: Snapshot, ahead: bool = False, pace: Pace | None = None, batch: Batch | None = None
-    ) -> Session:
-        """Continue a saved stream to the same bytes. SnapshotError if it has another model or other settings."""
+    def check_snapshot(self, snapshot: Snapshot) -> None:
+        """SnapshotError if it has another model or other settings."""
         if snapshot.model != self.fingerprint:
             raise SnapshotError(
                 f"The snapshot was made with other weights than those of {self.name!r}; load the model it came from."
@@ -89,6 +87,12 @@ class Model(Loaded):
             raise SnapshotError(
                 "The snapshot was made with other settings; load the model with the same ones, dtype and threads."
             )
+
+    def resume(
+        self, snapshot: Snapshot, ahead: bool = False, pace: Pace | None = None, batch: Batch | None = None
+    ) -> Session:
+        """Continue a saved stream to the same bytes. SnapshotError if it has another model or other settings."""
+        self.check_snapshot(snapshot)
         session = Session(self, snapshot.prompt, snapshot.seed, snapshot.size, ahead=ahead, pace=pace, batch=batch)
         session._restore(snapshot)
         return session

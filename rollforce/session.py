@@ -33,7 +33,6 @@ from rollforce.transitions import AnyTransition, transition
 from rollforce.types import Chunk, Timings
 from rollforce.waiting import done_by
 
-
 NONE: tuple[Timings, tuple[Event, ...]] = (Timings(0.0, 0.0), ())
 
 
@@ -58,7 +57,7 @@ class Session:
         pace: Pace | None = None,
         batch: Batch | None = None,
     ) -> None:
-        self._live = Live(pace, model.stream_settings, model.fps)
+        self._live = Live(pace, model.stream_settings, model.fps, given is not None and given.follow is not None)
         self.model, self.size, self.remember, self.batch = model, size, remember, batch
         self._given = given or Given()
         self._grid = model.grid(size)
@@ -91,7 +90,7 @@ class Session:
         noise = Noise.of(steering.seed, (grid.channels, grid.height, grid.width))
         self._past = 0 if before is None else before.shape[1]  # latents of the past that was given
         rollout = Rollout(model.transformer, steering.condition(), cache, table, noise, settings.stepping,
-                          start=self._before, source=source)  # fmt: skip
+                          start=self._past, source=source)  # fmt: skip
         if before is not None and self._decoder is not None:
             rollout.prefill(before)
             self.given_frames = self._decoder.decode(before)
@@ -119,7 +118,8 @@ class Session:
 
     def _chunks(self, limit: int | None) -> Iterator[Chunk]:
         while limit is None or limit > 0:
-            chunk = self._next(limit)
+            self._prepare(limit)
+            chunk = self._hand_out(limit)
             if chunk is None:
                 return
             if limit is not None:
@@ -137,11 +137,6 @@ class Session:
                 limit -= len(chunk.frames)
             yield chunk
 
-    def _next(self, limit: int | None) -> Chunk | None:
-        """The next frames, at most `limit`; what a chunk has beyond them waits for the next call. None at the end."""
-        self._prepare(limit)
-        return self._hand_out(limit)
-
     def _prepare(self, limit: int | None) -> None:
         """Compute, unless there are frames that were not yet handed out."""
         stand, _ = self._alive()
@@ -151,6 +146,7 @@ class Session:
             self._live.took(asked, len(self._left), timings, events, stand.steering, self.seconds)
 
     def _hand_out(self, limit: int | None) -> Chunk | None:
+        """Frames that are there, at most `limit`; what a chunk has beyond them waits for the next call. None: the end."""
         if not len(self._left):
             return None
         count = len(self._left) if limit is None else min(limit, len(self._left))

@@ -17,9 +17,9 @@ PACKAGE = ROOT / "rollforce"
 # From the ground up: a module may import what stands on a lower line, and modules of its own package.
 FLOORS = """
 errors
-types schema machine
+types schema machine options
 config
-flow schedule noise rope drift prompts words pictures
+flow schedule noise rope drift words pictures
 layout positions attention
 cache
 models world
@@ -29,7 +29,7 @@ settings snapshot sharing transitions
 rungs
 cues
 running trace ahead
-given needs loaded memory_map
+given needs loaded memory_map prompts
 distill fits head_profile
 bench
 steering
@@ -37,7 +37,8 @@ live
 session
 model search
 load
-video conversion
+video conversion unfinished
+record
 render convert
 plan terminal doctor fits_table inspection
 cli server
