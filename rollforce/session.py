@@ -146,7 +146,7 @@ class Session:
             self._live.took(asked, len(self._left), timings, events, stand.steering, self.seconds)
 
     def _hand_out(self, limit: int | None) -> Chunk | None:
-        """Frames that are there, at most `limit`; what a chunk has beyond them waits for the next call. None: the end."""
+        """Frames that are there, at most `limit`; what a chunk has beyond them waits for the next call. None: over."""
         if not len(self._left):
             return None
         count = len(self._left) if limit is None else min(limit, len(self._left))

@@ -24,7 +24,7 @@ layout positions attention
 cache
 models world
 rollout sizes
-recache shots
+recache shots together
 settings snapshot sharing transitions
 rungs
 cues
@@ -32,8 +32,8 @@ running trace ahead
 given needs loaded memory_map prompts
 distill fits head_profile
 bench
-steering
-live
+steering batch waiting
+live stand
 session
 model search
 load
