@@ -41,6 +41,7 @@ video conversion unfinished
 record
 render convert
 plan terminal doctor fits_table inspection
+making
 cli server
 __main__
 """
