@@ -56,7 +56,7 @@ class Pace:
         if not 1 <= self.misses <= self.among:
             raise ConfigError(f"pace.misses {self.misses} must lie in 1..among, which is {self.among}.")
         if not 0 < self.ample < 1 or self.calm < 1:
-            raise ConfigError(f"pace.ample {self.ample:g} must lie between 0 and 1, and calm {self.calm} be at least 1.")
+            raise ConfigError(f"pace.ample {self.ample:g} must lie between 0 and 1, calm {self.calm} be 1 or more.")
         if self.rungs is not None and not self.rungs:
             raise ConfigError("pace.rungs: at least one, the highest first; None derives them from the stream.")
 

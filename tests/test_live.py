@@ -145,7 +145,7 @@ def walked(pace: Pace, chunks: str, at: int = 0) -> list[int]:
     (".!...!...!...!", "00000000000000"),  # one of four is forgiven
     (".!.!......", "0000111111"),
     ("!!!!!!!!!!!!!!!!", "0011122233333333"),  # the first on a rung pays for the change; there is nothing below
-    ("!!_____________", "001111111111000"),  # down; that one; eight calm ones
+    ("!!_____________", "001111111110000"),  # down; that one; eight calm ones
     ("!!______._______", "0011111111111111"),  # not calm for eight on end
     ("!!____!_________", "0011111111111110"),  # nor late
 ])  # fmt: skip
@@ -201,29 +201,34 @@ def test_half_the_past_is_the_newest_half():
 # -- streams -----------------------------------------------------------------------------------------------------
 
 
-def rungs_shown(session: Session, seconds: float) -> tuple[np.ndarray, list[tuple[int, int, Rung]]]:
-    chunks = list(session.stream(seconds))
+def rungs_shown(session: Session, seconds: float, clock: Clock | None = None) -> tuple[np.ndarray, list]:
+    """Frames, and the changes of pace in them. With a clock, each chunk is asked for when 1 s is left to show."""
+    chunks = []
+    for chunk in session.stream(seconds):
+        chunks.append(chunk)
+        if clock is not None:
+            clock.now = max(clock.now, session._live.meter._out - 1)
     events = [event for chunk in chunks for event in chunk.events if event.kind == "pace"]
     return np.concatenate([c.frames for c in chunks]), [(e.chunk, e.frame, e.cue.rung) for e in events]
 
 
-@pytest.mark.parametrize("ahead", [False, True])
-def test_a_late_stream_does_less_and_more_again_and_its_cues_tell(model, ahead):
+def test_a_late_stream_does_less_and_more_again_and_its_cues_tell(model):
     clock, cost = Clock(), [0.001]
     settings, layout = model.stream_settings, model.stream_settings.layout
     per_chunk = layout.build().ticks * layout.build().slots + 3  # latents through the model
     pace = Pace(clock=clock, calm=3)
-    with taking(model, clock, cost), model.session(PROMPT, seed=3, ahead=ahead, pace=pace) as session:
-        easy = pictures(session, 6)
-        assert not session.cues
+    with taking(model, clock, cost), model.session(PROMPT, seed=3, pace=pace) as session:
+        easy, none = rungs_shown(session, 6, clock)
+        assert not none and not session.cues
         cost[0] = 1.2 / per_chunk  # a chunk of 1 s takes 1.2
-        hard, went_down = rungs_shown(session, 9)
+        hard, went_down = rungs_shown(session, 9, clock)
         cost[0] = 0.001
-        rest, went_up = rungs_shown(session, 9)
+        rest, went_up = rungs_shown(session, 9, clock)
         cues, measures = session.cues, session.measures
     rungs = rungs_of(settings)
-    assert went_down and [rung for *_, rung in went_down] == list(rungs[1 : 1 + len(went_down)])
-    assert went_up[-1][2] == rungs[0] and measures.misses >= 2
+    assert [rung for *_, rung in went_down] == [rungs[1]] and went_down[0][0] == 8  # after two that were late
+    assert [rung for *_, rung in went_up] == [rungs[0]]
+    assert measures.misses == 2 + (layout.kind == "rolling")  # where three chunks in flight are begun anew
     assert [frame for _, frame, _ in (*went_down, *went_up)] == [round(cue.at * 12) for cue in cues]
     assert all(chunk * 12 == frame for chunk, frame, _ in (*went_down, *went_up))
     shown = np.concatenate([easy, hard, rest])
@@ -231,10 +236,19 @@ def test_a_late_stream_does_less_and_more_again_and_its_cues_tell(model, ahead):
         undisturbed, repeated = pictures(plain, 24), pictures(again, 24)
         assert again.cues == cues
         assert again._stand.rollout.cache.held() == plain._stand.rollout.cache.held()
-    first = went_down[0][1]
     assert np.array_equal(repeated, shown)  # no clock, the same bytes
-    assert np.array_equal(undisturbed[:first], shown[:first])
-    assert not np.array_equal(undisturbed[first : first + 12], shown[first : first + 12])
+    assert np.array_equal(undisturbed[: 8 * 12], shown[: 8 * 12])
+    assert not np.array_equal(undisturbed[8 * 12 : 9 * 12], shown[8 * 12 : 9 * 12])
+
+
+def test_a_stream_that_is_ahead_says_when_it_changed(model):
+    """One that can never be in time, whatever the machine."""
+    with model.session(PROMPT, seed=3, ahead=True, pace=Pace(fps=1e6, grace=0)) as session:
+        shown, changes = rungs_shown(session, 20)
+        cues, measures = session.cues, session.measures
+    assert [rung for *_, rung in changes] == list(rungs_of(model.stream_settings))[1:] and measures.misses == 19
+    with model.session(PROMPT, seed=3, cues=cues) as again:
+        assert np.array_equal(pictures(again, 20), shown)
 
 
 @pytest.mark.parametrize("rung", [Rung(2), Rung(2, 0.5), Rung(4, 0)])
