@@ -8,22 +8,16 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from rollforce.errors import RollforceError
-
-if TYPE_CHECKING:
-    from rollforce.model import Model
-    from rollforce.plan import Options, Plan, Task
-    from rollforce.terminal import Terminal
+from rollforce.options import Options, taking
 
 USAGE, ENVIRONMENT, MEMORY, INTERRUPTED = 2, 3, 4, 130
 
@@ -47,55 +41,16 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 @app.command()
-def render(
-    words: Annotated[list[str] | None, typer.Argument(
-        metavar="PROMPT [KEY=VALUE]...", help="What to show; then stream settings, e.g. layout.chunk=2.")] = None,
-    seconds: Annotated[float | None, typer.Option("--seconds", "-s", help="Length of the video (default 20).")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Another seed, another video (default 0).")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The .mp4 (default: its prompt).")] = None,
-    prompts: Annotated[str | None, typer.Option("--prompts", help="Many: a .txt or .jsonl file; - is stdin.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for what is made (default: here).")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="A bundled name or a folder (default tiny).")] = None,
-    stream: Annotated[str | None, typer.Option("--stream", help="A stream preset, or a YAML file.")] = None,
-    size: Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT in pixels (default: as trained).")] = None,
-    scale: Annotated[int | None, typer.Option("--scale", help="Enlarge N times (default: to 256 or more).")] = None,
-    image: Annotated[Path | None, typer.Option("--image", help="Go on from this picture.")] = None,
-    video: Annotated[Path | None, typer.Option("--video", help="Go on from this clip.")] = None,
-    follow: Annotated[Path | None, typer.Option("--follow", help="Show the prompt in this video's place.")] = None,
-    strength: Annotated[float | None, typer.Option(
-        "--strength", help="How much of --follow may change: 0.3 little, 0.9 nearly all (default 0.7).")] = None,
-    fit: Annotated[str | None, typer.Option("--fit", help="Pictures of another size: crop, pad, stretch.")] = None,
-    record: Annotated[Path | None, typer.Option("--from", help="Repeat the render that this .json describes.")] = None,
-    window: Annotated[int | None, typer.Option("--window", help="Latents that the memory's window holds.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="auto, float32, bfloat16, float16.")] = None,
-    threads: Annotated[int | None, typer.Option("--threads", help="CPU threads (small models: 1).")] = None,
-    attention: Annotated[str | None, typer.Option("--attention", help="Kernel: sdpa, cudnn, flash, sage...")] = None,
-    lora: Annotated[list[str] | None, typer.Option("--lora", help="FILE or FILE=SCALE to bake in; repeatable.")] = None,
-    quantize: Annotated[str | None, typer.Option("--quantize", help="Weights of the blocks: int8, fp8.")] = None,
-    offload: Annotated[list[str] | None, typer.Option("--offload", help="What waits on the CPU: text, blocks.")] = None,
-    tiling: Annotated[bool | None, typer.Option("--tiling", help="Decode in tiles.")] = None,
-    decoder: Annotated[Path | None, typer.Option("--decoder", help="A small one, TAEHV's format: fast.")] = None,
-    compiled: Annotated[str | None, typer.Option("--compile", help="blocks, or graphs on CUDA: slow start.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Keep videos that are complete, make the others.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something is wrong.")] = False,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:  # fmt: skip
-    """Render a video from a prompt, or many from a file."""
-    with _answered(debug):
-        from rollforce.plan import Options
+@taking(Options)
+def render(options: Options) -> None:
+    """Render a video from a prompt, or many from a file. What is said later may change the prompt; what was stopped
+    goes on."""
+    with _answered(options.debug):
+        from rollforce.making import make
         from rollforce.terminal import Terminal
 
-        running = {"attention": attention, "loras": lora and tuple(lora), "quantize": quantize,
-                   "offload": offload and tuple(offload), "tiling": tiling,
-                   "decoder": decoder and str(decoder), "compile": compiled}  # fmt: skip
-        given = {"image": image, "video": video, "follow": follow, "strength": strength, "fit": fit}
-        options = Options(tuple(words or ()), prompts, record, seconds, seed, output, out, model, stream, size, scale,
-                          device, dtype, threads, overwrite, resume, _typed(given), _typed(running),
-                          window)  # fmt: skip
-        raise typer.Exit(_render(options, Terminal(quiet or as_json), as_json))
+        whole = make(options, Terminal(options.quiet or options.as_json), typer.echo)
+        raise typer.Exit(0 if whole else INTERRUPTED)
 
 
 @app.command()
@@ -214,79 +169,6 @@ def words(model: ModelName = "tiny", debug: Debug = False) -> None:
         typer.echo(" ".join(rollforce.load(model).words))
 
 
-def _typed(options: dict[str, Any]) -> dict[str, Any]:
-    """Without what was not typed."""
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _render(options: Options, terminal: Terminal, as_json: bool) -> int:
-    """Plan, load, render; the exit code."""
-    from rollforce.plan import plan
-
-    planned = plan(options)
-    waiting = [task for task in planned.tasks if not task.done]
-    if len(planned.tasks) > len(waiting):
-        terminal.say(f"{len(planned.tasks) - len(waiting)} of {len(planned.tasks)} videos are complete and kept")
-    if not waiting:
-        return 0
-    model = _load(planned, waiting, terminal)
-    for polite in (signal.SIGINT, signal.SIGTERM):  # either ends like Ctrl-C, also where a shell had it ignored
-        signal.signal(polite, signal.default_int_handler)
-    return _make(planned, waiting, model, terminal, as_json)
-
-
-def _load(planned: Plan, waiting: list[Task], terminal: Terminal) -> Model:
-    from rollforce.load import load
-
-    request, begun = planned.request, time.perf_counter()
-    model = load(request.model, stream=request.stream, overrides=planned.overrides,
-                 window=request.window, device=request.device,
-                 dtype=request.dtype, threads=request.threads, running=request.running)  # fmt: skip
-    _check_prompts(model, waiting)
-    terminal.loaded(model, request.size or model.size, time.perf_counter() - begun)
-    if planned.record and (reasons := planned.record.differences(model)):
-        terminal.say(f"this is not where the record was made; bytes may differ: {'; '.join(reasons)}", style="yellow")
-    return model
-
-
-def _check_prompts(model: Model, waiting: list[Task]) -> None:
-    """All prompts before the first is rendered. What the model knows is said once, not for every bad line."""
-    from rollforce.errors import ConfigError
-
-    problems, known = [], ""
-    for task in waiting:
-        try:
-            model.check_prompt(task.request.prompt)
-        except ConfigError as error:
-            problem, _, known = str(error).partition("\n")
-            problems.append(f"{task.where}: {problem}" if task.where else problem)
-    if problems:
-        raise ConfigError("\n".join([*problems, *([known] if known else [])]))
-
-
-def _make(planned: Plan, waiting: list[Task], model: Model, terminal: Terminal, as_json: bool) -> int:
-    from rollforce.plan import write_manifest
-    from rollforce.render import record_path, render
-
-    finished: dict[Path, str] = {}
-    write_manifest(planned, finished)
-    for task in waiting:
-        terminal.announce(task.request, model.fps, task.path)
-        with terminal.rendering(task.request.seconds) as report:
-            result = render(model, task.request, task.path, report)
-        finished[task.path] = "interrupted" if result.interrupted else "done"
-        write_manifest(planned, finished)
-        terminal.finished(result, task.path)
-        if as_json:
-            typer.echo(json.dumps(json.loads(record_path(task.path).read_text(encoding="utf-8"))))
-        if planned.record and planned.record.video_sha256:
-            same = planned.record.video_sha256 == result.video_sha256
-            terminal.say("the same bytes as recorded" if same else "not the recorded bytes", "" if same else "yellow")
-        if result.interrupted:
-            return INTERRUPTED
-    return 0
-
-
 @contextmanager
 def _answered(debug: bool) -> Iterator[None]:
     """Turn what can go wrong into one paragraph and an exit code."""
@@ -307,8 +189,8 @@ def _answered(debug: bool) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not _is_memory(error):
             raise
-        _fail("Out of memory. What was written so far plays. Try a smaller --size, or fewer latents in the cache; "
-              "`rollforce doctor` shows what is free.", MEMORY, debug)  # fmt: skip
+        _fail("Out of memory. What was written so far plays, and --resume goes on. Try a smaller --size, or fewer "
+              "latents in the cache; `rollforce doctor` shows what is free.", MEMORY, debug)  # fmt: skip
 
 
 def _is_memory(error: BaseException) -> bool:

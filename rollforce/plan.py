@@ -6,53 +6,34 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rollforce.errors import ConfigError
+from rollforce.options import Options
 from rollforce.pictures import seconds_of
-from rollforce.prompts import Job, check_seconds, check_seed, read_jobs, slug
-from rollforce.render import Record, Request, is_complete, read_record, record_path
+from rollforce.prompts import Job, check_cues, check_seconds, check_seed, parse_cue, read_jobs, slug
+from rollforce.record import Record, Request, is_complete, read_record, record_path
+from rollforce.unfinished import read_unfinished, snapshot_path
 from rollforce.video import check_folder, check_output
 
 _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What was typed; None is what was not."""
-
-    words: tuple[str, ...] = ()
-    prompts: str | None = None
-    record: Path | None = None
-    seconds: float | None = None
-    seed: int | None = None
-    output: Path | None = None
-    out: Path | None = None
-    model: str | None = None
-    stream: str | None = None
-    size: str | None = None
-    scale: int | None = None
-    device: str | None = None
-    dtype: str | None = None
-    threads: int | None = None
-    overwrite: bool = False
-    resume: bool = False
-    given: Mapping[str, Any] = field(default_factory=dict)  # image, video, follow, strength, fit
-    running: Mapping[str, Any] = field(default_factory=dict)  # see running.Running
-    window: int | None = None
+_GIVEN = ("image", "video", "follow", "strength", "fit")
+_RUNNING = {"attention": "attention", "lora": "loras", "quantize": "quantize", "offload": "offload",
+            "tiling": "tiling", "decoder": "decoder", "compile": "compile"}  # fmt: skip
+_WITH_RESUME = {"resume", "save_every", "quiet", "as_json", "debug"}
 
 
 @dataclass(frozen=True)
 class Task:
-    """One video to make, or one that is there already (`done`)."""
+    """One video to make, or one that is there already (`done`), or a part of which is there (`begun`)."""
 
     request: Request
     path: Path
     where: str = ""
     done: bool = False
+    begun: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +53,8 @@ class Plan:
 
 def plan(options: Options) -> Plan:
     """The checked plan of a render command. ConfigError says what cannot be used and what to type instead."""
+    if options.resume is not None:
+        return _resumed(options, options.resume)
     overrides = tuple(word for word in options.words if _OVERRIDE.match(word))
     prompt = _one_prompt([word for word in options.words if word not in overrides], options)
     record = read_record(options.record) if options.record else None
@@ -85,10 +68,26 @@ def plan(options: Options) -> Plan:
     else:
         jobs = _jobs(options.prompts, request)
         tasks = [_batch_task(options, request, job, folder) for job in jobs]
+    _check_changes(tasks, options)
     _check_outputs(tasks, options)
     recorded = record.settings() if record and options.stream is None else ()
     return Plan(tuple(tasks), (*recorded, *overrides) if record else request.overrides, record,
                 folder if options.prompts is not None else None)
+
+
+def _resumed(options: Options, file: Path) -> Plan:
+    """The plan of `--resume FILE`: all as its record says."""
+    if others := [spelling for name, spelling in options.typed().items() if name not in _WITH_RESUME]:
+        raise ConfigError(f"--resume goes on as the render was begun: leave out {', '.join(others)}.")
+    video = file.with_suffix(".mp4")
+    record = read_record(record_path(video))
+    if not video.exists():
+        raise ConfigError(f"{video} does not exist: there is nothing to continue.")
+    task = Task(record.request, video, done=is_complete(video), begun=True)
+    if not task.done:
+        read_unfinished(video)
+        record.request.given()
+    return Plan((task,), record.settings(), record)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -142,12 +141,20 @@ def _request(options: Options, start: Request, overrides: tuple[str, ...]) -> Re
         "window": options.window,
         "size": parse_size(options.size) if options.size else None,
     }  # fmt: skip
+    typed |= {name: _plain(getattr(options, name)) for name in _GIVEN}
     kept = {name: value for name, value in typed.items() if value is not None}
-    if options.seconds is None and "follow" in options.given and (length := seconds_of(options.given["follow"])):
+    if options.seconds is None and options.follow and (length := seconds_of(options.follow)):
         kept["seconds"] = length
-    kept |= {name: str(value) if isinstance(value, Path) else value for name, value in options.given.items()}
-    kept["running"] = dataclasses.replace(start.running, **options.running)
+    if options.at:
+        kept["cues"] = tuple(sorted(map(parse_cue, options.at), key=lambda cue: cue.at))
+    running = {name: _plain(getattr(options, option)) for option, name in _RUNNING.items()}
+    kept["running"] = dataclasses.replace(start.running, **{n: v for n, v in running.items() if v not in (None, ())})
     return dataclasses.replace(start, overrides=(*start.overrides, *overrides), **kept)
+
+
+def _plain(value: Any) -> Any:
+    """As a request holds it: paths are text, lists are tuples."""
+    return str(value) if isinstance(value, Path) else tuple(value) if isinstance(value, list) else value
 
 
 def _folder(options: Options) -> Path:
@@ -176,20 +183,34 @@ def _single(options: Options, request: Request, record: Record | None, folder: P
     path = options.output or folder / f"{slug(request.prompt)}.mp4"
     if record and options.record and not (options.output or options.out):
         path = options.record.with_suffix(".mp4")
-    return Task(request, path, done=options.resume and is_complete(path))
+    return _task(options, request, path)
 
 
 def _batch_task(options: Options, request: Request, job: Job, folder: Path) -> Task:
     if options.output:
         raise ConfigError("-o names one file; with --prompts use --out DIR.")
     path = folder / f"{job.name}.mp4"
-    mine = dataclasses.replace(request, prompt=job.prompt, seed=job.seed, seconds=job.seconds)
-    return Task(mine, path, job.where, done=options.resume and is_complete(path))
+    mine = dataclasses.replace(request, prompt=job.prompt, seed=job.seed, seconds=job.seconds,
+                               cues=job.cues or request.cues)  # fmt: skip
+    return _task(options, mine, path, job.where)
+
+
+def _task(options: Options, request: Request, path: Path, where: str = "") -> Task:
+    done = options.keep and is_complete(path)
+    begun = options.keep and not done and path.exists() and snapshot_path(path).exists()
+    return Task(request, path, where, done, begun)
+
+
+def _check_changes(tasks: list[Task], options: Options) -> None:
+    """No change that was typed comes after the end; those of a record may, where --seconds made it shorter."""
+    for task in tasks if options.at else ():
+        if problem := check_cues(task.request.cues, task.request.seconds):
+            raise ConfigError(f"{task.where}{': ' if task.where else ''}--at: {problem}.")
 
 
 def _check_outputs(tasks: list[Task], options: Options) -> None:
     waiting = [task.path for task in tasks if not task.done]
-    replace = options.overwrite or options.resume
+    replace = options.overwrite or options.keep
     if len(tasks) == 1:
         for path in waiting:
             check_output(path, replace)
@@ -199,7 +220,7 @@ def _check_outputs(tasks: list[Task], options: Options) -> None:
         check_folder(folder)
     there = [path for path in waiting if path.exists()]
     if there and not replace:
-        raise ConfigError(f"{len(there)} of {len(tasks)} outputs exist, the first is {there[0]}; use --resume to keep "
+        raise ConfigError(f"{len(there)} of {len(tasks)} outputs exist, the first is {there[0]}; use --keep to keep "
                           "those that are complete, or --overwrite to replace them.")
 
 

@@ -13,13 +13,17 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from rollforce.render import Progress, Request, Result, record_path
+from rollforce.cues import Cue
+from rollforce.record import Request, record_path
+from rollforce.render import Progress, Result
+from rollforce.unfinished import snapshot_path
 
 if TYPE_CHECKING:
     from rollforce.model import Model
 
 Report = Callable[[Progress], None]
 _EVERY_S = 10.0  # between two plain lines
+_CHANGES = 8  # are listed at the end
 
 
 class Terminal:
@@ -41,11 +45,13 @@ class Terminal:
         count = f" on {_plural(model.threads, 'thread')}" if model.device.type == "cpu" else ""
         self.say(f"{what} · {model.device} {dtype}{count} · {how} · loaded in {seconds:.1f} s")
 
-    def announce(self, request: Request, fps: float, path: Path) -> None:
-        """What will be made."""
+    def announce(self, request: Request, fps: float, path: Path, done: int = 0) -> None:
+        """What will be made; `done` frames of it are there already."""
         frames = max(1, round(request.seconds * fps))
-        self.say(f"{request.seconds:g} s = {frames} frames of {request.prompt!r} · seed {request.seed} -> {path} "
-                 "(playable while it grows)")
+        changes = f" · {_plural(len(request.cues), 'change')}" if request.cues else ""
+        there = f", of which {done / fps:g} s are there" if done else ""
+        self.say(f"{request.seconds:g} s = {frames} frames of {request.prompt!r}{changes} · seed {request.seed} -> "
+                 f"{path}{there} (playable while it grows)")
 
     @contextmanager
     def rendering(self, seconds: float) -> Iterator[Report]:
@@ -59,9 +65,9 @@ class Terminal:
             task = bar.add_task("rendering", total=seconds, text="waiting for the first frame")
             yield lambda progress: bar.update(task, completed=progress.video_s, text=_text(progress))
 
-    def finished(self, result: Result, path: Path) -> None:
+    def finished(self, result: Result, request: Request, path: Path) -> None:
         """The numbers, each with what it counts."""
-        for name, value in _rows(result, path):
+        for name, value in _rows(result, request, path):
             self.say(f"{name:<12} {value}")
 
     def _plain_lines(self) -> Report:
@@ -76,11 +82,14 @@ class Terminal:
         return report
 
 
-def _rows(result: Result, path: Path) -> Iterator[tuple[str, str]]:
+def _rows(result: Result, request: Request, path: Path) -> Iterator[tuple[str, str]]:
     if result.interrupted:
         yield "interrupted", f"after {result.seconds:g} s of video; {path} plays"
+        if snapshot_path(path).exists():
+            yield "to continue", f"rollforce render --resume {path}"
     else:
         yield "done", f"{result.frames} frames = {result.seconds:g} s of video in {result.elapsed_s:.1f} s"
+    yield from _changes(result, request)
     if result.first_frame_s is not None and result.first_frame_since_command_s is not None:
         since = f"{result.first_frame_since_command_s:.1f} s after the command"
         yield "first frame", f"{result.first_frame_s:.2f} s after loading, {since}"
@@ -88,9 +97,26 @@ def _rows(result: Result, path: Path) -> Iterator[tuple[str, str]]:
     yield "end to end", f"{result.end_to_end_fps:.1f} fps = {result.times_real_time:.1f}x real time"
     device = result.peak_device_memory_mb
     yield "peak memory", f"{result.peak_memory_mb:.0f} MB" + (f", device {device:.0f} MB" if device else "")
-    if result.drift is not None and result.drift.window_s >= 2:  # less is motion, not drift
+    if result.drift is not None and result.drift.window_s >= 2 and not request.cues:  # less is motion, others are meant
         yield "drift", result.drift.line()
     yield "wrote", f"{path}, {record_path(path)} (every setting; `rollforce render --from` repeats it)"
+
+
+def _changes(result: Result, request: Request) -> Iterator[tuple[str, str]]:
+    """When each change was seen: with the first chunk that began at its time or later."""
+    fps = result.frames / max(result.seconds, 1e-9)
+    seen = [event for event in result.events if event.kind == "visible" and event.frame is not None]
+    for event in seen[:_CHANGES]:
+        yield "change", f"from {(event.frame or 0) / fps:g} s on: {_said(event.cue)}"
+    if len(seen) > _CHANGES:
+        yield "", f"and {len(seen) - _CHANGES} more: see the .json"
+    if not result.interrupted and (unseen := len(request.cues) - len(seen)) > 0:
+        yield "not seen", f"{_plural(unseen, 'change')}: another took its place, or the last chunk had begun before"
+
+
+def _said(cue: Cue) -> str:
+    prompt = "" if cue.prompt is None else f"{cue.prompt!r} ({cue.transition.kind})"
+    return " · ".join(part for part in (prompt, "" if cue.seed is None else f"seed {cue.seed}") if part)
 
 
 def _text(progress: Progress) -> str:

@@ -126,7 +126,7 @@ def test_many_prompts_are_checked_together_then_made_and_resumed(run: Run) -> No
     assert alone.exit_code == 0
     assert Path("alone.mp4").read_bytes() == Path("made/0001-a-blue-star-seed5.mp4").read_bytes()
     Path("made/0000-a-red-ball-seed0.mp4").unlink()
-    result = run("--prompts", "p.jsonl", "--out", "made", "-s", "1", "--resume")
+    result = run("--prompts", "p.jsonl", "--out", "made", "-s", "1", "--keep")
     assert "1 of 2 videos are complete and kept" in result.output
     manifest = [json.loads(line) for line in Path("made/manifest.jsonl").read_text().splitlines()]
     assert [line["status"] for line in manifest] == ["done", "done"]

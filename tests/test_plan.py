@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from rollforce.errors import ConfigError
-from rollforce.plan import Options, parse_size, plan, write_manifest
-from rollforce.render import Request
+from rollforce.options import Options
+from rollforce.plan import parse_size, plan, write_manifest
+from rollforce.record import Request
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +29,7 @@ def a_record(name: str = "ball", **result: Any) -> Path:
 
 
 def test_a_prompt_and_its_overrides() -> None:
-    planned = plan(Options(words=("a red ball = fun", "layout.chunk=2", "cache.0.latents=9"), size="48x32", seconds=3))
+    planned = plan(Options(words=["a red ball = fun", "layout.chunk=2", "cache.0.latents=9"], size="48x32", seconds=3))
     (task,) = planned.tasks
     assert task.request == Request("a red ball = fun", seconds=3, size=(32, 48),
                                    overrides=("layout.chunk=2", "cache.0.latents=9"))
@@ -38,20 +39,20 @@ def test_a_prompt_and_its_overrides() -> None:
 
 @pytest.mark.parametrize(("options", "words"), [
     (Options(), "Say what to render: rollforce render"),
-    (Options(words=("",)), "The prompt is empty"),
-    (Options(words=("  ",)), "The prompt is empty"),
-    (Options(words=("a", "red", "ball")), "got 3 prompts; put one prompt in quotes: 'a red ball'"),
-    (Options(words=("a",), prompts="p.txt"), "a prompt and --prompts cannot be used together"),
-    (Options(words=("a",), seconds=0), "--seconds must be above 0, got 0"),
-    (Options(words=("a",), seconds=-2.5), "--seconds must be above 0, got -2.5"),
-    (Options(words=("a",), seconds=float("nan")), "--seconds must be above 0"),
-    (Options(words=("a",), seed=-1), "--seed must be from 0"),
-    (Options(words=("a",), size="64"), "--size '64' must be WIDTHxHEIGHT in pixels, such as 64x64"),
-    (Options(words=("a",), scale=0), "--scale must be a whole number of at least 1"),
-    (Options(words=("a",), output=Path("a.gif")), "only .mp4 can be written. Try a.mp4"),
-    (Options(words=("a",), output=Path("no/a.mp4")), "the folder no does not exist: mkdir -p no"),
-    (Options(words=("a",), output=Path("/proc/a.mp4")), "cannot write into /proc"),
-    (Options(words=("a",), output=Path("a.mp4"), out=Path("x")), "-o names a file and --out a folder"),
+    (Options(words=[""]), "The prompt is empty"),
+    (Options(words=["  "]), "The prompt is empty"),
+    (Options(words=["a", "red", "ball"]), "got 3 prompts; put one prompt in quotes: 'a red ball'"),
+    (Options(words=["a"], prompts="p.txt"), "a prompt and --prompts cannot be used together"),
+    (Options(words=["a"], seconds=0), "--seconds must be above 0, got 0"),
+    (Options(words=["a"], seconds=-2.5), "--seconds must be above 0, got -2.5"),
+    (Options(words=["a"], seconds=float("nan")), "--seconds must be above 0"),
+    (Options(words=["a"], seed=-1), "--seed must be from 0"),
+    (Options(words=["a"], size="64"), "--size '64' must be WIDTHxHEIGHT in pixels, such as 64x64"),
+    (Options(words=["a"], scale=0), "--scale must be a whole number of at least 1"),
+    (Options(words=["a"], output=Path("a.gif")), "only .mp4 can be written. Try a.mp4"),
+    (Options(words=["a"], output=Path("no/a.mp4")), "the folder no does not exist: mkdir -p no"),
+    (Options(words=["a"], output=Path("/proc/a.mp4")), "cannot write into /proc"),
+    (Options(words=["a"], output=Path("a.mp4"), out=Path("x")), "-o names a file and --out a folder"),
     (Options(prompts="none.txt"), "--prompts none.txt cannot be read"),
     (Options(record=Path("none.json")), "none.json cannot be read"),
 ])
@@ -64,17 +65,17 @@ def test_what_cannot_be_used_is_answered(options: Options, words: str) -> None:
 def test_existing_files_are_kept_unless_asked() -> None:
     Path("a.mp4").write_bytes(b"x")
     with pytest.raises(ConfigError, match=r"a\.mp4 exists; use --overwrite"):
-        plan(Options(words=("a",)))
-    plan(Options(words=("a",), overwrite=True))
+        plan(Options(words=["a"]))
+    plan(Options(words=["a"], overwrite=True))
     Path("b.json").write_text('{"mine": 1}')
     with pytest.raises(ConfigError, match="is not a record of a render"):
-        plan(Options(words=("b",)))
+        plan(Options(words=["b"]))
     assert Path("b.json").read_text() == '{"mine": 1}'
 
 
 def test_many_prompts() -> None:
     Path("p.jsonl").write_text('{"prompt": "a ball"}\n\n{"prompt": "a ball", "seed": 5, "seconds": 2}\n')
-    planned = plan(Options(prompts="p.jsonl", out=Path("made/here"), seed=1, words=("layout.chunk=2",)))
+    planned = plan(Options(prompts="p.jsonl", out=Path("made/here"), seed=1, words=["layout.chunk=2"]))
     assert [task.path.name for task in planned.tasks] == ["0000-a-ball-seed1.mp4", "0001-a-ball-seed5.mp4"]
     assert [task.where for task in planned.tasks] == ["p.jsonl:1", "p.jsonl:3"]
     assert [task.request.seconds for task in planned.tasks] == [20.0, 2.0]
@@ -83,7 +84,7 @@ def test_many_prompts() -> None:
     lines = [json.loads(line) for line in Path("made/here/manifest.jsonl").read_text().splitlines()]
     assert [(line["status"], line["seed"]) for line in lines] == [("done", 1), ("waiting", 5)]
     planned.tasks[0].path.write_bytes(b"x")
-    with pytest.raises(ConfigError, match=r"1 of 2 outputs exist.*--resume"):
+    with pytest.raises(ConfigError, match=r"1 of 2 outputs exist.*--keep"):
         plan(Options(prompts="p.jsonl", out=Path("made/here"), seed=1))
     with pytest.raises(ConfigError, match="use --out DIR"):
         plan(Options(prompts="p.jsonl", output=Path("a.mp4")))
@@ -94,7 +95,7 @@ def test_resume_keeps_only_what_is_complete() -> None:
     for name, interrupted in (("0000-one-seed0", False), ("0001-two-seed0", True)):
         Path(f"{name}.mp4").write_bytes(b"x")
         a_record(name, interrupted=interrupted)
-    planned = plan(Options(prompts="p.txt", resume=True))
+    planned = plan(Options(prompts="p.txt", keep=True))
     assert [task.done for task in planned.tasks] == [True, False, False]
 
 
@@ -104,7 +105,7 @@ def test_a_record_is_repeated_and_may_be_changed() -> None:
     assert planned.tasks[0].path == Path("ball.mp4")
     assert planned.overrides == ('cache=[{"size": 3}]',)
     assert planned.record is not None and planned.record.video_sha256 == "def"
-    changed = plan(Options(record=a_record(), seed=9, output=Path("b.mp4"), words=("layout.chunk=1",)))
+    changed = plan(Options(record=a_record(), seed=9, output=Path("b.mp4"), words=["layout.chunk=1"]))
     assert (changed.request.seed, changed.request.seconds) == (9, 4.0)
     assert changed.overrides == ('cache=[{"size": 3}]', "layout.chunk=1")
     other = plan(Options(record=a_record(), stream="chunkwise"))

@@ -1,0 +1,134 @@
+"""What `rollforce render` does: plan, load, check every prompt, then make one video after the other."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from rollforce.errors import ConfigError, SnapshotError
+from rollforce.load import load
+from rollforce.model import Model
+from rollforce.options import Options
+from rollforce.plan import Plan, Task, plan, write_manifest
+from rollforce.record import Request, record_path
+from rollforce.render import Result, render, unfinished
+from rollforce.snapshot import Snapshot
+from rollforce.terminal import Terminal
+from rollforce.transitions import check
+
+
+class Stop:
+    """Ctrl-C and SIGTERM: the first asks to stop behind the chunk in work, the second stops at once."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self.asked, self._terminal = False, terminal
+        for polite in (signal.SIGINT, signal.SIGTERM):  # also where a shell had them ignored
+            signal.signal(polite, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        self._terminal.say("stopping behind this chunk; once more to stop at once")
+
+
+def make(options: Options, terminal: Terminal, tell: Callable[[str], None]) -> bool:
+    """Carry out a command; whether it reached its end. `tell` takes records, where JSON is wanted."""
+    planned = plan(options)
+    waiting = [task for task in planned.tasks if not task.done]
+    if kept := len(planned.tasks) - len(waiting):
+        one = f"{planned.tasks[0].path} is complete and kept"
+        terminal.say(one if len(planned.tasks) == 1 else f"{kept} of {len(planned.tasks)} videos are complete and kept")
+    if not waiting:
+        return True
+    model = _load(planned, waiting, terminal)
+    stop, finished = Stop(terminal), dict[Path, str]()
+    write_manifest(planned, finished)
+    for task in waiting:
+        if stop.asked:
+            return False
+        result = _one(planned, task, model, terminal, options.save_every, lambda: stop.asked)
+        finished[task.path] = "interrupted" if result.interrupted else "done"
+        write_manifest(planned, finished)
+        if options.as_json:
+            tell(json.dumps(json.loads(record_path(task.path).read_text(encoding="utf-8"))))
+        if result.interrupted:
+            return False
+    return True
+
+
+def _load(planned: Plan, waiting: list[Task], terminal: Terminal) -> Model:
+    request, begun = planned.request, time.perf_counter()
+    model = load(request.model, stream=request.stream, overrides=planned.overrides,
+                 window=request.window, device=request.device,
+                 dtype=request.dtype, threads=request.threads, running=request.running)  # fmt: skip
+    _check(model, waiting)
+    terminal.loaded(model, request.size or model.size, time.perf_counter() - begun)
+    if planned.record and (reasons := planned.record.differences(model)):
+        terminal.say(f"this is not where the record was made; bytes may differ: {'; '.join(reasons)}", style="yellow")
+    return model
+
+
+def _check(model: Model, waiting: list[Task]) -> None:
+    """All prompts and changes before the first is rendered. What the model knows is said once, not for every line."""
+    problems, known = [], ""
+    for task in waiting:
+        for place, checked in _checks(model, task.request):
+            try:
+                checked()
+            except ConfigError as error:
+                problem, _, more = str(error).partition("\n")
+                known = more or known
+                problems.append(": ".join(part for part in (task.where, place, problem) if part))
+    if problems:
+        raise ConfigError("\n".join([*dict.fromkeys(problems), *([known] if known else [])]))
+
+
+def _checks(model: Model, request: Request) -> list[tuple[str, Callable[[], None]]]:
+    """What to ask of a request, each with its place in it."""
+    asked: list[tuple[str, Callable[[], None]]] = [("", lambda: model.check_prompt(request.prompt))]
+    for cue in request.cues:
+        place = f"at {cue.at:g} s"
+        if cue.prompt is not None:
+            asked.append((place, lambda cue=cue: model.check_prompt(cue.prompt)))  # type: ignore[misc]
+        asked.append((place, lambda cue=cue: check(  # type: ignore[misc]
+            cue.transition, model.stream_settings.tiers, request.follow is not None)))  # fmt: skip
+    return asked
+
+
+def _one(
+    planned: Plan, task: Task, model: Model, terminal: Terminal, save_every: float, stopping: Callable[[], bool]
+) -> Result:
+    """Make or continue one video."""
+    begun = _begun(planned, task, model, terminal)
+    done = 0 if begun is None else int(begun.state["render"]["streamed"])
+    terminal.announce(task.request, model.fps, task.path, done)
+    with terminal.rendering(task.request.seconds) as report:
+        result = render(model, task.request, task.path, report, go_on=begun, save_every=save_every, stopping=stopping)
+    terminal.finished(result, task.request, task.path)
+    record = planned.record
+    if record is not None and not result.interrupted and record.frames_sha256:
+        if record.video_sha256 == result.video_sha256:
+            terminal.say("the same bytes as recorded")
+        elif record.video_sha256 is None and record.frames_sha256 == result.frames_sha256:
+            terminal.say("the same frames as recorded (that file was put together from parts)")
+        else:
+            terminal.say("not the recorded bytes", "yellow")
+    return result
+
+
+def _begun(planned: Plan, task: Task, model: Model, terminal: Terminal) -> Snapshot | None:
+    """Where to continue. In a batch, what cannot be continued is made anew."""
+    if not task.begun:
+        return None
+    try:
+        return unfinished(model, task.request, task.path)
+    except SnapshotError as error:
+        if planned.folder is None:
+            raise
+        terminal.say(f"{task.path} is made anew. {error}", "yellow")
+        return None
