@@ -89,10 +89,12 @@ class Model(Loaded):
             )
 
     def resume(
-        self, snapshot: Snapshot, ahead: bool = False, pace: Pace | None = None, batch: Batch | None = None
-    ) -> Session:
+        self, snapshot: Snapshot, ahead: bool = False, pace: Pace | None = None, batch: Batch | None = None,
+        remember: float = 0.0,
+    ) -> Session:  # fmt: skip
         """Continue a saved stream to the same bytes. SnapshotError if it has another model or other settings."""
         self.check_snapshot(snapshot)
-        session = Session(self, snapshot.prompt, snapshot.seed, snapshot.size, ahead=ahead, pace=pace, batch=batch)
+        session = Session(self, snapshot.prompt, snapshot.seed, snapshot.size, ahead=ahead, remember=remember, pace=pace,
+                          batch=batch)  # fmt: skip
         session._restore(snapshot)
         return session

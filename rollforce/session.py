@@ -264,6 +264,11 @@ class Session:
         self._live.jumped(point.stand.steering)
         return self._reseeded(seed)
 
+    @property
+    def remembered(self) -> float:
+        """Seconds that it can be rewound."""
+        return (self._frames - self._points[0].frame) / self.model.fps if self._points else 0.0
+
     def _reseeded(self, seed: int | None) -> Session:
         if seed is not None:
             self._alive()[0].steering.add(Cue(self.seconds, seed=seed), now=True)

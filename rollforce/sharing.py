@@ -22,7 +22,7 @@ def _forked(value: object) -> object:
     if isinstance(value, nn.Module | nn.Parameter | nn.ParameterDict):
         return value
     if isinstance(value, Tensor):
-        return value._lazy_clone() if value.device.type in ("cpu", "cuda") else value.clone()
+        return _twin(value)
     if isinstance(value, dict):
         return {name: _forked(part) for name, part in value.items()}
     if isinstance(value, list):
@@ -34,3 +34,12 @@ def _forked(value: object) -> object:
         twin.__dict__.update({name: _forked(part) for name, part in vars(value).items()})
         return twin
     return value
+
+
+def _twin(x: Tensor) -> Tensor:
+    if x.device.type not in ("cpu", "cuda"):
+        return x.clone()
+    try:
+        return x._lazy_clone()
+    except RuntimeError:  # memory that is not torch's own: of NumPy, of a mapped file
+        return x.clone()

@@ -87,9 +87,9 @@ def _put_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def on_device(state: Any, device: torch.device) -> Any:
-    """Nested state with its tensors on `device`."""
+    """Nested state with its tensors on `device`, copied: they may lie in a mapped file, which forks cannot share."""
     if isinstance(state, Tensor):
-        return state.to(device)
+        return state.to(device, copy=True)
     if isinstance(state, dict):
         return {key: on_device(part, device) for key, part in state.items()}
     return [on_device(part, device) for part in state] if isinstance(state, list) else state

@@ -12,6 +12,7 @@ from rollforce.errors import ConfigError, SnapshotError
 from rollforce.load import load
 from rollforce.model import Model
 from rollforce.session import Session
+from rollforce.sharing import forked
 from rollforce.snapshot import Snapshot
 from rollforce.transitions import NAMES, Blend, Flush, transition
 
@@ -211,3 +212,21 @@ def test_a_stream_that_follows_a_video_can_only_be_talked_to(small):
 
 def test_transitions_have_names():
     assert [transition(name).kind for name in NAMES] == list(NAMES)
+
+
+def test_what_was_resumed_from_a_file_can_be_forked(small, tmp_path):
+    with small.session(PROMPT) as session:
+        frames(session, 3.5)
+        session.snapshot().save(tmp_path / "stream")
+        with small.resume(Snapshot.load(tmp_path / "stream"), remember=2) as again, again.fork() as twin:
+            rest = frames(session, 3)
+            assert np.array_equal(frames(again, 3), rest) and np.array_equal(frames(twin, 3), rest)
+            assert torch._C._is_cow_tensor(again.fork()._stand.rollout.cache.arena.keys[0])
+            assert 2 <= again.remembered <= 3
+
+
+def test_memory_of_others_is_copied():
+    mine = np.zeros(4, dtype=np.float32)
+    twin = forked({"x": torch.from_numpy(mine)})["x"]
+    mine[:] = 1
+    assert torch.equal(twin, torch.zeros(4))
