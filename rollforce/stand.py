@@ -36,13 +36,14 @@ class Stand:
     def state_dict(self) -> dict[str, Any]:
         """All but settings."""
         return {"rollout": self.rollout.state_dict(), "steering": self.steering.state_dict(),
-                "latents": self.latents, "commits": self.commits}  # fmt: skip
+                "given": self.given, "latents": self.latents, "commits": self.commits}  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict` of a stream of the same model and settings."""
         self.rollout.load_state_dict(state["rollout"])
         self.steering.load_state_dict(state["steering"])
         self.steering.resume(self.rollout)
+        self.given = int(state.get("given", 0))
         self.latents, self.commits = int(state["latents"]), int(state["commits"])
 
 
