@@ -2,12 +2,12 @@
 
 Latents of all streams stand one after the other in time, B = 1, each with its own noise, stream index and phase; the
 memory splits queries, keys and values again, and every stream attends to its own past and its own prompt. So streams
-need not agree in layout, row, start, number of latents or memory, nothing is padded, and the transformer does not know.
+need not agree in layout, row, start, number of latents or memory, and nothing is padded.
 
 Everything else in the network treats tokens alone. Where a matrix product gives the same row whatever rows are beside
-it (float32 on the CPUs we tried, and one thread), a stream's bytes are those that it makes alone; a GPU's library picks
-its kernel by the number of rows, and the last digits with it. What others do: systems.md 3.1, 3.4: nobody batches
-sessions of different shapes."""
+it, a stream's bytes are those that it makes alone: so in float32 on CPUs, from four rows on (the few rows of the noise
+levels are embedded stream by stream). A GPU's library picks its kernel by the number of rows, and the last digits with
+it. Products that were looked at batch streams of one shape only, or none (systems.md 3.1)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def answered(asks: Sequence[Ask], model: VideoTransformer) -> list[Tensor]:
     sigma = torch.cat([ask.sigma_BT for ask in asks], dim=1)
     index, phase = torch.cat([ask.index_T for ask in asks]), _phase(asks)
     memory = Beside([ask.cache.memory(ask.groups) for ask in asks], latents)
-    return list(model(x, sigma, index, _prompts(asks), memory, phase_T=phase).split(latents, dim=1))
+    velocity = model(x, sigma, index, _prompts(asks), memory, phase_T=phase, streams=latents)
+    return list(velocity.split(latents, dim=1))
 
 
 class Beside:

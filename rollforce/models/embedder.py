@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,8 +54,14 @@ class ConditionEmbedder(nn.Module):
         if image_dim is not None:
             self.image_embedder = ImageEmbedder(image_dim, width)
 
-    def time(self, sigma_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Embedding [B, T, D] and block modulation [B, T, 6, D] of each latent's noise level."""
+    def time(self, sigma_BT: Tensor, streams: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
+        """Embedding [B, T, D] and block modulation [B, T, 6, D] of each latent's noise level.
+
+        `streams`: latents of each stream in the call. Each is embedded by itself: up to three rows, a library makes a
+        matrix product in another order than that of more, and a stream's last digits would tell who is beside it."""
+        if streams is not None:
+            each = [self.time(sigma) for sigma in sigma_BT.split(list(streams), dim=1)]
+            return torch.cat([one for one, _ in each], dim=1), torch.cat([other for _, other in each], dim=1)
         embedding = self.time_embedder(sinusoid(TIME_SCALE * sigma_BT.double(), self.freq_dim))
         return embedding, self.time_proj(F.silu(embedding)).unflatten(-1, (6, -1))
 

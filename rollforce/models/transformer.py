@@ -213,18 +213,19 @@ class VideoTransformer(nn.Module):
         memory: Memory | None = None,
         mask: Tensor | None = None,
         phase_T: Tensor | None = None,
+        streams: Sequence[int] | None = None,
     ) -> Tensor:
         """Velocity [B, T, C, H, W] of noisy latents.
 
         Args: `sigma_BT` noise in [0, 1] of each latent; `index_T` stream position of each latent (any integers);
         `memory` what self-attention sees of the past (None: only this call); `mask` additive [L, L], without memory;
-        `phase_T` see rope.angles.
+        `phase_T` see rope.angles; `streams` how many of the latents are of each stream, in a call for several.
         """
         rows, columns = self._geometry(x_BTCHW)
         angle = rope.angles(
             index_T.to(x_BTCHW.device), rows, columns, self.config.attention_head_dim, phase_T
         )
-        embedding, modulation = self.condition_embedder.time(sigma_BT)
+        embedding, modulation = self.condition_embedder.time(sigma_BT, streams)
         x = self._patches(x_BTCHW)
         if self.float32_islands:
             x, embedding, modulation = x.float(), embedding.float(), modulation.float()
