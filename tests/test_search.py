@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import math
+import runpy
 import weakref
 from pathlib import Path
 
@@ -292,3 +294,26 @@ def test_sessions_that_cannot_be_searched(chunkwise, rolling):
         Search(session, brightness)
     with chunkwise.session(PROMPT, cues=[Cue(2, seed=4)]) as session, pytest.raises(ConfigError, match="seeds itself"):
         Search(session, brightness)
+
+
+# -- what it buys -----------------------------------------------------------------------------------------------------
+
+SCRIPT = runpy.run_path(str(Path(__file__).parents[1] / "infer" / "search.py"))
+
+
+@pytest.mark.parametrize(("layout", "ticks"), [("chunkwise", 4), ("rolling", 1)])
+def test_twice_the_steps_are_as_many_chunks_in_flight(folder, request, layout, ticks):
+    model = request.getfixturevalue(layout)
+    twice = load(folder, stream=layout, overrides=SCRIPT["finer"](model.stream_settings.layout, 2))
+    one, two = (each.stream_settings.layout.build() for each in (model, twice))
+    assert (one.ticks, two.ticks, one.slots, one.shift) == (ticks, 2 * ticks, two.slots, two.shift)
+    assert two.sigma[::2] == one.sigma  # the steps it had are among them
+
+
+def test_the_table_compares_streams_with_those_of_the_first_run():
+    args = argparse.Namespace(prompts=8, seeds=1, things=1, seconds=4, runs=["1x1", "2x2"])
+    rows = {f"{run}/{number}": dict.fromkeys(SCRIPT["MEASURES"], None) | {"motion": number + gain, "calls": calls}
+            for number in range(8) for run, gain, calls in (("1x1", 0, 4), ("2x2", 0.5, 16))}  # fmt: skip
+    *_, plain_, wide = SCRIPT["table"](args, rows)
+    assert plain_.startswith("| 1x1 | - |") and " 3.50 [" in plain_ and " | 4 | - |" in plain_
+    assert " 4.00\\* [" in wide and " | 16 | - |" in wide
