@@ -122,8 +122,7 @@ class Session:
             chunk = self._hand_out(limit)
             if chunk is None:
                 return
-            if limit is not None:
-                limit -= len(chunk.frames)
+            limit = None if limit is None else limit - len(chunk.frames)
             yield chunk
 
     async def _async_chunks(self, limit: int | None) -> AsyncIterator[Chunk]:
@@ -133,8 +132,7 @@ class Session:
             chunk = self._hand_out(limit)
             if chunk is None:
                 return
-            if limit is not None:
-                limit -= len(chunk.frames)
+            limit = None if limit is None else limit - len(chunk.frames)
             yield chunk
 
     def _prepare(self, limit: int | None) -> None:
