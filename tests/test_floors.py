@@ -40,7 +40,7 @@ load
 video conversion unfinished
 record
 render convert
-plan terminal doctor fits_table inspection
+plan terminal screen doctor fits_table inspection
 making
 cli server
 __main__
