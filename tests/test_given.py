@@ -125,9 +125,9 @@ def test_a_mistake_in_the_other_thread_reaches_the_caller(small: Model, monkeypa
     with small.session(PROMPT, ahead=True) as session:
         stream = session.stream()
         next(stream)
-        assert session._rollout is not None and session._ahead is not None
-        session._ahead.settle()
-        monkeypatch.setattr(session._rollout, "tick", lambda: 1 / 0)
+        assert session._stand is not None and session._ahead is not None
+        session._ahead._next.result()
+        monkeypatch.setattr(session._stand.rollout, "ask", lambda: 1 / 0)
         next(stream)
         with pytest.raises(ZeroDivisionError):
             next(stream)

@@ -86,7 +86,7 @@ def test_frames_are_those_of_the_whole_decode(model: Model) -> None:
     with model.session(PROMPT, seed=1) as session:
         found = np.concatenate([chunk.frames for chunk, _ in zip(session.stream(), range(3), strict=False)])
     with model.session(PROMPT, seed=1) as session, torch.no_grad():
-        commits = [commit for commit, _ in zip(session._rollout.commits(), range(3), strict=False)]
+        commits = [commit for commit, _ in zip(session._stand.rollout.commits(), range(3), strict=False)]
         latents = torch.cat([commit.latents_BTCHW for commit in commits], dim=1)
         whole = model.autoencoder.decode(latents)[0].mul(255).round().byte().numpy()
     assert np.array_equal(found, whole)
@@ -143,7 +143,7 @@ def test_a_small_decoder_in_the_place_of_the_full_one(student: Path, model: Mode
     assert shown.shape == full.shape == (16, *SIZE, 3) and not np.array_equal(shown, full)
     clip = np.zeros((9, *SIZE, 3), np.uint8)
     with fast.session(PROMPT, video=clip) as one, model.session(PROMPT, video=clip) as two:  # encoded by the full one
-        commits = [next(session._rollout.commits()).latents_BTCHW for session in (one, two)]
+        commits = [next(session._stand.rollout.commits()).latents_BTCHW for session in (one, two)]
     assert torch.equal(*commits)
 
 
