@@ -37,9 +37,10 @@ import numpy as np
 import rollforce
 from rollforce.distill.rewards import OracleReward
 from rollforce.errors import ConfigError, RollforceError
+from rollforce.frame_rewards import FrameReward, calm, judged
 from rollforce.layout import Layout
 from rollforce.model import Model
-from rollforce.search import FrameReward, Search, SearchSettings, calm, judged
+from rollforce.search import Search, SearchSettings
 from rollforce.settings import LayoutSettings
 from rollforce.world import caption, sample_scene
 from rollforce.world.measures import differences
@@ -153,7 +154,8 @@ def settings_of(width: str, model: Model, args: argparse.Namespace) -> SearchSet
         raise ConfigError(f"run {width!r} is not known. Use BEAMSxCANDIDATES (with calm), best N, or steps N.")
     table: Layout = model.stream_settings.layout.build()
     span = args.span or (table.slots // table.shift if args.branch == "entering" else 1)
-    return SearchSettings(int(beams), int(candidates), span=span, branch=args.branch, lean=args.lean)
+    return SearchSettings(int(beams), int(candidates), span=span, branch=args.branch, lean=args.lean,
+                          together=args.together)  # fmt: skip
 
 
 # -- models ----------------------------------------------------------------------------------------------------------
@@ -194,7 +196,8 @@ def steps_of(run: str) -> int:
 def kept(args: argparse.Namespace, model: Model) -> dict[str, Any]:
     """What an earlier call left. ConfigError if it was another one's."""
     settings = {name: getattr(args, name) for name in
-                ("stream", "overrides", "things", "seconds", "branch", "span", "lean")} | {"weights": model.fingerprint[:16]}
+                ("stream", "overrides", "things", "seconds", "branch", "span", "lean")}  # fmt: skip
+    settings |= {"weights": model.fingerprint[:16]}
     if not (args.json and args.json.is_file()):
         return {"settings": settings, "rows": {}}
     done: dict[str, Any] = json.loads(args.json.read_text())
@@ -251,6 +254,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--branch", choices=("entering", "anew"), default="entering", help="where candidates differ")
     parser.add_argument("--span", type=int, help="chunks of a round; default: 1, or all in flight where noise enters")
     parser.add_argument("--lean", type=float, default=SearchSettings.lean, help="of noise on that of the chunk before")
+    parser.add_argument("--together", action="store_true", help="compute the candidates of a round in one model call")
     parser.add_argument("--json", type=Path, help="keep results here, and go on from them")
     parser.add_argument("--markdown", type=Path, help="write the table here")
     args = parser.parse_intermixed_args()

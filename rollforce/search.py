@@ -11,30 +11,28 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rollforce.cache.routed import APPEND, AVERAGE
 from rollforce.cues import Event
 from rollforce.errors import ConfigError, SessionClosed
+from rollforce.frame_rewards import FrameReward
+from rollforce.machine import computing_on
 from rollforce.noise import Branched, Noise
-from rollforce.rollout import Rollout
+from rollforce.rollout import Ask, Rollout
 from rollforce.session import Session, frames_of
+from rollforce.together import answered, kind
 from rollforce.transitions import AnyTransition
 from rollforce.types import Chunk
-from rollforce.world.measures import flicker
-
-if TYPE_CHECKING:
-    from rollforce.distill import rewards
-
-FrameReward = Callable[[np.ndarray, str], float]
-"""How good frames, uint8 [F, H, W, 3], are for their prompt: more is better."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,8 @@ class SearchSettings:
 
     `beams` live on after each round; each tries `candidates` (where fewer live, those try more). In a round a candidate
     goes on by `span` chunks. A round is handed out once all beams share it, or `lookahead` later ones are there: then
-    the best beam's counts, and beams that do not share it are closed. Never more than 2 x beams + 1 forks are alive.
+    the best beam's counts, and beams that do not share it are closed. Never more than 2 x beams + 1 forks are alive;
+    or, `together`, all candidates, whose model calls are then one (faster where a call is small for the machine).
 
     `branch`: where candidates differ. `entering`: in the noise of what enters the buffer from now on, and nothing is
     lost. Where several chunks are in flight (rolling) that shows only in the last chunks of a round, so `span` must be
@@ -63,6 +62,7 @@ class SearchSettings:
     beams: int = 2
     candidates: int = 2
     lookahead: int = 1
+    together: bool = False
     span: int = 1
     branch: Literal["entering", "anew"] = "entering"
     lean: float = -0.1
@@ -85,25 +85,6 @@ class SearchSettings:
 def candidate_seed(seed: int, round_: int, beam: int, number: int) -> int:
     """The seed of a candidate: unrelated to those that people choose, and to each other."""
     return zlib.crc32(f"{seed}/{round_}/{beam}/{number}".encode())
-
-
-# -- rewards ---------------------------------------------------------------------------------------------------------
-
-
-def judged(reward: rewards.Reward) -> FrameReward:
-    """A reward of distill/rewards.py, such as the oracle's, as the mean of its axes."""
-
-    def judge(frames: np.ndarray, prompt: str) -> float:
-        axes = reward(torch.from_numpy(np.ascontiguousarray(frames))[None] / 255, [prompt])
-        return float(torch.stack(list(axes.values())).mean())
-
-    return judge
-
-
-def calm(frames: np.ndarray, prompt: str) -> float:
-    """Frames without flicker (mean second difference in grey levels, negated). A reward that a search can cheat: what
-    stands still is calmest, whatever was asked for."""
-    return -(flicker(frames) or 0.0)
 
 
 # -- the search ------------------------------------------------------------------------------------------------------
@@ -200,9 +181,10 @@ class Search:
     def _go_on(self) -> None:
         """Try all candidates, keep the best, and hand out what is settled."""
         best: list[Beam] = []
-        for beam in self._candidates():
-            self._tried(beam)
-            best = sorted([*best, beam], key=lambda each: -each.score)  # of equal ones the first
+        candidates = self._candidates()
+        for group in [list(candidates)] if self.settings.together else ([beam] for beam in candidates):
+            self._try(group)
+            best = sorted([*best, *group], key=lambda each: -each.score)  # of equal ones the first
             for pruned in best[self.settings.beams :]:
                 pruned.session.close()
             best = best[: self.settings.beams]
@@ -229,14 +211,18 @@ class Search:
         entered = 0 if rollout.x is None else rollout.x.shape[1]
         rollout.noise = rollout.noise.branched(rollout.live[0] + entered, seed)
 
-    def _tried(self, beam: Beam) -> None:
-        """Let a candidate go on by a round, and score it."""
-        chunks, scores = [], []
+    def _try(self, candidates: Sequence[Beam]) -> None:
+        """Let candidates go on by a round, and score them."""
+        rounds: list[list[tuple[Chunk, float]]] = [[] for _ in candidates]
         for _ in range(self.settings.span):
-            chunk = next(beam.session.stream())
-            chunks.append(chunk)
-            scores.append(self._scored(beam, chunk))
-        beam.rounds, beam.score = (*beam.rounds, tuple(chunks)), sum(scores) / len(scores)
+            if len(candidates) > 1:
+                _compute([beam.session for beam in candidates])
+            for beam, done in zip(candidates, rounds, strict=True):
+                chunk = next(beam.session.stream())
+                done.append((chunk, self._scored(beam, chunk)))
+        for beam, done in zip(candidates, rounds, strict=True):
+            beam.rounds = (*beam.rounds, tuple(chunk for chunk, _ in done))
+            beam.score = sum(score for _, score in done) / len(done)
 
     def _scored(self, beam: Beam, chunk: Chunk) -> float:
         """A chunk's score; it is marked for the memory and remembered."""
@@ -297,6 +283,8 @@ def _check(session: Session, settings: SearchSettings) -> None:
                           f"now shows {flying} chunks later. Use span {flying + 1} or more, or branch anew.")
     if session._ahead is not None:
         raise ConfigError("a session that computes ahead has begun its next chunk: search in one without ahead.")
+    if session._live.ladder is not None:
+        raise ConfigError("a search takes its time: search in a session without pace.")
     if any(cue.seed is not None and cue.at >= session.seconds for cue in session.cues):
         raise ConfigError("a search chooses the seeds itself: cues to come may change the prompt, not the seed.")
 
@@ -310,3 +298,23 @@ def _mark(session: Session, name: str) -> None:
     rollout = _rollout(session)
     if rollout.pending is not None:
         rollout.cache.mark(name, rollout.pending.start)
+
+
+@torch.no_grad()
+def _compute(sessions: Sequence[Session]) -> None:
+    """What the next chunk of each needs, their calls as one: `stream` then only decodes it."""
+    going = {n: session._advancing()() for n, session in enumerate(sessions)
+             if session._settled is None and not len(session._left)}  # fmt: skip
+    model, begun, velocities = sessions[0].model, perf_counter(), dict[int, Tensor]()
+    with computing_on(model.threads):
+        while going:
+            asks: dict[Hashable, dict[int, Ask]] = {}
+            for n, advancing in list(going.items()):
+                try:
+                    ask = next(advancing) if n not in velocities else advancing.send(velocities[n])
+                    asks.setdefault(kind(ask), {})[n] = ask
+                except StopIteration as end:
+                    sessions[n]._settled = replace(end.value, seconds=(perf_counter() - begun) / len(sessions))
+                    del going[n]
+            for alike in asks.values():
+                velocities |= dict(zip(alike, answered(list(alike.values()), model.transformer), strict=True))

@@ -31,7 +31,7 @@ cues
 running trace ahead
 given needs loaded memory_map prompts
 distill fits head_profile
-bench
+bench frame_rewards
 steering batch waiting
 live stand
 session

@@ -17,10 +17,12 @@ from small_model import make_model_folder
 from rollforce.cache import KVCache
 from rollforce.cues import Cue
 from rollforce.errors import ConfigError, SessionClosed
+from rollforce.frame_rewards import calm, judged
+from rollforce.live import Pace
 from rollforce.load import load
 from rollforce.model import Model
 from rollforce.noise import Branched, Noise
-from rollforce.search import Search, SearchSettings, calm, candidate_seed, judged
+from rollforce.search import Search, SearchSettings, candidate_seed
 from rollforce.session import Session
 
 PROMPT = "a red ball bounces over green hills"
@@ -132,6 +134,15 @@ def test_more_candidates_are_better_in_the_eyes_of_the_reward(chunkwise):
     scores = [float(searched(chunkwise, 3, brightness, settings).mean()) for settings in
               (short, SearchSettings(beams=1, candidates=4, lean=0, window=1))]  # fmt: skip
     assert scores[1] > scores[0]
+
+
+@pytest.mark.parametrize(("layout", "branch"), [("chunkwise", "entering"), ("rolling", "anew")])
+def test_candidates_together_are_those_one_by_one(request, layout, branch):
+    model, found = request.getfixturevalue(layout), []
+    for together in (False, True):
+        settings = SearchSettings(beams=2, candidates=2, branch=branch, together=together)
+        found.append(searched(model, 2.5, brightness, settings))
+    assert np.array_equal(*found)
 
 
 def test_a_prompt_reaches_every_beam(chunkwise):
@@ -291,6 +302,8 @@ def test_sessions_that_cannot_be_searched(chunkwise, rolling):
     with rolling.session(PROMPT) as session, pytest.raises(ConfigError, match="span 4 or more"):
         Search(session, brightness)
     with chunkwise.session(PROMPT, ahead=True) as session, pytest.raises(ConfigError, match="without ahead"):
+        Search(session, brightness)
+    with chunkwise.session(PROMPT, pace=Pace()) as session, pytest.raises(ConfigError, match="without pace"):
         Search(session, brightness)
     with chunkwise.session(PROMPT, cues=[Cue(2, seed=4)]) as session, pytest.raises(ConfigError, match="seeds itself"):
         Search(session, brightness)
