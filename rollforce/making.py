@@ -7,7 +7,8 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 from rollforce.errors import ConfigError, SnapshotError
 from rollforce.load import load
@@ -22,12 +23,21 @@ from rollforce.transitions import check
 
 
 class Stop:
-    """Ctrl-C and SIGTERM: the first asks to stop behind the chunk in work, the second stops at once."""
+    """Ctrl-C and SIGTERM within it: the first asks to stop behind the chunk in work, the second stops at once."""
 
     def __init__(self, terminal: Terminal) -> None:
         self.asked, self._terminal = False, terminal
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
         for polite in (signal.SIGINT, signal.SIGTERM):  # also where a shell had them ignored
-            signal.signal(polite, self._ask)
+            self._before[polite] = signal.signal(polite, self._ask)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
@@ -46,7 +56,16 @@ def make(options: Options, terminal: Terminal, tell: Callable[[str], None]) -> b
     if not waiting:
         return True
     model = _load(planned, waiting, terminal)
-    stop, finished = Stop(terminal), dict[Path, str]()
+    with Stop(terminal) as stop:
+        return _all(planned, waiting, model, terminal, stop, options, tell)
+
+
+def _all(
+    planned: Plan, waiting: list[Task], model: Model, terminal: Terminal, stop: Stop, options: Options,
+    tell: Callable[[str], None],
+) -> bool:  # fmt: skip
+    """One video after the other; whether all were made."""
+    finished: dict[Path, str] = {}
     write_manifest(planned, finished)
     for task in waiting:
         if stop.asked:

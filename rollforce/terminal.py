@@ -111,7 +111,7 @@ def _changes(result: Result, request: Request) -> Iterator[tuple[str, str]]:
     if len(seen) > _CHANGES:
         yield "", f"and {len(seen) - _CHANGES} more: see the .json"
     if not result.interrupted and (unseen := len(request.cues) - len(seen)) > 0:
-        yield "not seen", f"{_plural(unseen, 'change')}: another took its place, or the last chunk had begun before"
+        yield "not seen", f"{_plural(unseen, 'change')}: the video ended before, or another took its place"
 
 
 def _said(cue: Cue) -> str:

@@ -228,7 +228,7 @@ def whole_packets(container: Any, stream: Any, count: int) -> Iterator[Any]:
             packet = next(packets, None)
         except av.error.InvalidDataError:
             return
-        if packet is None or packet.size == 0:  # an empty one says that it is over
+        if packet is None or packet.size == 0 or packet.is_corrupt:  # an empty one says that it is over
             return
         yield packet
 

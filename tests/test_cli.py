@@ -16,6 +16,7 @@ from PIL import Image
 from small_model import make_model_folder
 from typer.testing import CliRunner, Result
 
+from rollforce import render
 from rollforce.cli import app
 from rollforce.session import Session
 from rollforce.video import read_frames
@@ -132,7 +133,62 @@ def test_many_prompts_are_checked_together_then_made_and_resumed(run: Run) -> No
     assert [line["status"] for line in manifest] == ["done", "done"]
 
 
+def test_the_prompt_changes_on_the_way(run: Run) -> None:
+    result = run(PROMPT, "--at", "3s,flush:the green hills", "--at", "1.5:a blue star", "-s", "5", "-o", "a.mp4",
+                 "--scale", "1")  # fmt: skip
+    for part in ("· 2 changes ·", "from 2 s on: 'a blue star' (recache)", "from 3 s on: 'the green hills' (flush)"):
+        assert part in result.output
+    told = record("a.json")
+    assert [(cue["at"], cue["prompt"]) for cue in told["request"]["cues"]] == [
+        (1.5, "a blue star"), (3.0, "the green hills")]
+    assert told["request"]["cues"][1]["transition"] == {"keep": 2, "kind": "flush"}
+    assert [(event["kind"], event["chunk"], event["frame"]) for event in told["result"]["events"]] == [
+        ("applied", 2, 24), ("visible", 2, 24), ("applied", 3, 36), ("visible", 3, 36)]
+    assert "the same bytes as recorded" in run("--from", "a.json", "-o", "b.mp4").output
+    assert Path("a.mp4").read_bytes() == Path("b.mp4").read_bytes()
+    assert "from 2 s" in run("--from", "a.json", "-s", "2.5", "-o", "shorter.mp4").output
+    run(PROMPT, "-s", "5", "-o", "plain.mp4", "--scale", "1")
+    steered, plain = read_frames(Path("a.mp4")), read_frames(Path("plain.mp4"))
+    assert (steered[:24] == plain[:24]).all()
+    assert (steered[24::4] != plain[24::4]).any(axis=(1, 2, 3)).all(), "in each latent"
+
+
+def test_lines_of_a_file_have_changes_of_their_own(run: Run) -> None:
+    Path("p.jsonl").write_text(
+        '{"prompt": "a red ball", "at": [{"seconds": 1, "prompt": "a blue star", "transition": "flush"}]}\n'
+        '{"prompt": "the hills"}\n')
+    run("--prompts", "p.jsonl", "--out", "made", "-s", "2", "--at", "1s:a star", "--scale", "1")
+    kept = [record(f"made/{name}-seed0.json")["request"]["cues"] for name in ("0000-a-red-ball", "0001-the-hills")]
+    assert [[(cue["prompt"], cue["transition"]["kind"]) for cue in cues] for cues in kept] == [
+        [("a blue star", "flush")], [("a star", "recache")]]
+    Path("p.jsonl").write_text('{"prompt": "a ball", "at": [{"seconds": 1, "prompt": "a pink star"}]}\n')
+    result = run("--prompts", "p.jsonl", "--out", "bad", "-s", "2", code=2)
+    assert "p.jsonl:1: at 1 s: " in result.stderr and "pink" in result.stderr
+
+
+def test_a_batch_goes_on_with_what_was_cut_short(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("p.txt").write_text("a red ball\na blue star\n")
+    batch = ("--prompts", "p.txt", "--out", "made", "-s", "4", "--scale", "1")
+    true_add = render._Tally.add
+
+    def failing(self: Any, chunk: Any) -> None:
+        true_add(self, chunk)
+        if self.request.prompt == "a blue star" and self.streamed == 36:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(render._Tally, "add", failing)
+        assert "No space left" in run(*batch, "--save-every", "0.001", code=3).stderr
+    result = run(*batch, "--keep")
+    assert "1 of 2 videos are complete and kept" in result.output and "s are there" in result.output
+    run("a blue star", "-s", "4", "-o", "alone.mp4", "--scale", "1")
+    made, alone = record("made/0001-a-blue-star-seed0.json")["result"], record("alone.json")["result"]
+    assert made["frames_sha256"] == alone["frames_sha256"] and made["continued_at"]
+
+
 @pytest.mark.parametrize(("words", "parts"), [
+    ((PROMPT, "--at", "2s:a pink star"), ["at 2 s: ", "pink"]),
+    ((PROMPT, "--at", "2s,anchors:a star"), ["at 2 s: anchors keep a junction", "--stream anchor_forcing"]),
     ((PROMPT, "--model", "nothing"), ["There is no model 'nothing'", "Bundled: tiny", "folder"]),
     (("a red balloon",), ["balloon", "ball", "bounces"]),
     (("",), ["The prompt is empty"]),

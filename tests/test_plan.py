@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 
-from rollforce.errors import ConfigError
+from rollforce.cues import Cue
+from rollforce.errors import ConfigError, SnapshotError
 from rollforce.options import Options
 from rollforce.plan import parse_size, plan, write_manifest
 from rollforce.record import Request
+from rollforce.snapshot import VERSION
+from rollforce.transitions import Cut
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +57,17 @@ def test_a_prompt_and_its_overrides() -> None:
     (Options(words=["a"], output=Path("no/a.mp4")), "the folder no does not exist: mkdir -p no"),
     (Options(words=["a"], output=Path("/proc/a.mp4")), "cannot write into /proc"),
     (Options(words=["a"], output=Path("a.mp4"), out=Path("x")), "-o names a file and --out a folder"),
+    (Options(words=["a"], at=["10s"]), "--at '10s': it is TIME:PROMPT or TIME,TRANSITION:PROMPT, such as 10s,flush:"),
+    (Options(words=["a"], at=["soon:a car"]), "'soon' is not a time; write seconds (10, 10s, 2.5s) or 1m30s"),
+    (Options(words=["a"], at=["-3:a car"]), "'-3' is not a time"),
+    (Options(words=["a"], at=["3s,flash:a car"]), "'flash' is not known; did you mean 'flush'? There are: keep"),
+    (Options(words=["a"], at=["3s, :a car"]), "transition '' is not known. Use one of: keep, blend"),
+    (Options(words=["a"], at=["3s: "]), "the prompt is empty. Say what to show from then on"),
+    (Options(words=["a"], at=["20:a car"]), "--at: a change at 20 s, but the video ends at 20 s"),
+    (Options(words=["a"], at=["3:a car", "3s,cut:a bus"]), "--at: two changes at 3 s"),
+    (Options(words=["a"], at=["3:a car"], seconds=2), "a change at 3 s, but the video ends at 2 s"),
+    (Options(resume=Path("none.mp4")), "none.json cannot be read"),
+    (Options(words=["a"], resume=Path("a.mp4"), seconds=3), "as the render was begun: leave out a prompt, --seconds."),
     (Options(prompts="none.txt"), "--prompts none.txt cannot be read"),
     (Options(record=Path("none.json")), "none.json cannot be read"),
 ])
@@ -97,6 +112,33 @@ def test_resume_keeps_only_what_is_complete() -> None:
         a_record(name, interrupted=interrupted)
     planned = plan(Options(prompts="p.txt", keep=True))
     assert [task.done for task in planned.tasks] == [True, False, False]
+    assert not any(task.begun for task in planned.tasks)
+    Path("0001-two-seed0.resume.safetensors").write_bytes(b"x")
+    assert [task.begun for task in plan(Options(prompts="p.txt", keep=True)).tasks] == [False, True, False]
+    assert not any(task.begun for task in plan(Options(prompts="p.txt", overwrite=True)).tasks)
+
+
+def test_a_stopped_render_is_resumed_as_it_was_begun() -> None:
+    a_record(interrupted=True)
+    with pytest.raises(ConfigError, match=r"ball\.mp4 does not exist: there is nothing to continue"):
+        plan(Options(resume=Path("ball.mp4")))
+    Path("ball.mp4").write_bytes(b"x")
+    with pytest.raises(SnapshotError, match=r"ball\.resume\.safetensors is not there"):
+        plan(Options(resume=Path("ball.mp4")))
+    save_file({}, "ball.resume.safetensors", metadata={"rollforce": json.dumps(
+        {"version": VERSION, "model": "", "settings": "", "prompt": "", "seed": 0, "size": None, "state": {}})})
+    for file in (Path("ball.mp4"), Path("ball.json")):
+        planned = plan(Options(resume=file, quiet=True))
+        (task,) = planned.tasks
+        assert (task.path, task.begun, task.done) == (Path("ball.mp4"), True, False)
+        assert task.request.seed == 3 and planned.overrides == ('cache=[{"size": 3}]',)
+    a_record()
+    assert plan(Options(resume=Path("ball.mp4"))).tasks[0].done
+
+
+def test_changes_are_in_order() -> None:
+    planned = plan(Options(words=["a"], at=["1m:a car", "30s,cut:a bus: red"], seconds=61))
+    assert planned.request.cues == (Cue(30, "a bus: red", Cut()), Cue(60, "a car"))
 
 
 def test_a_record_is_repeated_and_may_be_changed() -> None:

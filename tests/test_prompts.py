@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rollforce.cues import Cue
 from rollforce.errors import ConfigError
-from rollforce.prompts import Job, read_jobs, slug
+from rollforce.prompts import Job, parse_time, read_jobs, slug
+from rollforce.transitions import Blend, Flush
 
 
 def jobs(content: str | bytes, source: str = "prompts.jsonl") -> list[Job]:
@@ -47,6 +49,49 @@ def test_every_bad_line_is_listed_at_once() -> None:
                  ":12: 'seed' must be a whole number, got true"):
         assert part in text
     assert ":2:" not in text and ":10:" not in text
+
+
+def test_changes_of_a_line() -> None:
+    (job,) = jobs('{"prompt": "a", "at": [{"seconds": "9s", "seed": 4}, {"seconds": 5, "prompt": "b"}, '
+                  '{"seconds": 7.5, "prompt": "c", "transition": {"kind": "blend", "chunks": 6}, "seed": 1}, '
+                  '{"seconds": 0, "prompt": "d", "transition": "flush"}]}')  # fmt: skip
+    assert job.cues == (Cue(0, "d", Flush()), Cue(5, "b"), Cue(7.5, "c", Blend(6), 1), Cue(9, seed=4))
+    assert jobs('{"prompt": "a"}')[0].cues == ()
+
+
+@pytest.mark.parametrize(("at", "words"), [
+    ("3", """'at' must be a list such as [{"seconds": 10, "prompt": "..."}], got 3."""),
+    ("[3]", """'at' 1: must be an object such as {"seconds": 10, "prompt": "..."}, got 3."""),
+    ('[{"seconds": 3}]', "'at' 1: the cue at 3 s changes nothing"),
+    ('[{"prompt": "a"}]', "'at' 1: 'seconds' is missing."),
+    ('[{"seconds": -3, "prompt": "a"}]', "'seconds' must be above 0, got -3."),
+    ('[{"seconds": true, "prompt": "a"}]', "'seconds' must be a number, got true."),
+    ('[{"seconds": "soon", "prompt": "a"}]', "'soon' is not a time"),
+    ('[{"seconds": 3, "prompt": ""}]', """'prompt' must be text, got ""."""),
+    ('[{"seconds": 3, "seed": -1}]', "'seed' must be from 0"),
+    ('[{"seconds": 3, "prompt": "a", "how": "cut"}]', "unknown key 'how'; known: seconds, prompt, transition, seed."),
+    ('[{"seconds": 3, "prompt": "a", "transition": "blnd"}]', "did you mean 'blend'?"),
+    ('[{"seconds": 3, "prompt": "a", "transition": {"kind": "blend", "chunk": 6}}]', "did you mean 'chunks'?"),
+    ('[{"seconds": 3, "prompt": "a", "transition": {"kind": "blend", "chunks": 0}}]', "must be at least 1"),
+    ('[{"seconds": 3, "prompt": "a"}, {"seconds": 3, "prompt": "b"}]', "'at': two changes at 3 s."),
+    ('[{"seconds": 10, "prompt": "a"}]', "'at': a change at 10 s, but the video ends at 10 s."),
+])
+def test_wrong_changes_are_listed(at: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        jobs(f'{{"prompt": "a"}}\n{{"prompt": "a", "at": {at}}}')
+    assert words in str(caught.value) and str(caught.value).startswith("prompts.jsonl:2: 'at'")
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("10", 10), ("10s", 10), (" 2.5s ", 2.5), ("1m30s", 90), ("1m30", 90),
+                                               ("2m", 120), ("1h0m1.5s", 3601.5), ("0", 0)])
+def test_times_as_people_write_them(text: str, seconds: float) -> None:
+    assert parse_time(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "s", "m", "-1", "1.5m", "10 s", "1s2m", "ten", "nan", "1:30"])
+def test_what_is_not_a_time(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not a time"):
+        parse_time(text)
 
 
 def test_empty_and_binary_files_are_answered() -> None:

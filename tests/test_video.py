@@ -86,6 +86,46 @@ def test_a_truncated_file_gives_its_whole_frames(tmp_path: Path) -> None:
     assert 20 <= len(read_frames(tmp_path / "b.mp4")) < 48
 
 
+@pytest.mark.parametrize("codec", [Codec(), Codec(name="mpeg4")])
+@pytest.mark.parametrize("cut", [1, 6, 7, 30, 40])
+def test_a_video_goes_on_behind_any_frame(tmp_path: Path, codec: Codec, cut: int) -> None:
+    path, frames = tmp_path / "a.mp4", bars(40)
+    write(path, frames, 2, codec=codec)
+    before = read_frames(path)
+    with VideoWriter(path, 12, (48, 64), scale=2, codec=codec, after=cut) as video:
+        assert (video.frames, video.safe) == (cut, 0) and (read_frames(path) == before).all(), "nothing is lost yet"
+        for start in range(cut, 40, 9):
+            video.write(frames[start : start + 9])
+            assert len(read_frames(path)) >= cut, "the new file is in its place as soon as it has as much"
+            assert video.safe >= cut
+    after = read_frames(path)
+    assert len(after) == 40 and (after[:cut] == before[:cut]).all()
+    assert cut == 40 or np.abs(after[cut:].astype(int) - before[cut:]).max() < 40
+    with av.open(str(path)) as container:
+        assert [float(frame.pts * frame.time_base * 12) for frame in container.decode(video=0)] == list(range(40))
+    assert [file.name for file in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_a_video_goes_on_behind_what_a_cut_left(tmp_path: Path) -> None:
+    content = write(tmp_path / "a.mp4", bars(48))
+    (tmp_path / "a.mp4").write_bytes(content[: len(content) * 2 // 3])
+    whole = len(read_frames(tmp_path / "a.mp4"))
+    with pytest.raises(ConfigError, match=f"has {whole} frames, and 48 are needed"):
+        VideoWriter(tmp_path / "a.mp4", 12, (48, 64), after=48)
+    with VideoWriter(tmp_path / "a.mp4", 12, (48, 64), after=20) as video:
+        video.write(bars(48)[20:])
+    assert len(read_frames(tmp_path / "a.mp4")) == 48
+
+
+def test_what_is_safe_is_in_the_file(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "a.mp4", 12, (48, 64)) as video:
+        for start in range(0, 30, 5):
+            video.write(bars(30)[start : start + 5])
+            assert video.frames - 6 <= video.safe
+            assert not video.safe or len(read_frames(tmp_path / "a.mp4")) >= video.safe
+    assert video.safe == 30
+
+
 def test_wrong_frames_and_sizes_are_refused(tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "a.mp4", 12, (48, 64)) as video:
         with pytest.raises(ShapeError, match=r"uint8 \[F, 48, 64, 3\], got uint8 \[3, 64, 48, 3\]"):
