@@ -55,7 +55,7 @@ train-smoke: $(DEV)
 	OMP_NUM_THREADS=1 $(BIN)/python train/tiny.py --out runs/smoke --smoke
 
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info ball.mp4 ball.json
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info ball.mp4 ball.json ball.resume.*
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 
 distclean: clean
