@@ -7,6 +7,7 @@
     python infer/bench.py --model tiny --seconds 20                               a model folder, decoding included
     python infer/bench.py --json bench.json                      random weights: 12 layers x 384, rolling, 5 steps
     python infer/bench.py --case memory --threads 1 --json m.json  every memory policy beside plain sink + window
+    python infer/bench.py --model tiny --case together           several streams at once beside one alone
 
 floor = operations of the matrix products / the rate of a large one measured here + those of attention / the rate of
 its largest call measured here; `of floor` is that over our time. `efficiency` is stricter: the time of the same linear
@@ -17,8 +18,10 @@ of its own.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import json
+import os
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -28,7 +31,7 @@ from typing import Any
 
 import torch
 
-from rollforce.bench import dry, policies, report, streaming
+from rollforce.bench import dry, policies, report, streaming, together
 from rollforce.bench.cases import FRAMES, MODELS, Case, Setting, cases, parse_sizes, shrunk
 from rollforce.bench.training import measure_step
 from rollforce.cache import Sink, Window
@@ -52,12 +55,15 @@ def main() -> None:
     except RollforceError as error:
         parser.error(str(error))
     columns = report.PLANNED if args.dry_run else report.TRAINING if args.train_step else report.STREAMING
-    columns = dict(policies.COLUMNS) if args.case == "memory" else columns
+    columns = {"memory": dict(policies.COLUMNS), "together": together.COLUMNS}.get(args.case, columns)
     print(*report.table(told["results"], columns), sep="\n")
 
 
 def results(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One after the other, so that what is done is kept if the next one fails."""
+    if args.case == "together":
+        yield from company(args)
+        return
     if args.model and not (args.random_weights or args.train_step or args.dry_run):
         yield bench_model(args)
         return
@@ -188,6 +194,25 @@ def bench_model(args: argparse.Namespace) -> dict[str, Any]:
     } | (steadiness(times, memory, minute) if len(times) >= 3 * minute else {})  # fmt: skip
 
 
+def company(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Several streams of a model at once, apart and together, on one core and on all."""
+    import rollforce
+    from rollforce.model import Model
+
+    model = rollforce.load(args.model or "tiny", stream=args.stream, device=args.device or "auto")
+    cores = args.threads or os.cpu_count() or 1
+
+    def begin(wanted: together.Company) -> list[list[together.Pulled]]:
+        here: Model = dataclasses.replace(model, threads=wanted.threads)
+        batches = [here.batch() if wanted.together else None for _ in range(wanted.pulled_by)]
+        return [[here.session(args.prompt, seed, batch=batch).stream()
+                 for seed in range(lane, wanted.streams, wanted.pulled_by)]
+                for lane, batch in enumerate(batches)]  # fmt: skip
+
+    found = together.companies([int(count) for count in args.counts.split(",")], cores)
+    return together.measure(found, begin, args.warm, args.chunks or 8)
+
+
 def steadiness(times: list[float], memory: list[float], minute: int) -> dict[str, float]:
     """Does a long stream slow down or grow? Chunk times of the last minute and the second; memory after the first."""
     second, last = times[minute : 2 * minute], times[-minute:]
@@ -220,7 +245,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--model", help=f"random weights, dry run: {', '.join(MODELS)}; else a model or folder")
     parser.add_argument("--random-weights", action="store_true", help="weights made on the device, nothing loaded")
-    parser.add_argument("--case", default="all", help="all, memory, or: rolling5, chunk4, longlive, chunk2, forever")
+    parser.add_argument("--counts", default="1,2,4,8", help="of streams at once, for --case together")
+    parser.add_argument("--case", default="all",
+                        help="all, memory, together, or: rolling5, chunk4, longlive, chunk2, forever")
     parser.add_argument("--size", default="832x480", help="WIDTHxHEIGHT, several with commas")
     parser.add_argument("--shrink", type=int, default=1, help="divide layers, heads, widths and sides by this")
     parser.add_argument("--dry-run", action="store_true", help="say what a run would take; run nothing")
@@ -237,7 +264,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", default="a red ball bounces over green hills")
     parser.add_argument("--seconds", type=float, default=20)
     for name, value in {"dim": 384, "layers": 12, "heads": 6, "ffn": 0, "tokens": 64, "steps": 5, "chunk": 3,
-                        "sink": 3, "window": 3, "text": 24, "chunks": 0, "threads": 0}.items():  # fmt: skip
+                        "sink": 3, "window": 3, "text": 24, "chunks": 0, "threads": 0, "warm": 8}.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--layout", choices=["rolling", "chunkwise"], default="rolling")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: bfloat16 on a GPU")

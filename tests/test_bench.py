@@ -186,3 +186,15 @@ def test_a_table_leaves_out_what_nobody_measured() -> None:
     rows = [{"case": "a", "x": {"y": 0.123456}}, {"case": "b", "x": {"y": 1234.5}}]
     assert report.table(rows, {"case": "case", "y": "x.y", "none": "z"}) == [
         "| case | y |", "|---|---|", "| a | 0.123 |", "| b | 1234 |"]  # fmt: skip
+
+
+def test_several_streams_beside_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = make_model_folder(tmp_path / "small")
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    told = bench(monkeypatch, tmp_path / "out.json", "--model", str(folder), "--case", "together", "--counts", "2",
+                 "--threads", "2", "--chunks", "1", "--warm", "1")  # fmt: skip
+    rows = [(row["streams"], row["calls"], row["pulled_by"], row["threads"]) for row in told["results"]]
+    assert rows == [(1, "apart", 1, 1), (2, "apart", 1, 1), (2, "together", 1, 1), (2, "together", 1, 2),
+                    (2, "apart", 2, 1), (2, "together", 2, 1)]  # fmt: skip
+    assert told["results"][0]["times_one"] == told["results"][0]["cpu_of_one"] == 1
+    assert all(row["fps"] > 0 and row["denoise_ms"] > 0 and row["decode_ms"] > 0 for row in told["results"])
