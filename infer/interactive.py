@@ -14,6 +14,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain, count
@@ -47,20 +48,25 @@ HELP = "\n".join(f"  :{name:<18} {what}" for name, what in COMMANDS.items())
 
 
 class Player:
-    """One stream, its video, and what it is told. `say` hears what became of that."""
+    """One stream, its video, and what it is told. `say` hears what became of that.
+
+    A thread makes the next chunk while one is shown; it is begun as late as is safe, since what is typed before that
+    is seen with it."""
 
     def __init__(self, model: rollforce.Model, chosen: argparse.Namespace, say: Callable[[str], None]) -> None:
-        self.model, self.say, self.remember = model, say, chosen.back
+        self.model, self.say, self.remember, self.seconds = model, say, chosen.back, chosen.seconds
         self.request = Request(chosen.prompt, chosen.seed, size=model.size, scale=default_scale(model.size),
                                model=chosen.model, stream=chosen.stream, threads=model.threads)  # fmt: skip
         self.prompt = chosen.prompt  # the last that was accepted
         self.pace = Pace() if chosen.live else None
-        self.session = model.session(self.prompt, chosen.seed, ahead=True, remember=self.remember, pace=self.pace)
+        self.session = model.session(self.prompt, chosen.seed, remember=self.remember, pace=self.pace)
         self.path = chosen.out
         self.video = VideoWriter(self.path, model.fps, model.size, scale=self.request.scale or 1)
         self.lead = 0  # frames of the video before the first of the session
         self.over, self.waits, self.loaded = False, 0.0, False
         self.typed: dict[str, float] = {}  # when a prompt was accepted
+        self.pool = ThreadPoolExecutor(1)
+        self.coming: Future[Chunk | None] | None = None
 
     # -- what is typed ------------------------------------------------------------------------------------------
 
@@ -94,38 +100,62 @@ class Player:
         self.say(f"accepted: {prompt!r} by {how}")
 
     def back(self, seconds: float, seed: int | None) -> bool:
-        self.session.rewind(seconds, seed)
+        unseen = self.take() if self.coming else None
+        self.session.rewind(seconds + (len(unseen.frames) / self.model.fps if unseen else 0), seed)
         kept = round(self.session.seconds * self.model.fps) + self.lead
         self.video.close()
         self.video = VideoWriter(self.path, self.model.fps, self.model.size, scale=self.video.scale, after=kept)
+        self.prompt = next((cue.prompt for cue in reversed(self.session.cues) if cue.prompt), self.request.prompt)
         self.say(f"back at {self.session.seconds:g} s" + (f", seed {seed} from here" if seed is not None else ""))
         return True
 
     def save(self, path: Path) -> bool:
+        if self.coming:
+            self.coming.result()
         self.session.snapshot().save(path)
         self.say(f"kept {path}, at {self.session.seconds:g} s")
         return False
 
     def load(self, path: Path) -> bool:
-        session = self.model.resume(rollforce.Snapshot.load(path), ahead=True, remember=self.remember, pace=self.pace)
+        snapshot = rollforce.Snapshot.load(path)
+        session = self.model.resume(snapshot, remember=self.remember, pace=self.pace)
+        if self.coming:
+            self.take()
         self.session.close()
-        self.session, self.loaded = session, True
+        self.session, self.prompt, self.loaded = session, snapshot.prompt, True
         self.lead = self.video.frames - round(session.seconds * self.model.fps)
         self.say(f"goes on from {path}, at {session.seconds:g} s of that stream")
         return True
 
     # -- what is shown ------------------------------------------------------------------------------------------
 
-    def next(self, seconds: float | None) -> Chunk | None:
-        """The next chunk, written to the video; None if it is as long as `seconds`."""
-        left = None if seconds is None else seconds - self.video.seconds
+    def begin(self) -> Future[Chunk | None]:
+        """The next chunk, under way."""
+        self.coming = self.coming or self.pool.submit(self.make)
+        return self.coming
+
+    def take(self) -> Chunk | None:
+        """The next chunk; None at the end."""
+        coming, self.coming = self.begin(), None
+        return coming.result()
+
+    def make(self) -> Chunk | None:
+        """A chunk, written to the video."""
+        left = None if self.seconds is None else self.seconds - self.video.seconds
         if self.over or (left is not None and left < 0.5 / self.model.fps):
             return None
         chunk = next(self.session.stream(left))
         self.video.write(chunk.frames)
+        seen = [event.cue for event in chunk.events if event.kind == "visible"]
         for event in chunk.events:
-            self.say(self.heard(event))
+            if event.kind != "applied" or event.cue not in seen:
+                self.say(self.heard(event))
         return chunk
+
+    @property
+    def safe_s(self) -> float:
+        """How long before it is needed a chunk is to be begun."""
+        return 2 * (self.session.measures.latency_p95_s or 0) + 0.1
 
     def heard(self, event: Event) -> str:
         """What became of something that was typed, or of the pace."""
@@ -136,7 +166,7 @@ class Player:
             return f"pace: {cue.rung.steps} steps{part} from {at:g} s on"
         if event.kind == "visible" and cue.prompt in self.typed:
             after = time.monotonic() - self.typed.pop(cue.prompt)
-            return f"visible: {what} from {at:g} s on, made {after:.1f} s after it was typed"
+            return f"visible: {what} from {at:g} s on, {after:.1f} s after it was typed"
         return f"{event.kind}: {what} {'for' if event.kind == 'replaced' else 'at'} {at:g} s"
 
     def keep_record(self) -> None:
@@ -181,20 +211,25 @@ class Player:
         return shlex.join([*words, "-o", "again.mp4"])
 
 
-def play(player: Player, inbox: SimpleQueue[str], screen: Screen | None, seconds: float | None, live: bool) -> None:
-    """Until it has lasted `seconds`, or is told to end. `live`: each frame in its time, else as fast as they come."""
-    due = time.monotonic()
+def play(player: Player, inbox: SimpleQueue[str], screen: Screen | None, live: bool) -> None:
+    """Until it is long enough, or is told to end. `live`: each frame in its time, else as fast as they come."""
+    fps, due = player.model.fps, time.monotonic()
+    obey(player, inbox, 0)
     while not player.over:
-        obey(player, inbox, 0)
-        chunk = player.next(seconds)
+        if not player.begin().done():
+            obey(player, inbox, 0.02)
+            continue
+        chunk = player.take()
         if chunk is None:
             return
         due = max(due, time.monotonic())
         for number, frame in enumerate(chunk.frames):
-            at = player.video.seconds - (len(chunk.frames) - number) / player.model.fps
-            if screen is not None:
-                screen.show(frame, f"{at:5.1f} s · {chunk.prompt} · :help")
-            due += 1 / player.model.fps
+            left = (len(chunk.frames) - number) / fps
+            if live and left <= player.safe_s:
+                player.begin()
+            if screen is not None and (number == 0 or time.monotonic() < due + 1 / fps):  # what is late is not drawn
+                screen.show(frame, f"{chunk.pts + number / fps:5.1f} s · {chunk.prompt} · :help")
+            due += 1 / fps
             if obey(player, inbox, max(0.0, due - time.monotonic()) if live else 0):
                 break
 
@@ -202,15 +237,15 @@ def play(player: Player, inbox: SimpleQueue[str], screen: Screen | None, seconds
 def obey(player: Player, inbox: SimpleQueue[str], seconds: float) -> bool:
     """Do what is typed within the next `seconds`. Whether the stream jumped."""
     until, jumped = time.monotonic() + seconds, False
-    while not player.over:
+    while not (player.over or jumped):
         left = until - time.monotonic()
-        if player.waits > player.video.seconds or jumped:
+        if player.waits > player.video.seconds:
             time.sleep(max(0.0, left))
-            return jumped
+            return False
         try:
             jumped = player.obey(inbox.get(timeout=left) if left > 0 else inbox.get_nowait())
         except Empty:
-            return jumped
+            return False
     return jumped
 
 
@@ -233,7 +268,7 @@ def main() -> None:
     chosen.out = free(chosen.out)
     typing, watching = sys.stdin.isatty(), sys.stdout.isatty()
     chosen.live = typing or watching
-    seconds = chosen.seconds or (None if typing else 20.0)
+    chosen.seconds = chosen.seconds or (None if typing else 20.0)
     screen, inbox = Screen(sys.stdout) if watching else None, SimpleQueue[str]()
     try:
         check_output(chosen.out)
@@ -248,9 +283,10 @@ def main() -> None:
         else:
             Thread(target=listen, args=(inbox,), daemon=True).start()
         try:
-            play(player, inbox, screen, seconds, chosen.live)
+            play(player, inbox, screen, chosen.live)
         except KeyboardInterrupt:
             player.over = True
+    player.pool.shutdown()
     summary = list(player.summary())
     player.close()
     print("\n".join(summary))

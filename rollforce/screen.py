@@ -102,5 +102,5 @@ class Screen:
         try:
             yield
         finally:
-            self.out.write("\033[?25h\033[?1049l")
+            self.out.write("\x18\033[?25h\033[?1049l")  # CAN ends what was written half
             self.out.flush()
