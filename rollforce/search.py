@@ -9,6 +9,7 @@ the others are closed. What is handed out is the past of the best one, as soon a
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
@@ -179,9 +180,10 @@ class Search:
     # -- a round ------------------------------------------------------------------------------------------------
 
     def _go_on(self) -> None:
-        """Try all candidates, keep the best, and hand out what is settled."""
+        """Try all candidates, keep the best, and hand out what is settled. What goes wrong in it ends the search."""
         best: list[Beam] = []
-        candidates = self._candidates()
+        beams, self._beams = self._alive(), []
+        candidates = self._candidates(beams)
         for group in [list(candidates)] if self.settings.together else ([beam] for beam in candidates):
             self._try(group)
             best = sorted([*best, *group], key=lambda each: -each.score)  # of equal ones the first
@@ -191,9 +193,9 @@ class Search:
         self._beams, self._round = best, self._round + 1
         self._hand_out()
 
-    def _candidates(self) -> Iterator[Beam]:
+    def _candidates(self, beams: Sequence[Beam]) -> Iterator[Beam]:
         """Where each begins. The last of a beam is the beam itself."""
-        beams, total = self._alive(), self.settings.beams * self.settings.candidates
+        total = self.settings.beams * self.settings.candidates
         for place, beam in enumerate(beams):
             count = total // len(beams) + (place < total % len(beams))
             for number in range(count):
@@ -235,7 +237,11 @@ class Search:
             _mark(beam.session, APPEND if beam.long - long > wanted.worse else AVERAGE)
         beam.seen, beam.long = (*earlier, Scored(chunk, short)), long
         alpha = min(chunk.pts / wanted.ramp, wanted.most)
-        return alpha * short + (1 - alpha) * long
+        score = alpha * short + (1 - alpha) * long
+        if math.isnan(score):
+            raise ConfigError(f"the reward of the chunk at {chunk.pts:g} s is not a number (short {short:g}, long "
+                              f"{long:g}): return one for any frames, a low one if nothing can be said.")
+        return score
 
     def _hand_out(self) -> None:
         """What all beams share, and what is older than the lookahead."""

@@ -7,12 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies import LAYOUTS, latents, start
+from test_presets import OneStream, StandIn, noise, settings_of, spans
 
 from rollforce import rope
 from rollforce.cache import Group, KVCache, Memory, Routed, Shape, Sight, Window
 from rollforce.cache.plan import MARKS
 from rollforce.errors import ConfigError
-from rollforce.rollout import Stepping
+from rollforce.rollout import Rollout, Stepping
 from rollforce.types import KVBlock
 
 SHAPE = Shape(layers=1, batch=1, heads=1, tokens=2, width=16)
@@ -113,6 +114,23 @@ def test_a_marked_stream_resumes_bit_equal(model, layout):
     assert two.cache.held()["routed"] == (0, 1, 6, 7)
     plain = latents(start(model, LAYOUTS[layout], tiers, Stepping()), expected.shape[1])
     assert not torch.allclose(plain, expected, atol=1e-4)  # marks make a difference
+
+
+def test_the_preset_sees_what_the_release_sees():
+    """Sink 0-2, what was appended, 6 latents and the chunk itself, all at their own places. Chunk 1 is to be appended,
+    2 averaged into it, 4 appended, the others dropped: by hand from the release."""
+    by_hand = ["0-2", "0-5", "0-8", "0-11", "0-14", "0-5 9-17", "0-5 12-20", "0-5 12-23", "0-5 12-14 18-26"]
+    marks, settings, model = {3: "append", 6: "average", 12: "append"}, settings_of("stream_t1"), StandIn()
+    layout = settings.layout.build()
+    cache = KVCache(settings.cache, Shape(1, 1, 1, 1, 16), layout.slots)
+    rollout = Rollout(model, OneStream(), cache, layout, noise, settings.stepping, length=27)
+    with torch.no_grad():
+        for commit in rollout.commits():
+            if commit.start in marks:
+                cache.mark(marks[commit.start], commit.start)
+    assert [call.start for call in model.denoised] == [3 * number for number in range(9) for _ in range(4)]
+    for call in model.denoised:
+        assert call.seen == spans(by_hand[call.start // 3]), call.start
 
 
 @pytest.mark.parametrize("wrong", [{"first": 5}, {"first": -1}, {"chunk": 0}, {"decay": 1.1}])

@@ -309,6 +309,14 @@ def test_sessions_that_cannot_be_searched(chunkwise, rolling):
         Search(session, brightness)
 
 
+def test_a_reward_that_says_nothing_ends_the_search(chunkwise):
+    with chunkwise.session(PROMPT) as session, Search(session, lambda pictures, prompt: math.nan) as search:
+        with pytest.raises(ConfigError, match="chunk at 0 s is not a number"):
+            next(search.stream())
+        with pytest.raises(SessionClosed):
+            search.stream()
+
+
 # -- what it buys -----------------------------------------------------------------------------------------------------
 
 SCRIPT = runpy.run_path(str(Path(__file__).parents[1] / "infer" / "search.py"))
