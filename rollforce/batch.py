@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from rollforce.ahead import Advance, Advancing
-from rollforce.errors import ConfigError, RollforceError
+from rollforce.errors import ConfigError, RollforceError, SessionClosed
 from rollforce.loaded import Loaded
 from rollforce.machine import computing_on
 from rollforce.rollout import Ask
@@ -60,7 +60,9 @@ class Batch:
             self._members.add(member)
         return member
 
-    def __len__(self) -> int:
+    @property
+    def streams(self) -> int:
+        """That are in it now."""
         return len(self._members)
 
     @cached_property
@@ -192,7 +194,8 @@ class Member:
         done, failed, self._ready, self._failed = self._ready, self._failed, None, None
         if failed is not None:
             raise failed
-        assert done is not None
+        if done is None:
+            raise SessionClosed("This session was closed, by another thread, while it was pulled.")
         return done
 
     # -- of its batch -------------------------------------------------------------------------------------------

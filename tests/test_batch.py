@@ -9,13 +9,14 @@ import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY, tiny_transformer
 from policies import LAYOUTS, SIGHTS, TIERS, latents, start
-from small_model import make_model_folder
+from small_model import FOR_ANY_MODEL, make_model_folder
 
 from rollforce import batch as batch_module
 from rollforce.ahead import Advance
@@ -23,7 +24,7 @@ from rollforce.batch import Batch
 from rollforce.cache import HeadGroups, Sink, Window
 from rollforce.config import build, resource
 from rollforce.cues import Cue
-from rollforce.errors import ConfigError, RollforceError
+from rollforce.errors import ConfigError, RollforceError, SessionClosed
 from rollforce.load import load
 from rollforce.machine import resident_mb
 from rollforce.model import Model
@@ -39,8 +40,13 @@ PRESETS = ("chunkwise", "rolling", "streamdit", "tempcache", "kivi4", "self_forc
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return load(make_model_folder(tmp_path_factory.mktemp("small")))
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model_folder(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="module")
+def small(folder: Path) -> Model:
+    return load(folder)
 
 
 def preset(model: Model, name: str) -> Model:
@@ -140,8 +146,12 @@ def test_other_sizes_and_lengths_are_other_calls(model):
 # -- sessions --------------------------------------------------------------------------------------------------------
 
 
-def test_streams_of_a_batch_make_the_bytes_they_make_alone(small, calls):
-    models = [preset(small, name) for name in PRESETS]
+@pytest.mark.parametrize("presets", [PRESETS, pytest.param(FOR_ANY_MODEL, marks=pytest.mark.slow)], ids=["some", "all"])
+def test_streams_of_a_batch_make_the_bytes_they_make_alone(folder, calls, presets):
+    small = load(folder)
+    models = [preset(small, name) for name in presets]
+    for model in models:
+        small.transformer.learn(model.stream_settings.tiers)
     batch = small.batch(limit=len(models))
     cues = [Cue(1.5, PROMPTS[3]), Cue(2.5, PROMPTS[2], seed=9)]
     with ExitStack() as stack:
@@ -155,7 +165,7 @@ def test_streams_of_a_batch_make_the_bytes_they_make_alone(small, calls):
                 mine.append(chunk.frames)
     assert max(map(len, calls)) == len(models)
     for n, (model, mine) in enumerate(zip(models, together, strict=True)):
-        assert np.array_equal(np.concatenate(mine), lone(model, n, 5, cues=cues[: n % 3])), PRESETS[n]
+        assert np.array_equal(np.concatenate(mine), lone(model, n, 5, cues=cues[: n % 3])), presets[n]
 
 
 def test_joining_leaving_and_other_sizes(small, calls):
@@ -166,7 +176,7 @@ def test_joining_leaving_and_other_sizes(small, calls):
     streams = [each.stream() for each in (first, second, big)]
     pulled = [[next(stream).frames for stream in streams] for _ in range(3)]
     second.close()
-    assert len(batch) == 2
+    assert batch.streams == 2
     with pytest.raises(RollforceError, match="closed"):
         next(streams[1])
     rest = [next(streams[0]).frames, next(streams[0]).frames]
@@ -187,7 +197,7 @@ def test_fork_rewind_snapshot_and_resume_in_a_batch(small):
         next(beside)
         session.prompt(PROMPTS[2], "keep", at=4)
         saved, twin = session.snapshot(), session.fork()
-        assert twin.batch is batch and len(batch) == 3
+        assert twin.batch is batch and batch.streams == 3
         rest = frames(session, 4)
         next(beside)
         assert np.array_equal(frames(twin, 4), rest)
@@ -329,6 +339,18 @@ def test_an_error_of_the_call_is_everybodys(small, monkeypatch):
         next(streams[1])
 
 
+def test_closing_while_another_thread_pulls(small):
+    session = small.session(PROMPTS[0], batch=small.batch())
+    step, stream = session._stand.steering.step, session.stream()
+    closing = threading.Thread(target=session.close)
+    session._stand.steering.step = lambda *place: (closing.start(), step(*place))[1]
+    with pytest.raises(SessionClosed):
+        frames_of_two = [next(stream), next(stream)]
+        assert not frames_of_two  # the round that was under way may have been the last of its chunk
+    closing.join(20)
+    assert not closing.is_alive()
+
+
 def test_a_stream_cannot_wait_for_a_neighbour_in_its_own_chunk(small):
     batch = small.batch()
     one, other = (small.session(PROMPTS[n], batch=batch) for n in range(2))
@@ -367,7 +389,7 @@ def test_a_thousand_sessions_leave_nothing(small):
             session.close()
         if n % 200 == 199:
             del session
-            assert len(batch) == 1
+            assert batch.streams == 1
             held.append((alive(), resident_mb()))
     tensors, resident = zip(*held[1:], strict=True)
     assert max(tensors) == min(tensors) and resident[-1] - resident[0] < 30
@@ -386,7 +408,7 @@ def test_what_is_dropped_is_gone_at_once(small):
             batch._drive()
         assert dropped._ahead._advancing is not None
         del dropped, pulled
-        assert len(batch) == 1 and memory() is None
+        assert batch.streams == 1 and memory() is None
     finally:
         gc.enable()
 
