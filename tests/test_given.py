@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from small_model import FOR_ANY_MODEL, make_model_folder
 
+from rollforce.cues import Cue
 from rollforce.errors import ConfigError, ShapeError, SnapshotError
 from rollforce.given import Follower, Following, Given
 from rollforce.layout import rolling
@@ -19,6 +20,9 @@ from rollforce.pictures import fitted, read_clip, read_picture
 from rollforce.session import Session
 from rollforce.settings import LayoutSettings
 from rollforce.video import VideoWriter
+from rollforce.world.eyes import Eyes
+from rollforce.world.render import render as render_scene
+from rollforce.world.scenes import COLOURS, PLACES, TIMES, Scene, Thing
 
 PROMPT = "a red ball bounces over green hills"
 SIZE = (32, 48)
@@ -54,6 +58,46 @@ def test_a_stream_goes_on_from_an_image_and_from_a_clip(small: Model) -> None:
     same, other = (frames(small.session(PROMPT, seed=1, video=clip), 2) for clip in (CLIP, changed))
     assert np.array_equal(same, other)  # the first two frames are those left out
     assert not np.array_equal(same, frames(small.session(PROMPT, seed=1, video=CLIP[::-1]), 2))
+
+
+@pytest.mark.parametrize("preset", [pytest.param(p, marks=() if p in ("rolling", "chunkwise", "streamdit", "deep_forcing")
+                                                 else pytest.mark.slow) for p in FOR_ANY_MODEL])
+@pytest.mark.parametrize("given", [{"image": CLIP[0]}, {"video": CLIP}], ids=["image", "video"])
+def test_what_goes_on_can_be_kept_split_and_told_otherwise(folder: Path, preset: str, given: dict) -> None:
+    model, cue = load(folder, stream=preset), Cue(2, "a blue star drifts right")
+    whole = frames(model.session(PROMPT, seed=1, cues=[cue], **given), 5)
+    with model.session(PROMPT, seed=1, remember=2, **given) as session:
+        begun = list(session.stream(1))
+        session.prompt(cue.prompt, at=cue.at)
+        saved, twin = session.snapshot(), session.fork()
+        rest = list(session.stream(4))
+        told = [event for chunk in rest for event in chunk.events if event.kind == "applied"]
+        assert [(event.chunk, event.frame) for event in told] == [(2, 24)]  # what was given is not counted
+        assert np.array_equal(np.concatenate([chunk.frames for chunk in (*begun, *rest)]), whole)
+        session.rewind(2)
+        assert np.array_equal(np.concatenate([chunk.frames for chunk in session.stream(2)]), whole[36:])
+    assert np.array_equal(frames(twin, 4), whole[12:])
+    assert np.array_equal(frames(model.resume(saved), 4), whole[12:])
+
+
+def test_the_bundled_model_goes_on_with_what_it_is_shown() -> None:
+    """What the prompt does not say (place, time of day, where the thing is) is that of the picture or the clip."""
+    model, eyes = load("tiny"), Eyes.load()
+    thing = Thing("yellow", "heart", "circles", x=0.5, y=0.42, reach=0.2, phase=0.1)
+    scene = Scene("city", "night", (thing,))
+    clip = render_scene(scene, 0, 36)
+    x, y = thing.track(np.arange(36, 48) / 12)
+    for given in ({"video": clip}, {"image": clip[-1]}):
+        shown = frames(model.session("a yellow heart circles", seed=0, **given), 1)
+        look = eyes.look(shown)
+        assert {PLACES[i] for i in look.place.argmax(1)} == {"city"}
+        assert {TIMES[i] for i in look.time.argmax(1)} == {"night"}
+        for frame in (0, 6):
+            seen = max(look.things[frame], key=lambda each: each.heat)
+            assert COLOURS[seen.colour.argmax()] == "yellow"
+            assert np.hypot(seen.x - x[frame], seen.y - y[frame]) < 0.12  # widths; it is 0.36 wide
+    plain = eyes.look(frames(model.session("a yellow heart circles", seed=0), 1))
+    assert (PLACES[plain.place[-1].argmax()], TIMES[plain.time[-1].argmax()]) != ("city", "night")
 
 
 @pytest.mark.parametrize("preset", [p for p in FOR_ANY_MODEL if p != "streamdit"])
