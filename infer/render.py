@@ -30,7 +30,7 @@ def main() -> None:
     for job in jobs:
         path = chosen.out / f"{job.name}.mp4"
         with (
-            model.session(job.prompt, seed=job.seed) as session,
+            model.session(job.prompt, seed=job.seed, cues=job.cues) as session,
             VideoWriter(path, model.fps, model.size, scale=default_scale(model.size)) as video,
         ):
             for chunk in session.stream(seconds=job.seconds):

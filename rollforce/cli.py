@@ -43,8 +43,8 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @app.command()
 @taking(Options)
 def render(options: Options) -> None:
-    """Render a video from a prompt, or many from a file. What is said later may change the prompt; what was stopped
-    goes on."""
+    """Render a video from a prompt, or many from a file. --at changes the prompt on the way; --resume goes on with a
+    render that was stopped."""
     with _answered(options.debug):
         from rollforce.making import make
         from rollforce.terminal import Terminal

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -96,27 +96,29 @@ def _check(model: Model, waiting: list[Task]) -> None:
     """All prompts and changes before the first is rendered. What the model knows is said once, not for every line."""
     problems, known = [], ""
     for task in waiting:
-        for place, checked in _checks(model, task.request):
-            try:
-                checked()
-            except ConfigError as error:
-                problem, _, more = str(error).partition("\n")
-                known = more or known
-                problems.append(": ".join(part for part in (task.where, place, problem) if part))
+        for place, text in _problems(model, task.request):
+            problem, _, more = text.partition("\n")
+            known = more or known
+            problems.append(": ".join(part for part in (task.where, place, problem) if part))
     if problems:
-        raise ConfigError("\n".join([*dict.fromkeys(problems), *([known] if known else [])]))
+        raise ConfigError("\n".join([*problems, *([known] if known else [])]))
 
 
-def _checks(model: Model, request: Request) -> list[tuple[str, Callable[[], None]]]:
-    """What to ask of a request, each with its place in it."""
-    asked: list[tuple[str, Callable[[], None]]] = [("", lambda: model.check_prompt(request.prompt))]
+def _problems(model: Model, request: Request) -> Iterator[tuple[str, str]]:
+    """Where in a request something cannot be, and why."""
+    yield from _problem("", model.check_prompt, request.prompt)
     for cue in request.cues:
         place = f"at {cue.at:g} s"
         if cue.prompt is not None:
-            asked.append((place, lambda cue=cue: model.check_prompt(cue.prompt)))  # type: ignore[misc]
-        asked.append((place, lambda cue=cue: check(  # type: ignore[misc]
-            cue.transition, model.stream_settings.tiers, request.follow is not None)))  # fmt: skip
-    return asked
+            yield from _problem(place, model.check_prompt, cue.prompt)
+        yield from _problem(place, check, cue.transition, model.stream_settings.tiers, request.follow is not None)
+
+
+def _problem(place: str, ask: Callable[..., None], *words: Any) -> Iterator[tuple[str, str]]:
+    try:
+        ask(*words)
+    except ConfigError as error:
+        yield place, str(error)
 
 
 def _one(

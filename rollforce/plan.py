@@ -53,6 +53,8 @@ class Plan:
 
 def plan(options: Options) -> Plan:
     """The checked plan of a render command. ConfigError says what cannot be used and what to type instead."""
+    if not options.save_every >= 0:
+        raise ConfigError(f"--save-every must be 0 (never) or a number of seconds, got {options.save_every:g}.")
     if options.resume is not None:
         return _resumed(options, options.resume)
     overrides = tuple(word for word in options.words if _OVERRIDE.match(word))

@@ -103,15 +103,18 @@ def _rows(result: Result, request: Request, path: Path) -> Iterator[tuple[str, s
 
 
 def _changes(result: Result, request: Request) -> Iterator[tuple[str, str]]:
-    """When each change was seen: with the first chunk that began at its time or later."""
+    """When each change began, with the first chunk at its time or later, and when nothing of the old was left."""
     fps = result.frames / max(result.seconds, 1e-9)
-    seen = [event for event in result.events if event.kind == "visible" and event.frame is not None]
-    for event in seen[:_CHANGES]:
-        yield "change", f"from {(event.frame or 0) / fps:g} s on: {_said(event.cue)}"
-    if len(seen) > _CHANGES:
-        yield "", f"and {len(seen) - _CHANGES} more: see the .json"
-    if not result.interrupted and (unseen := len(request.cues) - len(seen)) > 0:
-        yield "not seen", f"{_plural(unseen, 'change')}: the video ended before, or another took its place"
+    begun = [event for event in result.events if event.kind == "applied" and event.frame is not None]
+    for event in begun[:_CHANGES]:
+        visible = next((each.frame for each in result.events if each.kind == "visible" and each.cue == event.cue), None)
+        whole = "not wholly seen before the end" if visible is None else f"wholly from {visible / fps:g} s"
+        at_once = "" if visible == event.frame else f", {whole}"
+        yield "change", f"at {(event.frame or 0) / fps:g} s{at_once}: {_said(event.cue)}"
+    if len(begun) > _CHANGES:
+        yield "", f"and {len(begun) - _CHANGES} more: see the .json"
+    if not result.interrupted and (unseen := len(request.cues) - len(begun)) > 0:
+        yield "not made", f"{_plural(unseen, 'change')}: the video ended before, or another took its place"
 
 
 def _said(cue: Cue) -> str:

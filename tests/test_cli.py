@@ -136,7 +136,7 @@ def test_many_prompts_are_checked_together_then_made_and_resumed(run: Run) -> No
 def test_the_prompt_changes_on_the_way(run: Run) -> None:
     result = run(PROMPT, "--at", "3s,flush:the green hills", "--at", "1.5:a blue star", "-s", "5", "-o", "a.mp4",
                  "--scale", "1")  # fmt: skip
-    for part in ("· 2 changes ·", "from 2 s on: 'a blue star' (recache)", "from 3 s on: 'the green hills' (flush)"):
+    for part in ("· 2 changes ·", "at 2 s: 'a blue star' (recache)", "at 3 s: 'the green hills' (flush)"):
         assert part in result.output
     told = record("a.json")
     assert [(cue["at"], cue["prompt"]) for cue in told["request"]["cues"]] == [
@@ -146,7 +146,11 @@ def test_the_prompt_changes_on_the_way(run: Run) -> None:
         ("applied", 2, 24), ("visible", 2, 24), ("applied", 3, 36), ("visible", 3, 36)]
     assert "the same bytes as recorded" in run("--from", "a.json", "-o", "b.mp4").output
     assert Path("a.mp4").read_bytes() == Path("b.mp4").read_bytes()
-    assert "from 2 s" in run("--from", "a.json", "-s", "2.5", "-o", "shorter.mp4").output
+    shorter = run("--from", "a.json", "-s", "2.5", "-o", "shorter.mp4").output
+    assert "at 2 s: " in shorter and "1 change: the video ended before" in shorter
+    slow = run(PROMPT, "--at", "1s,keep:a blue star", "--at", "5s,blend:the hills", "-s", "6", "-o", "slow.mp4").output
+    assert "at 1 s, wholly from 4 s: 'a blue star' (keep)" in slow
+    assert "at 5 s, not wholly seen before the end: 'the hills' (blend)" in slow
     run(PROMPT, "-s", "5", "-o", "plain.mp4", "--scale", "1")
     steered, plain = read_frames(Path("a.mp4")), read_frames(Path("plain.mp4"))
     assert (steered[:24] == plain[:24]).all()

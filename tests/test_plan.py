@@ -66,6 +66,7 @@ def test_a_prompt_and_its_overrides() -> None:
     (Options(words=["a"], at=["20:a car"]), "--at: a change at 20 s, but the video ends at 20 s"),
     (Options(words=["a"], at=["3:a car", "3s,cut:a bus"]), "--at: two changes at 3 s"),
     (Options(words=["a"], at=["3:a car"], seconds=2), "a change at 3 s, but the video ends at 2 s"),
+    (Options(words=["a"], save_every=-1), "--save-every must be 0 (never) or a number of seconds, got -1"),
     (Options(resume=Path("none.mp4")), "none.json cannot be read"),
     (Options(words=["a"], resume=Path("a.mp4"), seconds=3), "as the render was begun: leave out a prompt, --seconds."),
     (Options(prompts="none.txt"), "--prompts none.txt cannot be read"),
