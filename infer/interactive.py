@@ -23,13 +23,13 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 
 import rollforce
+from rollforce.chunk import Chunk
 from rollforce.cues import RECACHE, Event
 from rollforce.errors import RollforceError
 from rollforce.live import Pace
 from rollforce.record import Request, describe, record_path, save_record
 from rollforce.screen import Screen
 from rollforce.transitions import NAMES, transition
-from rollforce.types import Chunk
 from rollforce.video import VideoWriter, check_output, default_scale
 
 COMMANDS = {

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rollforce.chunk import Chunk
     from rollforce.errors import (
         CheckpointError,
         ConfigError,
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from rollforce.model import Model
     from rollforce.session import Session
     from rollforce.snapshot import Snapshot
-    from rollforce.types import Chunk
 
     __version__: str
 
@@ -46,7 +46,7 @@ __all__ = [
 
 _HOME = {
     "load": "load", "stream": "load",
-    "Model": "model", "Session": "session", "Snapshot": "snapshot", "Chunk": "types",
+    "Model": "model", "Session": "session", "Snapshot": "snapshot", "Chunk": "chunk",
     "RollforceError": "errors", "ConfigError": "errors", "ShapeError": "errors", "CheckpointError": "errors",
     "SnapshotError": "errors", "SessionClosed": "errors",
 }  # fmt: skip

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from math import ceil
 from time import perf_counter
 
+from rollforce.chunk import Timings
 from rollforce.cues import Cue, Event
 from rollforce.errors import ConfigError
 from rollforce.rungs import Rung, rungs_of
 from rollforce.settings import StreamSettings
 from rollforce.steering import Steering
-from rollforce.types import Timings
 
 RECENT = 512  # chunks that percentiles are over
 

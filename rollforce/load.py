@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from rollforce.chunk import Chunk
 from rollforce.config import build, resource
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.machine import threads_for
@@ -23,7 +24,6 @@ from rollforce.models.transformer import VideoTransformer
 from rollforce.running import Running
 from rollforce.session import Session
 from rollforce.settings import StreamSettings
-from rollforce.types import Chunk
 
 log = logging.getLogger(__name__)
 CARD = "model.yaml"

@@ -94,7 +94,6 @@ class Model(Loaded):
     ) -> Session:  # fmt: skip
         """Continue a saved stream to the same bytes. SnapshotError if it has another model or other settings."""
         self.check_snapshot(snapshot)
-        session = Session(self, snapshot.prompt, snapshot.seed, snapshot.size, ahead=ahead, remember=remember, pace=pace,
-                          batch=batch)  # fmt: skip
+        session = Session(self, snapshot.prompt, snapshot.seed, snapshot.size, None, ahead, (), remember, pace, batch)
         session._restore(snapshot)
         return session

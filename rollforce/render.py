@@ -22,10 +22,10 @@ from rollforce.unfinished import SAVE_EVERY_S, Keeper, read_unfinished
 from rollforce.video import VideoWriter, available, default_scale
 
 if TYPE_CHECKING:
+    from rollforce.chunk import Chunk
     from rollforce.model import Model
     from rollforce.session import Session
     from rollforce.snapshot import Snapshot
-    from rollforce.types import Chunk
 
 
 @dataclass(frozen=True)

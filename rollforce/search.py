@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from rollforce.cache.routed import APPEND, AVERAGE
+from rollforce.chunk import Chunk
 from rollforce.cues import Event
 from rollforce.errors import ConfigError, SessionClosed
 from rollforce.frame_rewards import FrameReward
@@ -33,7 +34,6 @@ from rollforce.rollout import Ask, Rollout
 from rollforce.session import Session, frames_of
 from rollforce.together import answered, kind
 from rollforce.transitions import AnyTransition
-from rollforce.types import Chunk
 
 
 @dataclass(frozen=True)

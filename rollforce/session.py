@@ -16,6 +16,7 @@ import torch
 
 from rollforce.ahead import Advance, Advancing, Ahead, alone
 from rollforce.batch import Batch, Member
+from rollforce.chunk import Chunk, Timings
 from rollforce.cues import Cue, Event
 from rollforce.errors import ConfigError, SessionClosed, SnapshotError
 from rollforce.given import Follower, Given, past
@@ -30,7 +31,6 @@ from rollforce.snapshot import Snapshot, on_device
 from rollforce.stand import Point, Stand, advancing
 from rollforce.steering import Steering
 from rollforce.transitions import AnyTransition, transition
-from rollforce.types import Chunk, Timings
 from rollforce.waiting import done_by
 
 NONE: tuple[Timings, tuple[Event, ...]] = (Timings(0.0, 0.0), ())

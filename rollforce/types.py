@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,10 +10,7 @@ import torch
 from rollforce.errors import ShapeError
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
-
-    from rollforce.cues import Event
 
 
 @dataclass(frozen=True)
@@ -88,28 +85,6 @@ class Scene:
     index: tuple[int, ...]
     phase: tuple[float, ...]
     latents_BTCHW: Tensor
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Seconds spent on one chunk."""
-
-    denoise_s: float
-    decode_s: float
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Decoded pictures: frames uint8 [F, H, W, 3]; pts = seconds from the start to the first one.
-
-    `prompt`: in force when it was finished; `events`: what became of cues with it."""
-
-    frames: np.ndarray
-    index: int
-    pts: float
-    prompt: str
-    timings: Timings = field(default_factory=lambda: Timings(0.0, 0.0))
-    events: tuple[Event, ...] = ()
 
 
 def index_range(start: int, count: int) -> Tensor:

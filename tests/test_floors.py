@@ -28,7 +28,7 @@ recache shots together
 settings snapshot sharing transitions
 rungs
 cues
-running trace ahead
+running trace ahead chunk
 given needs loaded memory_map prompts
 distill fits head_profile
 bench frame_rewards

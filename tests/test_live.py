@@ -10,6 +10,7 @@ import pytest
 from small_model import FOR_ANY_MODEL, make_model_folder
 
 from rollforce.cache import Sight
+from rollforce.chunk import Timings
 from rollforce.config import build, resource
 from rollforce.cues import Cue
 from rollforce.errors import ConfigError
@@ -21,7 +22,6 @@ from rollforce.session import Session
 from rollforce.settings import StreamSettings
 from rollforce.snapshot import Snapshot
 from rollforce.transitions import Cut
-from rollforce.types import Timings
 
 PROMPT = "a red ball bounces over green hills"
 LAYOUTS = {

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from time import perf_counter, process_time
 from typing import Any
 
-from rollforce.types import Chunk
+from rollforce.chunk import Chunk
 
 Pulled = Iterator[Chunk]
 COLUMNS = {
