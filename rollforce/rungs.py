@@ -15,7 +15,12 @@ class Rung:
     """`steps`: of the stream's own levels, spread evenly, the highest always among them. `past`: share of what a call
     sees of the past; what is pinned, regions that are seen whole, and the call's own latents are always seen.
 
-    Memory is written as ever, so that it is all there when the stream goes up again."""
+    Memory is written as ever, so that it is all there when the stream goes up again.
+
+    What it saves: chunkwise, the calls that are left out (the bundled model on a CPU: 138, 83, 49 ms a chunk with 4, 3,
+    2 steps). In a rolling layout a chunk is one call however many steps there are, and fewer make that call smaller:
+    much for a large model, little for a small one (75 ms, and 59 on the last rung); and what is in flight begins anew,
+    which costs the first chunk on a rung its ticks and a jump of what moves."""
 
     steps: int
     past: float = 1.0

@@ -60,8 +60,9 @@ def test_a_stream_goes_on_from_an_image_and_from_a_clip(small: Model) -> None:
     assert not np.array_equal(same, frames(small.session(PROMPT, seed=1, video=CLIP[::-1]), 2))
 
 
-@pytest.mark.parametrize("preset", [pytest.param(p, marks=() if p in ("rolling", "chunkwise", "streamdit", "deep_forcing")
-                                                 else pytest.mark.slow) for p in FOR_ANY_MODEL])
+@pytest.mark.parametrize("preset", [
+    pytest.param(p, marks=() if p in ("rolling", "chunkwise", "streamdit") else pytest.mark.slow) for p in FOR_ANY_MODEL
+])
 @pytest.mark.parametrize("given", [{"image": CLIP[0]}, {"video": CLIP}], ids=["image", "video"])
 def test_what_goes_on_can_be_kept_split_and_told_otherwise(folder: Path, preset: str, given: dict) -> None:
     model, cue = load(folder, stream=preset), Cue(2, "a blue star drifts right")
