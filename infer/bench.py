@@ -204,10 +204,9 @@ def company(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     def begin(wanted: together.Company) -> list[list[together.Pulled]]:
         here: Model = dataclasses.replace(model, threads=wanted.threads)
-        batches = [here.batch() if wanted.together else None for _ in range(wanted.pulled_by)]
-        return [[here.session(args.prompt, seed, batch=batch).stream()
-                 for seed in range(lane, wanted.streams, wanted.pulled_by)]
-                for lane, batch in enumerate(batches)]  # fmt: skip
+        batch = here.batch(lanes=wanted.pulled_by) if wanted.together else None
+        streams = [here.session(args.prompt, seed, batch=batch).stream() for seed in range(wanted.streams)]
+        return [streams[lane :: wanted.pulled_by] for lane in range(wanted.pulled_by)]
 
     found = together.companies([int(count) for count in args.counts.split(",")], cores)
     return together.measure(found, begin, args.warm, args.chunks or 8)

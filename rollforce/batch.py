@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from itertools import count
+from math import ceil
 from threading import Condition, get_ident
 from time import monotonic, perf_counter
 from types import TracebackType
@@ -34,21 +35,25 @@ from rollforce.together import answered, kind
 class Batch:
     """Streams of one model whose model calls are made together: `model.session(prompt, batch=model.batch())`.
 
-    May be pulled from several threads; the calls are made by one at a time. Streams are held weakly: one that is
-    dropped, closed or not, leaves. A source that is waited for (a live video) holds up the others."""
+    May be pulled from several threads; of these, `lanes` at a time make calls, each for its share of the streams. One
+    lane for a GPU, and where one thread pulls all; one for each core where a model computes with a single thread.
+
+    Streams are held weakly: one that is dropped, closed or not, leaves. A source that is waited for (a live video)
+    holds up the others of its call."""
 
     def __init__(
-        self, model: Loaded, limit: int = 8, ahead: bool = True, clock: Callable[[], float] = monotonic
-    ) -> None:
-        """`limit` streams at most in one call; `ahead` compute the next chunk of a stream while others are pulled."""
-        if limit < 1:
-            raise ConfigError(f"batch.limit {limit}: at least 1 stream in a call.")
-        self.model, self.limit, self.ahead, self.clock = model, limit, ahead, clock
+        self, model: Loaded, limit: int = 8, ahead: bool = True, lanes: int = 1,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:  # fmt: skip
+        """`limit` streams at most in one call; `ahead` compute the next chunk of a stream while others are pulled;
+        `lanes` calls at most at a time."""
+        if limit < 1 or lanes < 1:
+            raise ConfigError(f"a batch with limit {limit} and {lanes} lanes: at least 1 stream in a call, and 1 lane.")
+        self.model, self.limit, self.ahead, self.lanes, self.clock = model, limit, ahead, lanes, clock
         self.changed = Condition()
         self._members: WeakSet[Member] = WeakSet()
         self._numbers = count()
-        self._driver: int | None = None  # the thread that drives a round
-        self._round: Sequence[Member] = ()
+        self._rounds: dict[int, Sequence[Member]] = {}  # under way: of each thread that drives one, who takes part
 
     def join(self, model: Loaded) -> Member:
         """A place for one more stream. ConfigError if it is of another model."""
@@ -67,22 +72,23 @@ class Batch:
 
     @cached_property
     def worker(self) -> ThreadPoolExecutor:
-        """The thread that pulls for those who may not wait (async)."""
-        return ThreadPoolExecutor(1, thread_name_prefix="rollforce-batch")
+        """The threads, one for each lane, that pull for those who may not wait (async)."""
+        return ThreadPoolExecutor(self.lanes, thread_name_prefix="rollforce-batch")
 
     # -- with `changed` held ------------------------------------------------------------------------------------
 
     def finish(self, member: Member) -> None:
-        """Until a member that is on its way has arrived: drive, or wait while another thread does."""
+        """Until a member that is on its way has arrived: drive, or wait while other threads do."""
         while member.busy:
-            if self._driver is None:
-                self._drive()
+            chosen = self._chosen()
+            if chosen:
+                self._drive(chosen)
             else:
                 self._wait()
 
     def spare(self, member: Member) -> None:
         """Wait until no round is under way that a member takes part in."""
-        while member in self._round:
+        while any(member in each for each in self._rounds.values()):
             self._wait()
 
     def leave(self, member: Member) -> None:
@@ -91,21 +97,29 @@ class Batch:
         self.spare(member)
 
     def _wait(self) -> None:
-        if self._driver == get_ident():
+        if get_ident() in self._rounds:
             raise ConfigError("a stream cannot wait for another one of its batch in the middle of its own chunk: give "
                               "the one that is followed a session outside of it.")  # fmt: skip
         self.changed.wait()
 
-    def _drive(self) -> None:
+    def _chosen(self) -> Sequence[Member]:
+        """Who takes part in a round that would begin now: the most urgent, and as many for each lane that is free."""
+        free = self.lanes - len(self._rounds)
+        if free < 1 or get_ident() in self._rounds:
+            return ()
+        taken = {member for each in self._rounds.values() for member in each}
+        wanting = [each for each in list(self._members) if each.busy and each not in taken]
+        return sorted(wanting, key=lambda each: each.urgency)[: min(self.limit, ceil(len(wanting) / free))]
+
+    def _drive(self, members: Sequence[Member]) -> None:
         """One round. Others may come and go, and take what is ready, meanwhile."""
-        wanting = sorted((each for each in list(self._members) if each.busy), key=lambda each: each.urgency)
-        self._round, self._driver = wanting[: self.limit], get_ident()
+        self._rounds[get_ident()] = members
         self.changed.release()
         try:
-            self._tick(self._round)
+            self._tick(members)
         finally:
             self.changed.acquire()
-            self._round, self._driver = (), None
+            del self._rounds[get_ident()]
             self.changed.notify_all()
 
     # -- a round ------------------------------------------------------------------------------------------------
@@ -189,6 +203,7 @@ class Member:
         with self._batch.changed:
             self._batch.leave(self)
             self._start = self._advancing = self.asking = self._ready = None
+            self._batch.changed.notify_all()
 
     def _handed_out(self) -> Advance:
         done, failed, self._ready, self._failed = self._ready, self._failed, None, None

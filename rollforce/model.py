@@ -62,10 +62,11 @@ class Model(Loaded):
             check_session(self, size)
         return Session(self, prompt, seed, size, given, ahead, cues, remember, pace, batch)
 
-    def batch(self, limit: int = 8, ahead: bool = True) -> Batch:
+    def batch(self, limit: int = 8, ahead: bool = True, lanes: int = 1) -> Batch:
         """For streams that tick together, `session(..., batch=batch)`: at most `limit` in one model call; `ahead`: the
-        next chunk of a stream is computed while others are pulled."""
-        return Batch(self, limit, ahead)
+        next chunk of a stream is computed while others are pulled; `lanes` calls at a time, where several threads or
+        tasks pull: for a small model on a CPU, as many as there are cores."""
+        return Batch(self, limit, ahead, lanes)
 
     def warmup(self, size: tuple[int, int] | None = None) -> float:
         """Stream until the buffer is full and once more, and throw it away; return the seconds it took.

@@ -214,7 +214,7 @@ def test_a_batch_is_of_one_model(small, tmp_path):
     other = load(make_model_folder(tmp_path, seed=1))
     with pytest.raises(ConfigError, match="batch of their own"):
         other.session(PROMPTS[0], batch=small.batch())
-    with pytest.raises(ConfigError, match="limit 0"):
+    with pytest.raises(ConfigError, match="limit 0 and 1 lanes"):
         small.batch(limit=0)
 
 
@@ -255,6 +255,28 @@ def test_limit_is_of_streams_in_a_call(small, calls):
         assert np.array_equal(np.concatenate([row[n].frames for row in pulled]), lone(small, n, 3))
 
 
+def test_lanes_share_the_streams(small):
+    batch = small.batch(limit=8, lanes=2)
+    sessions = [small.session(PROMPTS[n % 4], seed=n, batch=batch) for n in range(5)]
+    for session in sessions:
+        session.stream()
+    rounds = []
+
+    def driven(members):
+        rounds.append([member._number for member in members])
+        if len(rounds) == 1:  # while it is under way, another thread begins one
+            other = threading.Thread(target=lambda: next(sessions[4].stream()))
+            other.start()
+            other.join(20)
+        tick(members)
+
+    tick, batch._tick = batch._tick, driven
+    next(sessions[0].stream())
+    assert rounds[:2] == [[0, 1, 2], [3, 4]]
+    batch._tick = tick
+    assert np.array_equal(frames(sessions[3], 2), lone(small, 3, 2))
+
+
 def test_a_stream_that_nobody_pulls_does_not_grow(small, calls):
     batch = small.batch()
     idle, busy = (small.session(PROMPTS[n], seed=n, batch=batch) for n in range(2))
@@ -270,8 +292,9 @@ def test_a_stream_that_nobody_pulls_does_not_grow(small, calls):
     assert np.array_equal(frames(idle, 3), lone(small, 0, 4)[12:])
 
 
-def test_several_threads_share_calls(small, calls):
-    batch, done = small.batch(), {}
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_several_threads_share_calls(small, calls, lanes):
+    batch, done = small.batch(lanes=lanes), {}
     sessions = [small.session(PROMPTS[n % 4], seed=n, batch=batch) for n in range(5)]
     threads = [threading.Thread(target=lambda n=n: done.update({n: frames(sessions[n], 4)})) for n in range(5)]
     for thread in threads:
@@ -351,8 +374,9 @@ def test_closing_while_another_thread_pulls(small):
     assert not closing.is_alive()
 
 
-def test_a_stream_cannot_wait_for_a_neighbour_in_its_own_chunk(small):
-    batch = small.batch()
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_a_stream_cannot_wait_for_a_neighbour_in_its_own_chunk(small, lanes):
+    batch = small.batch(lanes=lanes)
     one, other = (small.session(PROMPTS[n], batch=batch) for n in range(2))
     step = one._stand.steering.step
     one._stand.steering.step = lambda *place: (next(other.stream()), step(*place))[1]
@@ -383,7 +407,7 @@ def test_a_thousand_sessions_leave_nothing(small):
             next(chunks)
         elif n % 2 == 0:
             with batch.changed:
-                batch._drive()  # as far as one tick
+                batch._drive(batch._chosen())  # as far as one tick
             assert session._ahead._advancing is not None
         if n % 2:
             session.close()
@@ -405,7 +429,7 @@ def test_what_is_dropped_is_gone_at_once(small):
     gc.disable()
     try:
         with batch.changed:
-            batch._drive()
+            batch._drive(batch._chosen())
         assert dropped._ahead._advancing is not None
         del dropped, pulled
         assert batch.streams == 1 and memory() is None
@@ -420,13 +444,14 @@ async def gathered(session: Session, seconds: float) -> np.ndarray:
     return np.concatenate([chunk.frames async for chunk in session.astream(seconds)])
 
 
-def test_tasks_share_calls(small, calls):
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_tasks_share_calls(small, calls, lanes):
     async def both(sessions: list[Session]) -> list[np.ndarray]:
         return await asyncio.gather(*(gathered(session, 3) for session in sessions))
 
-    batch = small.batch()
+    batch = small.batch(lanes=lanes)
     done = asyncio.run(both([small.session(PROMPTS[n], seed=n, batch=batch) for n in range(2)]))
-    assert any(len(asks) == 2 for asks in calls)
+    assert lanes > 1 or any(len(asks) == 2 for asks in calls)
     done += asyncio.run(both([small.session(PROMPTS[n], seed=n) for n in range(2)]))
     for n, mine in enumerate(done):
         assert np.array_equal(mine, lone(small, n % 2, 3))
