@@ -16,7 +16,7 @@ from rollforce.models.transformer import Condition
 from rollforce.rollout import Rollout
 from rollforce.types import index_range
 
-PROTECTED = ("sink", "ema_sink", "junction")  # regions that stay as they are
+PROTECTED = ("sink", "ema_sink", "junction", "routed")  # regions that stay as they are
 
 
 @torch.no_grad()
