@@ -33,8 +33,7 @@ from rollforce.transitions import NAMES, transition
 from rollforce.video import VideoWriter, check_output, default_scale
 
 COMMANDS = {
-    "TRANSITION PROMPT": f"a new prompt by a transition: {', '.join(NAMES)} (a plain line: recache); "
-                         "without a prompt, the one that is",
+    "TRANSITION PROMPT": f"a new prompt by {', '.join(NAMES[:-1])} or {NAMES[-1]} (a plain line: recache)",
     "back SECONDS": "take back what came since (3)",
     "again SECONDS": "the same, and go on with another seed",
     "save FILE": "keep the stream as it stands",
@@ -43,7 +42,7 @@ COMMANDS = {
     "words": "the words that prompts may use",
     "help": "this",
     "quit": "end (as Ctrl-C and Ctrl-D do)",
-}  # fmt: skip
+}
 HELP = "\n".join(f"  :{name:<18} {what}" for name, what in COMMANDS.items())
 
 
@@ -180,6 +179,8 @@ class Player:
         self.keep_record()
         self.video.close()
         self.session.close()
+        if not self.video.frames:
+            self.path.unlink(missing_ok=True)
 
     def summary(self) -> Iterator[str]:
         """The measures, and how to make the video again. Before `close`."""
@@ -278,7 +279,7 @@ def main() -> None:
     with ExitStack() as terminal:
         if screen is not None:
             terminal.enter_context(screen.whole())
-        if typing and screen is not None:
+        if typing and screen is not None and sys.platform != "win32":
             terminal.enter_context(screen.keyboard(inbox.put))
         else:
             Thread(target=listen, args=(inbox,), daemon=True).start()
