@@ -49,6 +49,9 @@ class Batch:
         `lanes` calls at most at a time."""
         if limit < 1 or lanes < 1:
             raise ConfigError(f"a batch with limit {limit} and {lanes} lanes: at least 1 stream in a call, and 1 lane.")
+        if lanes > 1 and "blocks" in model.running.offload:
+            raise ConfigError(f"{lanes} lanes and offloaded blocks: weights that come and go serve one call at a time. "
+                              "Use 1 lane.")  # fmt: skip
         self.model, self.limit, self.ahead, self.lanes, self.clock = model, limit, ahead, lanes, clock
         self.changed = Condition()
         self._members: WeakSet[Member] = WeakSet()

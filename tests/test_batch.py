@@ -30,6 +30,7 @@ from rollforce.machine import resident_mb
 from rollforce.model import Model
 from rollforce.models.transformer import Condition
 from rollforce.rollout import Ask, Rollout
+from rollforce.running import Running
 from rollforce.session import Session
 from rollforce.settings import StreamSettings
 from rollforce.together import answered, kind
@@ -214,6 +215,8 @@ def test_a_batch_is_of_one_model(small, tmp_path):
     other = load(make_model_folder(tmp_path, seed=1))
     with pytest.raises(ConfigError, match="batch of their own"):
         other.session(PROMPTS[0], batch=small.batch())
+    with pytest.raises(ConfigError, match="Use 1 lane"):
+        replace(small, running=Running(offload=("blocks",))).batch(lanes=2)
     with pytest.raises(ConfigError, match="limit 0 and 1 lanes"):
         small.batch(limit=0)
 
