@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rollforce.chunk import Chunk
+    from rollforce.cues import Cue, Event
     from rollforce.errors import (
         CheckpointError,
         ConfigError,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         ShapeError,
         SnapshotError,
     )
+    from rollforce.live import Pace
     from rollforce.load import load, stream
     from rollforce.model import Model
     from rollforce.session import Session
@@ -32,7 +34,10 @@ __all__ = [
     "CheckpointError",
     "Chunk",
     "ConfigError",
+    "Cue",
+    "Event",
     "Model",
+    "Pace",
     "RollforceError",
     "Session",
     "SessionClosed",
@@ -46,6 +51,7 @@ __all__ = [
 
 _HOME = {
     "load": "load", "stream": "load",
+    "Cue": "cues", "Event": "cues", "Pace": "live",
     "Model": "model", "Session": "session", "Snapshot": "snapshot", "Chunk": "chunk",
     "RollforceError": "errors", "ConfigError": "errors", "ShapeError": "errors", "CheckpointError": "errors",
     "SnapshotError": "errors", "SessionClosed": "errors",

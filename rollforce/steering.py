@@ -124,11 +124,15 @@ class Steering:
                 events.append(Event("pace", cue, chunk))
             if cue.seed is not None:
                 self._reseed(rollout, cue.seed)
+            if waiting in prompts:  # the one before, if it is still to be seen, will not be
+                self._coming = [event for event in self._coming if event.cue.prompt is None]
             visible = chunk + (self._turn(rollout, waiting) if waiting in prompts else 0)
             self.log.append(cue)
             if cue.prompt is not None or cue.seed is not None:
                 events.append(Event("applied", cue, chunk))
                 self._coming.append(Event("visible", cue, visible))
+        if rollout.x is None and self._blending is None:  # what was in flight, and had to land first, is gone
+            self._coming = [replace(event, chunk=chunk) for event in self._coming]
         seen = [event for event in self._coming if event.chunk == chunk]
         self._coming = [event for event in self._coming if event.chunk != chunk]
         return (*events, *seen)

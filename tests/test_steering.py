@@ -230,3 +230,21 @@ def test_memory_of_others_is_copied():
     twin = forked({"x": torch.from_numpy(mine)})["x"]
     mine[:] = 1
     assert torch.equal(twin, torch.zeros(4))
+
+
+def test_what_was_never_seen_is_not_said_to_be(folder):
+    model = load(folder, stream="rolling")
+    with model.session(PROMPT) as session:  # the second prompt comes before the first has landed
+        frames(session, 2)
+        session.prompt(OTHER, "keep")
+        frames(session, 1)
+        session.prompt(THIRD, "keep")
+        seen = [(event.cue.prompt, event.chunk) for event in told(session, 8) if event.kind == "visible"]
+        assert seen == [(THIRD, 6)]
+    with model.session(PROMPT) as session:  # another seed throws away what is in flight: nothing is left of the old one
+        frames(session, 2)
+        session.prompt(OTHER, "keep")
+        frames(session, 1)
+        session._stand.steering.add(Cue(0, seed=8), now=True)
+        seen = [(event.cue.prompt, event.chunk) for event in told(session, 8) if event.kind == "visible"]
+        assert seen == [(OTHER, 3), (None, 3)]
