@@ -4,9 +4,10 @@
     python infer/switches.py --often --prompts 8 --transitions recache    20 prompts in 5 minutes against none
 
 Each stream shows one thing for 8 s and then gets a prompt, twice: `colour` asks for nothing but another colour, and
-`scene` for something else altogether. All transitions go on from forks of one stream. Columns: seconds until the new
-prompt is seen (and the share where that came within 1 s), how far the thing leaves its way and how much the background
-changes at the switch, against chunk borders before it (colour only), and the oracle's scores of the last 6 s.
+`scene` for something else altogether. All transitions go on from forks of one stream. Columns: seconds until some, and
+all, of what is new is seen and stays (and the share where that came within 1 s), how far the thing leaves its way and
+how much the background changes at the switch, against chunk borders before it (colour only), and the oracle's scores of
+the last 6 s.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ from rollforce.world.switching import switched
 BEFORE_S, AFTER_S, LAST_S = 8, 10, 6
 EVERY_S, TIMES = 15, 20  # --often
 SCORES = ("scene", "colour", "motion", "shape")
-STREAMS = {"anchors": "anchor_forcing"}  # of transitions that need a memory of their own
+STREAMS = {"anchors": "anchor_forcing", "shot": "shotstream"}  # of transitions that need a memory of their own
 ALL = ("keep", "blend", "recache", "anchors", "flush", "cut", "shot")
-TITLES = {"delay": "seen after s", "soon": "within 1 s", "jump": "leaves its way"}
+TITLES = {"first": "some of it after s", "some": "within 1 s", "delay": "all of it after s", "soon": "within 1 s ",
+          "jump": "leaves its way"}
 Row = dict[str, Any]
 
 
@@ -74,21 +76,24 @@ def switch(args: argparse.Namespace, number: int) -> list[Row]:
             before = np.concatenate([chunk.frames for chunk in session.stream(BEFORE_S)])
             for name in names:
                 for kind, goal in goals.items():
-                    found = after(session, before, name, goal)
+                    found = after(session, before, name, (scene, goal))
                     rows.append({"prompt": number, "transition": name, "kind": kind, **found})
     return rows
 
 
-def after(session: Any, before: np.ndarray, transition: str, goal: Scene) -> Row:
-    """How a fork of a stream goes on with another prompt."""
+def after(session: Any, before: np.ndarray, transition: str, scenes: tuple[Scene, Scene]) -> Row:
+    """How a fork of a stream goes on with another prompt; `scenes`: what it showed, and what it is to show."""
+    goal = scenes[1]
     with session.fork() as twin:
         twin.prompt(caption(goal, 0, full=True), transition)
         frames = np.concatenate([before, *(chunk.frames for chunk in twin.stream(AFTER_S))])
     look, wish = eyes().look(frames), wish_of(goal)
-    found = switched(frames, look, wish, len(before))
+    found = switched(frames, look, wish_of(scenes[0]), wish, len(before))
     part = slice(len(frames) - LAST_S * FPS, len(frames))
     report = judged(frames[part], wish)
-    return {**vars(found), "soon": float(found.delay is not None and found.delay <= 1), **report,
+    times = {"some": found.first, "soon": found.delay}
+    soon = {name: float(time is not None and time <= 1) for name, time in times.items()}
+    return {**vars(found), **soon, **report,
             "frames": frames[len(before) - 6 :: 6][:10]}
 
 
@@ -163,7 +168,8 @@ def judged(frames: np.ndarray, wish: Any) -> Row:
 def tables(rows: Sequence[Row]) -> Iterator[str]:
     """One for each kind of change."""
     for kind in ("colour", "scene"):
-        names = ("delay", "soon", "jump", "background", *SCORES) if kind == "colour" else ("delay", "soon", *SCORES)
+        found = ("delay", "soon", "jump", "background") if kind == "colour" else ("first", "some", "delay", "soon")
+        names = (*found, *SCORES)
         titles = [TITLES.get(name, name) for name in names]
         lines = [f"| {kind} | " + " | ".join(titles) + " |", "|---" + "|---:" * len(names) + "|"]
         for transition in dict.fromkeys(row["transition"] for row in rows):

@@ -25,15 +25,26 @@ def found(eyes: Eyes, after: Scene, goal: Scene, late: int = 0, skipped: int = 0
     first = render(CIRCLING, 0, AT + late, 64)
     rest = render(after, AT + late + skipped, 72, 64)
     frames = np.concatenate([first, rest])
-    return switched(frames, eyes.look(frames), wish_of(goal), AT)
+    return switched(frames, eyes.look(frames), wish_of(CIRCLING), wish_of(goal), AT)
 
 
 def test_a_change_is_timed(eyes):
     assert found(eyes, BLUE, BLUE).delay == 0
     assert found(eyes, BLUE, BLUE, late=18).delay == pytest.approx(1.5, abs=0.17)
-    assert found(eyes, CIRCLING, BLUE).delay is None
+    assert found(eyes, CIRCLING, BLUE).delay is None and found(eyes, CIRCLING, BLUE).first is None
     other = sample_scene(5, count=1)
     assert found(eyes, other, other).delay == pytest.approx(0, abs=0.25)
+
+
+def test_some_of_it_and_all_of_it(eyes):
+    moved = replace(BLUE, place="city")
+    half = found(eyes, BLUE, moved)  # the colour came, the city never did
+    assert half.first == 0 and half.delay is None
+
+
+def test_what_is_out_of_sight_is_not_late(eyes):
+    gone = found(eyes, replace(BLUE, things=(replace(BLUE.things[0], motion="rolls left", phase=0.0),)), BLUE)
+    assert gone.delay == pytest.approx(0, abs=0.3)
 
 
 def test_what_goes_on_as_before_has_not_jumped(eyes):

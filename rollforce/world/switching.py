@@ -12,61 +12,66 @@ from rollforce.world.caption import Wish
 from rollforce.world.eyes import Look, Sighting
 from rollforce.world.scenes import COLOURS, FPS, PLACES, RADIUS, SHAPES, TIMES
 
-STEADY = 12  # frames over which a thing must be seen as new, to count as that
+STEADY = 12  # frames over which it must be seen, to count
 MOST = 0.8  # of those that show it
 
 
 @dataclass(frozen=True)
 class Switched:
-    """`delay`: seconds until the new prompt's place, time, colour and shape are seen and stay; None if never.
+    """`first`: seconds of video that show nothing of what is new, until some of it (place, time, colour or shape) is
+    seen and stays; `delay`: until all of it is. None if never. Frames from which it cannot be told do not count.
 
     `jump`: by how much more than at chunk borders before the thing leaves its way at the change (second difference of
     its place), in widths; `background`: change of the picture where no thing is, there, divided by that at chunk
     borders before. Both None where nothing can be said."""
 
+    first: float | None
     delay: float | None
     jump: float | None
     background: float | None
 
 
-def switched(frames: np.ndarray, look: Look, wish: Wish, at: int, chunk: int = 12) -> Switched:
-    """Judge uint8 [F, H, W, 3], seen as `look`, that became `wish` at frame `at`."""
-    fits = np.array([_fits(look, wish, f) for f in range(at, len(frames))])
+def switched(frames: np.ndarray, look: Look, old: Wish, new: Wish, at: int, chunk: int = 12) -> Switched:
+    """Judge uint8 [F, H, W, 3], seen as `look`, that was `old` and had to become `new` from frame `at` on."""
+    right = np.array([_right(look, old, new, f) for f in range(at, len(frames))])
+    arrivals = [_delay(right[:, n]) for n in range(right.shape[1]) if (right[:, n] >= 0).any()]
+    came = [arrival for arrival in arrivals if arrival is not None]
     track = [max(things, key=lambda s: s.heat, default=None) for things in look.things]
     before = range(at - chunk, chunk - 1, -chunk)
     bends = [bend for f in before if (bend := _bend(track, f)) is not None]
     bend = _bend(track, at)
     changes = [_change(frames, look, f) for f in before]
     return Switched(
-        delay=_delay(fits),
+        first=min(came, default=None),
+        delay=max(came) if came and len(came) == len(arrivals) else None,
         jump=None if bend is None or not bends else bend - float(np.mean(bends)),
         background=_change(frames, look, at) / max(float(np.mean(changes)), 1e-3) if changes else None,
     )
 
 
-def _delay(fits: np.ndarray) -> float | None:
-    for f in range(len(fits) - STEADY + 1):
-        said = fits[f : f + STEADY]
-        said = said[said >= 0]
-        if len(said) and fits[f] != 0 and (said == 1).mean() >= MOST:
+def _delay(right: np.ndarray) -> float | None:
+    """Seconds of frames that are wrong until the first that is right and stays so."""
+    told = right[right >= 0]
+    for f in range(len(told) - STEADY + 1):
+        if told[f] and told[f : f + STEADY].mean() >= MOST:
             return f / FPS
     return None
 
 
-def _fits(look: Look, wish: Wish, frame: int) -> int:
-    """Whether a frame shows what is wished: 1, 0, or -1 where no thing is in sight to tell by."""
-    for values, names, asked in ((look.place, PLACES, wish.place), (look.time, TIMES, wish.time)):
-        if asked is not None and names[int(values[frame].argmax())] != asked:
-            return 0
+def _right(look: Look, old: Wish, new: Wish, frame: int) -> tuple[int, int, int, int]:
+    """Of place, time, colour and shape: whether a frame shows the new one, 1 or 0; -1 where it cannot be told, or where
+    nothing else was wished before."""
     seen = max(look.things[frame], key=lambda s: s.heat, default=None)
-    if seen is None or not wish.things:
-        return -1
-    thing = wish.things[0]
-    if thing.colour is not None and COLOURS[int(seen.colour.argmax())] != thing.colour:
-        return 0
-    if thing.shape is not None and seen.shape is not None and seen.shape.argmax() != SHAPES.index(thing.shape):
-        return 0
-    return 1
+    was, thing = old.things[0], new.things[0]
+    shape = None if seen is None else seen.shape
+    said = (
+        (look.place[frame], PLACES, old.place, new.place),
+        (look.time[frame], TIMES, old.time, new.time),
+        (None if seen is None else seen.colour, COLOURS, was.colour, thing.colour),
+        (shape, SHAPES, was.shape, thing.shape),
+    )
+    return tuple(-1 if values is None or asked in (None, before) else int(values.argmax() == names.index(asked))
+                 for values, names, before, asked in said)  # type: ignore[return-value]  # four of them
 
 
 def _bend(track: list[Sighting | None], frame: int) -> float | None:
