@@ -1,5 +1,7 @@
 """A stream that is told otherwise while it runs: to the chunk, and to the same bytes whenever it is told so again."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -248,3 +250,10 @@ def test_what_was_never_seen_is_not_said_to_be(folder):
         session._stand.steering.add(Cue(0, seed=8), now=True)
         seen = [(event.cue.prompt, event.chunk) for event in told(session, 8) if event.kind == "visible"]
         assert seen == [(OTHER, 3), (None, 3)]
+
+
+@pytest.mark.slow
+def test_hours_of_it_are_flat():
+    """Two hours of video, steered at random (infer/soak.py): memory and time at the end as before."""
+    command = [sys.executable, "infer/soak.py", "--hours", "2"]
+    assert subprocess.run(command, cwd=Path(__file__).resolve().parents[1], check=False).returncode == 0
