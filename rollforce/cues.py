@@ -48,3 +48,8 @@ class Event:
     cue: Cue
     chunk: int | None = None
     frame: int | None = None
+
+    @property
+    def cuts(self) -> bool:
+        """Whether a new shot begins here."""
+        return self.kind == "applied" and self.cue.prompt is not None and self.cue.transition.kind in ("cut", "shot")

@@ -28,7 +28,7 @@ from rollforce.noise import Noise
 from rollforce.rollout import Rollout
 from rollforce.sharing import forked
 from rollforce.snapshot import Snapshot, on_device
-from rollforce.stand import Point, Stand, advancing
+from rollforce.stand import Point, Stand, advancing, decoded
 from rollforce.steering import Steering
 from rollforce.transitions import AnyTransition, transition
 from rollforce.waiting import done_by
@@ -165,7 +165,7 @@ class Session:
             self._keep(Point(self._frames, done.before, forked(decoder)))
         begun = self._live.meter.clock()
         with self._computing(), self._ahead.beside(done) if self._ahead else nullcontext():
-            self._left = decoder.flush() if done.commit is None else decoder.decode(done.commit.latents_BTCHW)
+            self._left = decoded(done, decoder, self.model.autoencoder)
         self._prompt = done.prompt
         events = tuple(replace(event, frame=self._frames) for event in done.events)
         return Timings(done.seconds, self._live.meter.clock() - begun), events

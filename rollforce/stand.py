@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from rollforce.ahead import Advance, Advancing
 from rollforce.errors import ConfigError
-from rollforce.models.decoder import Decoder
+from rollforce.models.decoder import Autoencoder, Decoder
 from rollforce.rollout import Rollout
 from rollforce.sharing import forked
 from rollforce.steering import Steering
@@ -73,3 +74,15 @@ def advancing(stand: Stand, remember: bool = False) -> Advancing:
             raise ConfigError(f"The first chunk is not a number: {model.dtype} is not for these weights or this "
                               "device. Use --dtype float32, or bfloat16 where there is some.")  # fmt: skip
     return Advance(commit, 0.0, steering.prompt, events, before)
+
+
+def decoded(done: Advance, decoder: Decoder, autoencoder: Autoencoder) -> np.ndarray:
+    """The frames of what was advanced to, uint8 [F, H, W, 3]; what was held back, if the stream is over.
+
+    With a new shot the decoder forgets, too, where its first latent is one like any other (in Wan it is a single
+    frame)."""
+    if done.commit is None:
+        return decoder.flush()
+    if autoencoder.first_frames == autoencoder.frames and any(event.cuts for event in done.events):
+        decoder.reset()
+    return decoder.decode(done.commit.latents_BTCHW)
