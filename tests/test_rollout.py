@@ -29,7 +29,7 @@ def test_1_a_policy_equals_the_full_cache_until_it_overflows(model, layout, tier
 
 
 @policies("layout", "tiers", "stepping")
-def test_3_a_state_between_any_two_ticks_resumes_bit_equal_and_so_does_a_fork(model, layout, tiers, stepping):
+def test_3_a_state_between_any_two_ticks_resumes_bit_equal(model, layout, tiers, stepping):
     resumes_and_forks(model, layout, tiers, stepping, {1, layout.ticks, 2 * layout.ticks + 1, 3 * layout.ticks + 2})
 
 
