@@ -31,18 +31,21 @@ class Waiting:
 
 
 @dataclass(frozen=True)
-class Blending:
-    """On the way from one text to another: `done` of `chunks` chunks."""
+class Path:
+    """From one text to another: of the next chunk, and of those after it, which share of the way it has come."""
 
     start_BLD: Tensor
     goal_BLD: Tensor
-    done: int
-    chunks: int
+    shares: tuple[float, ...]
 
     def text(self) -> Tensor:
-        """Where it stands."""
-        share = self.done / self.chunks
+        """Of the next chunk."""
+        share = self.shares[0]
         return self.goal_BLD if share == 1 else self.start_BLD.lerp(self.goal_BLD, share)
+
+    def rest(self) -> Path | None:
+        """After it."""
+        return replace(self, shares=self.shares[1:]) if len(self.shares) > 1 else None
 
 
 class Steering:
@@ -59,7 +62,7 @@ class Steering:
         self.log: list[Cue] = []  # what was applied
         self._waiting: list[Waiting] = []
         self._coming: list[Event] = []  # visible with a chunk that is still to come
-        self._blending: Blending | None = None
+        self._path: Path | None = None
         self._lock = Lock()
         for cue in cues:
             self.add(cue)
@@ -112,8 +115,9 @@ class Steering:
         """Apply what is due before the chunk whose first frame is `frame`; what became of it."""
         due, events = self._due(frame), []
         prompts = [waiting for waiting in due if waiting.cue.prompt is not None]
-        if self._blending is not None and not prompts:
-            self._blend(rollout, replace(self._blending, done=self._blending.done + 1))
+        if self._path is not None and not prompts:
+            self._walk(self._path)
+            rollout.condition = self.condition()
         for waiting in due:
             cue = replace(waiting.cue, at=frame / self.model.fps)
             if waiting in prompts[:-1]:
@@ -131,7 +135,7 @@ class Steering:
             if cue.prompt is not None or cue.seed is not None:
                 events.append(Event("applied", cue, chunk))
                 self._coming.append(Event("visible", cue, visible))
-        if rollout.x is None and self._blending is None:  # what was in flight, and had to land first, is gone
+        if rollout.x is None and self._path is None:  # what was in flight, and had to land first, is gone
             self._coming = [replace(event, chunk=chunk) for event in self._coming]
         seen = [event for event in self._coming if event.chunk == chunk]
         self._coming = [event for event in self._coming if event.chunk != chunk]
@@ -161,27 +165,24 @@ class Steering:
 
     def _turn(self, rollout: Rollout, waiting: Waiting) -> int:
         """Go over to a new prompt; after how many chunks it will be visible."""
-        cue, chunks = waiting.cue, 1
+        cue = waiting.cue
         assert cue.prompt is not None and waiting.text_BLD is not None
-        if isinstance(cue.transition, Blend):
-            chunks = cue.transition.chunks
-        self._blending = Blending(self.text_BLD, waiting.text_BLD, 1, chunks)
-        self.text_BLD, self.prompt = self._blending.text(), cue.prompt
+        shares = cue.transition.shares
+        self._walk(Path(self.text_BLD, waiting.text_BLD, shares))
+        self.prompt = cue.prompt
         cue.transition.begin(rollout, self.condition())
-        self._blending = None if chunks == 1 else self._blending
         flying = rollout.layout.slots // rollout.layout.shift - 1
-        return chunks - 1 + (flying if isinstance(cue.transition, Keep | Blend) else 0)
+        there = next(chunk for chunk, share in enumerate(shares) if share >= 1)
+        return there + (flying if isinstance(cue.transition, Keep | Blend) else 0)
 
-    def _blend(self, rollout: Rollout, blending: Blending) -> None:
-        self.text_BLD = blending.text()
-        rollout.condition = self.condition()
-        self._blending = None if blending.done == blending.chunks else blending
+    def _walk(self, path: Path) -> None:
+        self.text_BLD, self._path = path.text(), path.rest()
 
     # -- saving -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the model."""
-        blending = self._blending
+        path = self._path
         return {
             "prompt": self.prompt,
             "seed": self.seed,
@@ -190,7 +191,7 @@ class Steering:
             "log": [to_dict(cue) for cue in self.log],
             "waiting": [{"cue": to_dict(each.cue), "frame": each.frame} for each in self._waiting],
             "coming": [{"cue": to_dict(event.cue), "chunk": event.chunk} for event in self._coming],
-            "blending": None if blending is None else {**vars(blending)},
+            "path": None if path is None else {**vars(path)},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -202,5 +203,5 @@ class Steering:
         self._waiting = [Waiting(cue, None if cue.prompt is None else self._encoded(cue.prompt), frame)
                          for cue, frame in waiting]  # fmt: skip
         self._coming = [Event("visible", build(Cue, event["cue"]), event["chunk"]) for event in state["coming"]]
-        blending = state["blending"]
-        self._blending = None if blending is None else Blending(**blending)
+        path = state["path"]
+        self._path = None if path is None else Path(path["start_BLD"], path["goal_BLD"], tuple(path["shares"]))

@@ -8,6 +8,9 @@
     cut      a new shot: nothing is remembered, or all of it from further back (RoPE cut)
     shot     a new shot that looks back at the ones before (ShotStream)
 
+`shares` of a transition: of the chunks from here on, how far the text has come on its way from the old prompt to the
+new one (1: there; beyond 1: further away from the old one than the new one is).
+
 All but keep and blend begin what is in flight anew, so that the next chunk is the new prompt's alone.
 """
 
@@ -15,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from rollforce.cache import Tier
 from rollforce.errors import ConfigError
@@ -32,6 +35,7 @@ class Keep:
     Where several chunks are in flight (rolling), those go on under the new prompt with the steps they have left."""
 
     kind: Literal["keep"] = "keep"
+    shares: ClassVar[tuple[float, ...]] = (1.0,)
 
     def begin(self, rollout: Rollout, condition: Condition) -> None:
         """Between two chunks: what changes."""
@@ -49,6 +53,10 @@ class Blend:
         if self.chunks < 1:
             raise ConfigError(f"blend.chunks {self.chunks} must be at least 1.")
 
+    @property
+    def shares(self) -> tuple[float, ...]:
+        return tuple(chunk / self.chunks for chunk in range(1, self.chunks + 1))
+
     def begin(self, rollout: Rollout, condition: Condition) -> None:
         """Between two chunks: what changes."""
         _switch(rollout, condition)
@@ -56,10 +64,21 @@ class Blend:
 
 @dataclass(frozen=True)
 class Recache:
-    """The newest clean latents go through the network again, under the new prompt; see recache.py for `together`."""
+    """The newest clean latents go through the network again, under the new prompt; see recache.py for `together`.
+
+    `push`: for the first two chunks the text goes that much beyond the new prompt, away from the old one, so that what
+    was remembered of that lets go. It is guidance without a second call, and ours."""
 
     together: bool = False
+    push: float = 0.0
     kind: Literal["recache"] = "recache"
+
+    def __post_init__(self) -> None:
+        _check_push("recache", self.push)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        return _pushed(self.push)
 
     def begin(self, rollout: Rollout, condition: Condition) -> None:
         """Between two chunks: what changes."""
@@ -74,6 +93,7 @@ class Anchors:
 
     together: bool = False
     kind: Literal["anchors"] = "anchors"
+    shares: ClassVar[tuple[float, ...]] = (1.0,)
 
     def begin(self, rollout: Rollout, condition: Condition) -> None:
         """Between two chunks: what changes."""
@@ -83,14 +103,20 @@ class Anchors:
 @dataclass(frozen=True)
 class Flush:
     """Memory keeps its sink and the newest `keep` latents. The chunk after it is placed as at any other time: in the
-    release queries and their own keys stand apart until memory has filled again."""
+    release queries and their own keys stand apart until memory has filled again. `push`: see Recache."""
 
     keep: int = 2
+    push: float = 0.0
     kind: Literal["flush"] = "flush"
 
     def __post_init__(self) -> None:
         if self.keep < 0:
             raise ConfigError(f"flush.keep {self.keep} must be at least 0.")
+        _check_push("flush", self.push)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        return _pushed(self.push)
 
     def begin(self, rollout: Rollout, condition: Condition) -> None:
         """Between two chunks: what changes."""
@@ -113,6 +139,7 @@ class Cut:
     remember: bool = False
     jump: int = 8
     kind: Literal["cut"] = "cut"
+    shares: ClassVar[tuple[float, ...]] = (1.0,)
 
     def __post_init__(self) -> None:
         if self.jump < 0:
@@ -134,6 +161,7 @@ class Shot:
 
     phase: float = 1 / 6
     kind: Literal["shot"] = "shot"
+    shares: ClassVar[tuple[float, ...]] = (1.0,)
 
     def begin(self, rollout: Rollout, condition: Condition) -> None:
         """Between two chunks: what changes."""
@@ -162,6 +190,18 @@ def check(choice: AnyTransition, tiers: Iterable[Tier], follows: bool = False) -
         raise ConfigError("a shot looks back through a sink, and this stream's memory has none: --stream shotstream.")
     if follows and choice.kind not in ("keep", "blend"):
         raise ConfigError("a stream that follows a video cannot take back what is in flight: keep or blend.")
+
+
+PUSHED = 2  # chunks
+
+
+def _pushed(push: float) -> tuple[float, ...]:
+    return (1 + push,) * PUSHED * bool(push) + (1.0,)
+
+
+def _check_push(kind: str, push: float) -> None:
+    if not 0 <= push <= 4:
+        raise ConfigError(f"{kind}.push {push:g} must lie in [0, 4].")
 
 
 def _switch(rollout: Rollout, condition: Condition, *marks: str) -> None:
