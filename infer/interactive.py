@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -276,6 +277,8 @@ def main() -> None:
         player = Player(rollforce.load(chosen.model, stream=chosen.stream), chosen, screen.say if screen else say)
     except RollforceError as error:
         sys.exit(str(error))
+    for polite in (signal.SIGINT, signal.SIGTERM):  # either ends like Ctrl-C, also where a shell had it ignored
+        signal.signal(polite, signal.default_int_handler)
     with ExitStack() as terminal:
         if screen is not None:
             terminal.enter_context(screen.whole())
