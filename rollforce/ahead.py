@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rollforce.config import build, to_dict
 from rollforce.cues import Event
 from rollforce.models.transformer import VideoTransformer
 from rollforce.rollout import Ask
@@ -31,12 +30,16 @@ class Advance:
 
     def state_dict(self) -> dict[str, Any]:
         """What a snapshot keeps of one that was not yet taken."""
+        from rollforce.config import to_dict  # needs omegaconf, which benchmarks do without
+
         commit = None if self.commit is None else {"start": self.commit.start, "latents": self.commit.latents_BTCHW}
         return {"commit": commit, "prompt": self.prompt, "events": [to_dict(event) for event in self.events]}
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Advance:
         """From a `state_dict`."""
+        from rollforce.config import build
+
         kept, events = state["commit"], tuple(build(Event, event) for event in state["events"])
         commit = None if kept is None else Commit(int(kept["start"]), kept["latents"])
         return cls(commit, 0.0, state["prompt"], events)

@@ -116,7 +116,7 @@ def frames_saved(video: Path) -> int:
 @pytest.mark.parametrize("stops", [(1,), (3, 1), (6,)])
 def test_any_number_of_stops(model: Model, request_: Request, tmp_path: Path, stops: tuple[int, ...]) -> None:
     expected = render(model, request_, tmp_path / "whole.mp4")
-    assert [event.kind for event in expected.events].count("visible") == 2 and not expected.continued_at
+    assert [event.kind for event in expected.events].count("visible") == 3 and not expected.continued_at
     path, go_on, reached = tmp_path / "parts.mp4", None, []
     for chunks in stops:
         result = stopped(model, request_, path, chunks, go_on)
