@@ -46,11 +46,11 @@ def main() -> None:
     args = arguments()
     os.environ["OMP_NUM_THREADS"] = "1"
     work = partial(often if args.often else switch, args)
-    pool = ProcessPoolExecutor(min(args.workers, args.prompts), multiprocessing.get_context("spawn"))
     rows: list[Row] = []
-    for number, found in enumerate(pool.map(work, range(args.prompts)), 1):
-        rows += found
-        print(f"\r{number} of {args.prompts} prompts ", end="", file=sys.stderr, flush=True)
+    with ProcessPoolExecutor(min(args.workers, args.prompts), multiprocessing.get_context("spawn")) as pool:
+        for number, found in enumerate(pool.map(work, range(args.prompts)), 1):
+            rows += found
+            print(f"\r{number} of {args.prompts} prompts ", end="", file=sys.stderr, flush=True)
     text = "\n\n".join([f"`python {shlex.join(sys.argv)}`", *(often_table(rows) if args.often else tables(rows))])
     print(f"\n{text}")
     if args.markdown:
