@@ -97,7 +97,7 @@ def policies(*names: str) -> Any:
     )
 
 
-FIRST = {"layout": 3, "tiers": 4, "stepping": 2}
+FIRST = {"layout": 2, "tiers": 4, "stepping": 2}
 PLAIN = {"layout": ("rolling",), "tiers": ("sink+window",), "stepping": ("all realigned",)}
 
 
