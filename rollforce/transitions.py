@@ -67,7 +67,8 @@ class Recache:
     """The newest clean latents go through the network again, under the new prompt; see recache.py for `together`.
 
     `push`: for the first two chunks the text goes that much beyond the new prompt, away from the old one, so that what
-    was remembered of that lets go. It is guidance without a second call, and ours."""
+    was remembered of that lets go. It is guidance without a second call, and ours: 1 helps; with 2 the bundled model's
+    picture falls apart for those chunks."""
 
     together: bool = False
     push: float = 0.0
