@@ -13,6 +13,7 @@ from rollforce.fits import check_session
 from rollforce.given import Following, Given
 from rollforce.live import Pace
 from rollforce.loaded import Loaded
+from rollforce.opening import Opening
 from rollforce.pictures import Clip, Fit, Picture
 from rollforce.session import Session
 from rollforce.snapshot import Snapshot
@@ -50,17 +51,13 @@ class Model(Loaded):
         model calls together with those of other streams.
         """
         given = Given(image, video, follow, Following.of(strength), fit)
-        return self.begin(prompt, seed, size, given, ahead, cues, remember, pace, batch)
+        return self.begin(prompt, seed, size, Opening(given, ahead, tuple(cues), remember, pace, batch))
 
-    def begin(
-        self, prompt: str, seed: int, size: tuple[int, int] | None, given: Given | None = None, ahead: bool = False,
-        cues: Sequence[Cue] = (), remember: float = 0.0, pace: Pace | None = None,
-        batch: Batch | None = None,
-    ) -> Session:  # fmt: skip
-        """`session`, with all that is given as one. DoesNotFit where the device has not the memory."""
+    def begin(self, prompt: str, seed: int, size: tuple[int, int] | None, opening: Opening | None = None) -> Session:
+        """`session`, with all that it may be told as one. DoesNotFit where the device has not the memory."""
         if self.device.type == "cuda":
             check_session(self, size)
-        return Session(self, prompt, seed, size, given, ahead, cues, remember, pace, batch)
+        return Session(self, prompt, seed, size, opening)
 
     def batch(self, limit: int = 8, ahead: bool = True, lanes: int = 1) -> Batch:
         """For streams that tick together, `session(..., batch=batch)`: at most `limit` in one model call; `ahead`: the
@@ -95,6 +92,7 @@ class Model(Loaded):
     ) -> Session:  # fmt: skip
         """Continue a saved stream to the same bytes. SnapshotError if it has another model or other settings."""
         self.check_snapshot(snapshot)
-        session = Session(self, snapshot.prompt, snapshot.seed, snapshot.size, None, ahead, (), remember, pace, batch)
+        how = Opening(ahead=ahead, remember=remember, pace=pace, batch=batch)
+        session = Session(self, snapshot.prompt, snapshot.seed, snapshot.size, how)
         session._restore(snapshot)
         return session

@@ -17,6 +17,7 @@ from rollforce.config import build, to_dict
 from rollforce.cues import Event
 from rollforce.drift import Drift, DriftMeter
 from rollforce.errors import SnapshotError
+from rollforce.opening import Opening
 from rollforce.record import Request, describe, save_record
 from rollforce.unfinished import SAVE_EVERY_S, Keeper, read_unfinished
 from rollforce.video import VideoWriter, available, default_scale
@@ -209,7 +210,8 @@ def _write(
 def _session(model: Model, request: Request, go_on: Snapshot | None) -> Session:
     if go_on is not None:
         return model.resume(go_on, ahead=True)
-    return model.begin(request.prompt, request.seed, request.size, request.given(), ahead=True, cues=request.cues)
+    how = Opening(request.given(), ahead=True, cues=request.cues)
+    return model.begin(request.prompt, request.seed, request.size, how)
 
 
 def resolved(model: Model, request: Request) -> Request:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -15,16 +15,17 @@ import numpy as np
 import torch
 
 from rollforce.ahead import Advance, Advancing, Ahead, alone
-from rollforce.batch import Batch, Member
+from rollforce.batch import Member
 from rollforce.chunk import Chunk, Timings
 from rollforce.cues import Cue, Event
 from rollforce.errors import ConfigError, SessionClosed, SnapshotError
-from rollforce.given import Follower, Given, past
-from rollforce.live import Live, Measures, Pace
+from rollforce.given import Follower, past
+from rollforce.live import Live, Measures
 from rollforce.loaded import Loaded
 from rollforce.machine import computing_on
 from rollforce.models.decoder import Decoder
 from rollforce.noise import Noise
+from rollforce.opening import Opening
 from rollforce.rollout import Rollout
 from rollforce.sharing import forked
 from rollforce.snapshot import Snapshot, on_device
@@ -50,16 +51,12 @@ class Session:
         prompt: str,
         seed: int,
         size: tuple[int, int] | None,
-        given: Given | None = None,
-        ahead: bool = False,
-        cues: Sequence[Cue] = (),
-        remember: float = 0.0,
-        pace: Pace | None = None,
-        batch: Batch | None = None,
+        opening: Opening | None = None,
     ) -> None:
-        self._live = Live(pace, model.stream_settings, model.fps, given is not None and given.follow is not None)
-        self.model, self.size, self.remember, self.batch = model, size, remember, batch
-        self._given = given or Given()
+        how = opening or Opening()
+        self._given, follows = how.given, how.given.follow is not None
+        self._live = Live(how.pace, model.stream_settings, model.fps, follows)
+        self.model, self.size, self.remember, self.batch = model, size, how.remember, how.batch
         self._grid = model.grid(size)
         self._pixels = (self._grid.height * model.autoencoder.stride, self._grid.width * model.autoencoder.stride)
         self._prompt = prompt  # of the frames that were decoded last
@@ -70,10 +67,10 @@ class Session:
         self._open = ExitStack()
         self._news = NONE  # of the frames in _left
         self._decoder: Decoder | None = model.autoencoder.decoder()
-        steering = Steering(model, prompt, seed, cues, self._given.follow is not None)
+        steering = Steering(model, prompt, seed, how.cues, follows)
         with self._computing():
             self._stand: Stand | None = Stand(self._begin(steering), steering, self._past)
-        self._ahead = self._beside() if ahead or batch is not None else None
+        self._ahead = self._beside() if how.ahead or how.batch is not None else None
         self._settled: Advance | None = None  # the next commit, where a snapshot had it already
 
     @torch.no_grad()

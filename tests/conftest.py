@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_model import make_model_folder
 
+from rollforce.load import load
+from rollforce.model import Model
 from rollforce.models.transformer import TransformerConfig, VideoTransformer
 
 HERE = Path(__file__).parent
@@ -19,6 +22,18 @@ def golden_folders() -> list[Path]:
     if "ROLLFORCE_GOLDENS" in os.environ:
         folders.append(Path(os.environ["ROLLFORCE_GOLDENS"]))
     return [folder for folder in folders if folder.is_dir()]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole model with small random weights."""
+    return make_model_folder(tmp_path_factory.mktemp("models") / "small")
+
+
+@pytest.fixture(scope="session")
+def small(folder: Path) -> Model:
+    """That, loaded. Nobody changes it."""
+    return load(folder)
 
 
 @pytest.fixture(autouse=True)

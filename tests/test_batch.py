@@ -9,7 +9,6 @@ import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,16 +37,6 @@ from rollforce.transitions import Keep
 
 PROMPTS = ("a red ball bounces over green hills", "the blue star", "a green ball", "the red star bounces")
 PRESETS = ("chunkwise", "rolling", "streamdit", "tempcache", "kivi4", "self_forcing")  # streamdit: partitioned
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model_folder(tmp_path_factory.mktemp("small"))
-
-
-@pytest.fixture(scope="module")
-def small(folder: Path) -> Model:
-    return load(folder)
 
 
 def preset(model: Model, name: str) -> Model:

@@ -34,6 +34,7 @@ distill fits head_profile
 bench frame_rewards
 steering batch waiting
 live stand
+opening
 session
 model search
 load

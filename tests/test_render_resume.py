@@ -34,11 +34,6 @@ CUES = (Cue(2, "a blue star", Flush()), Cue(3, "the red hills", Blend(3)), Cue(5
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model_folder(tmp_path_factory.mktemp("models") / "small")
-
-
-@pytest.fixture(scope="module")
 def model(folder: Path) -> Model:
     return load(folder)
 

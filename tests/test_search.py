@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_model import make_model_folder
 
 from rollforce.cache import KVCache
 from rollforce.cues import Cue
@@ -27,11 +26,6 @@ from rollforce.session import Session
 
 PROMPT = "a red ball bounces over green hills"
 ALONE = SearchSettings(beams=1, candidates=1, lean=0)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model_folder(tmp_path_factory.mktemp("small"))
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,10 @@ import gc
 import subprocess
 import sys
 import weakref
-from pathlib import Path
 
 import numpy as np
 import pytest
-from small_model import FOR_ANY_MODEL, make_model_folder
+from small_model import FOR_ANY_MODEL
 
 import rollforce
 from rollforce.errors import CheckpointError, ConfigError, SessionClosed, ShapeError, SnapshotError
@@ -17,16 +16,6 @@ from rollforce.model import Model
 from rollforce.snapshot import Snapshot
 
 PROMPT = "a red ball bounces over green hills"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model_folder(tmp_path_factory.mktemp("small"))
-
-
-@pytest.fixture(scope="module")
-def small(folder: Path) -> Model:
-    return load(folder)
 
 
 def render(model: Model, seconds: float, prompt: str = PROMPT, seed: int = 3) -> np.ndarray:

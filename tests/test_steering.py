@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_model import make_model_folder
 
 from rollforce.cues import Cue, Event
 from rollforce.errors import ConfigError, SnapshotError
@@ -20,16 +19,6 @@ from rollforce.transitions import NAMES, Blend, Flush, Recache, transition
 
 PROMPT, OTHER, THIRD = "a red ball bounces", "the blue star", "a green ball"
 STREAMS = ("chunkwise", "rolling", "streamdit", "anchor_forcing", "tempcache", "kivi4", "hybrid_forcing")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model_folder(tmp_path_factory.mktemp("small"))
-
-
-@pytest.fixture(scope="module")
-def small(folder: Path) -> Model:
-    return load(folder)
 
 
 def frames(session: Session, seconds: float) -> np.ndarray:
