@@ -57,12 +57,13 @@ class LastingStreams:
     def make(self, step: int, part: int) -> Made:
         """One tick of the group whose turn it is. A group of full age starts again; at first, groups differ in age."""
         s, place = self.settings, step % self.settings.groups
-        age = s.age * self.stream.layout.build().ticks
+        ticks = self.stream.layout.build().ticks  # of a chunk
+        age = s.age * ticks
         group = self.groups.get((part, place))
         if group is None or group.ticks >= age:
             group = self._begin(step, part, place * age // s.groups if group is None else 0)
             self.groups[part, place] = group
-        if s.switch and group.ticks == round(s.switch * age):
+        if s.switch and group.ticks == round(s.switch * s.age) * ticks:
             batch = self.data.prompts(step, part + 1_000_000, self.count)
             with torch.no_grad():
                 group.switch(self.student.vectors(batch).detach(), batch.prompts)

@@ -181,7 +181,7 @@ class Lasting:
 
     `age`: chunks after which a group starts again. `behind`: how many finished latents are judged together with those
     in flight; a stream of one chunk in flight needs some, or nobody sees whether its chunks follow each other. With
-    `switch` > 0 a group takes a new prompt at that share of its age, its memory made anew: LongLive's long tuning.
+    `switch` > 0 a group takes new prompts at that share of its age, as a session that recaches: LongLive's long tuning.
     """
 
     kind: Literal["lasting"] = "lasting"

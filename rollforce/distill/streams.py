@@ -17,9 +17,9 @@ from torch import Tensor
 from rollforce.cache import Shape
 from rollforce.models.transformer import VideoTransformer
 from rollforce.noise import Noise
-from rollforce.recache import recache
 from rollforce.rollout import Rollout
 from rollforce.settings import StreamSettings
+from rollforce.transitions import Recache
 from rollforce.types import Grid
 
 
@@ -62,10 +62,11 @@ class Streams:
         return video
 
     def switch(self, text_BLD: Tensor, prompts: tuple[str, ...] = ()) -> None:
-        """Go on with new prompts: memory is made anew under them (LongLive), the latents in flight stay."""
-        self.text_BLD, self.prompts = text_BLD, prompts
+        """Go on with new prompts as a session does: memory is made anew under them (LongLive), and what is in flight
+        begins again. What lies behind is not judged any more: it is of the old prompts."""
+        self.text_BLD, self.prompts, self._behind = text_BLD, prompts, None
         with torch.no_grad():
-            recache(self.rollout, self.rollout.model.condition(text_BLD))
+            Recache().begin(self.rollout, self.rollout.model.condition(text_BLD))
 
     def state_dict(self) -> dict[str, Any]:
         """All that `resumed` needs besides the student."""
