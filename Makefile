@@ -43,11 +43,11 @@ lint: $(DEV)
 format: $(DEV)
 	$(BIN)/ruff check --fix .
 
-# One thread per process: the tests' arrays are small, and a shared machine is the rule.
+# A process for each core and a thread for each process: the tests' arrays are small.
 test: $(DEV)
 	$(BIN)/ruff check .
 	OMP_NUM_THREADS=1 $(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist worksteal
 
 # Every stage of training for a few steps, then a video: minutes, on any machine.
 train-smoke: $(DEV)

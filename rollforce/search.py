@@ -12,27 +12,23 @@ from __future__ import annotations
 import math
 import zlib
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from time import perf_counter
 from types import TracebackType
 from typing import Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from rollforce.batch import Batch
 from rollforce.cache.routed import APPEND, AVERAGE
 from rollforce.chunk import Chunk
 from rollforce.cues import Event
 from rollforce.errors import ConfigError, SessionClosed
 from rollforce.frame_rewards import FrameReward
-from rollforce.machine import computing_on
 from rollforce.noise import Branched, Noise
-from rollforce.rollout import Ask, Rollout
+from rollforce.rollout import Rollout
 from rollforce.session import Session, frames_of
-from rollforce.together import answered, kind
 from rollforce.transitions import AnyTransition
 
 
@@ -306,21 +302,13 @@ def _mark(session: Session, name: str) -> None:
         rollout.cache.mark(name, rollout.pending.start)
 
 
-@torch.no_grad()
 def _compute(sessions: Sequence[Session]) -> None:
     """What the next chunk of each needs, their calls as one: `stream` then only decodes it."""
-    going = {n: session._advancing()() for n, session in enumerate(sessions)
-             if session._settled is None and not len(session._left)}  # fmt: skip
-    model, begun, velocities = sessions[0].model, perf_counter(), dict[int, Tensor]()
-    with computing_on(model.threads):
-        while going:
-            asks: dict[Hashable, dict[int, Ask]] = {}
-            for n, advancing in list(going.items()):
-                try:
-                    ask = next(advancing) if n not in velocities else advancing.send(velocities[n])
-                    asks.setdefault(kind(ask), {})[n] = ask
-                except StopIteration as end:
-                    sessions[n]._settled = replace(end.value, seconds=(perf_counter() - begun) / len(sessions))
-                    del going[n]
-            for alike in asks.values():
-                velocities |= dict(zip(alike, answered(list(alike.values()), model.transformer), strict=True))
+    model = sessions[0].model
+    batch = Batch(model, limit=len(sessions))
+    waiting = [session for session in sessions if session._settled is None and not len(session._left)]
+    members = [batch.join(model) for _ in waiting]
+    for session, member in zip(waiting, members, strict=True):
+        member.expect(session._advancing())
+    for session, member in zip(waiting, members, strict=True):
+        session._settled = member.take(session._advancing(), go_on=False)

@@ -15,6 +15,9 @@ from pathlib import Path
 
 TRAIN = Path(__file__).resolve().parent
 BEGUN = time.perf_counter()
+# The teacher's second round: from a lower rate, down again. Shapes are learned last.
+AGAIN = ("run.seed=1", "run.steps=2600", "optimiser.lr=1e-3", "optimiser.lr_matrices=0.01", "optimiser.decay=0.6",
+         "noising.images_only=0")  # fmt: skip
 QUICK = ("run.tell_every=1", "run.show_every=0")
 SMOKE = {
     "autoencoder": ("run.steps=3", "fitted=40", "batch=2", "latents=6", "drawn=2", "workers=0"),
@@ -38,7 +41,12 @@ def main() -> None:
     world = f"data.autoencoder={autoencoder}"
 
     stage(args, "autoencoder", autoencoder)
-    stage(args, "teacher", teacher, world)
+    if args.model == "tiny":
+        first = out / "teacher_first" / "final"
+        stage(args, "teacher", first, world)
+        stage(args, "teacher", teacher, world, f"start={first}", *AGAIN)
+    else:
+        stage(args, "teacher", teacher, world)
     begin = teacher  # distribution matching straight from the teacher was as good: train/LOG.md
     if args.smoke and args.model == "tiny":
         stage(args, "causal", causal, world, f"teacher={teacher}", "method=consistency")
