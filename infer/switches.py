@@ -1,7 +1,7 @@
 """Compare transitions: what a new prompt does to a running stream, judged by the oracle with bootstrap intervals.
 
     python infer/switches.py --prompts 32 --json switches.json --markdown switches.md --sheet switches.png
-    python infer/switches.py --often --prompts 8 --transitions cut "recache push=1"    20 prompts in 5 minutes
+    python infer/switches.py --often --prompts 8 --transitions recache flush cut    20 prompts in 5 minutes
 
 Each stream shows one thing for 8 s and then gets a prompt, twice: `colour` asks for nothing but another colour, and
 `scene` for something else altogether. All transitions go on from forks of one stream. Columns: seconds until some, and
@@ -85,7 +85,7 @@ def after(session: Any, before: np.ndarray, transition: str, scenes: tuple[Scene
     """How a fork of a stream goes on with another prompt; `scenes`: what it showed, and what it is to show."""
     goal = scenes[1]
     with session.fork() as twin:
-        twin.prompt(caption(goal, 0, full=True), how(transition))
+        twin.prompt(caption(goal, 0, full=True), transition)
         frames = np.concatenate([before, *(chunk.frames for chunk in twin.stream(AFTER_S))])
     look, wish = eyes().look(frames), wish_of(goal)
     found = switched(frames, look, wish_of(scenes[0]), wish, len(before))
@@ -112,16 +112,6 @@ def by_stream(args: argparse.Namespace) -> dict[str | None, list[str]]:
     return found
 
 
-def how(name: str) -> Any:
-    """A transition by its name, or "NAME push=1". ConfigError if there is none of that name."""
-    from rollforce.transitions import Flush, Recache, transition
-
-    kind, _, push = name.partition(" push=")
-    if not push:
-        return transition(kind)
-    return {"recache": Recache, "flush": Flush}[kind](push=float(push))
-
-
 # -- many switches ---------------------------------------------------------------------------------------------------
 
 
@@ -140,7 +130,7 @@ def often(args: argparse.Namespace, number: int) -> list[Row]:
             with model.session(words[0], seed=number) as session:
                 for n, text in enumerate(words):
                     if n:
-                        session.prompt(text, how(name))
+                        session.prompt(text, name)
                     frames = np.concatenate([chunk.frames for chunk in session.stream(EVERY_S)])
                     for kind, video in (("steered", frames), ("alone", alone[n])):
                         rows.append({"prompt": number, "segment": n, "transition": name, "kind": kind,
@@ -227,7 +217,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", help="bundled name or model folder")
     parser.add_argument("--stream", default=None, help="stream preset; default: the model's own")
-    parser.add_argument("--transitions", nargs="+", default=list(ALL), help='names, or such as "recache push=1"')
+    parser.add_argument("--transitions", nargs="+", default=list(ALL), choices=ALL)
     parser.add_argument("--often", action="store_true", help=f"{TIMES} prompts, one each {EVERY_S} s, in one stream")
     parser.add_argument("--prompts", type=int, default=32, help="streams; with --often each has 20 prompts")
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")

@@ -9,7 +9,7 @@
     shot     a new shot that looks back at the ones before (ShotStream)
 
 `shares` of a transition: of the chunks from here on, how far the text has come on its way from the old prompt to the
-new one (1: there; beyond 1: further away from the old one than the new one is).
+new one (1: there).
 
 All but keep and blend begin what is in flight anew, so that the next chunk is the new prompt's alone.
 """
@@ -64,22 +64,11 @@ class Blend:
 
 @dataclass(frozen=True)
 class Recache:
-    """The newest clean latents go through the network again, under the new prompt; see recache.py for `together`.
-
-    `push`: for the first two chunks the text goes that much beyond the new prompt, away from the old one, so that what
-    was remembered of that lets go. It is guidance without a second call, and ours: 1 helps; with 2 the bundled model's
-    picture falls apart for those chunks."""
+    """The newest clean latents go through the network again, under the new prompt; see recache.py for `together`."""
 
     together: bool = False
-    push: float = 0.0
     kind: Literal["recache"] = "recache"
-
-    def __post_init__(self) -> None:
-        _check_push("recache", self.push)
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        return _pushed(self.push)
+    shares: ClassVar[tuple[float, ...]] = (1.0,)
 
     def begin(self, rollout: Rollout, condition: Condition) -> None:
         """Between two chunks: what changes."""
@@ -104,20 +93,15 @@ class Anchors:
 @dataclass(frozen=True)
 class Flush:
     """Memory keeps its sink and the newest `keep` latents. The chunk after it is placed as at any other time: in the
-    release queries and their own keys stand apart until memory has filled again. `push`: see Recache."""
+    release queries and their own keys stand apart until memory has filled again."""
 
     keep: int = 2
-    push: float = 0.0
     kind: Literal["flush"] = "flush"
+    shares: ClassVar[tuple[float, ...]] = (1.0,)
 
     def __post_init__(self) -> None:
         if self.keep < 0:
             raise ConfigError(f"flush.keep {self.keep} must be at least 0.")
-        _check_push("flush", self.push)
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        return _pushed(self.push)
 
     def begin(self, rollout: Rollout, condition: Condition) -> None:
         """Between two chunks: what changes."""
@@ -191,18 +175,6 @@ def check(choice: AnyTransition, tiers: Iterable[Tier], follows: bool = False) -
         raise ConfigError("a shot looks back through a sink, and this stream's memory has none: --stream shotstream.")
     if follows and choice.kind not in ("keep", "blend"):
         raise ConfigError("a stream that follows a video cannot take back what is in flight: keep or blend.")
-
-
-PUSHED = 2  # chunks
-
-
-def _pushed(push: float) -> tuple[float, ...]:
-    return (1 + push,) * PUSHED * bool(push) + (1.0,)
-
-
-def _check_push(kind: str, push: float) -> None:
-    if not 0 <= push <= 4:
-        raise ConfigError(f"{kind}.push {push:g} must lie in [0, 4].")
 
 
 def _switch(rollout: Rollout, condition: Condition, *marks: str) -> None:

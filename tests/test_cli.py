@@ -141,7 +141,7 @@ def test_the_prompt_changes_on_the_way(run: Run) -> None:
     told = record("a.json")
     assert [(cue["at"], cue["prompt"]) for cue in told["request"]["cues"]] == [
         (1.5, "a blue star"), (3.0, "the green hills")]
-    assert told["request"]["cues"][1]["transition"] == {"keep": 2, "push": 0.0, "kind": "flush"}
+    assert told["request"]["cues"][1]["transition"] == {"keep": 2, "kind": "flush"}
     assert [(event["kind"], event["chunk"], event["frame"]) for event in told["result"]["events"]] == [
         ("applied", 2, 24), ("visible", 2, 24), ("applied", 3, 36), ("visible", 3, 36)]
     assert "the same bytes as recorded" in run("--from", "a.json", "-o", "b.mp4").output

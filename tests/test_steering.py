@@ -15,7 +15,7 @@ from rollforce.model import Model
 from rollforce.session import Session
 from rollforce.sharing import forked
 from rollforce.snapshot import Snapshot
-from rollforce.transitions import NAMES, Blend, Flush, Recache, transition
+from rollforce.transitions import NAMES, Blend, Flush, transition
 
 PROMPT, OTHER, THIRD = "a red ball bounces", "the blue star", "a green ball"
 STREAMS = ("chunkwise", "rolling", "streamdit", "anchor_forcing", "tempcache", "kivi4", "hybrid_forcing")
@@ -245,20 +245,3 @@ def test_hours_of_it_are_flat():
     """Two hours of video, steered at random (infer/soak.py): memory and time at the end as before."""
     command = [sys.executable, "infer/soak.py", "--hours", "2"]
     assert subprocess.run(command, cwd=Path(__file__).resolve().parents[1], check=False).returncode == 0
-
-
-def test_a_push_goes_beyond_and_comes_back(small):
-    with small.session(PROMPT) as session:
-        steering = session._stand.steering
-        start, goal = steering.text_BLD, small.text.encode([OTHER])
-        session.prompt(OTHER, Recache(push=1))
-        seen = []
-        for chunk in session.stream(3):
-            seen.append(steering.text_BLD)
-            if chunk.index == 0:
-                assert [event.kind for event in chunk.events] == ["applied", "visible"]
-        for text in seen[:2]:
-            assert np.allclose(text, goal + (goal - start), atol=1e-5)
-        assert np.array_equal(seen[2], goal)
-    with pytest.raises(ConfigError, match="recache.push -1"):
-        Recache(push=-1)
