@@ -88,12 +88,13 @@ def test_the_bundled_model_goes_on_with_what_it_is_shown() -> None:
     scene = Scene("city", "night", (thing,))
     clip = render_scene(scene, 0, 36)
     x, y = thing.track(np.arange(36, 48) / 12)
-    for given in ({"video": clip}, {"image": clip[-1]}):
+    # A picture does not say how fast, or which way round, a thing circles: what comes half a second later is free.
+    for given, known in (({"video": clip}, (0, 6)), ({"image": clip[-1]}, (0,))):
         shown = frames(model.session("a yellow heart circles", seed=0, **given), 1)
         look = eyes.look(shown)
         assert {PLACES[i] for i in look.place.argmax(1)} == {"city"}
         assert {TIMES[i] for i in look.time.argmax(1)} == {"night"}
-        for frame in (0, 6):
+        for frame in known:
             seen = max(look.things[frame], key=lambda each: each.heat)
             assert COLOURS[seen.colour.argmax()] == "yellow"
             assert np.hypot(seen.x - x[frame], seen.y - y[frame]) < 0.12  # widths; it is 0.36 wide
