@@ -307,3 +307,19 @@ def test_streams_learn_from_every_tick_and_never_through_the_past() -> None:
     assert streams.ticks == 5
     behind = streams.tick()[:, :1]
     assert torch.autograd.grad(behind.sum(), student.proj_out.weight, allow_unused=True)[0].abs().sum() == 0
+
+
+def test_streams_that_get_other_prompts_begin_anew_as_a_session_that_recaches() -> None:
+    student = tiny()
+    for parameter in student.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    layout = LayoutSettings(kind="rolling", chunk=1, levels=(1.0, 0.5), shift=1.0)
+    streams = Streams(student, StreamSettings(layout, (Window(2),)), torch.randn(2, 3, 8), (5, 6), (4, 4, 4))
+    with torch.no_grad():
+        for _ in range(5):
+            streams.tick()
+        keys = [key.clone() for key in streams.rollout.cache.arena.keys]
+        streams.switch(torch.randn(2, 3, 8), ("a", "b"))
+        assert streams.prompts == ("a", "b")
+        assert any(not torch.equal(new, old) for new, old in zip(streams.rollout.cache.arena.keys, keys, strict=True))
+        assert [streams.tick().shape[1] for _ in range(4)] == [1, 2, 3, 3]  # nothing of the old prompts is judged
