@@ -18,7 +18,7 @@ from rollforce.models.transformer import Condition
 from rollforce.noise import Noise
 from rollforce.rollout import Rollout
 from rollforce.rungs import Rung
-from rollforce.transitions import Blend, Keep, check
+from rollforce.transitions import Blend, Keep, check, shares
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,13 +167,12 @@ class Steering:
         """Go over to a new prompt; after how many chunks it will be visible."""
         cue = waiting.cue
         assert cue.prompt is not None and waiting.text_BLD is not None
-        shares = cue.transition.shares
-        self._walk(Path(self.text_BLD, waiting.text_BLD, shares))
+        path = Path(self.text_BLD, waiting.text_BLD, shares(cue.transition))
+        self._walk(path)
         self.prompt = cue.prompt
         cue.transition.begin(rollout, self.condition())
         flying = rollout.layout.slots // rollout.layout.shift - 1
-        there = next(chunk for chunk, share in enumerate(shares) if share >= 1)
-        return there + (flying if isinstance(cue.transition, Keep | Blend) else 0)
+        return len(path.shares) - 1 + (flying if isinstance(cue.transition, Keep | Blend) else 0)
 
     def _walk(self, path: Path) -> None:
         self.text_BLD, self._path = path.text(), path.rest()

@@ -8,9 +8,6 @@
     cut      a new shot: nothing is remembered, or all of it from further back (RoPE cut)
     shot     a new shot that looks back at the ones before (ShotStream)
 
-`shares` of a transition: of the chunks from here on, how far the text has come on its way from the old prompt to the
-new one (1: there).
-
 All but keep and blend begin what is in flight anew, so that the next chunk is the new prompt's alone.
 """
 
@@ -18,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 from rollforce.cache import Tier
 from rollforce.errors import ConfigError
@@ -35,7 +32,6 @@ class Keep:
     Where several chunks are in flight (rolling), those go on under the new prompt with the steps they have left."""
 
     kind: Literal["keep"] = "keep"
-    shares: ClassVar[tuple[float, ...]] = (1.0,)
 
     def begin(self, rollout: Rollout, condition: Condition) -> None:
         """Between two chunks: what changes."""
@@ -53,10 +49,6 @@ class Blend:
         if self.chunks < 1:
             raise ConfigError(f"blend.chunks {self.chunks} must be at least 1.")
 
-    @property
-    def shares(self) -> tuple[float, ...]:
-        return tuple(chunk / self.chunks for chunk in range(1, self.chunks + 1))
-
     def begin(self, rollout: Rollout, condition: Condition) -> None:
         """Between two chunks: what changes."""
         _switch(rollout, condition)
@@ -68,7 +60,6 @@ class Recache:
 
     together: bool = False
     kind: Literal["recache"] = "recache"
-    shares: ClassVar[tuple[float, ...]] = (1.0,)
 
     def begin(self, rollout: Rollout, condition: Condition) -> None:
         """Between two chunks: what changes."""
@@ -83,7 +74,6 @@ class Anchors:
 
     together: bool = False
     kind: Literal["anchors"] = "anchors"
-    shares: ClassVar[tuple[float, ...]] = (1.0,)
 
     def begin(self, rollout: Rollout, condition: Condition) -> None:
         """Between two chunks: what changes."""
@@ -97,7 +87,6 @@ class Flush:
 
     keep: int = 2
     kind: Literal["flush"] = "flush"
-    shares: ClassVar[tuple[float, ...]] = (1.0,)
 
     def __post_init__(self) -> None:
         if self.keep < 0:
@@ -124,7 +113,6 @@ class Cut:
     remember: bool = False
     jump: int = 8
     kind: Literal["cut"] = "cut"
-    shares: ClassVar[tuple[float, ...]] = (1.0,)
 
     def __post_init__(self) -> None:
         if self.jump < 0:
@@ -146,7 +134,6 @@ class Shot:
 
     phase: float = 1 / 6
     kind: Literal["shot"] = "shot"
-    shares: ClassVar[tuple[float, ...]] = (1.0,)
 
     def begin(self, rollout: Rollout, condition: Condition) -> None:
         """Between two chunks: what changes."""
@@ -164,6 +151,12 @@ def transition(choice: AnyTransition | str) -> AnyTransition:
     if choice not in NAMES:
         raise ConfigError(f"transition {choice!r} is not known. Use one of: {', '.join(NAMES)}.")
     return next(kind for kind in get_args(AnyTransition) if kind.kind == choice)()
+
+
+def shares(choice: AnyTransition) -> tuple[float, ...]:
+    """Of each chunk from here on: how far the text has come from the old prompt to the new one. The last is 1."""
+    chunks = choice.chunks if isinstance(choice, Blend) else 1
+    return tuple(chunk / chunks for chunk in range(1, chunks + 1))
 
 
 def check(choice: AnyTransition, tiers: Iterable[Tier], follows: bool = False) -> None:

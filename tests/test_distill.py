@@ -289,12 +289,17 @@ def test_checks() -> None:
 # ---- persistent streams
 
 
-def test_streams_learn_from_every_tick_and_never_through_the_past() -> None:
-    student = tiny()
+def two_streams(student: VideoTransformer) -> Streams:
+    """Rolling, two latents in flight; of a student whose weights all matter."""
     for parameter in student.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     layout = LayoutSettings(kind="rolling", chunk=1, levels=(1.0, 0.5), shift=1.0)
-    streams = Streams(student, StreamSettings(layout, (Window(2),)), torch.randn(2, 3, 8), (5, 6), (4, 4, 4))
+    return Streams(student, StreamSettings(layout, (Window(2),)), torch.randn(2, 3, 8), (5, 6), (4, 4, 4))
+
+
+def test_streams_learn_from_every_tick_and_never_through_the_past() -> None:
+    student = tiny()
+    streams = two_streams(student)
     lengths = []
     for _ in range(5):
         student.zero_grad()
@@ -310,11 +315,7 @@ def test_streams_learn_from_every_tick_and_never_through_the_past() -> None:
 
 
 def test_streams_that_get_other_prompts_begin_anew_as_a_session_that_recaches() -> None:
-    student = tiny()
-    for parameter in student.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    layout = LayoutSettings(kind="rolling", chunk=1, levels=(1.0, 0.5), shift=1.0)
-    streams = Streams(student, StreamSettings(layout, (Window(2),)), torch.randn(2, 3, 8), (5, 6), (4, 4, 4))
+    streams = two_streams(tiny())
     with torch.no_grad():
         for _ in range(5):
             streams.tick()
