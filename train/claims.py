@@ -18,23 +18,25 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-NO_SINK = "cache=[{kind: window, latents: 9}]"
-SINK = "cache=[{kind: sink, latents: 3}, {kind: window, latents: 6}]"  # of the same size
+SINK = "cache=[{kind: sink, latents: 3}, {kind: window, latents: 6}]"  # as large as the window that it stands beside
 ABSOLUTE = ("stepping.denoise.positions=absolute", "stepping.commit.positions=absolute")
-BEHIND = "practice.behind=9"  # so that all students are judged on 12 latents
+ALONE = "practice.switch=0"  # one prompt per stream, as in these papers
+BEHIND = (ALONE, "practice.behind=9")  # so that all students are judged on 12 latents
+ONE_STEP = "layout.levels=[1]"
 LESSONS = "practice={kind: lessons, latents: [21], last: 21, leak: %s}"
 
 # Student: settings of train/distill.py. The names in START are made by train/causal.py.
 STUDENTS: dict[str, tuple[str, ...]] = {
     "causvid": ("stream=chunkwise", "practice={kind: forced}"),
-    "self_forcing": ("stream=chunkwise", BEHIND),
-    "rolling_forcing": ("stream=rolling",),
-    "self_forcing_sink": ("stream=chunkwise", BEHIND, f"changes=['{SINK}']"),
-    "two_steps": ("stream=chunkwise", BEHIND, "changes=['layout.levels=[1, 0.5]']"),
-    "one_step": ("stream=chunkwise", BEHIND, "changes=['layout.levels=[1]']"),
-    "from_diffusion_forcing": ("stream=chunkwise", BEHIND, "start={out}/start_diffusion_forcing/final"),
-    "from_ode": ("stream=chunkwise", BEHIND, "start={out}/start_ode/final"),
-    "from_consistency": ("stream=chunkwise", BEHIND, "start={out}/start_consistency/final"),
+    "self_forcing": ("stream=chunkwise", *BEHIND),
+    "rolling_forcing": ("stream=rolling", ALONE),
+    "self_forcing_sink": ("stream=chunkwise", *BEHIND, f"changes=['{SINK}']"),
+    "two_steps": ("stream=chunkwise", *BEHIND, "changes=['layout.levels=[1, 0.5]']"),
+    "one_step": ("stream=chunkwise", *BEHIND, f"changes=['{ONE_STEP}']"),
+    "causvid_one_step": ("stream=chunkwise", "practice={kind: forced}", f"changes=['{ONE_STEP}']"),
+    "from_diffusion_forcing": ("stream=chunkwise", *BEHIND, "start={out}/start_diffusion_forcing/final"),
+    "from_ode": ("stream=chunkwise", *BEHIND, "start={out}/start_ode/final"),
+    "from_consistency": ("stream=chunkwise", *BEHIND, "start={out}/start_consistency/final"),
     "detached": ("stream=chunkwise", LESSONS % "false"),
     "leaking": ("stream=chunkwise", LESSONS % "true"),
 }
@@ -53,7 +55,8 @@ RUNS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "Rolling Forcing, sink": ("rolling_forcing", "rolling", (SINK,)),
     "Rolling Forcing, sink, absolute": ("rolling_forcing", "rolling", (SINK, *ABSOLUTE)),
     "two steps": ("two_steps", "chunkwise", ("layout.levels=[1, 0.5]",)),
-    "one step": ("one_step", "chunkwise", ("layout.levels=[1]",)),
+    "one step": ("one_step", "chunkwise", (ONE_STEP,)),
+    "CausVid, one step": ("causvid_one_step", "chunkwise", (ONE_STEP,)),
     "from diffusion forcing": ("from_diffusion_forcing", "chunkwise", ()),
     "from ODE pairs": ("from_ode", "chunkwise", ()),
     "from consistency": ("from_consistency", "chunkwise", ()),
@@ -94,7 +97,8 @@ def stage(args: argparse.Namespace, script: str, name: str, steps: int, *setting
     print(f"--- {name}", flush=True)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(args.processes)]
     python(*launch, ROOT / "train" / f"{script}.py", "--out", final.parent, "--resume", "auto", "--export", final,
-           f"run.steps={steps}", f"teacher={args.teacher}", "run.show_every=0", "data.two=0.4", *settings)
+           f"run.steps={steps}", f"teacher={args.teacher}", "run.show_every=0", "data.two=0.5",
+           "data.alike=0.4", *settings)
 
 
 def evaluate(args: argparse.Namespace) -> None:
