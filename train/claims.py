@@ -18,7 +18,8 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-SINK = "cache=[{kind: sink, latents: 3}, {kind: window, latents: 6}]"  # as large as the window that it stands beside
+SINK = "cache=[{kind: sink, latents: 3}, {kind: window, latents: 6}]"  # as many as the window alone
+ROLLING_SINK = "cache=[{kind: sink, latents: 3}, {kind: window, latents: 3}]"  # beside its window, which is one chunk
 ABSOLUTE = ("stepping.denoise.positions=absolute", "stepping.commit.positions=absolute")
 ALONE = "practice.switch=0"  # one prompt per stream, as in these papers
 BEHIND = (ALONE, "practice.behind=9")  # so that all students are judged on 12 latents
@@ -52,8 +53,8 @@ RUNS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "Self Forcing, sink in training": ("self_forcing_sink", "chunkwise", (SINK,)),
     "CausVid, sink": ("causvid", "chunkwise", (SINK,)),
     "CausVid, sink, absolute": ("causvid", "chunkwise", (SINK, *ABSOLUTE)),
-    "Rolling Forcing, sink": ("rolling_forcing", "rolling", (SINK,)),
-    "Rolling Forcing, sink, absolute": ("rolling_forcing", "rolling", (SINK, *ABSOLUTE)),
+    "Rolling Forcing, sink": ("rolling_forcing", "rolling", (ROLLING_SINK,)),
+    "Rolling Forcing, sink, absolute": ("rolling_forcing", "rolling", (ROLLING_SINK, *ABSOLUTE)),
     "two steps": ("two_steps", "chunkwise", ("layout.levels=[1, 0.5]",)),
     "one step": ("one_step", "chunkwise", (ONE_STEP,)),
     "CausVid, one step": ("causvid_one_step", "chunkwise", (ONE_STEP,)),
