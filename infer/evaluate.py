@@ -28,6 +28,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -86,6 +87,7 @@ class Job:
     weights: str
     tasks: list[Task]
     seconds: float
+    together: int
 
 
 def main() -> None:
@@ -179,7 +181,7 @@ def stream_all(runs: dict[str, Run], prompts: list[list[Task]], args: argparse.N
         for name, run in runs.items():
             missing = [task for task in tasks if not journal.has(name, task.number, task.repeat)]
             if missing:
-                jobs.append(Job(name, run, told(run)["weights"], missing, args.seconds))
+                jobs.append(Job(name, run, told(run)["weights"], missing, args.seconds, args.together))
     total, begun = sum(len(job.tasks) for job in jobs), time.monotonic()
     for done, streamed in enumerate(finished(jobs, args.workers), 1):
         journal.add(streamed)
@@ -217,17 +219,28 @@ def work(job: Job) -> Iterator[Streamed]:
     if told(job.run)["weights"] != job.weights:
         raise ConfigError(f"the weights of {job.name} changed during the evaluation; begin anew with a copy")
     real: dict[str, Numbers] = {}
-    for task in job.tasks:
-        begun = time.perf_counter()
-        with model.session(task.prompt, seed=task.seed) as session:
-            video = np.concatenate([chunk.frames for chunk in session.stream(seconds)])
-        taken = time.perf_counter() - begun
+    for task, video, taken in films(model, job):
         real = real or references(task.scene, model, eyes, len(video), video.shape[1])
         found = judge_stream(video, wish_of(task.scene), eyes, model.frames_per_chunk, model.frames_per_latent)
         whole = found.whole | seams_to_real(found.whole, real["truth_autoencoder"]) | {"x_real_time": seconds / taken}
         tiles = packed(video, MOMENTS) if task.number < ROWS and task.repeat == 0 else ""
         yield Streamed(job.name, task.number, task.repeat, task.prompt, task.seed, seconds, taken, found.seen,
                        {"model": whole} | found.ends | real, found.curve, tiles)
+
+
+def films(model: Any, job: Job) -> Iterator[tuple[Task, np.ndarray, float]]:
+    """Every stream's video, and the seconds that it took: its share, of those that share their model calls."""
+    for start in range(0, len(job.tasks), job.together):
+        tasks, begun = job.tasks[start : start + job.together], time.perf_counter()
+        batch = model.batch(limit=len(tasks)) if len(tasks) > 1 else None
+        with ExitStack() as open_ones:
+            sessions = [open_ones.enter_context(model.session(task.prompt, seed=task.seed, batch=batch))
+                        for task in tasks]
+            rounds = zip(*(session.stream(job.seconds) for session in sessions), strict=True)
+            chunks = list(zip(*rounds, strict=True))
+        taken = (time.perf_counter() - begun) / len(tasks)
+        for task, mine in zip(tasks, chunks, strict=True):
+            yield task, np.concatenate([chunk.frames for chunk in mine]), taken
 
 
 @cache
@@ -308,6 +321,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--prompt-seed", type=int, default=0, help="which prompts are drawn")
     parser.add_argument("--seed", type=int, default=0, help="noise of the first stream; the others count up from it")
+    parser.add_argument("--together", type=int, default=1,
+                        help="streams of one prompt that share their model calls: the same streams, sooner")
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
     parser.add_argument("--resume", action="store_true", help="go on from the .jsonl beside --json")
     parser.add_argument("--json", type=Path, help="write the report here")
@@ -315,8 +330,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, help="write curves over time (PNG) here")
     parser.add_argument("--sheet", type=Path, help="write a contact sheet (PNG) here; several runs: and NAME_RUN.png")
     args = parser.parse_intermixed_args()
-    if min(args.prompts, args.seeds, args.workers, args.seconds) < 1:
-        parser.error("--prompts, --seeds, --workers and --seconds must be at least 1")
+    if min(args.prompts, args.seeds, args.workers, args.together, args.seconds) < 1:
+        parser.error("--prompts, --seeds, --workers, --together and --seconds must be at least 1")
     if args.plot and not args.compare and args.seconds < 2 * WINDOW_S:
         parser.error(f"--plot shows windows of {WINDOW_S} s; give it --seconds {2 * WINDOW_S} or more")
     if args.resume and not args.json:

@@ -77,6 +77,7 @@ class DriftMeter:
         before = luma[:1] * np.nan if self._last is None else self._last
         change = np.abs(luma - np.concatenate([before, luma[:-1]]))
         self._last = luma[-1:]
-        saturation = pictures.max(axis=-1) - pictures.min(axis=-1)
+        red, green, blue = np.moveaxis(pictures, -1, 0)  # numpy is slow along an axis of three
+        saturation = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
         means = [each.mean(axis=(1, 2)) for each in (luma, saturation, edges, change)]
         return np.stack([*means[:3], luma.std(axis=(1, 2)), means[3]], axis=1)

@@ -18,7 +18,7 @@ from small_model import make_model_folder
 from rollforce.errors import ConfigError, ShapeError
 from rollforce.models.text import TextConfig, TextEncoder
 from rollforce.world import Scene, render, sample_scene, wish_of
-from rollforce.world.caption import KINDS
+from rollforce.world.caption import KINDS, caption
 from rollforce.world.eyes import Eyes
 from rollforce.world.identity import comings_back, identity, sameness
 from rollforce.world.journal import Journal
@@ -330,6 +330,17 @@ def test_two_runs_from_end_to_end(program: ModuleType, model: Path, tmp_path: Pa
     monkeypatch.setattr(program, "work", lambda job: pytest.fail("streamed again what was finished"))
     assert evaluate(*fixed, "--prompts", "1", "--seeds", "2", "--resume") == text
     assert evaluate("--compare", str(tmp_path / "a.json")) == text
+
+
+def test_streams_that_share_their_calls_are_the_same(program: ModuleType, model: Path) -> None:
+    scene = sample_scene(1, count=1)
+    tasks = [program.Task(0, repeat, scene, caption(scene, 1, full=True), repeat) for repeat in range(3)]
+    run = program.Run(str(model), "chunkwise")
+    alone, shared = (list(program.films(program.loaded(run), program.Job("a", run, "", tasks, 4.0, together)))
+                     for together in (1, 2))
+    for (task, video, _), (same_task, same_video, _) in zip(alone, shared, strict=True):
+        assert task == same_task and np.array_equal(video, same_video)
+    assert not np.array_equal(alone[0][1], alone[1][1])
 
 
 def test_wrong_settings_end_before_anything_is_streamed(program: ModuleType, model: Path,

@@ -111,7 +111,7 @@ def evaluate(args: argparse.Namespace) -> None:
     }
     (args.out / "runs.yaml").write_text(yaml.safe_dump({"runs": runs}, sort_keys=False))
     python(ROOT / "infer" / "evaluate.py", "--runs", args.out / "runs.yaml", "--prompts", args.prompts,
-           "--seeds", args.seeds, "--seconds", args.seconds, "--things", 2, "--resume",
+           "--seeds", args.seeds, "--together", args.seeds, "--seconds", args.seconds, "--things", 2, "--resume",
            "--json", args.out / "claims.json", "--markdown", args.out / "claims.md", "--plot", args.out / "claims.png",
            "--sheet", args.out / "sheet.png")
 
