@@ -336,11 +336,24 @@ def test_streams_that_share_their_calls_are_the_same(program: ModuleType, model:
     scene = sample_scene(1, count=1)
     tasks = [program.Task(0, repeat, scene, caption(scene, 1, full=True), repeat) for repeat in range(3)]
     run = program.Run(str(model), "chunkwise")
-    alone, shared = (list(program.films(program.loaded(run), program.Job("a", run, "", tasks, 4.0, together)))
+    alone, shared = (list(program.films(program.loaded(run), program.Job("a", run, "", tasks, 4.0, together, False)))
                      for together in (1, 2))
     for (task, video, _), (same_task, same_video, _) in zip(alone, shared, strict=True):
         assert task == same_task and np.array_equal(video, same_video)
     assert not np.array_equal(alone[0][1], alone[1][1])
+
+
+def test_the_ends_alone_are_judged_as_within_the_whole(program: ModuleType, model: Path) -> None:
+    scene = sample_scene(1, count=1)
+    tasks = [program.Task(0, repeat, scene, caption(scene, 1, full=True), repeat) for repeat in range(2)]
+    run = program.Run(str(model), "chunkwise")
+    whole, ends = (list(program.work(program.Job("a", run, program.told(run)["weights"], tasks, 25.0, 2, only_ends)))
+                   for only_ends in (False, True))
+    for stream, short in zip(whole, ends, strict=True):
+        assert short.parts["first_10s"] == pytest.approx(stream.parts["first_10s"], abs=1e-3)
+        assert short.parts["last_10s"] == pytest.approx(stream.parts["last_10s"], abs=1e-3)
+        assert short.parts["model"].items() >= short.parts["last_10s"].items()
+    assert whole[0].parts["first_10s"] != whole[0].parts["last_10s"]
 
 
 def test_wrong_settings_end_before_anything_is_streamed(program: ModuleType, model: Path,
