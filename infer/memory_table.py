@@ -2,14 +2,15 @@
 
     python infer/memory_table.py                                  prints it; what no result tells is "not measured"
     python infer/memory_table.py --cost m.json                    takes in what `infer/bench.py --case memory` wrote
-    python infer/memory_table.py --quality longlive=scores.json   takes in a report of `infer/evaluate.py`: as it is
-    python infer/memory_table.py --tuned longlive=scores.json     the same after tuning
+    python infer/memory_table.py --quality scores.json            takes in a report of `infer/evaluate.py --ends`, whose
+                                                                  runs have presets' names: as they are
+    python infer/memory_table.py --tuned scores.json              the same after tuning
 
 Bytes are those of the bundled model's sizes, by a walk without weights (rollforce/trace.py): what memory keeps, the
 chunk in flight included, and what attention reads of it for one chunk, all calls and layers. Time is that of a chunk of
 a random-weight model beside plain sink + window which attends to as many latents, and beside a dense one of a longer
-context; the middle half of the repeats in brackets. Quality is the share of things drawn as the prompt says, mean and
-95 % interval over prompts.
+context; the middle half of the repeats in brackets. Quality is the mean of scene, colour, motion and shape in the last
+10 s, with its 95 % interval over prompts, and after the comma what that is more or less than in the first 10 s.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rollforce.config import build, resource
@@ -33,9 +35,10 @@ from rollforce.positions import Anchored, RunningAhead
 from rollforce.settings import StreamSettings
 from rollforce.sizes import sizes_of
 from rollforce.trace import trace
+from rollforce.world.stats import interval
 
 RESULTS = Path(__file__).with_name("memory.json")
-MEASURE = "whole"
+SCORES = ("scene", "colour", "motion", "shape")
 NOTHING = "not measured"
 PLAIN_FILES = {"sink.py", "window.py"}
 HEAD = ("preset", "method", "paper", "what it is made of", "lines", "kept", "read a chunk", "time, plain = 1",
@@ -48,8 +51,8 @@ def main() -> None:
     if args.cost:
         results["cost"] = json.loads(args.cost.read_text())
     for kind in ("quality", "tuned"):
-        for text in getattr(args, kind) or ():
-            results.setdefault(kind, {}).update(scored(text))
+        for path in getattr(args, kind) or ():
+            results.setdefault(kind, {}).update(scored(path))
     if args.cost or args.quality or args.tuned:
         args.results.write_text(json.dumps(results, indent=1) + "\n")
     print(*lines(results), sep="\n")
@@ -121,27 +124,35 @@ def time(line: dict[str, Any] | None) -> str:
 
 
 def quality(line: dict[str, Any] | None) -> str:
-    return NOTHING if line is None else f"{line['mean']:.2f} [{line['low']:.2f}, {line['high']:.2f}]"
+    if line is None:
+        return NOTHING
+    return f"{line['mean']:.2f} [{line['low']:.2f}, {line['high']:.2f}], {line['change']:+.2f}"
 
 
-def scored(text: str) -> dict[str, Any]:
-    """PRESET=REPORT.json: what the report says, with the seconds and prompts that it took."""
-    name, _, path = text.partition("=")
-    if name not in presets() or not path:
-        raise SystemExit(f"{text!r} must be PRESET=REPORT.json, with one of: {', '.join(presets())}.")
-    report = json.loads(Path(path).read_text())
-    if MEASURE not in report:
-        raise SystemExit(f"{path} holds no {MEASURE!r}: it must be the report of one run.")
-    about = {key: report["settings"][key] for key in ("seconds", "prompts")}
-    return {name: {**{key: report[MEASURE][key] for key in ("mean", "low", "high")}, **about}}
+def scored(path: Path) -> dict[str, Any]:
+    """Quality at the end of every run of a report, with the seconds and prompts that it took."""
+    report = json.loads(path.read_text())
+    runs = report.get("runs", {})
+    if not runs or (unknown := runs.keys() - set(presets())):
+        raise SystemExit(f"{path} must be a report of evaluate.py --ends whose runs have the names of presets"
+                         + (f", not {', '.join(sorted(unknown))}." if runs else "."))
+    return {name: ends(run["prompts"]) | {key: report["settings"][key] for key in ("seconds", "prompts")}
+            for name, run in runs.items()}
+
+
+def ends(streams: list[dict[str, Any]]) -> dict[str, float]:
+    first, last = ([float(np.mean([stream[end][score] for score in SCORES])) for stream in streams]
+                   for end in ("first_10s", "last_10s"))
+    by_end = interval(last, [stream["number"] for stream in streams])
+    return by_end.numbers() | {"change": round(float(np.mean(last) - np.mean(first)), 4)}
 
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS, help="where results are kept")
     parser.add_argument("--cost", type=Path, help="what bench.py --case memory --json wrote")
-    parser.add_argument("--quality", action="append", help="PRESET=REPORT.json of evaluate.py; repeatable")
-    parser.add_argument("--tuned", action="append", help="the same, of a model that was tuned for the preset")
+    parser.add_argument("--quality", type=Path, action="append", help="report of evaluate.py --ends; repeatable")
+    parser.add_argument("--tuned", type=Path, action="append", help="the same, of models tuned for these presets")
     return parser
 
 

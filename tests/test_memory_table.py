@@ -31,17 +31,20 @@ def test_bytes_by_hand() -> None:
     assert TABLE["bytes_of"](rolling) == (15 * latent, 6 * latent)
 
 
-def test_results_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_filled_in(tmp_path: Path) -> None:
+    scores = dict.fromkeys(("scene", "colour", "motion"), 1.0)
+    rows = [{"number": n, "first_10s": scores | {"shape": 1.0}, "last_10s": scores | {"shape": shape}}
+            for n, shape in enumerate((1.0, 0.6))]
     report = tmp_path / "r.json"
-    report.write_text(json.dumps({"settings": {"seconds": 600, "prompts": 8},
-                                  "whole": {"mean": 0.9372, "low": 0.9, "high": 0.97}}))  # fmt: skip
+    report.write_text(json.dumps({"settings": {"seconds": 600, "prompts": 2}, "runs": {"longlive": {"prompts": rows}}}))
     cost = {"case": "longlive", "against": "plain", "ratio": 1.017, "ratio_low": 1, "ratio_high": 1.04}
-    results = {"cost": {"results": [cost]}, "quality": TABLE["scored"](f"longlive={report}")}
+    results = {"cost": {"results": [cost]}, "quality": TABLE["scored"](report)}
     cells = TABLE["row"]("longlive", results)
-    assert cells[7:] == ["1.02 [1.00, 1.04]", "not measured", "0.94 [0.90, 0.97]", "not measured"]
+    assert cells[7:] == ["1.02 [1.00, 1.04]", "not measured", "0.95 [0.90, 1.00], -0.05", "not measured"]
     assert results["quality"]["longlive"]["seconds"] == 600
-    with pytest.raises(SystemExit, match="must be PRESET=REPORT.json"):
-        TABLE["scored"]("longlivee=r.json")
+    report.write_text(json.dumps({"settings": {}, "runs": {"longlivee": {}}}))
+    with pytest.raises(SystemExit, match="names of presets, not longlivee"):
+        TABLE["scored"](report)
 
 
 def test_every_preset_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
