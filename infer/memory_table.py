@@ -61,7 +61,7 @@ def main() -> None:
 def lines(results: dict[str, Any]) -> Iterator[str]:
     """The table, with where it was measured below. Columns for which nothing was measured are left out."""
     columns = [column for column in zip(HEAD, *(row(name, results) for name in presets()), strict=True)
-               if set(column[1:]) != {NOTHING}]  # fmt: skip
+               if set(column[1:]) - {NOTHING, "", "1"}]  # fmt: skip
     head, *rows = zip(*columns, strict=True)
     for cells in (head, ["---"] * len(head), *rows):
         yield "| " + " | ".join(cells) + " |"
@@ -78,9 +78,11 @@ def row(name: str, results: dict[str, Any]) -> list[str]:
     long = sum(len(file.read_text().splitlines()) for file in files if file.name not in PLAIN_FILES)
     kept, read = bytes_of(stream)
     costs = {line["against"]: line for line in results.get("cost", {}).get("results", ()) if line["case"] == name}
+    plain = "1" if {file.name for file in files} <= PLAIN_FILES else NOTHING
+    times = (time(costs.get("plain"), plain), time(costs.get("dense"), ""))
     return [f"`{name}`", method, paper, ", ".join(f"`{file.name}`" for file in files), str(long) if long else "",
-            size(kept), size(read), *(time(costs.get(against)) for against in ("plain", "dense")),
-            *(quality(results.get(kind, {}).get(name)) for kind in ("quality", "tuned"))]  # fmt: skip
+            size(kept), size(read), *times,
+            quality(results.get("quality", {}).get(name), NOTHING), quality(results.get("tuned", {}).get(name), "")]
 
 
 # -- what the presets say --------------------------------------------------------------------------------------------
@@ -119,13 +121,13 @@ def bytes_of(stream: StreamSettings) -> tuple[int, int]:
 # -- what the results say --------------------------------------------------------------------------------------------
 
 
-def time(line: dict[str, Any] | None) -> str:
-    return NOTHING if line is None else f"{line['ratio']:.2f} [{line['ratio_low']:.2f}, {line['ratio_high']:.2f}]"
+def time(line: dict[str, Any] | None, otherwise: str) -> str:
+    return otherwise if line is None else f"{line['ratio']:.2f} [{line['ratio_low']:.2f}, {line['ratio_high']:.2f}]"
 
 
-def quality(line: dict[str, Any] | None) -> str:
+def quality(line: dict[str, Any] | None, otherwise: str) -> str:
     if line is None:
-        return NOTHING
+        return otherwise
     return f"{line['mean']:.2f} [{line['low']:.2f}, {line['high']:.2f}], {line['change']:+.2f}"
 
 

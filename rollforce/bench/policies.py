@@ -15,10 +15,12 @@ from typing import Any
 from rollforce.bench import clock, streaming
 from rollforce.bench.cases import Case, Setting
 from rollforce.cache import AnyTier, Coded, Compressed, EmaSink, Junction, Segments, Sight, Sink, Surprising, Window
-from rollforce.cache.buckets import Buckets
+from rollforce.cache.buckets import Buckets, TextBuckets
 from rollforce.cache.codec import Bits
 from rollforce.cache.linear import LinearMemory
 from rollforce.cache.merged import TempCache
+from rollforce.cache.routed import Routed
+from rollforce.cache.spaced import Spaced
 from rollforce.cache.sparse import BlockSparse
 from rollforce.errors import ConfigError
 from rollforce.positions import Anchored, AnyPositions, RunningAhead
@@ -27,6 +29,7 @@ from rollforce.settings import HeadSettings, LayoutSettings, StreamSettings
 
 Lap = tuple[float, float]  # seconds that passed, and those that this process had a processor: for busy machines
 PLAIN, DENSE = "plain", "dense"
+ALWAYS = ("sink", "junction")  # in view
 SHORTEST = 8  # latents of the past with which every policy still has a sink, a window and what it adds
 BITS: tuple[tuple[str, str, Bits], ...] = (
     ("kivi4", "4 bits", 4), ("kivi2", "2 bits", 2), ("int8", "8 bits", 8), ("fp8", "8-bit floats", "fp8"),
@@ -65,11 +68,16 @@ def policies(layout: LayoutSettings, past: int, times: int, labels: Path) -> lis
         beside(PLAIN, "reward_forcing", "EMA sink", Window(past - part), EmaSink(part)),
         beside(PLAIN, "knot_forcing", "reference ahead", *plain, sight=_sight(RunningAhead())),
         beside(PLAIN, "anchor_forcing", "three regions", first, near, Junction(part, every=past),
-               sight=Sight(pinned=("sink", "junction"), positions=reach)),
+               sight=Sight(pinned=ALWAYS, positions=reach)),
         beside(PLAIN, "deep_forcing", "most asked for", Sink(past // 2), Window(past - past // 2 - part),
                Compressed(part)),
         beside(PLAIN, "context_forcing", "what surprised", first, near, Surprising(part, tau=2.0, interval=1)),
         beside(PLAIN, "tempcache", "merged", first, near, TempCache(part)),
+        beside(PLAIN, "longlive2", "first of so many", first, near, Junction(part, every=past),
+               sight=Sight(pinned=ALWAYS)),
+        beside(PLAIN, "stream_t1", "what a search marked", Window(past - part), Routed(part, first=part)),
+        beside(PLAIN, "spaced", "one in so many", first, near, Spaced(part, every=2)),
+        beside(PLAIN, "annca", "part of the prompt", *plain, sight=Sight(text=TextBuckets(bits=3))),
         *(beside(PLAIN, name, what, first, Window(part), Coded(past - 2 * part, bits)) for name, what, bits in BITS),
         _grouped(beside(PLAIN, "forcing_kv", "head groups of equal length", *plain), labels, plain,
                  (first, near, Segments(part, segments=4))),
@@ -83,6 +91,8 @@ def policies(layout: LayoutSettings, past: int, times: int, labels: Path) -> lis
         beside(DENSE, "kivi4", "4 bits", first, Window(part), Coded(long - 2 * part, 4)),
         _grouped(beside(DENSE, "forcing_kv", "heads that remember little, and more", *plain), labels,
                  (Sink(1), Window(1)), (first, near, Segments(part, segments=4))),
+        _grouped(beside(DENSE, "duo_attention", "one head in three remembers all", *plain), labels, dense,
+                 (Sink(1), Window(part))),
     ]  # fmt: skip
 
 
