@@ -11,11 +11,11 @@ seconds in every lap, few steps, no guidance, 60 s (a study found that an easy w
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 
 import yaml
+
+from rollforce.distill.stages import python, trained
 
 ROOT = Path(__file__).resolve().parents[1]
 SINK = "cache=[{kind: sink, latents: 3}, {kind: window, latents: 6}]"  # as many as the window alone
@@ -86,20 +86,15 @@ def main() -> None:
         settings = [s.format(out=args.out) if s.startswith("start=") else s for s in STUDENTS[student]]
         for method in START:
             if student == f"from_{method}":
-                stage(args, "causal", f"start_{method}", args.steps, f"method={method}")
-        stage(args, "distill", student, args.steps, *settings)
+                stage(args, "causal", f"start_{method}", f"method={method}")
+        stage(args, "distill", student, *settings)
 
 
-def stage(args: argparse.Namespace, script: str, name: str, steps: int, *settings: str) -> None:
+def stage(args: argparse.Namespace, script: str, name: str, *settings: str) -> None:
     """Train into OUT/NAME/final, unless that is there."""
-    final = args.out / name / "final"
-    if (final / "model.yaml").is_file():
-        return
     print(f"--- {name}", flush=True)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(args.processes)]
-    python(*launch, ROOT / "train" / f"{script}.py", "--out", final.parent, "--resume", "auto", "--export", final,
-           f"run.steps={steps}", f"teacher={args.teacher}", "run.show_every=0", "data.two=0.5",
-           "data.alike=0.4", *settings)
+    trained(ROOT / "train" / f"{script}.py", args.out / name, f"run.steps={args.steps}", f"teacher={args.teacher}",
+            "run.show_every=0", "data.two=0.5", "data.alike=0.4", *settings, processes=args.processes)
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -114,10 +109,6 @@ def evaluate(args: argparse.Namespace) -> None:
            "--seeds", args.seeds, "--together", args.seeds, "--seconds", args.seconds, "--things", 2, "--resume",
            "--json", args.out / "claims.json", "--markdown", args.out / "claims.md", "--plot", args.out / "claims.png",
            "--sheet", args.out / "sheet.png")
-
-
-def python(*arguments: object) -> None:
-    subprocess.run([sys.executable, *map(str, arguments)], check=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,63 @@
+"""Memories that need training: the bundled student tuned for each; and how good every preset is after ten minutes.
+
+    OMP_NUM_THREADS=1 python train/memory.py --out runs/memory              tunes; goes on where it stopped
+    OMP_NUM_THREADS=1 python train/memory.py --out runs/memory --evaluate   all presets as they are, and the tuned ones
+    python infer/memory_table.py --quality runs/memory/plain.json --tuned runs/memory/tuned.json
+
+Everything else is as in the bundled student's own distillation (configs/train/distill_tiny.yaml).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import yaml
+
+from rollforce.distill.stages import python, trained
+from rollforce.load import presets
+
+ROOT = Path(__file__).resolve().parents[1]
+# Presets whose students were trained with them. `causal_forcing` streams as `self_forcing` does.
+TUNED = ("anchor_forcing", "causvid", "chunkwise", "context_forcing", "hybrid_forcing", "knot_forcing", "longlive",
+         "longlive2", "motionstream", "reward_forcing", "rolling_forcing", "self_forcing", "shotstream", "streamdit")
+FIRST = "rolling"  # what the bundled model was distilled for: all others are compared with it
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--steps", type=int, default=100, help="updates of each student")
+    p.add_argument("--processes", type=int, default=2, help="that share a training, or the streams")
+    p.add_argument("--only", nargs="*", choices=presets(), default=presets(), metavar="PRESET")
+    p.add_argument("--evaluate", action="store_true")
+    p.add_argument("--prompts", type=int, default=8)
+    p.add_argument("--seconds", type=int, default=600)
+    args = p.parse_args()
+    if args.evaluate:
+        judge(args, "plain", dict.fromkeys(args.only, "tiny"))
+        judge(args, "tuned", {name: str(args.out / name / "final") for name in args.only
+                              if (args.out / name / "final" / "model.yaml").is_file()})
+        return
+    for name in args.only:
+        if name in TUNED:
+            print(f"--- {name}", flush=True)
+            trained(ROOT / "train" / "distill.py", args.out / name, "--recipe", "distill_tiny", f"stream={name}",
+                    f"start={ROOT / 'assets' / 'tiny'}", "student.lr=1e-4", "practice.behind=9",
+                    f"run.steps={args.steps}", "run.show_every=0", processes=args.processes)
+
+
+def judge(args: argparse.Namespace, name: str, models: dict[str, str]) -> None:
+    """Stream every preset with its model. OUT/NAME.json is the report."""
+    ordered = sorted(models, key=lambda preset: preset != FIRST)
+    runs = {preset: {"model": models[preset], "stream": preset} for preset in ordered}
+    settings = args.out / f"{name}.yaml"
+    settings.write_text(yaml.safe_dump({"runs": runs}, sort_keys=False))
+    python(ROOT / "infer" / "evaluate.py", "--runs", settings, "--ends", "--prompts", args.prompts,
+           "--together", args.prompts, "--seconds", args.seconds, "--workers", args.processes, "--resume",
+           "--json", args.out / f"{name}.json", "--markdown", args.out / f"{name}.md",
+           "--sheet", args.out / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()
