@@ -232,7 +232,8 @@ def work(job: Job) -> Iterator[Streamed]:
             real = references(task.scene, model, eyes, len(video), video.shape[1])
         found = judge_stream(video, wish_of(task.scene), eyes, model.frames_per_chunk, model.frames_per_latent)
         if job.ends:
-            found = replace(found, whole=found.ends["last_10s"], curve=[])
+            last = found.ends["last_10s"] | {"identity": found.whole["identity"]}  # are its things those of the first?
+            found = replace(found, whole=last, curve=[])
         whole = found.whole | seams_to_real(found.whole, real["truth_autoencoder"]) | {"x_real_time": seconds / taken}
         tiles = packed(video, MOMENTS) if task.number < ROWS and task.repeat == 0 else ""
         yield Streamed(job.name, task.number, task.repeat, task.prompt, task.seed, seconds, taken, found.seen,

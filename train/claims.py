@@ -5,7 +5,8 @@
 
 All students see the same prompts in the same order, with the same batch, teacher, guidance and number of updates. The
 evaluation is made hard on purpose: two things that must keep their colour and shape, out of the picture for two
-seconds in every lap, few steps, no guidance, 60 s (a study found that an easy world does not tell the methods apart).
+seconds in every lap, few steps, no guidance, 60 s, of which the first and the last 10 are judged (a study found that an
+easy world does not tell the methods apart).
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def stage(args: argparse.Namespace, script: str, name: str, *settings: str) -> N
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Stream every run whose student is there; JSON, Markdown, curves and sheets go to OUT."""
+    """Stream every run whose student is there; JSON, Markdown and sheets go to OUT."""
     runs = {
         name: {"model": str(args.out / student / "final"), "stream": stream, "overrides": list(changes)}
         for name, (student, stream, changes) in ((name, RUNS[name]) for name in args.runs)
@@ -106,9 +107,8 @@ def evaluate(args: argparse.Namespace) -> None:
     }
     (args.out / "runs.yaml").write_text(yaml.safe_dump({"runs": runs}, sort_keys=False))
     python(ROOT / "infer" / "evaluate.py", "--runs", args.out / "runs.yaml", "--prompts", args.prompts,
-           "--seeds", args.seeds, "--together", args.seeds, "--seconds", args.seconds, "--things", 2, "--resume",
-           "--json", args.out / "claims.json", "--markdown", args.out / "claims.md", "--plot", args.out / "claims.png",
-           "--sheet", args.out / "sheet.png")
+           "--seeds", args.seeds, "--seconds", args.seconds, "--things", 2, "--ends", "--together", 16, "--resume",
+           "--json", args.out / "claims.json", "--markdown", args.out / "claims.md", "--sheet", args.out / "sheet.png")
 
 
 if __name__ == "__main__":
