@@ -21,17 +21,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -40,27 +35,16 @@ import numpy as np
 
 from rollforce.config import build
 from rollforce.errors import ConfigError, RollforceError
-from rollforce.world import FPS, Scene, caption, render, sample_scene, sheet, wish_of
+from rollforce.world import caption, sample_scene, sheet
 from rollforce.world.journal import Journal
-from rollforce.world.judging import ENDS_S, WINDOW_S, Numbers, judge_stream, seams_to_real
+from rollforce.world.judging import ENDS_S, WINDOW_S
 from rollforce.world.plots import save_curves
 from rollforce.world.report import Report, Streamed, compared, saved_runs, summary
-from rollforce.world.sheet import packed, unpacked
+from rollforce.world.sheet import unpacked
 from rollforce.world.tables import differences, markdown, terminal
+from rollforce.world.trial import MOMENTS, Job, Run, Task, finished, told
 
-REFERENCE_S = 20  # truth is rendered no longer than this
-MOMENTS, ROWS = 8, 8  # of the contact sheet
-BEFORE = 16  # latents that a decoder is shown before those that are judged
 SEED_STEP = 1_000_000  # between the seeds of one prompt's streams
-
-
-@dataclass(frozen=True)
-class Run:
-    """One configuration: a model (bundled name or folder), a stream (preset or YAML file) and changes to it."""
-
-    model: str | None = None
-    stream: str | None = None
-    overrides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,30 +52,6 @@ class Runs:
     """What a file for --runs holds."""
 
     runs: dict[str, Run] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Task:
-    """One stream: the scene it describes (and the truth is rendered from), its words, and the seed of its noise."""
-
-    number: int
-    repeat: int
-    scene: Scene
-    prompt: str
-    seed: int
-
-
-@dataclass(frozen=True)
-class Job:
-    """The streams of one prompt by one run, and the weights that this is about."""
-
-    name: str
-    run: Run
-    weights: str
-    tasks: list[Task]
-    seconds: float
-    together: int
-    ends: bool
 
 
 def main() -> None:
@@ -172,9 +132,6 @@ def parsed(text: str) -> tuple[str, Run]:
     return name, Run(model or None, stream or None, tuple(overrides))
 
 
-# -- streaming -------------------------------------------------------------------------------------------------------
-
-
 def stream_all(runs: dict[str, Run], prompts: list[list[Task]], args: argparse.Namespace) -> Journal:
     """Stream what is not in the journal yet: prompt by prompt through all runs, so that all meet the same load."""
     settings: dict[str, Any] = {name: getattr(args, name)
@@ -197,125 +154,6 @@ def stream_all(runs: dict[str, Run], prompts: list[list[Task]], args: argparse.N
         print(f"\r{done} of {total} streams, {left / 60:.1f} minutes left ", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return journal
-
-
-def finished(jobs: list[Job], workers: int) -> Iterator[Streamed]:
-    """Every stream as soon as it is judged, by processes of one thread each."""
-    if workers == 1:
-        for job in jobs:
-            yield from work(job)
-        return
-    os.environ["OMP_NUM_THREADS"] = "1"
-    pool = ProcessPoolExecutor(max(1, min(workers, len(jobs))), multiprocessing.get_context("spawn"))
-    try:
-        for future in as_completed([pool.submit(all_work, job) for job in jobs]):
-            yield from future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def all_work(job: Job) -> list[Streamed]:
-    return list(work(job))
-
-
-def work(job: Job) -> Iterator[Streamed]:
-    """Stream and judge. ConfigError if the model's weights have changed since the evaluation began."""
-    import torch
-
-    torch.set_num_threads(1)
-    model, eyes, seconds = loaded(job.run), sight(), job.seconds
-    if told(job.run)["weights"] != job.weights:
-        raise ConfigError(f"the weights of {job.name} changed during the evaluation; begin anew with a copy")
-    real: dict[str, Numbers] = {}
-    for task, video, taken in (spliced if job.ends else films)(model, job):
-        if job.ends or not real:
-            real = references(task.scene, model, eyes, len(video), video.shape[1])
-        found = judge_stream(video, wish_of(task.scene), eyes, model.frames_per_chunk, model.frames_per_latent)
-        if job.ends:
-            last = found.ends["last_10s"] | {"identity": found.whole["identity"]}  # are its things those of the first?
-            found = replace(found, whole=last, curve=[])
-        whole = found.whole | seams_to_real(found.whole, real["truth_autoencoder"]) | {"x_real_time": seconds / taken}
-        tiles = packed(video, MOMENTS) if task.number < ROWS and task.repeat == 0 else ""
-        yield Streamed(job.name, task.number, task.repeat, task.prompt, task.seed, seconds, taken, found.seen,
-                       {"model": whole} | found.ends | real, found.curve, tiles)
-
-
-def films(model: Any, job: Job) -> Iterator[tuple[Task, np.ndarray, float]]:
-    """Every stream's video, and the seconds that it took: its share, of those that share their model calls."""
-    for start in range(0, len(job.tasks), job.together):
-        tasks, begun = job.tasks[start : start + job.together], time.perf_counter()
-        batch = model.batch(limit=len(tasks)) if len(tasks) > 1 else None
-        with ExitStack() as open_ones:
-            sessions = [open_ones.enter_context(model.session(task.prompt, seed=task.seed, batch=batch))
-                        for task in tasks]
-            rounds = zip(*(session.stream(job.seconds) for session in sessions), strict=True)
-            chunks = list(zip(*rounds, strict=True))
-        taken = (time.perf_counter() - begun) / len(tasks)
-        for task, mine in zip(tasks, chunks, strict=True):
-            yield task, np.concatenate([chunk.frames for chunk in mine]), taken
-
-
-def spliced(model: Any, job: Job) -> Iterator[tuple[Task, np.ndarray, float]]:
-    """Every stream's first and last seconds, one after the other. All streams are one batch of one rollout, and of what
-    lies between nothing is drawn: it takes a third of the time."""
-    import torch
-
-    from rollforce.distill.streams import Streams
-
-    begun, grid = time.perf_counter(), model.grid()
-    end, count = (int(seconds * FPS) // model.frames_per_latent for seconds in (ENDS_S, job.seconds))
-    latents: list[torch.Tensor] = []
-    with torch.no_grad():
-        text = model.text.encode([task.prompt for task in job.tasks]).to(model.device, model.dtype)
-        streams = Streams(model.transformer, model.stream_settings, text, tuple(task.seed for task in job.tasks),
-                          (grid.channels, grid.height, grid.width))
-        for commit in streams.rollout.commits():
-            latents.append(commit.latents_BTCHW)
-            if commit.stop >= count:
-                break
-    x = torch.cat(latents, dim=1)[:, :count]
-    taken = (time.perf_counter() - begun) / len(job.tasks)
-    for task, mine in zip(job.tasks, x.split(1), strict=True):
-        first, last = (model.autoencoder.decoder().decode(part) for part in (mine[:, :end], mine[:, -end - BEFORE :]))
-        yield task, np.concatenate([first, last[-len(first) :]]), taken
-
-
-@cache
-def loaded(run: Run) -> Any:
-    import rollforce
-
-    return rollforce.load(run.model or "tiny", stream=run.stream, overrides=run.overrides)
-
-
-def told(run: Run) -> dict[str, str]:
-    """What a stream's result depends on besides its prompt and seed."""
-    return {"weights": loaded(run).fingerprint[:16], "settings": loaded(run).signature}
-
-
-@cache
-def sight() -> Any:
-    from rollforce.world.eyes import Eyes
-
-    return Eyes.load()
-
-
-def references(scene: Scene, model: Any, eyes: Any, frames: int, size: int) -> dict[str, Numbers]:
-    """Numbers of the rendered truth, and of the truth through the model's autoencoder."""
-    truth = render(scene, 0, min(frames, REFERENCE_S * FPS), size)
-    videos = {"truth": truth, "truth_autoencoder": through(model.autoencoder, truth)}
-    return {name: judge_stream(video, wish_of(scene), eyes, model.frames_per_chunk, model.frames_per_latent).whole
-            for name, video in videos.items()}
-
-
-def through(autoencoder: Any, video: np.ndarray) -> np.ndarray:
-    """uint8 [F, H, W, 3] encoded and decoded; F is cut to whole latents."""
-    import torch
-
-    count = len(video) // autoencoder.config.frames * autoencoder.config.frames
-    with torch.no_grad():
-        x = torch.from_numpy(video[None, :count]).to(autoencoder.basis.device)
-        frames, _ = autoencoder.decode(autoencoder.encode(x))
-    return np.asarray(frames[0].mul(255).round().to("cpu", torch.uint8).numpy())
 
 
 # -- pictures --------------------------------------------------------------------------------------------------------
