@@ -73,7 +73,7 @@ def streamed_runs(args: argparse.Namespace) -> dict[str, Report]:
     streams = sorted((s for s in journal.streams if s.run in configurations and (s.number, s.repeat) in asked),
                      key=lambda s: (s.number, s.repeat))
     if args.sheet:
-        save_sheets(streams, list(configurations), args.sheet)
+        save_sheets(streams, list(configurations), args.sheet, args.ends)
     return {name: {"run": asdict(run) | told(run), **summary([s for s in streams if s.run == name])}
             for name, run in configurations.items()}
 
@@ -159,14 +159,16 @@ def stream_all(runs: dict[str, Run], prompts: list[list[Task]], args: argparse.N
 # -- pictures --------------------------------------------------------------------------------------------------------
 
 
-def save_sheets(streams: Sequence[Streamed], runs: list[str], path: Path) -> None:
+def save_sheets(streams: Sequence[Streamed], runs: list[str], path: Path, ends: bool = False) -> None:
     """A sheet of each run; with several runs also one where a prompt's rows stand together, and that is `path`."""
     from PIL import Image
 
     rows = {(s.number, s.run): s for s in sorted(streams, key=lambda s: (s.number, runs.index(s.run))) if s.tiles}
 
     def save_rows(chosen: list[Streamed], labels: list[str], target: Path) -> None:
-        videos, moments = [unpacked(s.tiles, MOMENTS) for s in chosen], np.linspace(0, chosen[0].seconds, MOMENTS)
+        videos, seconds = [unpacked(s.tiles, MOMENTS) for s in chosen], chosen[0].seconds
+        moments = np.linspace(0, 2 * ENDS_S if ends else seconds, MOMENTS)
+        moments = np.where(ends & (moments > ENDS_S), moments + seconds - 2 * ENDS_S, moments)
         heads = [f"{moment:.3g} s" for moment in moments]
         Image.fromarray(sheet(videos, MOMENTS, labels, zoom=2, heads=heads)).save(target)
 
