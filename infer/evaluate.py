@@ -35,6 +35,7 @@ import numpy as np
 
 from rollforce.config import build
 from rollforce.errors import ConfigError, RollforceError
+from rollforce.trial import MOMENTS, Job, Run, Task, finished, told
 from rollforce.world import caption, sample_scene, sheet
 from rollforce.world.journal import Journal
 from rollforce.world.judging import ENDS_S, WINDOW_S
@@ -42,7 +43,6 @@ from rollforce.world.plots import save_curves
 from rollforce.world.report import Report, Streamed, compared, saved_runs, summary
 from rollforce.world.sheet import unpacked
 from rollforce.world.tables import differences, markdown, terminal
-from rollforce.world.trial import MOMENTS, Job, Run, Task, finished, told
 
 SEED_STEP = 1_000_000  # between the seeds of one prompt's streams
 

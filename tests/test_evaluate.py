@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 from small_model import make_model_folder
 
+from rollforce import trial
 from rollforce.errors import ConfigError, ShapeError
 from rollforce.models.text import TextConfig, TextEncoder
-from rollforce.world import Scene, render, sample_scene, trial, wish_of
+from rollforce.world import Scene, render, sample_scene, wish_of
 from rollforce.world.caption import KINDS, caption
 from rollforce.world.eyes import Eyes
 from rollforce.world.identity import comings_back, identity, sameness

@@ -38,7 +38,7 @@ opening
 session
 model search
 load
-video conversion unfinished
+video conversion unfinished trial
 record
 render convert
 plan terminal screen doctor fits_table inspection

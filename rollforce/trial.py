@@ -16,9 +16,9 @@ from zlib import crc32
 import numpy as np
 import torch
 
-import rollforce
 from rollforce.distill.streams import Streams
 from rollforce.errors import ConfigError
+from rollforce.load import load
 from rollforce.world.caption import wish_of
 from rollforce.world.eyes import Eyes
 from rollforce.world.judging import ENDS_S, Numbers, judge_stream, seams_to_real
@@ -141,7 +141,7 @@ def spliced(model: Any, job: Job) -> Iterator[tuple[Task, np.ndarray, float]]:
 
 @cache
 def loaded(run: Run) -> Any:
-    return rollforce.load(run.model or "tiny", stream=run.stream, overrides=run.overrides)
+    return load(run.model or "tiny", stream=run.stream, overrides=run.overrides)
 
 
 def told(run: Run) -> dict[str, str]:
