@@ -1,7 +1,7 @@
 """Memories that need training: the bundled student tuned for each; and how good every preset is after ten minutes.
 
-    OMP_NUM_THREADS=1 python train/memory.py --out runs/memory              tunes; goes on where it stopped
-    OMP_NUM_THREADS=1 python train/memory.py --out runs/memory --evaluate   all presets as they are, and the tuned ones
+    OMP_NUM_THREADS=1 python train/memory.py --out runs/memory                           tunes; goes on where it stopped
+    OMP_NUM_THREADS=1 python train/memory.py --out runs/memory --evaluate plain tuned    presets as they are, and tuned
     python infer/memory_table.py --quality runs/memory/plain.json --tuned runs/memory/tuned.json
 
 Everything else is as in the bundled student's own distillation (configs/train/distill_tiny.yaml).
@@ -30,21 +30,20 @@ def main() -> None:
     p.add_argument("--steps", type=int, default=100, help="updates of each student")
     p.add_argument("--processes", type=int, default=2, help="that share a training, or the streams")
     p.add_argument("--only", nargs="*", choices=presets(), default=presets(), metavar="PRESET")
-    p.add_argument("--evaluate", action="store_true")
+    p.add_argument("--evaluate", nargs="+", choices=("plain", "tuned"), default=())
     p.add_argument("--prompts", type=int, default=8)
     p.add_argument("--seconds", type=int, default=600)
     args = p.parse_args()
-    if args.evaluate:
-        judge(args, "plain", dict.fromkeys(args.only, "tiny"))
-        judge(args, "tuned", {name: str(args.out / name / "final") for name in args.only
-                              if (args.out / name / "final" / "model.yaml").is_file()})
-        return
-    for name in args.only:
-        if name in TUNED:
-            print(f"--- {name}", flush=True)
-            trained(ROOT / "train" / "distill.py", args.out / name, "--recipe", "distill_tiny", f"stream={name}",
-                    f"start={ROOT / 'assets' / 'tiny'}", "student.lr=1e-4", "practice.behind=9",
-                    f"run.steps={args.steps}", "run.show_every=0", processes=args.processes)
+    chosen = [name for name in args.only if name in TUNED]
+    for kind in args.evaluate:
+        tuned = {name: str(args.out / name / "final") for name in chosen}
+        if models := dict.fromkeys(args.only, "tiny") if kind == "plain" else tuned:
+            judge(args, kind, models)
+    for name in chosen if not args.evaluate else ():
+        print(f"--- {name}", flush=True)
+        trained(ROOT / "train" / "distill.py", args.out / name, "--recipe", "distill_tiny", f"stream={name}",
+                f"start={ROOT / 'assets' / 'tiny'}", "student.lr=1e-4", "practice.behind=9",
+                f"run.steps={args.steps}", "run.show_every=0", processes=args.processes)
 
 
 def judge(args: argparse.Namespace, name: str, models: dict[str, str]) -> None:
