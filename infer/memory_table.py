@@ -79,7 +79,7 @@ def row(name: str, results: dict[str, Any]) -> list[str]:
     kept, read = bytes_of(stream)
     costs = {line["against"]: line for line in results.get("cost", {}).get("results", ()) if line["case"] == name}
     plain = "1" if {file.name for file in files} <= PLAIN_FILES else NOTHING
-    times = (time(costs.get("plain"), plain), time(costs.get("dense"), ""))
+    times = (time(costs.get("plain"), "" if "dense" in costs else plain), time(costs.get("dense"), ""))
     return [f"`{name}`", method, paper, ", ".join(f"`{file.name}`" for file in files), str(long) if long else "",
             size(kept), size(read), *times,
             quality(results.get("quality", {}).get(name), NOTHING), quality(results.get("tuned", {}).get(name), "")]

@@ -5,9 +5,10 @@ memory splits queries, keys and values again, and every stream attends to its ow
 need not agree in layout, row, start, number of latents or memory, and nothing is padded.
 
 Everything else in the network treats tokens alone. Where a matrix product gives the same row whatever rows are beside
-it, a stream's bytes are those that it makes alone: so in float32 on CPUs, from four rows on (the few rows of the noise
-levels are embedded stream by stream). A GPU's library picks its kernel by the number of rows, and the last digits with
-it. Products that were looked at batch streams of one shape only, or none (systems.md 3.1)."""
+it, a stream's bytes are those that it makes alone: so in float32 on one thread of a CPU, from four rows on (the few
+rows of the noise levels are embedded stream by stream). Several threads share a product out by its size, and a GPU's
+library picks its kernel by it; the last digits follow. Products that were looked at batch streams of one shape only, or
+none (systems.md 3.1)."""
 
 from __future__ import annotations
 

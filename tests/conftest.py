@@ -14,6 +14,7 @@ from rollforce.model import Model
 from rollforce.models.transformer import TransformerConfig, VideoTransformer
 
 HERE = Path(__file__).parent
+torch.set_num_threads(1)  # as the small models compute: several threads share out a product by its size, and round so
 
 
 def golden_folders() -> list[Path]:

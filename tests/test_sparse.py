@@ -12,7 +12,7 @@ from torch import Tensor
 from rollforce import rope
 from rollforce.attention import kernel
 from rollforce.cache import Shape, Sight
-from rollforce.cache.buckets import Buckets, TextBuckets, codes
+from rollforce.cache.buckets import Buckets, TextBuckets, heights, numbered
 from rollforce.cache.region import Asking
 from rollforce.cache.sparse import BlockSparse, cut, joined
 from rollforce.config import build
@@ -134,6 +134,10 @@ def sides(x: Tensor, bits: int, seed: int = 0) -> list[list[list[tuple[bool, ...
     planes = torch.randn(x.shape[-1], bits, generator=torch.Generator().manual_seed(seed))
     return [[[tuple(bool(each @ planes[:, i] > 0) for i in range(bits)) for each in (head - head.mean(0)).float()]
              for head in row] for row in x]  # fmt: skip
+
+
+def codes(x: Tensor, bits: int, seed: int = 0) -> Tensor:
+    return numbered(heights(x, bits, seed))
 
 
 def test_codes_are_the_sides_of_planes_and_neighbours_differ_by_one():

@@ -59,7 +59,7 @@ def policies(layout: LayoutSettings, past: int, times: int, labels: Path) -> lis
         return Policy(name, StreamSettings(layout, tiers, stepping), against, what)
 
     plain, dense = (Sink(part), Window(past - part)), (Sink(part), Window(long - part))
-    block, buckets = BlockSparse(top=0.2, block=16), Buckets(bits=3, chunk=64, layers=1.0)
+    block, buckets = BlockSparse(top=0.2, block=64), Buckets(bits=3, chunk=64, layers=1.0)
     reach = Anchored(past + 2 * layout.chunk, {"sink": 0, "junction": part + 1})
     return [
         beside(PLAIN, PLAIN, "sink + window", *plain),

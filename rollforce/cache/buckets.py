@@ -10,7 +10,7 @@ planes come from a seed, so that a stream is the same every time.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Literal
 
 import torch
@@ -86,16 +86,16 @@ class Buckets:
 
     def _queries(self, q: Tensor, start: int) -> Tensor:
         """Buckets of queries [B, N, L]."""
-        return codes(_centred(rope.turn(q.float(), -start)), self.bits, self.seed)
+        return numbered(_centred(heights(q, self.bits, self.seed, start)))
 
     def _keys(self, k: Tensor, start: int, bias: Tensor | None) -> Tensor:
         """Buckets of keys [B, N, L]; those of empty places come after all others."""
-        k = rope.turn(k.float(), -start)
+        height = heights(k, self.bits, self.seed, start)
         if bias is None:
-            return codes(_centred(k), self.bits, self.seed)
+            return numbered(_centred(height))
         there = (bias > NEVER).transpose(2, 3).expand(*k.shape[:2], -1, 1)
-        mean = (k * there).sum(2, keepdim=True) / there.sum(2, keepdim=True).clamp(min=1)
-        return codes(k - mean, self.bits, self.seed).masked_fill(~there[..., 0], 2**self.bits)
+        mean = (height * there).sum(2, keepdim=True) / there.sum(2, keepdim=True).clamp(min=1)
+        return numbered(height - mean).masked_fill(~there[..., 0], 2**self.bits)
 
     def _around(self, asked: Tensor, held: Tensor, width: int, queries: int) -> Tensor:
         """Of each chunk of queries the `width` keys, [B, N, chunks, width]."""
@@ -153,25 +153,36 @@ class TextBuckets:
 
     def queries_near(self, latents: Tensor, key: Tensor) -> Tensor:
         """How many queries of each latent [B, N, T, l, K] lie in the bucket of each prompt token: [B, N, T, L]."""
-        asked = codes(latents.float() - latents.float().mean(3, keepdim=True), self.bits, self.seed)
+        asked = numbered(_centred(heights(latents, self.bits, self.seed)))
         counts = torch.zeros(*asked.shape[:3], 2**self.bits, dtype=torch.int64, device=key.device)
         counts.scatter_add_(3, asked, torch.ones_like(asked))
-        held = codes(_centred(key), self.bits, self.seed)
+        held = numbered(_centred(heights(key, self.bits, self.seed)))
         return counts.gather(3, held[:, :, None].expand(-1, -1, counts.shape[2], -1))
 
 
-def codes(x: Tensor, bits: int, seed: int) -> Tensor:
-    """The bucket of each vector [..., K]: int64 [...], from 0 to 2 ** bits - 1, so that two buckets that follow each
-    other differ by the side of one plane (the sides are read as a Gray code)."""
-    if not bits:
-        return torch.zeros(x.shape[:-1], dtype=torch.int64, device=x.device)
-    planes = torch.randn(x.shape[-1], bits, generator=torch.Generator().manual_seed(seed)).to(x.device)
-    sides = (x.float() @ planes > 0).long()
-    return ((sides.cumsum(-1) % 2) * (2 ** torch.arange(bits - 1, -1, -1, device=x.device))).sum(-1)
+def heights(x: Tensor, bits: int, seed: int, start: int = 0) -> Tensor:
+    """Of each vector [..., K] the signed distance to each plane, [..., bits], in the time that begins at `start`: the
+    planes are turned to it, not the vectors."""
+    return x.float() @ rope.turn(_planes(x.shape[-1], bits, seed, x.device), start).T
 
 
-def _centred(x: Tensor) -> Tensor:
-    return x.float() - x.float().mean(2, keepdim=True)
+def numbered(height: Tensor) -> Tensor:
+    """The bucket of each vector, from its `heights` [..., bits]: int64 [...], from 0 to 2 ** bits - 1, so that two
+    buckets that follow each other differ by the side of one plane (the sides are read as a Gray code)."""
+    bits = height.shape[-1]
+    sides = (height > 0).long()
+    return ((sides.cumsum(-1) & 1) * (2 ** torch.arange(bits - 1, -1, -1, device=height.device))).sum(-1)
+
+
+@cache
+def _planes(width: int, bits: int, seed: int, device: torch.device) -> Tensor:
+    """Normals [bits, K]."""
+    return torch.randn(width, bits, generator=torch.Generator().manual_seed(seed)).T.to(device)
+
+
+def _centred(height: Tensor) -> Tensor:
+    """By the mean over tokens, [..., L, bits]: where their mean lies on the other side it moves the plane."""
+    return height - height.mean(-2, keepdim=True)
 
 
 def _taken(x: Tensor, which: Tensor) -> Tensor:
