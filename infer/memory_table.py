@@ -9,8 +9,8 @@
 Bytes are those of the bundled model's sizes, by a walk without weights (rollforce/trace.py): what memory keeps, the
 chunk in flight included, and what attention reads of it for one chunk, all calls and layers. Time is that of a chunk of
 a random-weight model beside plain sink + window which attends to as many latents, and beside a dense one of a longer
-context; the middle half of the repeats in brackets. Quality is the mean of scene, colour, motion and shape in the last
-10 s, with its 95 % interval over prompts, and after the comma what that is more or less than in the first 10 s.
+context; the middle half of the repeats in brackets. Quality is the mean of scene, colour, motion, shape and count in
+the last 10 s, with its 95 % interval over prompts, and after the comma what that is more or less than in the first.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from rollforce.trace import trace
 from rollforce.world.stats import interval
 
 RESULTS = Path(__file__).with_name("memory.json")
-SCORES = ("scene", "colour", "motion", "shape")
+SCORES = ("scene", "colour", "motion", "shape", "count")
 NOTHING = "not measured"
 PLAIN_FILES = {"sink.py", "window.py"}
 HEAD = ("preset", "method", "paper", "what it is made of", "lines", "kept", "read a chunk", "time, plain = 1",
@@ -71,21 +72,25 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
 
 
 def row(name: str, results: dict[str, Any]) -> list[str]:
-    path = resource(f"configs/stream/{name}.yaml")
-    stream = build(StreamSettings, path)
-    method, paper = described(path.read_text())
+    stream = preset(name)
+    method, paper = described(resource(f"configs/stream/{name}.yaml").read_text())
     files = made_of(stream)
     long = sum(len(file.read_text().splitlines()) for file in files if file.name not in PLAIN_FILES)
     kept, read = bytes_of(stream)
     costs = {line["against"]: line for line in results.get("cost", {}).get("results", ()) if line["case"] == name}
     plain = "1" if {file.name for file in files} <= PLAIN_FILES else NOTHING
     times = (time(costs.get("plain"), "" if "dense" in costs else plain), time(costs.get("dense"), ""))
+    plainly, tuned = (judged(results.get(kind, {}), stream) for kind in ("quality", "tuned"))
     return [f"`{name}`", method, paper, ", ".join(f"`{file.name}`" for file in files), str(long) if long else "",
-            size(kept), size(read), *times,
-            quality(results.get("quality", {}).get(name), NOTHING), quality(results.get("tuned", {}).get(name), "")]
+            size(kept), size(read), *times, quality(plainly, "" if tuned else NOTHING), quality(tuned, "")]
 
 
 # -- what the presets say --------------------------------------------------------------------------------------------
+
+
+@cache
+def preset(name: str) -> StreamSettings:
+    return build(StreamSettings, resource(f"configs/stream/{name}.yaml"))
 
 
 def described(text: str) -> tuple[str, str]:
@@ -123,6 +128,11 @@ def bytes_of(stream: StreamSettings) -> tuple[int, int]:
 
 def time(line: dict[str, Any] | None, otherwise: str) -> str:
     return otherwise if line is None else f"{line['ratio']:.2f} [{line['ratio_low']:.2f}, {line['ratio_high']:.2f}]"
+
+
+def judged(lines: dict[str, Any], stream: StreamSettings) -> dict[str, Any] | None:
+    """What was measured of this stream: two presets may differ in nothing but how their students were trained."""
+    return next((line for name, line in lines.items() if preset(name) == stream), None)
 
 
 def quality(line: dict[str, Any] | None, otherwise: str) -> str:

@@ -33,9 +33,9 @@ def test_bytes_by_hand() -> None:
 
 
 def test_results_are_filled_in(tmp_path: Path) -> None:
-    scores = dict.fromkeys(("scene", "colour", "motion"), 1.0)
+    scores = dict.fromkeys(("scene", "colour", "motion", "count"), 1.0)
     rows = [{"number": n, "first_10s": scores | {"shape": 1.0}, "last_10s": scores | {"shape": shape}}
-            for n, shape in enumerate((1.0, 0.6))]
+            for n, shape in enumerate((1.0, 0.5))]
     report = tmp_path / "r.json"
     report.write_text(json.dumps({"settings": {"seconds": 600, "prompts": 2}, "runs": {"longlive": {"prompts": rows}}}))
     cost = {"case": "longlive", "against": "plain", "ratio": 1.017, "ratio_low": 1, "ratio_high": 1.04}
@@ -43,6 +43,9 @@ def test_results_are_filled_in(tmp_path: Path) -> None:
     cells = TABLE["row"]("longlive", results)
     assert cells[7:] == ["1.02 [1.00, 1.04]", "", "0.95 [0.90, 1.00], -0.05", ""]
     assert results["quality"]["longlive"]["seconds"] == 600
+    tuned = {"tuned": {"self_forcing": results["quality"]["longlive"]}}  # the same stream: not measured twice
+    assert TABLE["row"]("causal_forcing", tuned)[9:] == ["", "0.95 [0.90, 1.00], -0.05"]
+    assert TABLE["row"]("longlive", tuned)[9:] == ["not measured", ""]
     report.write_text(json.dumps({"settings": {}, "runs": {"longlivee": {}}}))
     with pytest.raises(SystemExit, match="names of presets, not longlivee"):
         TABLE["scored"](report)
