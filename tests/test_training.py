@@ -85,6 +85,7 @@ VARIANTS = {
     "distill re_dmd": ("distill", "rewards={kind: re_dmd, reward: eyes}"),
     "distill stream_r1": ("distill", "rewards={kind: stream_r1, reward: eyes}"),
     "distill long tuning": ("distill", "practice={kind: lasting, groups: 2, age: 3, switch: 0.5}"),
+    "distill a tier with weights": ("distill", "stream=hybrid_forcing"),
     "causal teacher_forcing": ("causal", "method=teacher_forcing", "aug=0.1"),
     "causal ode": ("causal", "method=ode"),
     "causal ode, bidirectional": ("causal", "method=ode", "history=false"),
@@ -116,15 +117,18 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     assert equal(state(parted), state(whole))
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("case", [*STAGES, "distill a tier with weights"])
 def test_what_is_exported_can_be_loaded(
-    stage: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(command(folder, stage, tmp_path / "out", "run.steps=2", "--export", str(tmp_path / "final")), monkeypatch)
+    stage, *more = VARIANTS.get(case, (case,))
+    final = tmp_path / "final"
+    train(command(folder, stage, tmp_path / "out", "run.steps=2", "--export", str(final), *more), monkeypatch)
     if stage == "autoencoder":
-        TinyAutoencoder.load(tmp_path / "final")
+        TinyAutoencoder.load(final)
         return
-    model = rollforce.load(str(tmp_path / "final"), stream="rolling")
+    model = rollforce.load(str(final), stream="rolling")
+    assert ("linear_memory" in model.transformer.policy) == bool(more)
     with model.session("a red ball rolls left", seed=1) as session:
         assert next(session.stream()).frames.shape == (12, 16, 16, 3)
 

@@ -22,6 +22,7 @@ def export(network: Network, folder: Path, data: Data, stream: str, active: bool
         return
     text = network.text and TextEncoder(network.text.config)
     whole = Network(VideoTransformer(network.transformer.config), text)
+    whole.transformer.make_room({name.removeprefix("transformer."): value for name, value in state.items()})
     whole.load_state_dict(state)
     whole.save(folder)
     if isinstance(data, WorldClips):

@@ -12,7 +12,7 @@ released Self Forcing students were trained with all of it in bfloat16: `float32
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -162,6 +162,11 @@ class VideoTransformer(nn.Module):
         """The tiers that have weights which this transformer does not hold."""
         return [tier for tier in tiers if isinstance(tier, Learned) and tier.kind not in self.policy]
 
+    def make_room(self, weights: Mapping[str, Tensor]) -> None:
+        """Hold weights for those tiers that have some in a state dict, to be loaded next."""
+        for name in (name for name in weights if name.startswith("policy.")):
+            self.policy[name.removeprefix("policy.")] = nn.Parameter(torch.empty(weights[name].shape))
+
     def compile_blocks(self, graphs: bool = False, **options: Any) -> None:
         """Compile what lies between attention calls (torch.compile, and its options; needs a C++ compiler on a CPU).
 
@@ -294,7 +299,6 @@ class VideoTransformer(nn.Module):
         with torch.device("meta"):
             model = cls(config)
             weights = transformer_files.read_weights(folder)
-            for name in (name for name in weights if name.startswith("policy.")):
-                model.policy[name.removeprefix("policy.")] = nn.Parameter(torch.empty(weights[name].shape))
+            model.make_room(weights)
         transformer_files.adopt(model, weights, str(folder))
         return model
