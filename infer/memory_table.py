@@ -43,7 +43,7 @@ SCORES = ("scene", "colour", "motion", "shape", "count")
 NOTHING = "not measured"
 PLAIN_FILES = {"sink.py", "window.py"}
 HEAD = ("preset", "method", "paper", "what it is made of", "lines", "kept", "read a chunk", "time, plain = 1",
-        "time, dense = 1", "quality as it is", "quality tuned")  # fmt: skip
+        "time, dense = 1", "after ten minutes")  # fmt: skip
 
 
 def main() -> None:
@@ -80,9 +80,10 @@ def row(name: str, results: dict[str, Any]) -> list[str]:
     costs = {line["against"]: line for line in results.get("cost", {}).get("results", ()) if line["case"] == name}
     plain = "1" if {file.name for file in files} <= PLAIN_FILES else NOTHING
     times = (time(costs.get("plain"), "" if "dense" in costs else plain), time(costs.get("dense"), ""))
-    plainly, tuned = (judged(results.get(kind, {}), stream) for kind in ("quality", "tuned"))
+    plainly, tuned = (quality(judged(results.get(kind, {}), stream)) for kind in ("quality", "tuned"))
+    both = [plainly] * bool(plainly) + [f"tuned: {tuned}"] * bool(tuned)
     return [f"`{name}`", method, paper, ", ".join(f"`{file.name}`" for file in files), str(long) if long else "",
-            size(kept), size(read), *times, quality(plainly, "" if tuned else NOTHING), quality(tuned, "")]
+            size(kept), size(read), *times, "; ".join(both) or NOTHING]
 
 
 # -- what the presets say --------------------------------------------------------------------------------------------
@@ -135,10 +136,8 @@ def judged(lines: dict[str, Any], stream: StreamSettings) -> dict[str, Any] | No
     return next((line for name, line in lines.items() if preset(name) == stream), None)
 
 
-def quality(line: dict[str, Any] | None, otherwise: str) -> str:
-    if line is None:
-        return otherwise
-    return f"{line['mean']:.2f} [{line['low']:.2f}, {line['high']:.2f}], {line['change']:+.2f}"
+def quality(line: dict[str, Any] | None) -> str:
+    return "" if line is None else f"{line['mean']:.2f} [{line['low']:.2f}, {line['high']:.2f}], {line['change']:+.2f}"
 
 
 def scored(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def test_a_preset_tells_its_method_paper_and_files() -> None:
     cells = TABLE["row"]("reward_forcing", {})
     assert cells[:3] == ["`reward_forcing`", "Reward Forcing", "[2512.04678](https://arxiv.org/abs/2512.04678)"]
     assert cells[3] == "`window.py`, `ema.py`" and int(cells[4]) > 10
-    assert cells[7:] == ["not measured", "", "not measured", ""]
+    assert cells[7:] == ["not measured", "", "not measured"]
     assert TABLE["row"]("longlive", {})[7] == "1"  # sink and window: what all others stand beside
 
 
@@ -41,11 +41,11 @@ def test_results_are_filled_in(tmp_path: Path) -> None:
     cost = {"case": "longlive", "against": "plain", "ratio": 1.017, "ratio_low": 1, "ratio_high": 1.04}
     results = {"cost": {"results": [cost]}, "quality": TABLE["scored"](report)}
     cells = TABLE["row"]("longlive", results)
-    assert cells[7:] == ["1.02 [1.00, 1.04]", "", "0.95 [0.90, 1.00], -0.05", ""]
+    assert cells[7:] == ["1.02 [1.00, 1.04]", "", "0.95 [0.90, 1.00], -0.05"]
     assert results["quality"]["longlive"]["seconds"] == 600
     tuned = {"tuned": {"self_forcing": results["quality"]["longlive"]}}  # the same stream: not measured twice
-    assert TABLE["row"]("causal_forcing", tuned)[9:] == ["", "0.95 [0.90, 1.00], -0.05"]
-    assert TABLE["row"]("longlive", tuned)[9:] == ["not measured", ""]
+    assert TABLE["row"]("causal_forcing", tuned)[9:] == ["tuned: 0.95 [0.90, 1.00], -0.05"]
+    assert TABLE["row"]("longlive", tuned)[9:] == ["not measured"]
     report.write_text(json.dumps({"settings": {}, "runs": {"longlivee": {}}}))
     with pytest.raises(SystemExit, match="names of presets, not longlivee"):
         TABLE["scored"](report)
