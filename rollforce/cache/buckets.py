@@ -163,7 +163,7 @@ class TextBuckets:
 def heights(x: Tensor, bits: int, seed: int, start: int = 0) -> Tensor:
     """Of each vector [..., K] the signed distance to each plane, [..., bits], in the time that begins at `start`: the
     planes are turned to it, not the vectors."""
-    return x.float() @ rope.turn(_planes(x.shape[-1], bits, seed, x.device), start).T
+    return x.detach().float() @ rope.turn(_planes(x.shape[-1], bits, seed, x.device), start).T
 
 
 def numbered(height: Tensor) -> Tensor:
