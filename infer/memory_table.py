@@ -143,10 +143,10 @@ def quality(line: dict[str, Any] | None) -> str:
 def scored(path: Path) -> dict[str, Any]:
     """Quality at the end of every run of a report, with the seconds and prompts that it took."""
     report = json.loads(path.read_text())
-    runs = report.get("runs", {})
-    if not runs or (unknown := runs.keys() - set(presets())):
-        raise SystemExit(f"{path} must be a report of evaluate.py --ends whose runs have the names of presets"
-                         + (f", not {', '.join(sorted(unknown))}." if runs else "."))
+    runs = report.get("runs") or {report.get("run", {}).get("stream"): report}  # one alone has no name but its stream's
+    if unknown := runs.keys() - set(presets()):
+        raise SystemExit(f"{path} must be a report of evaluate.py --ends whose runs have the names of presets, not "
+                         f"{', '.join(sorted(map(str, unknown)))}.")
     return {name: ends(run["prompts"]) | {key: report["settings"][key] for key in ("seconds", "prompts")}
             for name, run in runs.items()}
 

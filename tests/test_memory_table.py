@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ from rollforce.config import build, resource
 from rollforce.load import presets
 from rollforce.settings import StreamSettings
 
-SCRIPT = Path(__file__).parents[1] / "infer" / "memory_table.py"
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "infer" / "memory_table.py"
 TABLE: dict[str, Any] = runpy.run_path(str(SCRIPT))
 
 
@@ -46,9 +50,26 @@ def test_results_are_filled_in(tmp_path: Path) -> None:
     tuned = {"tuned": {"self_forcing": results["quality"]["longlive"]}}  # the same stream: not measured twice
     assert TABLE["row"]("causal_forcing", tuned)[9:] == ["tuned: 0.95 [0.90, 1.00], -0.05"]
     assert TABLE["row"]("longlive", tuned)[9:] == ["not measured"]
+    alone = {"settings": {"seconds": 600, "prompts": 2}, "run": {"stream": "longlive"}, "prompts": rows}
+    report.write_text(json.dumps(alone))
+    assert TABLE["scored"](report) == results["quality"]
     report.write_text(json.dumps({"settings": {}, "runs": {"longlivee": {}}}))
     with pytest.raises(SystemExit, match="names of presets, not longlivee"):
         TABLE["scored"](report)
+
+
+def test_from_a_stream_to_its_row(tmp_path: Path) -> None:
+    """train/memory.py judges, infer/memory_table.py tells."""
+    judge, out, results = ROOT / "train" / "memory.py", tmp_path / "new" / "folder", tmp_path / "results.json"
+    program(judge, "--out", out, "--evaluate", "plain", "--only", "rolling", "--prompts", 1, "--seconds", 20,
+            "--processes", 1)  # fmt: skip
+    told = program(SCRIPT, "--results", results, "--quality", out / "plain.json")
+    assert json.loads(results.read_text())["quality"]["rolling"]["seconds"] == 20
+    assert re.search(r"\| `rolling` .* [01]\.\d\d \[.*\], [+-]0\.\d\d \|", told)
+
+
+def program(path: Path, *options: object) -> str:
+    return subprocess.run([sys.executable, path, *map(str, options)], check=True, capture_output=True, text=True).stdout
 
 
 def test_every_preset_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:

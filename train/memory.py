@@ -50,6 +50,7 @@ def judge(args: argparse.Namespace, name: str, models: dict[str, str]) -> None:
     """Stream every preset with its model. OUT/NAME.json is the report."""
     ordered = sorted(models, key=lambda preset: preset != FIRST)
     runs = {preset: {"model": models[preset], "stream": preset} for preset in ordered}
+    args.out.mkdir(parents=True, exist_ok=True)
     settings = args.out / f"{name}.yaml"
     settings.write_text(yaml.safe_dump({"runs": runs}, sort_keys=False))
     python(ROOT / "infer" / "evaluate.py", "--runs", settings, "--ends", "--prompts", args.prompts,
