@@ -67,7 +67,8 @@ class Anchored:
 class RunningAhead:
     """A region that stands in the future, always ahead of the call, as a goal to be reached (Knot Forcing).
 
-    It stands at `first` and jumps on by `step` as soon as fewer than `knot` latents are left between the call and it.
+    It stands `first` latents after its own index, which is the beginning of the stream for a sink, and jumps on by
+    `step` as soon as fewer than `knot` latents are left between the call and it.
     """
 
     first: int = 8
@@ -84,8 +85,8 @@ class RunningAhead:
         held = visible.get(self.region)
         if not held:
             return {}
-        jumps = max(0, -(-(own.stop + self.knot - self.first) // self.step))
-        return {self.region: self.first + jumps * self.step - held[0]}
+        jumps = max(0, -(-(own.stop + self.knot - held[0] - self.first) // self.step))
+        return {self.region: self.first + jumps * self.step}
 
 
 NAMED: dict[str, Positions] = {"absolute": absolute, "realigned": realigned}

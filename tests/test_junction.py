@@ -78,6 +78,7 @@ def test_the_goal_is_always_ahead_and_jumps_by_whole_steps(start, own, step, kno
     stands = goal({"sink": (0,)}, range(start, start + own))["sink"]
     assert stands >= start + own + knot and (stands - 8) % step == 0
     assert stands == 8 or stands - step < start + own + knot
+    assert goal({"sink": (start,)}, range(2 * start, 2 * start + own))["sink"] == stands  # wherever the stream began
 
 
 def test_places_outside_the_range_are_refused():
