@@ -14,12 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -27,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from rollforce.workers import workers
 from rollforce.world import Scene, caption, sample_scene, sheet, wish_of
 from rollforce.world.scenes import COLOURS, FPS
 from rollforce.world.stats import difference, interval
@@ -44,10 +42,9 @@ Row = dict[str, Any]
 
 def main() -> None:
     args = arguments()
-    os.environ["OMP_NUM_THREADS"] = "1"
     work = partial(often if args.often else switch, args)
     rows: list[Row] = []
-    with ProcessPoolExecutor(min(args.workers, args.prompts), multiprocessing.get_context("spawn")) as pool:
+    with workers(min(args.workers, args.prompts)) as pool:
         for number, found in enumerate(pool.map(work, range(args.prompts)), 1):
             rows += found
             print(f"\r{number} of {args.prompts} prompts ", end="", file=sys.stderr, flush=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
@@ -19,6 +17,7 @@ import torch
 from rollforce.distill.streams import Streams
 from rollforce.errors import ConfigError
 from rollforce.load import load
+from rollforce.workers import workers
 from rollforce.world.caption import wish_of
 from rollforce.world.eyes import Eyes
 from rollforce.world.judging import ENDS_S, Numbers, judge_stream, seams_to_real
@@ -66,14 +65,13 @@ class Job:
     ends: bool
 
 
-def finished(jobs: list[Job], workers: int) -> Iterator[Streamed]:
+def finished(jobs: list[Job], processes: int) -> Iterator[Streamed]:
     """Every stream as soon as it is judged, by processes of one thread each."""
-    if workers == 1:
+    if processes == 1:
         for job in jobs:
             yield from work(job)
         return
-    os.environ["OMP_NUM_THREADS"] = "1"
-    pool = ProcessPoolExecutor(max(1, min(workers, len(jobs))), multiprocessing.get_context("spawn"))
+    pool = workers(max(1, min(processes, len(jobs))))
     try:
         for future in as_completed([pool.submit(all_work, job) for job in jobs]):
             yield from future.result()

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "rollforce"
 # From the ground up: a module may import what stands on a lower line, and modules of its own package.
 FLOORS = """
 errors
-types schema machine options
+types schema machine options workers
 config
 flow schedule noise rope drift words pictures
 layout positions attention
