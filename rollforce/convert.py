@@ -38,25 +38,6 @@ STREAM = "self_forcing"  # of a student that no name tells
 UNKNOWN = "unknown"
 
 
-def convert(
-    file: str | Path,
-    base: str | Path,
-    out: str | Path,
-    *,
-    lora: str | Path | None = None,
-    name: str | None = None,
-    licence: str | None = None,
-    stream: str | None = None,
-    size: tuple[int, int] | None = None,
-    dtype: torch.dtype | None = None,
-    teacher: bool = False,
-    overwrite: bool = False,
-) -> Path:
-    """Make the model folder `out` of a student's file and of its base; see `prepare` for the arguments."""
-    return write(prepare(file, base, out, lora=lora, name=name, licence=licence, stream=stream, size=size, dtype=dtype,
-                         teacher=teacher, overwrite=overwrite))  # fmt: skip
-
-
 def prepare(
     file: str | Path,
     base: str | Path,

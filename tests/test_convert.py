@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 
 from rollforce.cli import app
 from rollforce.config import build
-from rollforce.convert import convert, prepare
+from rollforce.convert import prepare, write
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.load import Card, presets
 from rollforce.models import hub
@@ -64,6 +64,10 @@ def file(student: State, tmp_path: Path) -> Path:
     torch.save({"generator": prefixed(worse, "model."), "critic": prefixed(worse, "model."),
                 "generator_ema": fsdp(original)}, path)  # fmt: skip
     return path
+
+
+def convert(file: Path, base: Path | str, out: Path, **settings: Any) -> Path:
+    return write(prepare(file, base, out, **settings))
 
 
 def state_of(folder: Path, kind: str) -> State:

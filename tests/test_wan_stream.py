@@ -14,7 +14,7 @@ transformers = pytest.importorskip("transformers")
 from public_weights import AUTOENCODER, SIZES  # noqa: E402
 from test_umt5 import LETTERS, WORDS, make_tokenizer  # noqa: E402
 
-from rollforce.convert import convert  # noqa: E402
+from rollforce.convert import prepare, write  # noqa: E402
 from rollforce.distill.data import LatentFolder, write_latents  # noqa: E402
 from rollforce.distill.recipe import Latents  # noqa: E402
 from rollforce.errors import CheckpointError, ConfigError, ShapeError  # noqa: E402
@@ -55,7 +55,7 @@ def student(base: Path) -> Path:
     state = to_original("transformer", WanTransformer3DModel(**SIZES).state_dict())
     file = base.parent / "self_forcing_dmd.pt"
     torch.save({"generator_ema": {f"model.{key}": value for key, value in state.items()}}, file)
-    return convert(file, base, base.parent / "student", size=SIZE)
+    return write(prepare(file, base, base.parent / "student", size=SIZE))
 
 
 @pytest.fixture(scope="module")
