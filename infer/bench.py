@@ -34,7 +34,7 @@ import torch
 from rollforce.bench import dry, policies, report, streaming, together
 from rollforce.bench.cases import FRAMES, MODELS, Case, Setting, cases, parse_sizes, shrunk
 from rollforce.bench.training import measure_step
-from rollforce.cache import Sink, Window
+from rollforce.cache import Sink, Window, write_labels
 from rollforce.errors import RollforceError
 from rollforce.models.transformer import TransformerConfig
 from rollforce.schedule import linear, warped
@@ -156,7 +156,8 @@ def memory(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     layout = LayoutSettings("chunkwise", args.chunk, warped(linear(args.steps), 5.0))
     with tempfile.TemporaryDirectory() as folder:
         config = setting.config
-        labels = policies.write_labels(Path(folder) / "heads.json", config.num_layers, config.num_attention_heads)
+        thirds = policies.every_third(config.num_layers, config.num_attention_heads)
+        labels = write_labels(Path(folder) / "heads.json", thirds, "every third head")
         found = policies.policies(layout, max(args.window, 12), 4, labels)
         yield from policies.measure(found, setting, args.chunks or 21)
 

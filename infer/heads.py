@@ -8,13 +8,13 @@ The file says of each head of each layer which group it is of; what each group r
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import rollforce
+from rollforce.cache import write_labels
 from rollforce.head_profile import Profile, labels_of, near_shares
 
 PROMPTS = ["a red ball rolls left", "a blue star drifts right over green hills"]
@@ -40,13 +40,8 @@ def main(
         f"of the past) / (attention beyond the first {profile.first}) >= {threshold:g}, of {reach} latents, over "
         f"{len(prompt)} prompts x {seconds:g} s; layers below {plain} are {profile.near}"
     )
-    rounded = [[round(share, 4) for share in row] for row in shares.tolist()]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    rows = {"layers": labels, "shares": rounded}
-    lines = [f'  "{name}": [\n' + ",\n".join(f"    {json.dumps(row)}" for row in table) + "\n  ]"
-             for name, table in rows.items()]  # fmt: skip
-    out.write_text("{\n" + ",\n".join([f'  "description": {json.dumps(description)}', *lines]) + "\n}\n")
-    for layer, row in enumerate(rounded):
+    write_labels(out, labels, description, shares=shares.tolist())
+    for layer, row in enumerate(shares.tolist()):
         print(f"layer {layer}: " + "  ".join(f"{share:.2f}" for share in row))
     print(f"{far} of {shares.numel()} heads are {profile.far}: {out}")
 

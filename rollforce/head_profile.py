@@ -16,7 +16,7 @@ from torch import Tensor
 from rollforce.attention import Kernel
 from rollforce.cache import Group, KVCache, Memory, Shape, Sight, Sink, Window
 from rollforce.cache.cache import View
-from rollforce.cache.heads import Labels
+from rollforce.cache.labels import Labels
 from rollforce.errors import ConfigError
 from rollforce.loaded import Loaded
 from rollforce.machine import computing_on

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rollforce.bench import policies
-from rollforce.cache import Shape
+from rollforce.cache import Shape, write_labels
 from rollforce.errors import ConfigError
 from rollforce.load import presets
 from rollforce.settings import LayoutSettings
@@ -26,7 +26,7 @@ NO_PRESET = {"plain", "dense", "absolute", "linear_memory"}
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> list[policies.Policy]:
-    labels = policies.write_labels(tmp_path_factory.mktemp("labels") / "heads.json", SHAPE.layers, 3)
+    labels = write_labels(tmp_path_factory.mktemp("labels") / "heads.json", policies.every_third(SHAPE.layers, 3), "")
     return policies.policies(LAYOUT, PAST, TIMES, labels)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from rollforce import rope
 from rollforce.attention import kernel
-from rollforce.cache import Group, Shape, Sight, read_labels
+from rollforce.cache import Group, Shape, Sight, read_labels, write_labels
 from rollforce.config import resource
 from rollforce.errors import ConfigError
 from rollforce.head_profile import Profile, Watching, labels_of
@@ -65,7 +66,10 @@ def test_labels_follow_the_threshold_and_the_lowest_layers_are_plain():
     assert labels_of(shares, Profile(plain=0))[0] == ("dynamic", "static")
 
 
-def test_the_labels_that_ship_are_those_of_their_shares():
+def test_the_labels_that_ship_are_those_of_their_shares(tmp_path: Path):
     path = resource("configs/heads/tiny.json")
-    shares = torch.tensor(json.loads(path.read_text())["shares"])
-    assert read_labels(path) == labels_of(shares, Profile())
+    told = json.loads(path.read_text())
+    labels = labels_of(torch.tensor(told["shares"]), Profile())
+    assert read_labels(path) == labels
+    again = write_labels(tmp_path / "new" / "heads.json", labels, told["description"], shares=told["shares"])
+    assert again.read_bytes() == path.read_bytes()

@@ -7,7 +7,6 @@ Streams of the model's own layout run with a long window; every tick is compared
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +15,7 @@ import torch
 import typer
 
 import rollforce
-from rollforce.cache import KVCache, Sight, Sink, Window
+from rollforce.cache import KVCache, Sight, Sink, Window, write_labels
 from rollforce.distill.gates import Gating, Twofold, labels_of_gates
 from rollforce.noise import Noise
 from rollforce.rollout import Rollout
@@ -85,11 +84,7 @@ def main(
         f"{loaded.name}: gates of DuoAttention, {steps} steps at {lr:g}, weight {weight:g}, full window {window}, "
         f"streaming sink {sink} + window {recent}; the {share:.0%} of heads with the largest gates are retrieval heads"
     )
-    rows = {"layers": labels, "gates": [[round(gate, 4) for gate in row] for row in found]}
-    lines = [f'  "{name}": [\n' + ",\n".join(f"    {json.dumps(row)}" for row in table) + "\n  ]"
-             for name, table in rows.items()]  # fmt: skip
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("{\n" + ",\n".join([f'  "description": {json.dumps(description)}', *lines]) + "\n}\n")
+    write_labels(out, labels, description, gates=found)
     for layer, row in enumerate(found):
         print(f"layer {layer}: " + "  ".join(f"{gate:.2f}" for gate in row))
 

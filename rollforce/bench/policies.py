@@ -4,7 +4,6 @@ of a longer context. Random weights; all in one run, one chunk of each in turn, 
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from rollforce.bench.cases import Case, Setting
 from rollforce.cache import AnyTier, Coded, Compressed, EmaSink, Junction, Segments, Sight, Sink, Surprising, Window
 from rollforce.cache.buckets import Buckets, TextBuckets
 from rollforce.cache.codec import Bits
+from rollforce.cache.labels import Labels
 from rollforce.cache.linear import LinearMemory
 from rollforce.cache.merged import TempCache
 from rollforce.cache.routed import Routed
@@ -105,11 +105,9 @@ def _grouped(policy: Policy, labels: Path, static: tuple[AnyTier, ...], dynamic:
     return replace(policy, stream=replace(policy.stream, cache=(), heads=heads))
 
 
-def write_labels(path: Path, layers: int, heads: int) -> Path:
-    """A file of head groups in which every third head is static, as many as in Forcing-KV's."""
-    row = ["static" if head % 3 == 0 else "dynamic" for head in range(heads)]
-    path.write_text(json.dumps({"description": "every third head", "layers": [row] * layers}))
-    return path
+def every_third(layers: int, heads: int) -> Labels:
+    """Every third head is static: as many as in Forcing-KV's groups."""
+    return (tuple("static" if head % 3 == 0 else "dynamic" for head in range(heads)),) * layers
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------

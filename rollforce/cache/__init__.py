@@ -6,8 +6,9 @@ from rollforce.cache.cache import Group, KVCache
 from rollforce.cache.coded import Coded
 from rollforce.cache.compressed import Compressed
 from rollforce.cache.ema import EmaSink
-from rollforce.cache.heads import AnyCache, HeadGroups, read_labels
+from rollforce.cache.heads import AnyCache, HeadGroups
 from rollforce.cache.junction import Junction
+from rollforce.cache.labels import read_labels, write_labels
 from rollforce.cache.linear import LinearMemory
 from rollforce.cache.memory import Memory
 from rollforce.cache.merged import TempCache
@@ -39,5 +40,5 @@ AnyTier = (  # the union is the registry: a new tier is a file and a name here
 __all__ = [
     "Absorbing", "AnyCache", "AnyTier", "Coded", "Compressed", "Contents", "EmaSink", "Folding", "Group", "HeadGroups",
     "Held", "Junction", "KVCache", "Learned", "LinearMemory", "Memory", "Plan", "Routed", "Segments", "Shape", "Sight",
-    "Sink", "Surprising", "TempCache", "Tier", "Window", "read_labels",
+    "Sink", "Surprising", "TempCache", "Tier", "Window", "read_labels", "write_labels",
 ]  # fmt: skip

@@ -10,10 +10,8 @@ by side; what comes out is put back. It is the same function: attention treats e
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,32 +19,15 @@ from torch import Tensor
 
 from rollforce.attention import Kernel
 from rollforce.cache.cache import Group, KVCache
+from rollforce.cache.labels import MAKE, Labels
 from rollforce.cache.memory import Memory
 from rollforce.cache.plan import Tier
 from rollforce.cache.region import Region, Shape, Weights
 from rollforce.errors import ConfigError
 from rollforce.types import KVBlock
 
-Labels = tuple[tuple[str, ...], ...]
-"""Of each layer, the group of each head."""
 Pick = slice | Tensor
 """Some heads of a layer."""
-
-
-def read_labels(path: Path) -> Labels:
-    """The labels of a JSON file {"description": ..., "layers": [["static", "dynamic", ...], ...]}. ConfigError."""
-    try:
-        layers = json.loads(path.read_text())["layers"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"heads.file {path} cannot be read as head groups ({type(error).__name__}: {error}). {MAKE}"
-                          ) from error  # fmt: skip
-    right = isinstance(layers, list) and all(isinstance(layer, list) for layer in layers)
-    if not right or not all(isinstance(label, str) for layer in layers for label in layer):
-        raise ConfigError(f'heads.file {path}: "layers" must be a list of lists of labels. {MAKE}')
-    return tuple(tuple(layer) for layer in layers)
-
-
-MAKE = "infer/heads.py makes such a file for a model."
 
 
 class HeadGroups:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rollforce.attention import Kernel
 from rollforce.cache import Group, KVCache, Memory
-from rollforce.cache.heads import Labels
+from rollforce.cache.labels import Labels
 from rollforce.models.transformer import Condition, VideoTransformer
 from rollforce.rollout import Rollout
 from rollforce.types import KVBlock
