@@ -31,14 +31,14 @@ from typing import Any
 
 import torch
 
-from rollforce.bench import dry, policies, report, streaming, together
-from rollforce.bench.cases import FRAMES, MODELS, Case, Setting, cases, parse_sizes, shrunk
-from rollforce.bench.training import measure_step
 from rollforce.cache import Sink, Window, write_labels
+from rollforce.engine.schedule import linear, warped
+from rollforce.engine.settings import LayoutSettings, StreamSettings
 from rollforce.errors import RollforceError
-from rollforce.models.transformer import TransformerConfig
-from rollforce.schedule import linear, warped
-from rollforce.settings import LayoutSettings, StreamSettings
+from rollforce.evaluation.speed import estimate, multi_stream, policies, report, streaming
+from rollforce.evaluation.speed.cases import FRAMES, MODELS, Case, Setting, cases, parse_sizes, shrunk
+from rollforce.evaluation.speed.training import measure_step
+from rollforce.models.transformer.transformer import TransformerConfig
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
     except RollforceError as error:
         parser.error(str(error))
     columns = report.PLANNED if args.dry_run else report.TRAINING if args.train_step else report.STREAMING
-    columns = {"memory": dict(policies.COLUMNS), "together": together.COLUMNS}.get(args.case, columns)
+    columns = {"memory": dict(policies.COLUMNS), "together": multi_stream.COLUMNS}.get(args.case, columns)
     print(*report.table(told["results"], columns), sep="\n")
 
 
@@ -84,8 +84,8 @@ def results(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def measured(args: argparse.Namespace, setting: Setting, case: Case) -> Iterator[dict[str, Any]]:
     if args.dry_run:
-        bytes_of = {part.name: part.bytes for part in dry.memory(case, setting)}
-        tflop = {kind: count / 1e12 for kind, count in dry.work(case, setting).items()}
+        bytes_of = {part.name: part.bytes for part in estimate.memory(case, setting)}
+        tflop = {kind: count / 1e12 for kind, count in estimate.work(case, setting).items()}
         yield {"case": case.name, "tflop": tflop, "bytes": bytes_of, "needs_gb": sum(bytes_of.values()) / 1e9}
         return
     if args.train_step:
@@ -167,7 +167,7 @@ def memory(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def bench_model(args: argparse.Namespace) -> dict[str, Any]:
     import rollforce
-    from rollforce.machine import peak_mb, resident_mb
+    from rollforce.evaluation.process import peak_mb, resident_mb
 
     begun = perf_counter()
     model = rollforce.load(args.model, stream=args.stream, device=args.device or "auto", dtype=args.dtype or "auto",
@@ -198,19 +198,19 @@ def bench_model(args: argparse.Namespace) -> dict[str, Any]:
 def company(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Several streams of a model at once, apart and together, on one core and on all."""
     import rollforce
-    from rollforce.model import Model
+    from rollforce.streaming.model import Model
 
     model = rollforce.load(args.model or "tiny", stream=args.stream, device=args.device or "auto")
     cores = args.threads or os.cpu_count() or 1
 
-    def begin(wanted: together.Company) -> list[list[together.Pulled]]:
+    def begin(wanted: multi_stream.Company) -> list[list[multi_stream.Pulled]]:
         here: Model = dataclasses.replace(model, threads=wanted.threads)
         batch = here.batch(lanes=wanted.pulled_by) if wanted.together else None
         streams = [here.session(args.prompt, seed, batch=batch).stream() for seed in range(wanted.streams)]
         return [streams[lane :: wanted.pulled_by] for lane in range(wanted.pulled_by)]
 
-    found = together.companies([int(count) for count in args.counts.split(",")], cores)
-    return together.measure(found, begin, args.warm, args.chunks or 8)
+    found = multi_stream.companies([int(count) for count in args.counts.split(",")], cores)
+    return multi_stream.measure(found, begin, args.warm, args.chunks or 8)
 
 
 def steadiness(times: list[float], memory: list[float], minute: int) -> dict[str, float]:

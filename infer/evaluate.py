@@ -35,14 +35,15 @@ import numpy as np
 
 from rollforce.config import build
 from rollforce.errors import ConfigError, RollforceError
-from rollforce.trial import MOMENTS, Job, Run, Task, finished, told
-from rollforce.world import caption, sample_scene, sheet
-from rollforce.world.journal import Journal
-from rollforce.world.judging import ENDS_S, WINDOW_S
-from rollforce.world.plots import save_curves
-from rollforce.world.report import Report, Streamed, compared, saved_runs, summary
-from rollforce.world.sheet import unpacked
-from rollforce.world.tables import differences, markdown, terminal
+from rollforce.evaluation.journal import Journal
+from rollforce.evaluation.judge import ENDS_S, WINDOW_S
+from rollforce.evaluation.plots import save_curves
+from rollforce.evaluation.report import Report, Streamed, compared, saved_runs, summary
+from rollforce.evaluation.runner import MOMENTS, Job, Run, Task, finished, told
+from rollforce.evaluation.tables import differences, markdown, terminal
+from rollforce.video import contact_sheet
+from rollforce.video.contact_sheet import unpacked
+from rollforce.world import caption, sample_scene
 
 SEED_STEP = 1_000_000  # between the seeds of one prompt's streams
 
@@ -170,7 +171,7 @@ def save_sheets(streams: Sequence[Streamed], runs: list[str], path: Path, ends: 
         moments = np.linspace(0, 2 * ENDS_S if ends else seconds, MOMENTS)
         moments = np.where(ends & (moments > ENDS_S), moments + seconds - 2 * ENDS_S, moments)
         heads = [f"{moment:.3g} s" for moment in moments]
-        Image.fromarray(sheet(videos, MOMENTS, labels, zoom=2, heads=heads)).save(target)
+        Image.fromarray(contact_sheet(videos, MOMENTS, labels, zoom=2, heads=heads)).save(target)
 
     for run in runs:
         mine = [s for s in rows.values() if s.run == run]

@@ -15,7 +15,7 @@ import typer
 
 import rollforce
 from rollforce.cache import write_labels
-from rollforce.head_profile import Profile, labels_of, near_shares
+from rollforce.evaluation.memory.head_profile import Profile, labels_of, near_shares
 
 PROMPTS = ["a red ball rolls left", "a blue star drifts right over green hills"]
 

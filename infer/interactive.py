@@ -24,14 +24,13 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 
 import rollforce
-from rollforce.chunk import Chunk
-from rollforce.cues import RECACHE, Event
+from rollforce.cli.record import Request, describe, record_path, save_record
+from rollforce.engine.transitions import NAMES, transition
 from rollforce.errors import RollforceError
-from rollforce.live import Pace
-from rollforce.record import Request, describe, record_path, save_record
-from rollforce.screen import Screen
-from rollforce.transitions import NAMES, transition
-from rollforce.video import VideoWriter, check_output, default_scale
+from rollforce.streaming.events import RECACHE, Chunk, Event
+from rollforce.streaming.pace import Pace
+from rollforce.video.screen import Screen
+from rollforce.video.writer import VideoWriter, check_output, default_scale
 
 COMMANDS = {
     "TRANSITION PROMPT": f"a new prompt by {', '.join(NAMES[:-1])} or {NAMES[-1]} (a plain line: recache)",

@@ -28,15 +28,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from rollforce.cache.positions import Anchored, RunningAhead
+from rollforce.checkpoints.catalog import presets
 from rollforce.config import build, resource
-from rollforce.load import presets
-from rollforce.memory_map import size
-from rollforce.needs import Setup
-from rollforce.positions import Anchored, RunningAhead
-from rollforce.settings import StreamSettings
-from rollforce.sizes import sizes_of
-from rollforce.trace import trace
-from rollforce.world.stats import interval
+from rollforce.engine.budget.model_sizes import sizes_of
+from rollforce.engine.budget.requirements import Setup
+from rollforce.engine.dry_run import trace
+from rollforce.engine.settings import StreamSettings
+from rollforce.evaluation.memory.memory_map import size
+from rollforce.evaluation.stats import interval
 
 RESULTS = Path(__file__).with_name("memory.json")
 SCORES = ("scene", "colour", "motion", "shape", "count")

@@ -9,8 +9,8 @@ import argparse
 from pathlib import Path
 
 import rollforce
-from rollforce.prompts import read_jobs
-from rollforce.video import VideoWriter, default_scale
+from rollforce.cli.prompt_files import read_jobs
+from rollforce.video.writer import VideoWriter, default_scale
 
 
 def main() -> None:

@@ -35,17 +35,16 @@ from typing import Any
 import numpy as np
 
 import rollforce
-from rollforce.distill.rewards import OracleReward
+from rollforce.engine.layout import Layout
+from rollforce.engine.settings import LayoutSettings
 from rollforce.errors import ConfigError, RollforceError
-from rollforce.frame_rewards import FrameReward, calm, judged
-from rollforce.layout import Layout
-from rollforce.model import Model
-from rollforce.search import Search, SearchSettings
-from rollforce.settings import LayoutSettings
+from rollforce.evaluation.stats import difference, interval
+from rollforce.streaming.model import Model
+from rollforce.streaming.search import Search, SearchSettings
+from rollforce.training.rewards import FrameReward, OracleReward, calm, judged
 from rollforce.world import caption, sample_scene
 from rollforce.world.measures import differences
 from rollforce.world.oracle import score
-from rollforce.world.stats import difference, interval
 
 AXES = ("scene", "colour", "shape", "motion")
 REWARDED = ("scene_per_frame", "colour_per_frame", "shape_per_frame", "motion")  # finer: so that few are equal

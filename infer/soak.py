@@ -22,8 +22,8 @@ from statistics import median
 from typing import Any
 
 import rollforce
-from rollforce.machine import resident_mb
-from rollforce.transitions import check, transition
+from rollforce.engine.transitions import check, transition
+from rollforce.evaluation.process import resident_mb
 from rollforce.world import caption, sample_scene
 
 REMEMBER_S = 6

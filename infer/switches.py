@@ -24,10 +24,11 @@ from typing import Any
 
 import numpy as np
 
-from rollforce.workers import workers
-from rollforce.world import Scene, caption, sample_scene, sheet, wish_of
+from rollforce.evaluation.stats import difference, interval
+from rollforce.video import contact_sheet
+from rollforce.world import Scene, caption, sample_scene, wish_of
+from rollforce.world.processes import workers
 from rollforce.world.scenes import COLOURS, FPS
-from rollforce.world.stats import difference, interval
 from rollforce.world.switching import switched
 
 BEFORE_S, AFTER_S, LAST_S = 8, 10, 6
@@ -207,7 +208,7 @@ def save_sheet(rows: Sequence[Row], path: Path) -> None:
     shown = [row for row in rows if row["prompt"] < 2 and "frames" in row]
     labels = [f"{row['transition']}: {row['kind']}" for row in shown]
     heads = [f"{n / 2 - 0.5:+.1f} s" for n in range(10)]
-    Image.fromarray(sheet([row["frames"] for row in shown], 10, labels, zoom=1, heads=heads)).save(path)
+    Image.fromarray(contact_sheet([row["frames"] for row in shown], 10, labels, zoom=1, heads=heads)).save(path)
 
 
 def arguments() -> argparse.Namespace:

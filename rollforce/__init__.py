@@ -6,27 +6,17 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rollforce.chunk import Chunk
-    from rollforce.cues import Cue, Event
-    from rollforce.errors import (
-        CheckpointError,
-        ConfigError,
-        RollforceError,
-        SessionClosed,
-        ShapeError,
-        SnapshotError,
-    )
-    from rollforce.live import Pace
-    from rollforce.load import load, stream
-    from rollforce.model import Model
-    from rollforce.session import Session
-    from rollforce.snapshot import Snapshot
+    from rollforce.errors import CheckpointError, ConfigError, RollforceError, SessionClosed, ShapeError, SnapshotError
+    from rollforce.streaming.events import Chunk, Cue, Event
+    from rollforce.streaming.load import load, stream
+    from rollforce.streaming.model import Model
+    from rollforce.streaming.pace import Pace
+    from rollforce.streaming.session import Session
+    from rollforce.streaming.snapshot import Snapshot
 
     __version__: str
 
@@ -35,6 +25,7 @@ __all__ = [
     "Chunk",
     "ConfigError",
     "Cue",
+    "DoesNotFit",
     "Event",
     "Model",
     "Pace",
@@ -44,17 +35,18 @@ __all__ = [
     "ShapeError",
     "Snapshot",
     "SnapshotError",
+    "TrainingError",
     "__version__",
     "load",
     "stream",
 ]
 
 _HOME = {
-    "load": "load", "stream": "load",
-    "Cue": "cues", "Event": "cues", "Pace": "live",
-    "Model": "model", "Session": "session", "Snapshot": "snapshot", "Chunk": "chunk",
+    "load": "streaming.load", "stream": "streaming.load",
+    "Cue": "streaming.events", "Event": "streaming.events", "Chunk": "streaming.events", "Pace": "streaming.pace",
+    "Model": "streaming.model", "Session": "streaming.session", "Snapshot": "streaming.snapshot",
     "RollforceError": "errors", "ConfigError": "errors", "ShapeError": "errors", "CheckpointError": "errors",
-    "SnapshotError": "errors", "SessionClosed": "errors",
+    "SnapshotError": "errors", "SessionClosed": "errors", "DoesNotFit": "errors", "TrainingError": "errors",
 }  # fmt: skip
 
 
@@ -72,14 +64,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-class _Package(ModuleType):
-    """`rollforce.load` is a function and also the file that holds it: importing the file must not hide the function."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

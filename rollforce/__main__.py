@@ -1,5 +1,5 @@
 """`python -m rollforce` is the command `rollforce`."""
 
-from rollforce.cli import main
+from rollforce.cli.main import main
 
 main()

@@ -9,9 +9,9 @@ import pytest
 import torch
 from small_model import make_model_folder
 
-from rollforce.load import load
-from rollforce.model import Model
-from rollforce.models.transformer import TransformerConfig, VideoTransformer
+from rollforce.models.transformer.transformer import TransformerConfig, VideoTransformer
+from rollforce.streaming.load import load
+from rollforce.streaming.model import Model
 
 HERE = Path(__file__).parent
 torch.set_num_threads(1)  # as the small models compute: several threads share out a product by its size, and round so

@@ -13,11 +13,12 @@ from conftest import golden_folders
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rollforce import schedule
-from rollforce.cache import KVCache, Shape, Sight, Sink, Tier, Window
-from rollforce.models.transformer import TransformerConfig, VideoTransformer
-from rollforce.models.weights import from_wan
-from rollforce.rollout import CONTEXT_DRAW, Stepping
+from rollforce.cache import KVCache, Sight, Sink, Tier, Window
+from rollforce.checkpoints.read import from_wan
+from rollforce.engine import schedule
+from rollforce.engine.rollout import CONTEXT_DRAW, Stepping
+from rollforce.models.geometry import Shape
+from rollforce.models.transformer.transformer import TransformerConfig, VideoTransformer
 
 FORWARD, ROLLOUT = 5e-5, 1e-4  # tolerances of the goldens' README, for values of order 1 in float32
 

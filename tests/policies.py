@@ -17,7 +17,6 @@ from rollforce.cache import (
     Junction,
     KVCache,
     Routed,
-    Shape,
     Sight,
     Sink,
     Spaced,
@@ -26,16 +25,16 @@ from rollforce.cache import (
     Tier,
     Window,
 )
-from rollforce.cache.buckets import Buckets, TextBuckets
-from rollforce.cache.linear import LinearMemory
-from rollforce.cache.region import Learned
-from rollforce.cache.segments import Segments
-from rollforce.cache.sparse import BlockSparse
-from rollforce.layout import Layout, bidirectional, chunkwise, partitioned, rolling
-from rollforce.models.transformer import Condition, VideoTransformer
-from rollforce.noise import Noise
-from rollforce.positions import Anchored, RunningAhead
-from rollforce.rollout import Rollout, Stepping
+from rollforce.cache.policies.linear_memory import LinearMemory
+from rollforce.cache.policies.segments import Segments
+from rollforce.cache.positions import Anchored, RunningAhead
+from rollforce.engine.layout import Layout, bidirectional, chunkwise, partitioned, rolling
+from rollforce.engine.noise import Noise
+from rollforce.engine.rollout import Rollout, Stepping
+from rollforce.models.geometry import Shape
+from rollforce.models.transformer.block_sparse import BlockSparse
+from rollforce.models.transformer.hash_attention import Buckets, TextBuckets
+from rollforce.models.transformer.transformer import Condition, Learned, VideoTransformer
 
 LADDER = (1.0, 0.8, 0.6, 0.35)
 HEIGHT, WIDTH = 4, 6

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rollforce.models.keys import to_original
+from rollforce.checkpoints.names import to_original
 
 State = dict[str, Tensor]
 SIZES = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 2, "ffn_dim": 32, "text_dim": 8,

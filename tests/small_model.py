@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
+from rollforce.checkpoints.catalog import presets
 from rollforce.config import build, resource
-from rollforce.load import presets
-from rollforce.models.autoencoder import AutoencoderConfig, TinyAutoencoder
-from rollforce.models.text import TextConfig, TextEncoder
-from rollforce.models.transformer import TransformerConfig, VideoTransformer
-from rollforce.settings import StreamSettings
+from rollforce.engine.settings import StreamSettings
+from rollforce.models.autoencoder.tiny import AutoencoderConfig, TinyAutoencoder
+from rollforce.models.text.encoder import TextConfig, TextEncoder
+from rollforce.models.transformer.transformer import TransformerConfig, VideoTransformer
 from rollforce.world.caption import KINDS
 
 FOR_ANY_MODEL = [

@@ -4,9 +4,10 @@ from types import ModuleType
 import pytest
 import torch
 
-from rollforce import attention
-from rollforce.attention import BACKENDS, EVERYWHERE, additive, available, block_causal, kernel, teacher_forcing
 from rollforce.errors import ConfigError
+from rollforce.models.transformer import attention
+from rollforce.models.transformer.attention import BACKENDS, EVERYWHERE, available, kernel
+from rollforce.training.masks import additive, block_causal, teacher_forcing
 
 
 def test_kernels_agree():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollforce.errors import CheckpointError, ShapeError
-from rollforce.models.autoencoder import AutoencoderConfig, TinyAutoencoder
+from rollforce.models.autoencoder.tiny import AutoencoderConfig, TinyAutoencoder
 
 CONFIG = AutoencoderConfig(channels=6, width=16, width_mid=8, width_high=8, blocks=2, memory=2)
 

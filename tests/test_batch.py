@@ -17,23 +17,23 @@ from conftest import TINY, tiny_transformer
 from policies import LAYOUTS, SIGHTS, TIERS, latents, start
 from small_model import FOR_ANY_MODEL, make_model_folder
 
-from rollforce import batch as batch_module
-from rollforce.ahead import Advance
-from rollforce.batch import Batch
 from rollforce.cache import HeadGroups, Sink, Window
 from rollforce.config import build, resource
-from rollforce.cues import Cue
+from rollforce.engine.batched_call import answered, kind
+from rollforce.engine.rollout import Ask, Rollout
+from rollforce.engine.settings import StreamSettings
+from rollforce.engine.transitions import Keep
 from rollforce.errors import ConfigError, RollforceError, SessionClosed
-from rollforce.load import load
-from rollforce.machine import resident_mb
-from rollforce.model import Model
-from rollforce.models.transformer import Condition
-from rollforce.rollout import Ask, Rollout
-from rollforce.running import Running
-from rollforce.session import Session
-from rollforce.settings import StreamSettings
-from rollforce.together import answered, kind
-from rollforce.transitions import Keep
+from rollforce.evaluation.process import resident_mb
+from rollforce.models.runtime.options import Running
+from rollforce.models.transformer.transformer import Condition
+from rollforce.streaming import batch as batch_module
+from rollforce.streaming.batch import Batch
+from rollforce.streaming.events import Cue
+from rollforce.streaming.load import load
+from rollforce.streaming.model import Model
+from rollforce.streaming.prefetch import Advance
+from rollforce.streaming.session import Session
 
 PROMPTS = ("a red ball bounces over green hills", "the blue star", "a green ball", "the red star bounces")
 PRESETS = ("chunkwise", "rolling", "streamdit", "tempcache", "kivi4", "self_forcing")  # streamdit: partitioned

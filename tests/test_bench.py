@@ -13,16 +13,16 @@ import pytest
 import torch
 from small_model import make_model_folder
 
-from rollforce.bench import dry, report, streaming
-from rollforce.bench.cases import CASES, Setting, cases, parse_sizes, shrunk
-from rollforce.bench.floor import Call, flops
-from rollforce.bench.training import Bench
 from rollforce.config import build, resource
+from rollforce.engine.budget.model_sizes import ModelSizes, WanDecoding
+from rollforce.engine.budget.requirements import Setup, parts
+from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
-from rollforce.models.transformer import WAN_1_3B, WAN_14B, TransformerConfig
-from rollforce.needs import Setup, parts
-from rollforce.settings import StreamSettings
-from rollforce.sizes import ModelSizes, WanDecoding
+from rollforce.evaluation.speed import estimate, report, streaming
+from rollforce.evaluation.speed.cases import CASES, Setting, cases, parse_sizes, shrunk
+from rollforce.evaluation.speed.floor import Call, flops
+from rollforce.evaluation.speed.training import Bench
+from rollforce.models.transformer.transformer import WAN_1_3B, WAN_14B, TransformerConfig
 
 BENCH = str(Path(__file__).parents[1] / "infer" / "bench.py")
 CPU = torch.device("cpu")
@@ -79,7 +79,7 @@ def test_counted_operations_are_those_of_a_real_chunk(case: str, ride: bool) -> 
     for _ in range(streaming.steady(rollout)):
         streaming.chunk(rollout)
     counted = flops(streaming.calls_of(rollout))
-    assert counted == dry.work(CASES[case], here)
+    assert counted == estimate.work(CASES[case], here)
     assert counted == flops(streaming.calls_of(rollout)), "every chunk takes the same"
 
 
@@ -91,7 +91,7 @@ def test_counted_operations_are_those_of_a_real_chunk(case: str, ride: bool) -> 
 def test_operations_at_full_size_are_those_of_the_research(config: TransformerConfig, case: str, tera: int) -> None:
     """research/algorithms.md 3.7, computed there by hand: TF per chunk at 832x480."""
     full = Setting(config, (480, 832), torch.bfloat16, CPU)
-    assert round(sum(dry.work(CASES[case], full).values()) / 1e12) == pytest.approx(tera, abs=1)
+    assert round(sum(estimate.work(CASES[case], full).values()) / 1e12) == pytest.approx(tera, abs=1)
 
 
 def test_operations_of_one_call() -> None:
@@ -102,7 +102,7 @@ def test_operations_of_one_call() -> None:
 def test_the_dry_run_plans_the_memory_of_a_session() -> None:
     full = Setting(WAN_1_3B, (480, 832), torch.bfloat16, CPU)
     sizes = ModelSizes("a", WAN_1_3B, WanDecoding(), 0, 512, "a")
-    assert dry.memory(CASES["chunk4"], full) == parts(
+    assert estimate.memory(CASES["chunk4"], full) == parts(
         Setup(sizes, CASES["chunk4"].stream, (480, 832), torch.bfloat16, CPU))  # fmt: skip
 
 

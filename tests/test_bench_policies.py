@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from rollforce.bench import policies
-from rollforce.cache import Shape, write_labels
+from rollforce.cache import write_labels
+from rollforce.checkpoints.catalog import presets
+from rollforce.engine.dry_run import trace
+from rollforce.engine.settings import LayoutSettings
 from rollforce.errors import ConfigError
-from rollforce.load import presets
-from rollforce.settings import LayoutSettings
-from rollforce.trace import trace
+from rollforce.evaluation.speed import policies
+from rollforce.models.geometry import Shape
 
 BENCH = str(Path(__file__).parents[1] / "infer" / "bench.py")
 LAYOUT = LayoutSettings("chunkwise", 3, (1.0, 0.5), 1.0)

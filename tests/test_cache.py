@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies import LAYOUTS, TIERS, latents, same, start
 
-from rollforce.cache import Group, KVCache, Memory, Shape, Sight, Sink, Window
+from rollforce.cache import Group, KVCache, Memory, Sight, Sink, Window
+from rollforce.engine.rollout import Stepping
 from rollforce.errors import ConfigError
-from rollforce.rollout import Stepping
-from rollforce.types import KVBlock
+from rollforce.models.geometry import KVBlock, Shape
 
 SHAPE = Shape(layers=2, batch=1, heads=2, tokens=3, width=16)
 

@@ -9,15 +9,15 @@ import torch
 from conftest import tiny_transformer
 from torch import Tensor
 
-from rollforce import flow
-from rollforce.attention import additive, block_causal
-from rollforce.distill import ode
-from rollforce.distill.causal import augmented, chunk_levels, flow_matching, own_past, score_by, true_past
-from rollforce.distill.ode import OdePairs, consistency, euler_step, regression, solve, solver_grid
-from rollforce.distill.scores import guided, score_of
+from rollforce.engine import flow
+from rollforce.engine.schedule import linear, training_weight, warped
 from rollforce.errors import ConfigError, ShapeError
-from rollforce.models.transformer import Condition, VideoTransformer
-from rollforce.schedule import linear, training_weight, warped
+from rollforce.models.transformer.transformer import Condition, VideoTransformer
+from rollforce.training import ode
+from rollforce.training.causal_masking import augmented, chunk_levels, flow_matching, own_past, score_by, true_past
+from rollforce.training.masks import additive, block_causal
+from rollforce.training.ode import OdePairs, consistency, euler_step, regression, solve, solver_grid
+from rollforce.training.scores import guided, score_of
 
 SHAPE = (2, 6, 4, 4, 4)  # B, T, C, h, w: three chunks of 2, 4 tokens per latent
 CHUNK, TOKENS = 2, 4

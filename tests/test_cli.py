@@ -16,10 +16,10 @@ from PIL import Image
 from small_model import make_model_folder
 from typer.testing import CliRunner, Result
 
-from rollforce import render
-from rollforce.cli import app
-from rollforce.session import Session
-from rollforce.video import read_frames
+from rollforce.cli import render
+from rollforce.cli.main import app
+from rollforce.streaming.session import Session
+from rollforce.video.writer import read_frames
 
 Run = Callable[..., Result]
 PROMPT = "a red ball bounces over the green hills"
@@ -257,7 +257,7 @@ def test_a_stopped_render_leaves_a_playable_file(folder: Path, tmp_path: Path, k
 
 
 def test_help_and_version_load_nothing_heavy() -> None:
-    script = ("import sys; from rollforce.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    script = ("import sys; from rollforce.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
               "assert not {'torch', 'numpy', 'av', 'omegaconf'} & set(sys.modules), sorted(sys.modules)")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

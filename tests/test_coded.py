@@ -10,13 +10,13 @@ from policies import LAYOUTS, latents, same, start
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as attention
 
-from rollforce import rope
-from rollforce.cache import Coded, Group, KVCache, Memory, Shape, Sight, Sink, Window
-from rollforce.cache.codec import STEP, Bits, Codec, pack, unpack
+from rollforce.cache import Coded, Group, KVCache, Memory, Sight, Sink, Window
+from rollforce.cache.policies.kivi_codec import STEP, Bits, Codec, pack, unpack
 from rollforce.cache.region import Placed
+from rollforce.engine.rollout import Stepping
 from rollforce.errors import ConfigError
-from rollforce.rollout import Stepping
-from rollforce.types import KVBlock
+from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.transformer import rope
 
 ROWS, COLUMNS, WIDTH = 2, 4, 24
 SHAPE = Shape(layers=2, batch=2, heads=3, tokens=ROWS * COLUMNS, width=WIDTH, columns=COLUMNS)

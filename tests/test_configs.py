@@ -8,12 +8,12 @@ import pytest
 from goldens import rolling_forcing_memory
 
 from rollforce.cache import Window
+from rollforce.checkpoints.catalog import Card, bundled, presets
+from rollforce.cli.prompt_files import read_jobs
 from rollforce.config import build, resource, to_dict
-from rollforce.distill.recipe import AutoencoderRecipe, CausalRecipe, DistillRecipe, TeacherRecipe
-from rollforce.load import Card, bundled, presets
-from rollforce.models.transformer import WAN_1_3B, WAN_14B, WAN_I2V_14B, TransformerConfig
-from rollforce.prompts import read_jobs
-from rollforce.settings import StreamSettings
+from rollforce.engine.settings import StreamSettings
+from rollforce.models.transformer.transformer import WAN_1_3B, WAN_14B, WAN_I2V_14B, TransformerConfig
+from rollforce.training.recipes import AutoencoderRecipe, CausalRecipe, DistillRecipe, TeacherRecipe
 from rollforce.world import parse
 
 RECIPES = {"teacher": TeacherRecipe, "causal": CausalRecipe, "distill": DistillRecipe, "autoencoder": AutoencoderRecipe}

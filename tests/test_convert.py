@@ -27,17 +27,17 @@ from safetensors.torch import save_file
 from test_weights_files import TARGETS, lora_of
 from typer.testing import CliRunner
 
-from rollforce.cli import app
+from rollforce.checkpoints import hub
+from rollforce.checkpoints.catalog import Card, presets
+from rollforce.checkpoints.convert import prepare, write
+from rollforce.checkpoints.names import to_original
+from rollforce.checkpoints.read import expect, merge_lora, read_checkpoint
+from rollforce.checkpoints.releases import RELEASES, WAN, release_of
+from rollforce.checkpoints.safetensors_folder import STEM, write_shards
+from rollforce.cli.main import app
 from rollforce.config import build
-from rollforce.convert import prepare, write
 from rollforce.errors import CheckpointError, ConfigError
-from rollforce.load import Card, presets
-from rollforce.models import hub
-from rollforce.models.families import RELEASES, WAN, release_of
-from rollforce.models.keys import to_original
-from rollforce.models.shards import STEM, write_shards
-from rollforce.models.transformer import VideoTransformer
-from rollforce.models.weights import expect, merge_lora, read_checkpoint
+from rollforce.models.transformer.transformer import VideoTransformer
 
 Bases = dict[str, tuple[Path, dict[str, State]]]
 
@@ -134,7 +134,7 @@ def test_heads_are_those_of_public_models_beside_a_base_of_another_size(bases: B
 def test_large_files_are_linked_and_small_ones_copied(
     bases: Bases, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rollforce.models.parts.LINKED", 10_000)
+    monkeypatch.setattr("rollforce.checkpoints.base_model.LINKED", 10_000)
     base = bases["diffusers"][0]
     out = convert(file, base, tmp_path / "sf")
     weights, config = "vae/diffusion_pytorch_model.safetensors", "vae/config.json"
@@ -155,7 +155,7 @@ def test_a_lora_is_baked_in_shard_by_shard(
     def small(*args: Any, **kwargs: Any) -> None:
         write_shards(*args, **kwargs, limit=20_000)
 
-    monkeypatch.setattr("rollforce.convert.write_shards", small)
+    monkeypatch.setattr("rollforce.checkpoints.convert.write_shards", small)
     out = convert(file, bases["original"][0], tmp_path / "many", lora=tmp_path / "lora.pt")
     assert len(list((out / "transformer").glob(f"{STEM['transformer']}-*-of-*.safetensors"))) > 2
     assert equal(state_of(out, "transformer"), merged)
@@ -311,7 +311,7 @@ def test_a_failure_leaves_the_old_folder(
     def broken(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("rollforce.convert.readme_of", broken)
+    monkeypatch.setattr("rollforce.checkpoints.convert.readme_of", broken)
     with pytest.raises(OSError, match="No space"):
         convert(file, base, out, overwrite=True)
     assert equal(state_of(out, "transformer"), student)
@@ -322,7 +322,7 @@ def test_disk_space_is_asked_for_first(
     bases: Bases, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("rollforce.convert.shutil.disk_usage", lambda _: usage(10, 9, 1))
+    monkeypatch.setattr("rollforce.checkpoints.convert.shutil.disk_usage", lambda _: usage(10, 9, 1))
     with pytest.raises(OSError, match=r"out needs ~0\.0 GB, 0\.0 GB free"):
         convert(file, bases["original"][0], tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -398,6 +398,6 @@ def test_the_command_without_room(
     bases: Bases, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("rollforce.convert.shutil.disk_usage", lambda _: usage(10, 9, 1))
+    monkeypatch.setattr("rollforce.checkpoints.convert.shutil.disk_usage", lambda _: usage(10, 9, 1))
     result = run(str(file), "--base", str(bases["diffusers"][0]), "--out", str(tmp_path / "out"), code=3)
     assert "GB free" in result.stderr

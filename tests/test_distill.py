@@ -9,22 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-from rollforce import flow, rope
 from rollforce.cache import Window
-from rollforce.distill import losses
-from rollforce.distill.checks import border_ratio, psnr
-from rollforce.distill.data import LatentFolder, WorldClips, write_latents
-from rollforce.distill.loop import follow
-from rollforce.distill.muon import Muon, orthogonal
-from rollforce.distill.recipe import Latents, World
-from rollforce.distill.scores import guided, score_of
-from rollforce.distill.start import start
-from rollforce.distill.streams import Streams
-from rollforce.distill.windows import PATTERNS, Group, rolling, together, visible
+from rollforce.engine import flow
+from rollforce.engine.rollout_group import Streams
+from rollforce.engine.settings import LayoutSettings, StreamSettings
 from rollforce.errors import ConfigError
-from rollforce.models.autoencoder import AutoencoderConfig, TinyAutoencoder
-from rollforce.models.transformer import TransformerConfig, VideoTransformer
-from rollforce.settings import LayoutSettings, StreamSettings
+from rollforce.models.autoencoder.tiny import AutoencoderConfig, TinyAutoencoder
+from rollforce.models.transformer import rope
+from rollforce.models.transformer.transformer import TransformerConfig, VideoTransformer
+from rollforce.training import losses
+from rollforce.training.data import LatentFolder, WorldClips, write_latents
+from rollforce.training.init_weights import start
+from rollforce.training.metrics_log import border_ratio, psnr
+from rollforce.training.muon import Muon, orthogonal
+from rollforce.training.noise_patterns import PATTERNS, Group, rolling, together, visible
+from rollforce.training.optim import follow
+from rollforce.training.recipes import Latents, World
+from rollforce.training.scores import guided, score_of
 
 SHAPE = (3, 5, 4, 2, 2)  # B, T, C, h, w
 TINY = TransformerConfig(4, 12, 2, 64, 4, 4, text_dim=8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rollforce.drift import Drift, DriftMeter
+from rollforce.video.drift import Drift, DriftMeter
 
 
 def clip(count: int = 240) -> np.ndarray:

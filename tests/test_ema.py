@@ -6,10 +6,10 @@ import pytest
 import torch
 from test_presets import settings_of, spans, walk
 
-from rollforce import rope
-from rollforce.cache import EmaSink, Group, KVCache, Memory, Shape, Sight, Window
+from rollforce.cache import EmaSink, Group, KVCache, Memory, Sight, Window
 from rollforce.errors import ConfigError
-from rollforce.types import KVBlock
+from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.transformer import rope
 
 SHAPE = Shape(layers=2, batch=1, heads=2, tokens=6, width=16)
 DECAY = 0.75

@@ -15,22 +15,22 @@ import pytest
 from PIL import Image
 from small_model import make_model_folder
 
-from rollforce import trial
 from rollforce.errors import ConfigError, ShapeError
-from rollforce.models.text import TextConfig, TextEncoder
+from rollforce.evaluation import runner
+from rollforce.evaluation.journal import Journal
+from rollforce.evaluation.plots import save_curves
+from rollforce.evaluation.report import Streamed, compared, saved_runs, summary
+from rollforce.evaluation.stats import difference, interval
+from rollforce.evaluation.tables import markdown, terminal
+from rollforce.models.text.encoder import TextConfig, TextEncoder
+from rollforce.video.contact_sheet import packed, unpacked
 from rollforce.world import Scene, render, sample_scene, wish_of
 from rollforce.world.caption import KINDS, caption
 from rollforce.world.eyes import Eyes
 from rollforce.world.identity import comings_back, identity, sameness
-from rollforce.world.journal import Journal
 from rollforce.world.measures import drift_curve
 from rollforce.world.oracle import score
-from rollforce.world.plots import save_curves
-from rollforce.world.report import Streamed, compared, saved_runs, summary
 from rollforce.world.scenes import COLOURS, SHAPES
-from rollforce.world.sheet import packed, unpacked
-from rollforce.world.stats import difference, interval
-from rollforce.world.tables import markdown, terminal
 
 ROOT = Path(__file__).parents[1]
 
@@ -294,10 +294,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_runs_by_name(program: ModuleType) -> None:
     sink = "cache=[{kind: sink, latents: 3}, {kind: window, latents: 3}]"
-    assert program.parsed("plain=") == ("plain", trial.Run())
-    assert program.parsed("a=runs/b:chunkwise") == ("a", trial.Run("runs/b", "chunkwise"))
+    assert program.parsed("plain=") == ("plain", runner.Run())
+    assert program.parsed("a=runs/b:chunkwise") == ("a", runner.Run("runs/b", "chunkwise"))
     assert program.parsed(f"s=:rolling {sink}  layout.levels=[1, 0.5]") == (
-        "s", trial.Run(None, "rolling", (sink, "layout.levels=[1, 0.5]")))
+        "s", runner.Run(None, "rolling", (sink, "layout.levels=[1, 0.5]")))
     for wrong in ("plain", "=tiny", "a=tiny rolling"):
         with pytest.raises(ConfigError, match="is not NAME="):
             program.parsed(wrong)
@@ -328,16 +328,16 @@ def test_two_runs_from_end_to_end(program: ModuleType, model: Path, tmp_path: Pa
     both, one = (np.asarray(Image.open(tmp_path / name)) for name in ("a.png", "a_chunks.png"))
     assert both.shape[1] == one.shape[1] and both.shape[0] > 1.5 * one.shape[0] and (tmp_path / "p.png").is_file()
 
-    monkeypatch.setattr(trial, "work", lambda job: pytest.fail("streamed again what was finished"))
+    monkeypatch.setattr(runner, "work", lambda job: pytest.fail("streamed again what was finished"))
     assert evaluate(*fixed, "--prompts", "1", "--seeds", "2", "--resume") == text
     assert evaluate("--compare", str(tmp_path / "a.json")) == text
 
 
 def test_streams_that_share_their_calls_are_the_same(program: ModuleType, model: Path) -> None:
     scene = sample_scene(1, count=1)
-    tasks = [trial.Task(0, repeat, scene, caption(scene, 1, full=True), repeat) for repeat in range(3)]
-    run = trial.Run(str(model), "chunkwise")
-    alone, shared = (list(trial.films(trial.loaded(run), trial.Job("a", run, "", tasks, 4.0, together, False)))
+    tasks = [runner.Task(0, repeat, scene, caption(scene, 1, full=True), repeat) for repeat in range(3)]
+    run = runner.Run(str(model), "chunkwise")
+    alone, shared = (list(runner.films(runner.loaded(run), runner.Job("a", run, "", tasks, 4.0, together, False)))
                      for together in (1, 2))
     for (task, video, _), (same_task, same_video, _) in zip(alone, shared, strict=True):
         assert task == same_task and np.array_equal(video, same_video)
@@ -346,9 +346,9 @@ def test_streams_that_share_their_calls_are_the_same(program: ModuleType, model:
 
 def test_the_ends_alone_are_judged_as_within_the_whole(program: ModuleType, model: Path) -> None:
     scene = sample_scene(1, count=1)
-    tasks = [trial.Task(0, repeat, scene, caption(scene, 1, full=True), repeat) for repeat in range(2)]
-    run = trial.Run(str(model), "chunkwise")
-    whole, ends = (list(trial.work(trial.Job("a", run, trial.told(run)["weights"], tasks, 25.0, 2, only_ends)))
+    tasks = [runner.Task(0, repeat, scene, caption(scene, 1, full=True), repeat) for repeat in range(2)]
+    run = runner.Run(str(model), "chunkwise")
+    whole, ends = (list(runner.work(runner.Job("a", run, runner.told(run)["weights"], tasks, 25.0, 2, only_ends)))
                    for only_ends in (False, True))
     for stream, short in zip(whole, ends, strict=True):
         assert short.parts["first_10s"] == pytest.approx(stream.parts["first_10s"], abs=1e-3)
@@ -359,7 +359,7 @@ def test_the_ends_alone_are_judged_as_within_the_whole(program: ModuleType, mode
 
 def test_wrong_settings_end_before_anything_is_streamed(program: ModuleType, model: Path,
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "work", lambda job: pytest.fail("streamed"))
+    monkeypatch.setattr(runner, "work", lambda job: pytest.fail("streamed"))
     for arguments, message in ((["--run", "a=", "--run", "b= layout.nonsense=1"], "nonsense"),
                                (["--run", "a=", "--run", "a="], "name of its own")):
         monkeypatch.setattr(sys, "argv", ["infer/evaluate.py", "--model", str(model), "--workers", "1", *arguments])

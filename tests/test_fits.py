@@ -15,18 +15,34 @@ from live_tensors import LiveTensors
 from small_model import make_model_folder
 from typer.testing import CliRunner
 
-from rollforce.cache import Shape
-from rollforce.cli import app
+from rollforce.cli.main import app
 from rollforce.config import build, resource
+from rollforce.engine.budget.fit import TILES, check_fits, fit
+from rollforce.engine.budget.model_sizes import (
+    ModelSizes,
+    TaehvDecoding,
+    TinyDecoding,
+    WanDecoding,
+    parameters_of,
+    sizes_of,
+)
+from rollforce.engine.budget.requirements import (
+    Setup,
+    activation_bytes,
+    memory_bytes,
+    needs,
+    needs_with_prompt,
+    parts,
+    transformer_bytes,
+)
+from rollforce.engine.noise import Noise
+from rollforce.engine.rollout import Rollout
+from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError, DoesNotFit
-from rollforce.fits import TILES, check_fits, check_session, fit
-from rollforce.models.autoencoder import AutoencoderConfig, TinyAutoencoder
-from rollforce.models.transformer import WAN_1_3B, WAN_14B, TransformerConfig, VideoTransformer
-from rollforce.needs import Setup, activation_bytes, memory_bytes, needs, needs_with_prompt, parts, transformer_bytes
-from rollforce.noise import Noise
-from rollforce.rollout import Rollout
-from rollforce.settings import StreamSettings
-from rollforce.sizes import ModelSizes, TaehvDecoding, TinyDecoding, WanDecoding, parameters_of, sizes_of
+from rollforce.models.autoencoder.tiny import AutoencoderConfig, TinyAutoencoder
+from rollforce.models.geometry import Shape
+from rollforce.models.transformer.transformer import WAN_1_3B, WAN_14B, TransformerConfig, VideoTransformer
+from rollforce.streaming.model import check_session
 
 PRESETS = sorted(path.stem for path in resource("configs/stream").glob("*.yaml"))
 GB = 1e9
@@ -127,7 +143,7 @@ def test_the_wan_decoder_keeps_and_uses_what_is_planned(
     pytest.importorskip("diffusers")
     from diffusers import AutoencoderKLWan
 
-    from rollforce.models.wan import WanAutoencoder
+    from rollforce.models.autoencoder.wan import WanAutoencoder
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", lambda q, k, v: torch.empty_like(q))
     with torch.device("meta"):  # full size, and nothing is computed; attention there would not be fused
@@ -155,7 +171,7 @@ def test_the_bundled_decoder_keeps_and_uses_what_is_planned(sizes: dict[str, int
 
 
 def test_a_small_decoder_keeps_and_uses_what_is_planned() -> None:
-    from rollforce.models.taehv import TaehvAutoencoder, TaehvConfig
+    from rollforce.models.autoencoder.taehv import TaehvAutoencoder, TaehvConfig
 
     with torch.device("meta"):
         model = TaehvAutoencoder(TaehvConfig()).to(BF16).requires_grad_(False)
@@ -290,7 +306,7 @@ def test_what_cannot_be_planned_is_refused() -> None:
 
 
 def test_a_folder_is_measured_by_its_headers(tmp_path: Path) -> None:
-    from rollforce.load import load
+    from rollforce.streaming.load import load
 
     folder = make_model_folder(tmp_path / "small")
     sizes, model = sizes_of(folder), load(folder)
@@ -305,11 +321,11 @@ def test_a_folder_is_measured_by_its_headers(tmp_path: Path) -> None:
 
 
 def test_a_session_is_checked_beside_what_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rollforce.load import load
+    from rollforce.streaming.load import load
 
     model = load(make_model_folder(tmp_path / "small"))
     check_session(model)
-    monkeypatch.setattr("rollforce.fits.free_bytes", lambda device: 10**6)
+    monkeypatch.setattr("rollforce.engine.budget.fit.free_bytes", lambda device: 10**6)
     with pytest.raises(DoesNotFit, match="0.0 free on cpu: decoding .*activations") as caught:
         check_session(model, (640, 960))
     assert "transformer" not in str(caught.value)

@@ -1,6 +1,6 @@
 import torch
 
-from rollforce import flow
+from rollforce.engine import flow
 
 
 def test_conversions_undo_each_other():

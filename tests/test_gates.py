@@ -11,11 +11,12 @@ import torch
 from conftest import TINY, tiny_transformer
 from policies import HEIGHT, LAYOUTS, WIDTH, condition, latents
 
-from rollforce.cache import HeadGroups, KVCache, Shape, Sink, Window, read_labels
+from rollforce.cache import HeadGroups, KVCache, Sink, Window, read_labels
 from rollforce.config import resource
-from rollforce.distill.gates import Gating, Twofold, labels_of_gates
-from rollforce.noise import Noise
-from rollforce.rollout import Rollout, Stepping
+from rollforce.engine.noise import Noise
+from rollforce.engine.rollout import Rollout, Stepping
+from rollforce.models.geometry import Shape
+from rollforce.training.head_gates import Gating, Twofold, labels_of_gates
 
 CONFIG = replace(TINY, num_attention_heads=3)
 FULL, SHORT = (Window(6),), (Sink(1), Window(1))

@@ -10,16 +10,16 @@ import pytest
 from PIL import Image
 from small_model import FOR_ANY_MODEL, make_model_folder
 
-from rollforce.cues import Cue
+from rollforce.engine.layout import rolling
+from rollforce.engine.settings import LayoutSettings
 from rollforce.errors import ConfigError, ShapeError, SnapshotError
-from rollforce.given import Follower, Following, Given
-from rollforce.layout import rolling
-from rollforce.load import load
-from rollforce.model import Model
-from rollforce.pictures import fitted, read_clip, read_picture
-from rollforce.session import Session
-from rollforce.settings import LayoutSettings
-from rollforce.video import VideoWriter
+from rollforce.streaming.events import Cue
+from rollforce.streaming.inputs import Follower, Following, Given
+from rollforce.streaming.load import load
+from rollforce.streaming.model import Model
+from rollforce.streaming.session import Session
+from rollforce.video.images import fitted, read_clip, read_picture
+from rollforce.video.writer import VideoWriter
 from rollforce.world.eyes import Eyes
 from rollforce.world.render import render as render_scene
 from rollforce.world.scenes import COLOURS, PLACES, TIMES, Scene, Thing

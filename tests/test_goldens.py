@@ -27,13 +27,13 @@ from goldens import (
 )
 from torch import Tensor
 
-from rollforce import flow, schedule
-from rollforce.attention import additive, block_causal, teacher_forcing
 from rollforce.cache import Group, KVCache, Memory, Sight, Sink, Tier, Window
-from rollforce.layout import chunkwise, rolling
-from rollforce.models.transformer import Condition, VideoTransformer
-from rollforce.rollout import Rollout, Stepping
-from rollforce.types import index_range
+from rollforce.engine import flow, schedule
+from rollforce.engine.layout import chunkwise, rolling
+from rollforce.engine.rollout import Rollout, Stepping
+from rollforce.models.geometry import index_range
+from rollforce.models.transformer.transformer import Condition, VideoTransformer
+from rollforce.training.masks import additive, block_causal, teacher_forcing
 
 # -- one call -------------------------------------------------------------------------------------------------------
 

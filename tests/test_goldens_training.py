@@ -22,16 +22,16 @@ from goldens import (
 )
 from torch import Tensor
 
-from rollforce import flow
-from rollforce.distill import losses
-from rollforce.distill.leak import LeakyCache
-from rollforce.distill.rollouts import lesson
-from rollforce.distill.scores import guided, looked_up, score_of
-from rollforce.layout import chunkwise, rolling
-from rollforce.models.transformer import VideoTransformer
-from rollforce.models.weights import from_wan, to_wan
-from rollforce.rollout import Rollout, Stepping
-from rollforce.schedule import shifted
+from rollforce.checkpoints.read import from_wan, to_wan
+from rollforce.engine import flow
+from rollforce.engine.layout import chunkwise, rolling
+from rollforce.engine.rollout import Rollout, Stepping
+from rollforce.engine.schedule import shifted
+from rollforce.models.transformer.transformer import VideoTransformer
+from rollforce.training import losses
+from rollforce.training.reference_cache import LeakyCache
+from rollforce.training.scores import guided, looked_up, score_of
+from rollforce.training.self_rollout import lesson
 
 BUDGET = 21  # latents one call attends to in the reference
 

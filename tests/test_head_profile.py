@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from rollforce import rope
-from rollforce.attention import kernel
-from rollforce.cache import Group, Shape, Sight, read_labels, write_labels
+from rollforce.cache import Group, Sight, read_labels, write_labels
 from rollforce.config import resource
 from rollforce.errors import ConfigError
-from rollforce.head_profile import Profile, Watching, labels_of
-from rollforce.types import KVBlock
+from rollforce.evaluation.memory.head_profile import Profile, Watching, labels_of
+from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.transformer import rope
+from rollforce.models.transformer.attention import kernel
 
 SHAPE = Shape(layers=2, batch=1, heads=3, tokens=4, width=16)
 PROFILE = Profile(reach=8, first=1, recent=1)

@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from policies import HEIGHT, LAYOUTS, WIDTH, condition, latents, same
 from torch import Tensor
 
-from rollforce.attention import kernel
-from rollforce.cache import EmaSink, Group, HeadGroups, KVCache, Segments, Shape, Sight, Sink, Window, read_labels
+from rollforce.cache import EmaSink, Group, HeadGroups, KVCache, Segments, Sight, Sink, Window, read_labels
 from rollforce.config import build
+from rollforce.engine.noise import Noise
+from rollforce.engine.rollout import Rollout, Stepping
+from rollforce.engine.settings import HeadSettings, StreamSettings
+from rollforce.engine.transitions import recache
 from rollforce.errors import ConfigError
-from rollforce.models.transformer import VideoTransformer
-from rollforce.noise import Noise
-from rollforce.recache import recache
-from rollforce.rollout import Rollout, Stepping
-from rollforce.settings import HeadSettings, StreamSettings
-from rollforce.types import KVBlock
+from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.transformer.attention import kernel
+from rollforce.models.transformer.transformer import VideoTransformer
 
 CONFIG = replace(TINY, num_attention_heads=4, attention_head_dim=12, num_layers=3)
 TOKENS = HEIGHT * WIDTH // CONFIG.patch**2

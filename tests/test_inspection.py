@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from rollforce.cli import app
+from rollforce.cli.main import app
 from rollforce.errors import ConfigError
-from rollforce.inspection import inspect, page, rows, save
-from rollforce.memory_map import COMMIT, KNOWN, Row, draw, nice, reach, size, thinned, tone
+from rollforce.evaluation.memory.inspect import inspect, page, rows, save
+from rollforce.evaluation.memory.memory_map import COMMIT, KNOWN, Row, draw, nice, reach, size, thinned, tone
 
 
 def colours(image: Image.Image) -> set[tuple[int, ...]]:

@@ -21,12 +21,12 @@ import pytest
 from small_model import make_model_folder
 from typer.testing import CliRunner
 
-from rollforce.cli import app
-from rollforce.load import load
-from rollforce.model import Model
-from rollforce.record import read_record
-from rollforce.screen import Screen, drawn
-from rollforce.video import read_frames
+from rollforce.cli.main import app
+from rollforce.cli.record import read_record
+from rollforce.streaming.load import load
+from rollforce.streaming.model import Model
+from rollforce.video.screen import Screen, drawn
+from rollforce.video.writer import read_frames
 
 PROMPT, OTHER = "a red ball bounces over green hills", "a blue star drifts right"
 SCRIPT = Path(__file__).parents[1] / "infer" / "interactive.py"

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollforce.cache import Group, Held, Junction, KVCache, Shape, Sight, Sink, Window
+from rollforce.cache import Group, Held, Junction, KVCache, Sight, Sink, Window
+from rollforce.cache.positions import Anchored, RunningAhead
 from rollforce.errors import ConfigError
-from rollforce.positions import Anchored, RunningAhead
+from rollforce.models.geometry import Shape
 
 SHAPE = Shape(layers=1, batch=1, heads=1, tokens=1, width=8)
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from rollforce.engine.layout import Layout, bidirectional, chunkwise, partitioned, rolling
+from rollforce.engine.schedule import warped
 from rollforce.errors import ConfigError
-from rollforce.layout import Layout, bidirectional, chunkwise, partitioned, rolling
-from rollforce.schedule import warped
 
 LADDER = (1.0, 0.8, 0.6, 0.4)
 

@@ -10,19 +10,20 @@ from policies import LAYOUTS, TIERS, latents, learned, start
 from small_model import make_model_folder
 from torch import Tensor
 
-from rollforce import load, rope
-from rollforce.cache import Group, KVCache, LinearMemory, Memory, Shape, Sight, Sink, Window
+from rollforce.cache import Group, KVCache, LinearMemory, Memory, Sight, Sink, Window
 from rollforce.cache.region import Asking
 from rollforce.config import build
-from rollforce.distill.loop import optimisers
-from rollforce.distill.network import Network
-from rollforce.distill.recipe import Optimiser
-from rollforce.distill.streams import Streams
+from rollforce.engine.rollout import Stepping
+from rollforce.engine.rollout_group import Streams
+from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
-from rollforce.models.transformer import VideoTransformer
-from rollforce.rollout import Stepping
-from rollforce.settings import StreamSettings
-from rollforce.types import KVBlock
+from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.transformer import rope
+from rollforce.models.transformer.transformer import VideoTransformer
+from rollforce.streaming import load
+from rollforce.training.network import Network
+from rollforce.training.optim import optimisers
+from rollforce.training.recipes import Optimiser
 
 ROWS, COLUMNS, WINDOW, SINK, CHUNK = 2, 3, 3, 1, 2
 TOKENS = ROWS * COLUMNS

@@ -10,18 +10,17 @@ import pytest
 from small_model import FOR_ANY_MODEL, make_model_folder
 
 from rollforce.cache import Sight
-from rollforce.chunk import Timings
 from rollforce.config import build, resource
-from rollforce.cues import Cue
+from rollforce.engine.quality import Rung, rungs_of
+from rollforce.engine.settings import StreamSettings
+from rollforce.engine.transitions import Cut
 from rollforce.errors import ConfigError
-from rollforce.live import RECENT, Ladder, Meter, Pace, percentile
-from rollforce.load import load
-from rollforce.model import Model
-from rollforce.rungs import Rung, rungs_of
-from rollforce.session import Session
-from rollforce.settings import StreamSettings
-from rollforce.snapshot import Snapshot
-from rollforce.transitions import Cut
+from rollforce.streaming.events import Cue, Timings
+from rollforce.streaming.load import load
+from rollforce.streaming.model import Model
+from rollforce.streaming.pace import RECENT, Ladder, Meter, Pace, percentile
+from rollforce.streaming.session import Session
+from rollforce.streaming.snapshot import Snapshot
 
 PROMPT = "a red ball bounces over green hills"
 LAYOUTS = {

@@ -10,9 +10,9 @@ from conftest import TINY, tiny_transformer
 from torch import Tensor, nn
 
 from rollforce.errors import CheckpointError, ConfigError
-from rollforce.models import lora
-from rollforce.models.transformer import VideoTransformer
-from rollforce.types import index_range
+from rollforce.models.geometry import index_range
+from rollforce.models.runtime import lora
+from rollforce.models.transformer.transformer import VideoTransformer
 
 State = dict[str, Tensor]
 TARGETS = ("blocks.0.attn1.to_q", "blocks.0.attn2.to_k", "blocks.1.attn1.to_out.0", "blocks.1.ffn.net.0.proj",

@@ -10,19 +10,19 @@ from pathlib import Path
 
 import numpy as np
 
-from rollforce import machine
+from rollforce.evaluation import process
 
 
 def test_memory_counts_what_is_held() -> None:
-    before = machine.resident_mb()
+    before = process.resident_mb()
     held = np.ones(20_000_000)  # 160 MB, touched
-    assert 100 < machine.resident_mb() - before < 300
-    assert machine.peak_mb() >= 160
+    assert 100 < process.resident_mb() - before < 300
+    assert process.peak_mb() >= 160
     del held
 
 
 def test_the_age_of_a_command_counts_from_its_start() -> None:
-    script = "import time; time.sleep(0.5); from rollforce.machine import command_age_s; print(command_age_s())"
+    script = "import time; time.sleep(0.5); from rollforce.evaluation.process import command_age_s; print(command_age_s())"
     begun = time.monotonic()
     age = float(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
     assert 0.5 <= age <= time.monotonic() - begun + 0.02
@@ -30,5 +30,5 @@ def test_the_age_of_a_command_counts_from_its_start() -> None:
 
 def test_digests_and_versions(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
-    assert machine.file_sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
-    assert {"python", "rollforce", "torch", "av"} <= set(machine.versions())
+    assert process.file_sha256(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+    assert {"python", "rollforce", "torch", "av"} <= set(process.versions())

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from rollforce.checkpoints.catalog import presets
 from rollforce.config import build, resource
-from rollforce.load import presets
-from rollforce.settings import StreamSettings
+from rollforce.engine.settings import StreamSettings
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "infer" / "memory_table.py"

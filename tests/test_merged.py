@@ -13,13 +13,13 @@ from policies import LAYOUTS, latents, same, start
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as attention
 
-from rollforce import rope
-from rollforce.cache import Group, KVCache, Memory, Shape, Sight, TempCache, Window
-from rollforce.cache.pool import Pool
+from rollforce.cache import Group, KVCache, Memory, Sight, TempCache, Window
 from rollforce.cache.region import Seen
+from rollforce.cache.token_pool import Pool
+from rollforce.engine.rollout import Stepping
 from rollforce.errors import ConfigError
-from rollforce.rollout import Stepping
-from rollforce.types import KVBlock
+from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.transformer import rope
 
 TOKENS, HEADS, WIDTH = 4, 2, 12
 SHAPE = Shape(layers=2, batch=2, heads=HEADS, tokens=TOKENS, width=WIDTH)

@@ -1,6 +1,6 @@
 import torch
 
-from rollforce.noise import Noise
+from rollforce.engine.noise import Noise
 
 
 def test_pure_function_of_seed_latent_and_draw():

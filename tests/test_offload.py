@@ -14,12 +14,12 @@ from test_lora import made, velocity
 from torch import Tensor
 
 from rollforce.cache import Window
+from rollforce.engine.layout import chunkwise
+from rollforce.engine.rollout import Stepping
 from rollforce.errors import ConfigError
-from rollforce.layout import chunkwise
-from rollforce.models import lora, offload, quantise
-from rollforce.models.offload import Offload, Place
-from rollforce.models.transformer import VideoTransformer
-from rollforce.rollout import Stepping
+from rollforce.models.runtime import lora, offload, quantize
+from rollforce.models.runtime.offload import Offload, Place
+from rollforce.models.transformer.transformer import VideoTransformer
 
 CPU = torch.device("cpu")
 DEEP = replace(TINY, num_layers=6)
@@ -234,7 +234,7 @@ def test_with_quantised_weights() -> None:
     pytest.importorskip("torchao")
     models: Sequence[VideoTransformer] = [tiny_transformer(config=DEEP) for _ in range(2)]
     for model in models:
-        quantise.quantise(model, "int8")
+        quantize.quantise(model, "int8")
     offload.offload(models[1], CPU)
     assert torch.equal(velocity(models[1]), velocity(models[0]))
     assert models[1].visit.bytes < 2 * sum(weight.nbytes for weight in tiny_transformer().blocks[0].parameters())

@@ -14,9 +14,9 @@ from small_model import make_model_folder
 
 from rollforce.config import resource
 from rollforce.errors import ConfigError
-from rollforce.models.autoencoder import TinyAutoencoder
-from rollforce.models.decoder import TinyDecoder
-from rollforce.models.text import TextConfig, TextEncoder
+from rollforce.models.autoencoder.interface import TinyDecoder
+from rollforce.models.autoencoder.tiny import TinyAutoencoder
+from rollforce.models.text.encoder import TextConfig, TextEncoder
 from rollforce.world import render, sample_scene, wish_of
 from rollforce.world.caption import KINDS
 from rollforce.world.eyes import Eyes

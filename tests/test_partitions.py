@@ -6,20 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rollforce import flow
-from rollforce.distill import losses
-from rollforce.distill.partitions import (
-    Partition,
-    buffer_at_tops,
-    draw,
-    ladder,
-    noising,
-    segment,
-    segment_levels,
-    tops,
-)
+from rollforce.engine import flow
+from rollforce.engine.layout import partitioned
 from rollforce.errors import ConfigError
-from rollforce.layout import partitioned
+from rollforce.training import losses
+from rollforce.training.streamdit import Partition, buffer_at_tops, draw, ladder, noising, segment, segment_levels, tops
 
 CASES = [Partition(3, 1, 4), Partition(2, 4, 2), Partition(1, 2, 6), Partition(6, 8, 1)]
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from safetensors.torch import save_file
 
-from rollforce.cues import Cue
+from rollforce.cli.jobs import parse_size, plan, write_manifest
+from rollforce.cli.options import Options
+from rollforce.cli.record import Request
+from rollforce.engine.transitions import Cut
 from rollforce.errors import ConfigError, SnapshotError
-from rollforce.options import Options
-from rollforce.plan import parse_size, plan, write_manifest
-from rollforce.record import Request
-from rollforce.snapshot import VERSION
-from rollforce.transitions import Cut
+from rollforce.streaming.events import Cue
+from rollforce.streaming.snapshot import VERSION
 
 
 @pytest.fixture(autouse=True)

@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from rollforce import rope
-from rollforce.cache import Shape
-from rollforce.cache.plan import Held
-from rollforce.cache.pool import Pool, Tokens, best
+from rollforce.cache.commit_plan import Held
 from rollforce.cache.region import Committing, Fallen, Placed
-from rollforce.types import KVBlock
+from rollforce.cache.token_pool import Pool, Tokens, best
+from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.transformer import rope
 
 ROWS, COLUMNS = 2, 3
 SHAPE = Shape(layers=2, batch=2, heads=2, tokens=ROWS * COLUMNS, width=16)

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rollforce.cache.positions import absolute, positions, realigned
 from rollforce.errors import ConfigError
-from rollforce.positions import absolute, positions, realigned
 
 
 @given(st.integers(1, 5), st.integers(0, 9), st.integers(0, 10**6))

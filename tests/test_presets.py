@@ -16,12 +16,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from rollforce import rope, schedule
-from rollforce.cache import KVCache, Memory, Shape
+from rollforce.cache import KVCache, Memory
 from rollforce.config import build, resource
-from rollforce.rollout import Rollout
-from rollforce.settings import StreamSettings
-from rollforce.types import KVBlock
+from rollforce.engine import schedule
+from rollforce.engine.rollout import Rollout
+from rollforce.engine.settings import StreamSettings
+from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.transformer import rope
 
 WIDTH = 16  # channels of the stand-in's only head; each latent is one token
 FARTHEST = 120

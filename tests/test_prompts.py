@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollforce.cues import Cue
+from rollforce.cli.prompt_files import Job, parse_time, read_jobs, slug
+from rollforce.engine.transitions import Blend, Flush
 from rollforce.errors import ConfigError
-from rollforce.prompts import Job, parse_time, read_jobs, slug
-from rollforce.transitions import Blend, Flush
+from rollforce.streaming.events import Cue
 
 
 def jobs(content: str | bytes, source: str = "prompts.jsonl") -> list[Job]:

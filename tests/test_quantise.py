@@ -11,8 +11,8 @@ from test_lora import made, velocity
 from torch import nn
 
 from rollforce.errors import ConfigError
-from rollforce.models import lora, quantise
-from rollforce.models.transformer import WAN_14B, VideoTransformer
+from rollforce.models.runtime import lora, quantize
+from rollforce.models.transformer.transformer import WAN_14B, VideoTransformer
 
 WIDE = replace(TINY, attention_head_dim=64, ffn_dim=512)  # wide enough for the linears to be most of the model
 
@@ -20,16 +20,16 @@ WIDE = replace(TINY, attention_head_dim=64, ffn_dim=512)  # wide enough for the 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     with pytest.raises(ConfigError, match="'int3' is not known. Use one of: int8, fp8"):
-        quantise.check("int3", cpu)
-    monkeypatch.setattr(quantise.util, "find_spec", lambda name: None)
+        quantize.check("int3", cpu)
+    monkeypatch.setattr(quantize.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs torchao, which is not installed: pip install torchao"):
-        quantise.quantise(tiny_transformer(), "int8")
+        quantize.quantise(tiny_transformer(), "int8")
 
 
 def test_full_size_estimate() -> None:
     with torch.device("meta"):
         model = VideoTransformer(WAN_14B).to(torch.bfloat16)
-    saving = quantise.estimate(model)
+    saving = quantize.estimate(model)
     assert saving.before == 2 * 14_288_491_584
     assert 0.5 < saving.after / saving.before < 0.52
 
@@ -39,16 +39,16 @@ def test_full_size_estimate() -> None:
 def test_near_the_model_in_less_room(kind: str, allowed: float, dtype: torch.dtype) -> None:
     pytest.importorskip("torchao")
     model, exact = tiny_transformer(config=WIDE).to(dtype), tiny_transformer(config=WIDE)
-    expected, estimate = velocity(exact), quantise.estimate(model)
-    saving = quantise.quantise(model, kind)
-    assert saving.after == quantise.weight_bytes(model) and saving.before == estimate.before
+    expected, estimate = velocity(exact), quantize.estimate(model)
+    saving = quantize.quantise(model, kind)
+    assert saving.after == quantize.weight_bytes(model) and saving.before == estimate.before
     assert saving.after == pytest.approx(estimate.after, rel=0.01)
     assert saving.saved > 0.35 * saving.before
     error = (velocity(model).float() - expected).abs().mean() / expected.abs().mean()
     assert 0 < error < allowed
     outside = [part for name, part in model.named_modules() if isinstance(part, nn.Linear) and "blocks" not in name]
-    assert outside and not any(quantise.is_quantised(linear.weight) for linear in outside)
-    assert all(quantise.is_quantised(part.weight) for block in model.blocks for part in block.modules()
+    assert outside and not any(quantize.is_quantised(linear.weight) for linear in outside)
+    assert all(quantize.is_quantised(part.weight) for block in model.blocks for part in block.modules()
                if isinstance(part, nn.Linear))  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def test_live_loras_go_on_quantised_weights_and_merged_ones_do_not() -> None:
     pytest.importorskip("torchao")
     model, exact = tiny_transformer(), tiny_transformer()
     state = made(exact)
-    quantise.quantise(model, "int8")
+    quantize.quantise(model, "int8")
     before = velocity(model)
     for each in (model, exact):
         lora.add(each, "ink", state)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rollforce.cli import app
+from rollforce.cli.main import app
 from rollforce.config import resource
 
 ROOT = Path(__file__).resolve().parents[1]

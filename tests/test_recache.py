@@ -8,10 +8,10 @@ from conftest import TINY
 from policies import HEIGHT, WIDTH, latents, start
 
 from rollforce.cache import EmaSink, Sink, Window
-from rollforce.layout import chunkwise, rolling
-from rollforce.models.transformer import Condition, VideoTransformer
-from rollforce.recache import recache
-from rollforce.rollout import Rollout, Stepping
+from rollforce.engine.layout import chunkwise, rolling
+from rollforce.engine.rollout import Rollout, Stepping
+from rollforce.engine.transitions import recache
+from rollforce.models.transformer.transformer import Condition, VideoTransformer
 
 LADDER = (1.0, 0.6, 0.3)
 LAYOUTS = {"chunkwise": chunkwise(LADDER, 2), "rolling": rolling(LADDER, 2)}

@@ -17,17 +17,17 @@ import torch
 from small_model import make_model_folder
 from typer.testing import CliRunner
 
-from rollforce.cli import app
-from rollforce.cues import Cue
+from rollforce.cli.main import app
+from rollforce.cli.record import Request, is_complete, record_path
+from rollforce.cli.render import Progress, Result, render, unfinished
+from rollforce.cli.resume import Keeper, read_unfinished, snapshot_path
+from rollforce.engine.transitions import Blend, Flush
 from rollforce.errors import ConfigError, SnapshotError
-from rollforce.load import load
-from rollforce.model import Model
-from rollforce.record import Request, is_complete, record_path
-from rollforce.render import Progress, Result, render, unfinished
-from rollforce.snapshot import Snapshot
-from rollforce.transitions import Blend, Flush
-from rollforce.unfinished import Keeper, read_unfinished, snapshot_path
-from rollforce.video import read_frames
+from rollforce.streaming.events import Cue
+from rollforce.streaming.load import load
+from rollforce.streaming.model import Model
+from rollforce.streaming.snapshot import Snapshot
+from rollforce.video.writer import read_frames
 
 PROMPT = "a red ball bounces over the green hills"
 CUES = (Cue(2, "a blue star", Flush()), Cue(3, "the red hills", Blend(3)), Cue(5.2, seed=9), Cue(99, "a ball"))

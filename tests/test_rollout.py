@@ -8,13 +8,13 @@ import torch
 from conftest import tiny_transformer
 from policies import HEIGHT, LADDER, LAYOUTS, SIGHTS, TIERS, WIDTH, condition, latents, policies, room, start
 
-from rollforce.attention import additive, block_causal, teacher_forcing
 from rollforce.cache import Sight, Window
-from rollforce.layout import chunkwise
-from rollforce.noise import Noise
-from rollforce.rollout import Stepping
-from rollforce.sharing import forked
-from rollforce.types import index_range
+from rollforce.engine.layout import chunkwise
+from rollforce.engine.noise import Noise
+from rollforce.engine.rollout import Stepping
+from rollforce.models.geometry import index_range
+from rollforce.streaming.snapshot import forked
+from rollforce.training.masks import additive, block_causal, teacher_forcing
 
 FULL = (Window(40),)
 EXACT = Stepping(Sight(positions="absolute"), Sight(positions="absolute"))

@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollforce import rope
-from rollforce.types import index_range
+from rollforce.models.geometry import index_range
+from rollforce.models.transformer import rope
 
 ROWS, COLUMNS, HEAD = 2, 3, 16
 

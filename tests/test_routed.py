@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from policies import LAYOUTS, latents, start
 from test_presets import OneStream, StandIn, noise, settings_of, spans
 
-from rollforce import rope
-from rollforce.cache import Group, KVCache, Memory, Routed, Shape, Sight, Window
-from rollforce.cache.plan import MARKS
+from rollforce.cache import Group, KVCache, Memory, Routed, Sight, Window
+from rollforce.cache.commit_plan import MARKS
+from rollforce.engine.rollout import Rollout, Stepping
 from rollforce.errors import ConfigError
-from rollforce.rollout import Rollout, Stepping
-from rollforce.types import KVBlock
+from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.transformer import rope
 
 SHAPE = Shape(layers=1, batch=1, heads=1, tokens=2, width=16)
 DECAY = 0.75

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from small_model import make_model_folder
 
 from rollforce.errors import CheckpointError, ConfigError
-from rollforce.load import load
-from rollforce.model import Model
-from rollforce.running import Running, split_lora
+from rollforce.models.runtime.options import Running, split_lora
+from rollforce.streaming.load import load
+from rollforce.streaming.model import Model
 
 PROMPT = "a red ball bounces over green hills"
 

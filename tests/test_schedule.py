@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from rollforce.engine.schedule import explicit, linear, shifted, training_weight, warped
 from rollforce.errors import ConfigError
-from rollforce.schedule import explicit, linear, shifted, training_weight, warped
 
 
 def test_published_ladders():

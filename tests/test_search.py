@@ -14,15 +14,15 @@ import pytest
 import torch
 
 from rollforce.cache import KVCache
-from rollforce.cues import Cue
+from rollforce.engine.noise import Branched, Noise
 from rollforce.errors import ConfigError, SessionClosed
-from rollforce.frame_rewards import calm, judged
-from rollforce.live import Pace
-from rollforce.load import load
-from rollforce.model import Model
-from rollforce.noise import Branched, Noise
-from rollforce.search import Search, SearchSettings, candidate_seed
-from rollforce.session import Session
+from rollforce.streaming.events import Cue
+from rollforce.streaming.load import load
+from rollforce.streaming.model import Model
+from rollforce.streaming.pace import Pace
+from rollforce.streaming.search import Search, SearchSettings, candidate_seed
+from rollforce.streaming.session import Session
+from rollforce.training.rewards import calm, judged
 
 PROMPT = "a red ball bounces over green hills"
 ALONE = SearchSettings(beams=1, candidates=1, lean=0)

@@ -7,11 +7,11 @@ import torch
 from conftest import TINY
 from policies import HEIGHT, LAYOUTS, WIDTH, latents, start
 
-from rollforce.cache import Group, KVCache, Segments, Shape, Sight, Sink, Tier, Window
-from rollforce.cache.segments import least_alike
+from rollforce.cache import Group, KVCache, Segments, Sight, Sink, Tier, Window
+from rollforce.cache.policies.segments import least_alike
+from rollforce.engine.rollout import Stepping
 from rollforce.errors import ConfigError
-from rollforce.rollout import Stepping
-from rollforce.types import KVBlock
+from rollforce.models.geometry import KVBlock, Shape
 
 BATCH, HEADS, TOKENS, WIDE, CUTS = 2, 2, 6, 8, 3
 SHAPE = Shape(layers=3, batch=BATCH, heads=HEADS, tokens=TOKENS, width=WIDE)

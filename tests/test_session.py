@@ -11,9 +11,9 @@ from small_model import FOR_ANY_MODEL
 
 import rollforce
 from rollforce.errors import CheckpointError, ConfigError, SessionClosed, ShapeError, SnapshotError
-from rollforce.load import load
-from rollforce.model import Model
-from rollforce.snapshot import Snapshot
+from rollforce.streaming.load import load
+from rollforce.streaming.model import Model
+from rollforce.streaming.snapshot import Snapshot
 
 PROMPT = "a red ball bounces over green hills"
 

@@ -9,16 +9,17 @@ from hypothesis import strategies as st
 from policies import LAYOUTS, TIERS, latents, start
 from torch import Tensor
 
-from rollforce import rope
-from rollforce.attention import kernel
-from rollforce.cache import Shape, Sight
-from rollforce.cache.buckets import Buckets, TextBuckets, heights, numbered
+from rollforce.cache import Sight
 from rollforce.cache.region import Asking
-from rollforce.cache.sparse import BlockSparse, cut, joined
 from rollforce.config import build
+from rollforce.engine.rollout import Stepping
+from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
-from rollforce.rollout import Stepping
-from rollforce.settings import StreamSettings
+from rollforce.models.geometry import Shape
+from rollforce.models.transformer import rope
+from rollforce.models.transformer.attention import kernel
+from rollforce.models.transformer.block_sparse import BlockSparse, cut, joined
+from rollforce.models.transformer.hash_attention import Buckets, TextBuckets, heights, numbered
 
 ATTEND = kernel("sdpa")
 

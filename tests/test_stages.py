@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rollforce.distill.stages import trained
+from rollforce.training.script import trained
 
 PROGRAM = """
 import pathlib, sys

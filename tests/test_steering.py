@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from rollforce.cues import Cue, Event
+from rollforce.engine.transitions import NAMES, Blend, Flush, transition
 from rollforce.errors import ConfigError, SnapshotError
-from rollforce.load import load
-from rollforce.model import Model
-from rollforce.session import Session
-from rollforce.sharing import forked
-from rollforce.snapshot import Snapshot
-from rollforce.transitions import NAMES, Blend, Flush, transition
+from rollforce.streaming.events import Cue, Event
+from rollforce.streaming.load import load
+from rollforce.streaming.model import Model
+from rollforce.streaming.session import Session
+from rollforce.streaming.snapshot import Snapshot, forked
 
 PROMPT, OTHER, THIRD = "a red ball bounces", "the blue star", "a green ball"
 STREAMS = ("chunkwise", "rolling", "streamdit", "anchor_forcing", "tempcache", "kivi4", "hybrid_forcing")

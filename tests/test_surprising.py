@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from policies import LAYOUTS, latents, same, start
 from torch import Tensor
 
-from rollforce import rope
-from rollforce.cache import Group, KVCache, Memory, Shape, Sight, Sink, Surprising, Window
-from rollforce.cache.pool import Pool
+from rollforce.cache import Group, KVCache, Memory, Sight, Sink, Surprising, Window
+from rollforce.cache.positions import Anchored
+from rollforce.cache.token_pool import Pool
+from rollforce.engine.rollout import Stepping
 from rollforce.errors import ConfigError
-from rollforce.positions import Anchored
-from rollforce.rollout import Stepping
-from rollforce.types import KVBlock
+from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.transformer import rope
 
 ROWS, COLUMNS, WIDTH = 1, 2, 16
 SHAPE = Shape(layers=2, batch=2, heads=2, tokens=ROWS * COLUMNS, width=WIDTH)

@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rollforce.errors import CheckpointError, ShapeError
-from rollforce.models.taehv import TaehvAutoencoder, TaehvConfig
-from rollforce.sharing import forked
-from rollforce.snapshot import Snapshot
+from rollforce.models.autoencoder.taehv import TaehvAutoencoder, TaehvConfig
+from rollforce.streaming.snapshot import Snapshot, forked
 
 SMALL = TaehvConfig(channels=4, encoder_width=6, decoder_widths=(8, 6, 4, 4))
 

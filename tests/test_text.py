@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from rollforce.errors import CheckpointError, ConfigError
-from rollforce.models.text import TextConfig, TextEncoder
-from rollforce.words import tokenize
+from rollforce.models.text.encoder import TextConfig, TextEncoder
+from rollforce.models.text.vocabulary import tokenize
 
 WORDS = {"things": ("ball", "star"), "colours": ("red", "blue"), "small words": ("a", "over", "the", "sea")}
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollforce.models.tiling import Tiling, cover, mosaic
+from rollforce.models.autoencoder.tiling import Tiling, cover, mosaic
 
 
 @settings(max_examples=100, deadline=None)

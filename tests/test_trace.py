@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies import LAYOUTS, TIERS, latents, policies, start
 
-from rollforce.cache import HeadGroups, KVCache, Shape, Spaced
+from rollforce.cache import HeadGroups, KVCache, Spaced
+from rollforce.cache.positions import Anchored, RunningAhead
 from rollforce.config import build, resource
-from rollforce.positions import Anchored, RunningAhead
-from rollforce.rollout import Rollout, Stepping
-from rollforce.settings import LayoutSettings, StreamSettings
-from rollforce.trace import Call, Look, trace
+from rollforce.engine.dry_run import Call, Look, trace
+from rollforce.engine.rollout import Rollout, Stepping
+from rollforce.engine.settings import LayoutSettings, StreamSettings
+from rollforce.models.geometry import Shape
 
 SHAPE = Shape(6, 1, 4, 16, 48, 4)  # the bundled model's
 presets = pytest.mark.parametrize("name", sorted(path.stem for path in resource("configs/stream").glob("*.yaml")))

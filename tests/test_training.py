@@ -19,12 +19,12 @@ from small_model import make_model_folder
 
 import rollforce
 from rollforce.config import to_dict
-from rollforce.distill import checkpoint
-from rollforce.distill.journal import Journal, networks_table
-from rollforce.distill.loop import guard, optimisers, parts_of, set_rate
-from rollforce.distill.recipe import Optimiser, Run, TeacherRecipe
 from rollforce.errors import ConfigError, TrainingError
-from rollforce.models.autoencoder import TinyAutoencoder
+from rollforce.models.autoencoder.tiny import TinyAutoencoder
+from rollforce.training import checkpoint
+from rollforce.training.metrics_log import Journal, networks_table
+from rollforce.training.optim import guard, optimisers, parts_of, set_rate
+from rollforce.training.recipes import Optimiser, Run, TeacherRecipe
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ("run.tell_every=1", "run.save_every=2", "run.show_every=0", "run.parts=2", "run.compile=false")
@@ -194,7 +194,7 @@ def test_half_a_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_parts_must_be_shared_out_evenly() -> None:
     assert [list(parts_of(Run(1, parts=4), rank, 2)) for rank in range(2)] == [[0, 2], [1, 3]]
     with pytest.raises(ConfigError, match=r"batch 3 must be a multiple of run\.parts 2"):
-        from rollforce.distill.recipe import DistillRecipe
+        from rollforce.training.recipes import DistillRecipe
 
         DistillRecipe(Run(1, parts=2), batch=3)
 

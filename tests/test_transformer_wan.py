@@ -13,10 +13,10 @@ from conftest import TINY, tiny_transformer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rollforce.attention import additive, block_causal
-from rollforce.cache import Group, KVCache, Memory, Shape, Sight, Sink, Window
+from rollforce.cache import Group, KVCache, Memory, Sight, Sink, Window
 from rollforce.errors import CheckpointError, ConfigError, ShapeError
-from rollforce.models.transformer import (
+from rollforce.models.geometry import Shape, index_range
+from rollforce.models.transformer.transformer import (
     WAN_1_3B,
     WAN_14B,
     WAN_I2V_14B,
@@ -24,7 +24,7 @@ from rollforce.models.transformer import (
     TransformerConfig,
     VideoTransformer,
 )
-from rollforce.types import index_range
+from rollforce.training.masks import additive, block_causal
 
 transformer_wan = pytest.importorskip("diffusers.models.transformers.transformer_wan")
 Wan = transformer_wan.WanTransformer3DModel
@@ -210,8 +210,8 @@ def test_public_configs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, public: dict[str, Any], config: TransformerConfig
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(public))
-    monkeypatch.setattr("rollforce.models.transformer_files.read_weights", lambda folder: {})
-    monkeypatch.setattr("rollforce.models.transformer_files.adopt", lambda model, state, source: None)
+    monkeypatch.setattr("rollforce.checkpoints.model_folder.read_weights", lambda folder: {})
+    monkeypatch.setattr("rollforce.checkpoints.model_folder.adopt", lambda model, state, source: None)
     assert VideoTransformer.load(tmp_path).config == config
 
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from policies import LAYOUTS, condition, latents, same, start
 
-from rollforce import rope
 from rollforce.cache import Group, Junction, Sight, Sink, Window
+from rollforce.engine.rollout import Rollout, Stepping
+from rollforce.engine.transitions import Anchors, Cut, Flush, Keep, Recache, Shot, check, transition
 from rollforce.errors import ConfigError
-from rollforce.rollout import Rollout, Stepping
-from rollforce.transitions import Anchors, Cut, Flush, Keep, Recache, Shot, check, transition
+from rollforce.models.transformer import rope
 
 TIERS = (Sink(2), Window(4))
 

@@ -15,12 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rollforce.checkpoints.base_model import find_parts
+from rollforce.checkpoints.names import to_original
 from rollforce.errors import CheckpointError, ConfigError
-from rollforce.models.keys import to_original
-from rollforce.models.parts import find_parts
-from rollforce.models.text_cache import Encoded, TextCache, cache_folder
-from rollforce.models.umt5 import LENGTH, Cleaner, WanText
-from rollforce.models.umt5_files import TIED
+from rollforce.models.text.text_cache import Encoded, TextCache, cache_folder
+from rollforce.models.text.umt5 import LENGTH, Cleaner, WanText
+from rollforce.models.text.umt5_files import TIED
 
 transformers = pytest.importorskip("transformers")
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rollforce.errors import ConfigError, ShapeError
-from rollforce.video import Codec, VideoWriter, check_output, default_scale, read_frames
+from rollforce.video.writer import Codec, VideoWriter, check_output, default_scale, read_frames
 
 COLOURS = np.array([[220, 40, 40], [250, 160, 30], [240, 230, 60], [50, 180, 70], [40, 80, 220], [140, 60, 190],
                     [255, 255, 255], [0, 0, 0]], np.uint8)
@@ -68,7 +68,7 @@ def test_a_growing_file_can_be_watched(tmp_path: Path) -> None:
 def test_a_killed_process_leaves_a_playable_file(tmp_path: Path) -> None:
     script = f"""
 import os, signal, numpy as np
-from rollforce.video import VideoWriter
+from rollforce.video.writer import VideoWriter
 video = VideoWriter({str(tmp_path / "a.mp4")!r}, 12, (48, 64))
 for i in range(4):
     video.write(np.full((12, 48, 64, 3), 40 * i, np.uint8))

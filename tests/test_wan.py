@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from rollforce.checkpoints.read import to_original
 from rollforce.errors import CheckpointError, ConfigError, ShapeError, SnapshotError
-from rollforce.models.tiling import Tiling
-from rollforce.models.wan import WanAutoencoder, WanDecoder
-from rollforce.models.weights import to_original
-from rollforce.snapshot import Snapshot
+from rollforce.models.autoencoder.tiling import Tiling
+from rollforce.models.autoencoder.wan import WanAutoencoder, WanDecoder
+from rollforce.streaming.snapshot import Snapshot
 
 diffusers = pytest.importorskip("diffusers")
 

@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from rollforce.layout import chunkwise
-from rollforce.machine import peak_mb
-from rollforce.model import Model
-from rollforce.models.transformer import WAN_1_3B, VideoTransformer
-from rollforce.models.wan import WanAutoencoder
-from rollforce.needs import Setup, needs, parts
-from rollforce.running import Running
-from rollforce.settings import LayoutSettings, StreamSettings
-from rollforce.sizes import sizes_of
+from rollforce.engine.budget.model_sizes import sizes_of
+from rollforce.engine.budget.requirements import Setup, needs, parts
+from rollforce.engine.layout import chunkwise
+from rollforce.engine.settings import LayoutSettings, StreamSettings
+from rollforce.evaluation.process import peak_mb
+from rollforce.models.autoencoder.wan import WanAutoencoder
+from rollforce.models.runtime.options import Running
+from rollforce.models.transformer.transformer import WAN_1_3B, VideoTransformer
+from rollforce.streaming.model import Model
 
 SIZE = (480, 832)
 

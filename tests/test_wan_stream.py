@@ -14,16 +14,16 @@ transformers = pytest.importorskip("transformers")
 from public_weights import AUTOENCODER, SIZES  # noqa: E402
 from test_umt5 import LETTERS, WORDS, make_tokenizer  # noqa: E402
 
-from rollforce.convert import prepare, write  # noqa: E402
-from rollforce.distill.data import LatentFolder, write_latents  # noqa: E402
-from rollforce.distill.recipe import Latents  # noqa: E402
+from rollforce.checkpoints.convert import prepare, write  # noqa: E402
+from rollforce.checkpoints.names import to_original  # noqa: E402
 from rollforce.errors import CheckpointError, ConfigError, ShapeError  # noqa: E402
-from rollforce.load import load  # noqa: E402
-from rollforce.model import Model  # noqa: E402
-from rollforce.models.keys import to_original  # noqa: E402
-from rollforce.models.taehv import TaehvAutoencoder, TaehvConfig  # noqa: E402
-from rollforce.models.wan import WanAutoencoder  # noqa: E402
-from rollforce.running import Running  # noqa: E402
+from rollforce.models.autoencoder.taehv import TaehvAutoencoder, TaehvConfig  # noqa: E402
+from rollforce.models.autoencoder.wan import WanAutoencoder  # noqa: E402
+from rollforce.models.runtime.options import Running  # noqa: E402
+from rollforce.streaming.load import load  # noqa: E402
+from rollforce.streaming.model import Model  # noqa: E402
+from rollforce.training.data import LatentFolder, write_latents  # noqa: E402
+from rollforce.training.recipes import Latents  # noqa: E402
 
 PROMPT = "a red ball bounces over the sea"
 SIZE = (32, 48)

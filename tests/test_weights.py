@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rollforce.distill import losses
-from rollforce.distill.weights import History, balanced, reward_weight, saliency, space_time_weight
 from rollforce.errors import ConfigError
+from rollforce.training import losses
+from rollforce.training.reward_weights import History, balanced, reward_weight, saliency, space_time_weight
 
 # ---- Re-DMD
 

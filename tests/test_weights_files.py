@@ -32,14 +32,10 @@ from public_weights import (
 )
 from safetensors.torch import save_file
 
-from rollforce.errors import CheckpointError
-from rollforce.models.containers import PREFIXES, WRAPPERS, strip
-from rollforce.models.keys import transformer_names
-from rollforce.models.low_rank import targets_of
-from rollforce.models.shapes import autoencoder_config_of, check_whole, text_config_of
-from rollforce.models.shards import write_shards
-from rollforce.models.transformer import WAN_1_3B, WAN_14B, WAN_I2V_14B, TransformerConfig, VideoTransformer
-from rollforce.models.weights import (
+from rollforce.checkpoints.lora_names import targets_of
+from rollforce.checkpoints.names import transformer_names
+from rollforce.checkpoints.pickles import PREFIXES, WRAPPERS, strip
+from rollforce.checkpoints.read import (
     config_of,
     expect,
     merge_lora,
@@ -49,6 +45,10 @@ from rollforce.models.weights import (
     to_original,
     to_ours,
 )
+from rollforce.checkpoints.safetensors_folder import write_shards
+from rollforce.checkpoints.shapes import autoencoder_config_of, check_whole, text_config_of
+from rollforce.errors import CheckpointError
+from rollforce.models.transformer.transformer import WAN_1_3B, WAN_14B, WAN_I2V_14B, TransformerConfig, VideoTransformer
 
 IMAGE_NAMES = "condition_embedder.image_embedder"
 

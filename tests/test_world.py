@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollforce.errors import ConfigError
-from rollforce.words import tokenize
+from rollforce.models.text.vocabulary import tokenize
+from rollforce.video import contact_sheet
 from rollforce.world import (
     COLOURS,
     FPS,
@@ -25,7 +26,6 @@ from rollforce.world import (
     parse,
     render,
     sample_scene,
-    sheet,
     sprite_mask,
     wish_of,
 )
@@ -185,5 +185,5 @@ def test_tracks_move_as_named(motion: str) -> None:
 
 def test_sheet_and_labels() -> None:
     videos = [render(sample_scene(seed), 0, 10) for seed in range(3)]
-    assert sheet(videos, 4).shape == (3 * 66, 4 * 66, 3)
-    assert sheet(videos, [0, 9], labels=["a", "b", "c"]).shape == (3 * 80, 2 * 66, 3)
+    assert contact_sheet(videos, 4).shape == (3 * 66, 4 * 66, 3)
+    assert contact_sheet(videos, [0, 9], labels=["a", "b", "c"]).shape == (3 * 80, 2 * 66, 3)

@@ -23,32 +23,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rollforce import flow
 from rollforce.config import to_dict
-from rollforce.distill import checkpoint, cli
-from rollforce.distill.checks import border_ratio, psnr
-from rollforce.distill.data import digest, path_of
-from rollforce.distill.journal import Journal
-from rollforce.distill.loop import accelerator_of, follow, guard, optimisers, parts_of, set_rate, update
-from rollforce.distill.recipe import AutoencoderRecipe
-from rollforce.distill.renderers import Renderers
-from rollforce.distill.scores import score_of
-from rollforce.models.autoencoder import TinyAutoencoder
-from rollforce.models.text import TextEncoder
-from rollforce.models.transformer import VideoTransformer
+from rollforce.engine import flow
+from rollforce.models.autoencoder.tiny import TinyAutoencoder
+from rollforce.models.text.encoder import TextEncoder
+from rollforce.models.transformer.transformer import VideoTransformer
+from rollforce.training import checkpoint, script
+from rollforce.training.data import digest, path_of
+from rollforce.training.metrics_log import Journal, border_ratio, psnr
+from rollforce.training.optim import accelerator_of, follow, guard, optimisers, parts_of, set_rate, update
+from rollforce.training.recipes import AutoencoderRecipe
+from rollforce.training.scores import score_of
+from rollforce.video.contact_sheet import sheet
 from rollforce.world.caption import caption
+from rollforce.world.processes import Renderers
 from rollforce.world.render import render, sprite_mask
 from rollforce.world.scenes import sample_scene
-from rollforce.world.sheet import sheet
 
 Clip = tuple[np.ndarray, np.ndarray]
 AHEAD = 32  # steps for which renderers make clips beforehand
 
 
 def main() -> None:
-    args = cli.arguments(__doc__, "autoencoder_tiny")
-    recipe = cli.recipe_of(AutoencoderRecipe, args)
-    run, newest = recipe.run, cli.resumed(args)
+    args = script.arguments(__doc__, "autoencoder_tiny")
+    recipe = script.recipe_of(AutoencoderRecipe, args)
+    run, newest = recipe.run, script.resumed(args)
     accelerator = accelerator_of(run, args.cpu)
     device = accelerator.device
     torch.manual_seed(run.seed)
@@ -221,4 +220,4 @@ def show(model: TinyAutoencoder, size: int, noise: float = 0.2) -> tuple[dict[st
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    script.run(main)

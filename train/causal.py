@@ -18,26 +18,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rollforce import flow
 from rollforce.config import to_dict
-from rollforce.distill import checkpoint, cli, losses, ode, partitions
-from rollforce.distill.causal import augmented, drawn_like, flow_matching, own_past, score_by, true_past
-from rollforce.distill.data import Batch, Data, open_data, path_of
-from rollforce.distill.export import export
-from rollforce.distill.journal import Journal, networks_table
-from rollforce.distill.loop import accelerator_of, follow, guard, optimisers, parts_of, set_rate, update
-from rollforce.distill.network import Network
-from rollforce.distill.recipe import CausalRecipe
-from rollforce.distill.scores import Score, guided, score_of
-from rollforce.distill.shard import prepare, restore, states
-from rollforce.models.transformer import Condition
-from rollforce.schedule import linear, warped
+from rollforce.engine import flow
+from rollforce.engine.schedule import linear, warped
+from rollforce.models.transformer.transformer import Condition
+from rollforce.training import checkpoint, losses, ode, script, streamdit
+from rollforce.training.causal_masking import augmented, drawn_like, flow_matching, own_past, score_by, true_past
+from rollforce.training.data import Batch, Data, open_data, path_of
+from rollforce.training.export import export
+from rollforce.training.fsdp import prepare, restore, states
+from rollforce.training.metrics_log import Journal, networks_table
+from rollforce.training.network import Network
+from rollforce.training.optim import accelerator_of, follow, guard, optimisers, parts_of, set_rate, update
+from rollforce.training.recipes import CausalRecipe
+from rollforce.training.scores import Score, guided, score_of
 
 
 def main() -> None:
-    args = cli.arguments(__doc__, "causal_tiny")
-    recipe = cli.recipe_of(CausalRecipe, args)
-    run, newest = recipe.run, cli.resumed(args)
+    args = script.arguments(__doc__, "causal_tiny")
+    recipe = script.recipe_of(CausalRecipe, args)
+    run, newest = recipe.run, script.resumed(args)
     accelerator = accelerator_of(run, args.cpu)
     device, processes = accelerator.device, accelerator.num_processes
     torch.manual_seed(run.seed)
@@ -152,9 +152,9 @@ def consistency_loss(recipe: CausalRecipe, networks: Networks, batch: Batch, gen
 
 def partitions_loss(recipe: CausalRecipe, networks: Networks, batch: Batch, generator: torch.Generator) -> Tensor:
     student, clean = networks["student"], clean_of(networks, batch)
-    part = partitions.draw([partitions.Partition(*p) for p in recipe.mix], generator)
+    part = streamdit.draw([streamdit.Partition(*p) for p in recipe.mix], generator)
     clean = clean[:, : part.latents]
-    n = partitions.noising(part, len(clean), tokens_of(student, clean), generator, recipe.shift, past=0)
+    n = streamdit.noising(part, len(clean), tokens_of(student, clean), generator, recipe.shift, past=0)
     noise, sigma = drawn_like(clean, generator), n.sigma_BT.to(clean)
     index, mask = torch.arange(part.latents, device=clean.device), None if n.mask is None else n.mask.to(clean)
     noisy = flow.noised(clean, noise, sigma)
@@ -164,11 +164,11 @@ def partitions_loss(recipe: CausalRecipe, networks: Networks, batch: Batch, gene
 
 def segments_loss(recipe: CausalRecipe, networks: Networks, batch: Batch, generator: torch.Generator) -> Tensor:
     student, clean = networks["student"], clean_of(networks, batch)
-    part = partitions.Partition(*recipe.mix[0])
+    part = streamdit.Partition(*recipe.mix[0])
     clean = clean[:, : part.latents]
     teacher = guided_teacher(recipe, networks["teacher"], batch, None)
-    buffer = partitions.buffer_at_tops(clean, drawn_like(clean, generator), part, recipe.shift)
-    s = partitions.segment(teacher, buffer, part, recipe.shift)
+    buffer = streamdit.buffer_at_tops(clean, drawn_like(clean, generator), part, recipe.shift)
+    s = streamdit.segment(teacher, buffer, part, recipe.shift)
     return losses.regression(score_of(student.transformer, student.condition(batch))(s.noisy, s.above_BT), s.clean)
 
 
@@ -217,4 +217,4 @@ def ode_loss(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    script.run(main)

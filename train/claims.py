@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from rollforce.distill.stages import python, trained
+from rollforce.training.script import python, trained
 
 ROOT = Path(__file__).resolve().parents[1]
 SINK = "cache=[{kind: sink, latents: 3}, {kind: window, latents: 6}]"  # as many as the window alone

@@ -15,30 +15,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rollforce import flow
 from rollforce.config import build, resource, to_dict
-from rollforce.distill import checkpoint, cli, losses
-from rollforce.distill.checks import border_ratio
-from rollforce.distill.data import Batch, Data, WorldClips, open_data, path_of
-from rollforce.distill.export import export
-from rollforce.distill.journal import Journal, networks_table
-from rollforce.distill.judging import as_beginning, levels, window
-from rollforce.distill.loop import accelerator_of, follow, guard, optimisers, parts_of, set_rate, update
-from rollforce.distill.network import Network
-from rollforce.distill.practice import ForcedVideos, LastingStreams, Made, Practice, WholeLessons
-from rollforce.distill.recipe import DistillRecipe, Forced, Lasting, Lessons, World
-from rollforce.distill.scores import guided, score_of
-from rollforce.distill.shard import prepare, restore, states
-from rollforce.distill.streams import Streams
-from rollforce.distill.weighting import Weighting
-from rollforce.settings import StreamSettings
-from rollforce.world.sheet import sheet
+from rollforce.engine import flow
+from rollforce.engine.rollout_group import Streams
+from rollforce.engine.settings import StreamSettings
+from rollforce.training import checkpoint, losses, script
+from rollforce.training.data import Batch, Data, WorldClips, open_data, path_of
+from rollforce.training.export import export
+from rollforce.training.fsdp import prepare, restore, states
+from rollforce.training.metrics_log import Journal, border_ratio, networks_table
+from rollforce.training.network import Network
+from rollforce.training.noise_patterns import as_beginning, levels, window
+from rollforce.training.on_policy import ForcedVideos, LastingStreams, Made, Practice, WholeLessons
+from rollforce.training.optim import accelerator_of, follow, guard, optimisers, parts_of, set_rate, update
+from rollforce.training.recipes import DistillRecipe, Forced, Lasting, Lessons, World
+from rollforce.training.reward_weights import Weighting
+from rollforce.training.scores import guided, score_of
+from rollforce.video.contact_sheet import sheet
 
 
 def main() -> None:
-    args = cli.arguments(__doc__, "distill_tiny")
-    recipe = cli.recipe_of(DistillRecipe, args)
-    run, newest = recipe.run, cli.resumed(args)
+    args = script.arguments(__doc__, "distill_tiny")
+    recipe = script.recipe_of(DistillRecipe, args)
+    run, newest = recipe.run, script.resumed(args)
     accelerator = accelerator_of(run, args.cpu)
     device, processes = accelerator.device, accelerator.num_processes
     parts = parts_of(run, accelerator.process_index, processes)
@@ -219,4 +218,4 @@ def show(average: Network, stream: StreamSettings, data: Data) -> tuple[dict[str
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    script.run(main)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rollforce.distill.export import assemble
+from rollforce.training.export import assemble
 
 LIMIT_MB = 20.0
 

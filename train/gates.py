@@ -16,9 +16,9 @@ import typer
 
 import rollforce
 from rollforce.cache import KVCache, Sight, Sink, Window, write_labels
-from rollforce.distill.gates import Gating, Twofold, labels_of_gates
-from rollforce.noise import Noise
-from rollforce.rollout import Rollout
+from rollforce.engine.noise import Noise
+from rollforce.engine.rollout import Rollout
+from rollforce.training.head_gates import Gating, Twofold, labels_of_gates
 
 PROMPTS = ["a red ball rolls left", "a blue star drifts right over green hills",
            "a green square bounces over a city", "a yellow star circles above the sea"]  # fmt: skip

@@ -16,15 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rollforce import flow
-from rollforce.distill.data import Batch, path_of
-from rollforce.distill.network import Network
-from rollforce.models.autoencoder import TinyAutoencoder
-from rollforce.schedule import linear, shifted
-from rollforce.world import caption, sample_scene, sheet, wish_of
+from rollforce.engine import flow
+from rollforce.engine.schedule import linear, shifted
+from rollforce.evaluation.stats import interval
+from rollforce.models.autoencoder.tiny import TinyAutoencoder
+from rollforce.training.data import Batch, path_of
+from rollforce.training.network import Network
+from rollforce.video import contact_sheet
+from rollforce.world import caption, sample_scene, wish_of
 from rollforce.world.eyes import Eyes
 from rollforce.world.oracle import score
-from rollforce.world.stats import interval
 
 SHOWN = ("scene", "colour", "motion", "shape", "count", "both", "whole", "shape_per_frame", "flicker")
 
@@ -60,7 +61,7 @@ def main() -> None:
         from PIL import Image
 
         at = np.linspace(0, len(pictures[0]) - 1, 8).round().astype(int).tolist()
-        Image.fromarray(sheet(pictures[:8], at, prompts[:8], zoom=2)).save(args.sheet)
+        Image.fromarray(contact_sheet(pictures[:8], at, prompts[:8], zoom=2)).save(args.sheet)
 
 
 @torch.no_grad()

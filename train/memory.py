@@ -14,8 +14,8 @@ from pathlib import Path
 
 import yaml
 
-from rollforce.distill.stages import python, trained
-from rollforce.load import presets
+from rollforce.checkpoints.catalog import presets
+from rollforce.training.script import python, trained
 
 ROOT = Path(__file__).resolve().parents[1]
 # Presets whose students were trained with them. `causal_forcing` streams as `self_forcing` does.

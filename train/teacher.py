@@ -16,29 +16,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rollforce import flow
 from rollforce.config import build, resource, to_dict
-from rollforce.distill import checkpoint, cli, losses
-from rollforce.distill.checks import border_ratio
-from rollforce.distill.data import Batch, WorldClips, open_data, path_of
-from rollforce.distill.export import export
-from rollforce.distill.journal import Journal, networks_table
-from rollforce.distill.loop import accelerator_of, follow, guard, optimisers, parts_of, set_rate, update
-from rollforce.distill.network import Network
-from rollforce.distill.recipe import TeacherRecipe, World
-from rollforce.distill.shard import prepare, restore, states
-from rollforce.distill.start import start
-from rollforce.distill.windows import PATTERNS, Noising, rolling, together
-from rollforce.schedule import linear, shifted
-from rollforce.settings import StreamSettings
+from rollforce.engine import flow
+from rollforce.engine.schedule import linear, shifted
+from rollforce.engine.settings import StreamSettings
+from rollforce.training import checkpoint, losses, script
+from rollforce.training.data import Batch, WorldClips, open_data, path_of
+from rollforce.training.export import export
+from rollforce.training.fsdp import prepare, restore, states
+from rollforce.training.init_weights import start
+from rollforce.training.metrics_log import Journal, border_ratio, networks_table
+from rollforce.training.network import Network
+from rollforce.training.noise_patterns import PATTERNS, Noising, rolling, together
+from rollforce.training.optim import accelerator_of, follow, guard, optimisers, parts_of, set_rate, update
+from rollforce.training.recipes import TeacherRecipe, World
+from rollforce.video.contact_sheet import sheet
 from rollforce.world.caption import KINDS
-from rollforce.world.sheet import sheet
 
 
 def main() -> None:
-    args = cli.arguments(__doc__, "teacher_tiny")
-    recipe = cli.recipe_of(TeacherRecipe, args)
-    run, newest = recipe.run, cli.resumed(args)
+    args = script.arguments(__doc__, "teacher_tiny")
+    recipe = script.recipe_of(TeacherRecipe, args)
+    run, newest = recipe.run, script.resumed(args)
     accelerator = accelerator_of(run, args.cpu)
     device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
     torch.manual_seed(run.seed)
@@ -158,4 +157,4 @@ def show(average: Network, recipe: TeacherRecipe, device: torch.device) -> tuple
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    script.run(main)

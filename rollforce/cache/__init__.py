@@ -2,25 +2,25 @@
 (region.py), what a commit does (plan.py), one call's window on it (memory.py), what a call sees (sight.py), and one
 file per tier."""
 
-from rollforce.cache.cache import Group, KVCache
-from rollforce.cache.coded import Coded
-from rollforce.cache.compressed import Compressed
-from rollforce.cache.ema import EmaSink
-from rollforce.cache.heads import AnyCache, HeadGroups
-from rollforce.cache.junction import Junction
-from rollforce.cache.labels import read_labels, write_labels
-from rollforce.cache.linear import LinearMemory
-from rollforce.cache.memory import Memory
-from rollforce.cache.merged import TempCache
-from rollforce.cache.plan import Contents, Folding, Held, Plan, Tier
-from rollforce.cache.region import Absorbing, Learned, Shape
-from rollforce.cache.routed import Routed
-from rollforce.cache.segments import Segments
-from rollforce.cache.sight import Sight
-from rollforce.cache.sink import Sink
-from rollforce.cache.spaced import Spaced
-from rollforce.cache.surprising import Surprising
-from rollforce.cache.window import Window
+from rollforce.cache.commit_plan import Contents, Folding, Held, Plan, Tier
+from rollforce.cache.head_groups import AnyCache, HeadGroups, read_labels, write_labels
+from rollforce.cache.kv_cache import Group, KVCache, Memory
+from rollforce.cache.policies.compressed import Compressed
+from rollforce.cache.policies.ema_sink import EmaSink
+from rollforce.cache.policies.junction import Junction
+from rollforce.cache.policies.linear_memory import LinearMemory
+from rollforce.cache.policies.quantized import Coded
+from rollforce.cache.policies.routed import Routed
+from rollforce.cache.policies.segments import Segments
+from rollforce.cache.policies.sink import Sink
+from rollforce.cache.policies.spaced import Spaced
+from rollforce.cache.policies.surprising import Surprising
+from rollforce.cache.policies.temp_cache import TempCache
+from rollforce.cache.policies.window import Window
+from rollforce.cache.region import Absorbing
+from rollforce.cache.visibility import Sight
+from rollforce.models.geometry import Shape
+from rollforce.models.transformer.transformer import Learned
 
 AnyTier = (  # the union is the registry: a new tier is a file and a name here
     Sink

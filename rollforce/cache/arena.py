@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rollforce import rope
-from rollforce.cache.plan import Fold, Folding, Place, Tier
-from rollforce.cache.region import Shape
-from rollforce.types import KVBlock
+from rollforce.cache.commit_plan import Fold, Folding, Place, Tier
+from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.transformer import rope
 
 
 class Arena:

@@ -14,27 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from rollforce.cache.plan import Tier
-from rollforce.types import KVBlock
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a memory: one slot is one latent of `tokens` keys for `heads` heads of `width` channels.
-
-    `heads`: of every layer, or of each (head groups differ between layers). `columns`: tokens of a row of the picture;
-    0 where nobody asks."""
-
-    layers: int
-    batch: int
-    heads: int | tuple[int, ...]
-    tokens: int
-    width: int
-    columns: int = 0
-
-    def of(self, layer: int, tokens: int) -> tuple[int, int, int, int]:
-        """The shape of `tokens` keys of a layer: [B, N, L, K]."""
-        return self.batch, self.heads if isinstance(self.heads, int) else self.heads[layer], tokens, self.width
+from rollforce.cache.commit_plan import Tier
+from rollforce.models.geometry import KVBlock, Shape
 
 
 @dataclass(frozen=True)
@@ -121,17 +102,6 @@ class Adding(Protocol):
 
     def adds(self, asking: Asking) -> Tensor | None:
         """That, [B, N, L, K]."""
-        ...
-
-
-@runtime_checkable
-class Learned(Protocol):
-    """A tier that has weights: they are the transformer's, under `policy.` and the tier's kind."""
-
-    @property
-    def kind(self) -> str: ...
-    def weights(self, layers: int, width: int) -> tuple[int, ...]:
-        """Their shape, in a transformer of so many layers, with heads of so many channels. They start as zeros."""
         ...
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rollforce.world.eyes import Look, Sighting
+from rollforce.world.perception import count_of, part_of, things_of, windows
 from rollforce.world.scenes import COLOURS, FPS, SHAPES
-from rollforce.world.seen import count_of, part_of, things_of, windows
 
 WINDOW = 5.0  # seconds
 AWAY = round(1.0 * FPS)  # frames without a thing from which it has been away

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rollforce.drift import DriftMeter
+from rollforce.video.drift import DriftMeter
 
 BLOCK = 240  # frames worked on at once, so that memory does not grow with the video
 

@@ -15,13 +15,13 @@ from itertools import permutations
 
 import numpy as np
 
-from rollforce.drift import Drift, DriftMeter
 from rollforce.errors import ShapeError
+from rollforce.video.drift import Drift, DriftMeter
 from rollforce.world.caption import Wish, WishedThing, motion_fits, parse
 from rollforce.world.eyes import Eyes, Look
 from rollforce.world.measures import Seams, flicker, seams
+from rollforce.world.perception import SeenThing, count_of, most, part_of, things_of, windows
 from rollforce.world.scenes import COLOURS, FPS, GROUND, PLACES, RADIUS, SHAPES, TIMES
-from rollforce.world.seen import SeenThing, count_of, most, part_of, things_of, windows
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,89 @@
+"""Segments: of the past, the pieces of the picture that change (Forcing-KV, dynamic heads' memory)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rollforce.cache.commit_plan import Held
+from rollforce.cache.region import Committing
+from rollforce.cache.token_pool import Pool, Tokens, best
+from rollforce.errors import ConfigError
+from rollforce.models.geometry import Shape
+
+NOTE = "segments"
+CHANGES = -2.0  # of what nothing follows yet: below every cosine, so that it stays
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Of the latents that fall with a commit, cut into `segments` runs of tokens each, keeps those that are least alike
+    (cosine of keys, averaged over tokens) to the same run of the next latent: `latents` x `segments` runs.
+
+    What was kept before is forgotten: memory reaches back one commit. The choice made in `layer` (or the first later
+    one that has heads here) serves all later layers, which need not compare; earlier layers choose for themselves.
+
+    Deviations from the release: each row of a batch chooses for itself (there, row 0 for all); tokens stand as the
+    sight's positions say (there, at their own index without bound); where less falls than there is room for, the newest
+    of what was kept before fills it, so that the number of tokens seen never changes.
+    """
+
+    latents: int
+    segments: int = 6
+    layer: int = 1
+    kind: Literal["segments"] = "segments"
+
+    def __post_init__(self) -> None:
+        lowest = {"latents": 1, "segments": 1, "layer": 0}
+        for name, low in lowest.items():
+            if getattr(self, name) < low:
+                raise ConfigError(f"{name} {getattr(self, name)} must be at least {low}.")
+
+    def keep(self, held: Held) -> tuple[int, ...]:
+        """None as they are."""
+        return ()
+
+    def region(self, shape: Shape, dtype: torch.dtype, device: torch.device | str) -> Pool:
+        """ConfigError if a latent's tokens cannot be cut evenly."""
+        if shape.tokens % self.segments:
+            fits = [n for n in range(1, shape.tokens + 1) if not shape.tokens % n]
+            near = min(fits, key=lambda n: abs(n - self.segments))
+            raise ConfigError(f"segments {self.segments}: a latent of {shape.tokens} tokens cannot be cut evenly. "
+                              f"Nearest: {near}.")  # fmt: skip
+        return Pool(self, self.latents, shape, dtype, device, holes=False)
+
+    def choose(self, held: Tokens, fallen: Tokens, commit: Committing) -> Tokens:
+        """The least alike of `fallen` in the order of time; after them what is left of `held`."""
+        places, tokens = held.index.shape[1], held.index.shape[1] // self.latents
+        room = min(places, fallen.index.shape[1])
+        run = tokens // self.segments
+        chosen = commit.notes.get(NOTE) if commit.layer > self.layer else None
+        if chosen is None:
+            after = None if commit.after is None else commit.after.key
+            chosen = least_alike(fallen.key, after, tokens, self.segments, room // run)
+            if commit.layer >= self.layer:
+                commit.notes[NOTE] = chosen
+        within = torch.arange(run, device=chosen.device)
+        new = fallen.pick((chosen[:, :, None] * run + within).flatten(1))
+        return new.beside(held.pick(best(held.index, held.mass > 0, places - room)))
+
+
+def least_alike(key_BNLK: Tensor, after_BNLK: Tensor | None, tokens: int, segments: int, count: int) -> Tensor:
+    """Of each row, the numbers of the `count` runs of tokens that are least like the same run of the next latent.
+
+    `after`: the latent that follows; where there is none, the newest is like nothing. Returns [B, count], rising."""
+    frames = _latents(key_BNLK, tokens)
+    later = frames[:, 1:] if after_BNLK is None else torch.cat([frames[:, 1:], _latents(after_BNLK, tokens)], dim=1)
+    alike = F.cosine_similarity(frames[:, : later.shape[1]].float(), later.float(), dim=-1)
+    score, alone = alike.unflatten(2, (segments, -1)).mean(3), frames.shape[1] - later.shape[1]
+    order = F.pad(score, (0, 0, 0, alone), value=CHANGES).flatten(1).argsort(dim=1, stable=True)
+    return order[:, :count].sort(dim=1).values
+
+
+def _latents(key_BNLK: Tensor, tokens: int) -> Tensor:
+    """Of each latent and token, the keys of all heads side by side: [B, T, tokens, N x K]."""
+    return key_BNLK.transpose(1, 2).flatten(2).unflatten(1, (-1, tokens))

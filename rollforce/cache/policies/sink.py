@@ -1,0 +1,20 @@
+"""Sink: the first latents of the stream, never let go (StreamingLLM, Xiao et al. 2023; Rolling Forcing; LongLive)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rollforce.cache.commit_plan import Held
+
+
+@dataclass(frozen=True)
+class Sink:
+    """Keeps the first `latents` that ever arrive; what comes later falls through."""
+
+    latents: int
+    kind: Literal["sink"] = "sink"
+
+    def keep(self, held: Held) -> tuple[int, ...]:
+        """Which latents stay."""
+        return held.indices[: self.latents]

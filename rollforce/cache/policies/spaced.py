@@ -1,0 +1,25 @@
+"""Spaced: one latent in so many, further back than a window reaches (uniform sampling, Context Forcing's ablation)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rollforce.cache.commit_plan import Held
+
+
+@dataclass(frozen=True)
+class Spaced:
+    """Of what falls to it, keeps the newest `latents` that lie at least `every` apart."""
+
+    latents: int
+    every: int = 6
+    kind: Literal["spaced"] = "spaced"
+
+    def keep(self, held: Held) -> tuple[int, ...]:
+        """Which latents stay."""
+        spaced: list[int] = []
+        for index in held.indices:
+            if not spaced or index >= spaced[-1] + self.every:
+                spaced.append(index)
+        return tuple(spaced[max(0, len(spaced) - self.latents) :])

@@ -1,0 +1,105 @@
+"""TempCache: what corresponds over time becomes one token (FAST-AR, arXiv 2602.01801; no code was released)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from rollforce.cache.commit_plan import Held
+from rollforce.cache.region import Committing
+from rollforce.cache.token_pool import Pool, Tokens
+from rollforce.errors import ConfigError
+from rollforce.models.geometry import Shape
+from rollforce.models.transformer import rope
+
+
+@dataclass(frozen=True)
+class TempCache:
+    """Tokens in room for `latents`; one that falls and is more similar than `tau` to a held one is merged into it.
+
+    Of those merged, the key and index of the newest, the mean of the values, and the count as mass: its logarithm is
+    added to the logits, so that where keys are the same attention is that of all of them (the paper's lemma 5.1).
+    A token that is similar to none is appended; where there is no room, the held token of the lowest mass goes, the
+    oldest of those first.
+
+    Chosen by us, since the paper leaves it open: similarity is the cosine of keys without their rotation in time, as a
+    mean over heads, so that all heads merge alike; it is looked for exactly (the paper: by hashing or 8-bit codes, of
+    which this is recall 1), latent by latent, so that tokens of one latent never merge with each other, and of several
+    that meet the same held one all values count and the last one's key stays. The paper's cache has no cap. The latent
+    that falls is never evicted for itself, else tokens of low mass could not enter. `heaviest`: a token stands for at
+    most so many, whatever was merged into it, so that a long past cannot outweigh the present, and its value goes on
+    moving (None, the paper: no limit; in bfloat16 the mean then stands still after some hundreds).
+    """
+
+    latents: int
+    tau: float = 0.9
+    heaviest: int | None = None
+    kind: Literal["tempcache"] = "tempcache"
+
+    def __post_init__(self) -> None:
+        if self.latents < 1:
+            raise ConfigError(f"tempcache.latents {self.latents} must be at least 1.")
+        if self.heaviest is not None and self.heaviest < 1:
+            raise ConfigError(f"tempcache.heaviest {self.heaviest} must be at least 1, or null for no limit.")
+
+    def keep(self, held: Held) -> tuple[int, ...]:
+        return held.indices[-self.latents :]
+
+    def region(self, shape: Shape, dtype: torch.dtype, device: torch.device | str) -> Pool:
+        return Pool(self, self.latents, shape, dtype, device, holes=True)
+
+    def choose(self, held: Tokens, fallen: Tokens, commit: Committing) -> Tokens:
+        count = len(held.key[0, 0]) // self.latents  # tokens of a latent
+        for at in range(0, fallen.index.shape[1], count):
+            held = self._with(held, _part(fallen, at, at + count))
+        return held
+
+    def _with(self, held: Tokens, latent: Tokens) -> Tokens:
+        """Take in one latent."""
+        similar = _timeless(latent) @ _timeless(held).transpose(1, 2) / held.key.shape[1]  # [B, new, held]
+        best, place = similar.masked_fill(held.mass[:, None] == 0, -torch.inf).max(dim=2)
+        hit = best > self.tau
+        meets = (place[..., None] == torch.arange(held.mass.shape[1], device=place.device)) & hit[..., None]
+        merged = _merged(held, latent, meets)
+        if self.heaviest is not None:
+            merged = replace(merged, mass=merged.mass.clamp(max=self.heaviest))
+        return _capped(merged, replace(latent, mass=latent.mass * ~hit))
+
+
+def _part(tokens: Tokens, low: int, high: int) -> Tokens:
+    return Tokens(tokens.key[:, :, low:high], tokens.value[:, :, low:high], tokens.index[:, low:high],
+                  tokens.mass[:, low:high])  # fmt: skip
+
+
+def _timeless(tokens: Tokens) -> Tensor:
+    """Keys of length 1 without their rotation in time, heads side by side: [B, L, N * K], float32."""
+    key = rope.turn_each(tokens.key.float(), -tokens.index)
+    return normalize(key, dim=-1).transpose(1, 2).flatten(2)
+
+
+def _merged(held: Tokens, latent: Tokens, meets: Tensor) -> Tokens:
+    """`meets` [B, new, held]: whether a new token is merged into a held one. Sums are matrix products, which add in the
+    same order each time."""
+    share = (meets * latent.mass[..., None]).transpose(1, 2)  # [B, held, new]
+    mass = held.mass + share.sum(dim=2)
+    met = meets.any(dim=1)
+    order = torch.arange(meets.shape[1], device=meets.device)[:, None]
+    last = latent.pick((meets * order).amax(dim=1))
+    sums = held.value.float() * held.mass[:, None, :, None] + share[:, None] @ latent.value.float()
+    mean = (sums / mass.clamp(min=1)[:, None, :, None]).to(held.value)
+    wide = met[:, None, :, None]
+    return Tokens(torch.where(wide, last.key, held.key), torch.where(wide, mean, held.value),
+                  torch.where(met, last.index, held.index), mass)  # fmt: skip
+
+
+def _capped(held: Tokens, latent: Tokens) -> Tokens:
+    """Held tokens and the new ones with mass, as many as were held: of the held, the heaviest, the newest of them."""
+    both = held.beside(latent)
+    worth = torch.cat([held.mass, torch.where(latent.mass > 0, torch.inf, 0.0)], dim=1)
+    newest = both.index.argsort(dim=1, descending=True, stable=True)
+    order = worth.gather(1, newest).argsort(dim=1, descending=True, stable=True)
+    return both.pick(newest.gather(1, order)[:, : held.mass.shape[1]])

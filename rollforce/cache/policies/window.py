@@ -1,0 +1,20 @@
+"""Window: the newest latents (Beltagy et al. 2020; Self Forcing's rolling cache)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rollforce.cache.commit_plan import Held
+
+
+@dataclass(frozen=True)
+class Window:
+    """Keeps the newest `latents`; older ones fall."""
+
+    latents: int
+    kind: Literal["window"] = "window"
+
+    def keep(self, held: Held) -> tuple[int, ...]:
+        """Which latents stay."""
+        return held.indices[max(0, len(held.indices) - self.latents) :]

@@ -1,0 +1,136 @@
+"""What a student takes from its base model (autoencoder, text encoder, tokenizer), brought to diffusers' layout."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rollforce.checkpoints.read import ORIGINAL, expect, read_checkpoint
+from rollforce.checkpoints.safetensors_folder import STEM, write_shards
+from rollforce.checkpoints.shapes import autoencoder_config_of, text_config_of
+from rollforce.errors import CheckpointError
+
+REQUIRED = ("vae", "text_encoder", "tokenizer")
+CLASSES = {
+    "transformer": ["diffusers", "WanTransformer3DModel"],
+    "vae": ["diffusers", "AutoencoderKLWan"],
+    "text_encoder": ["transformers", "UMT5EncoderModel"],
+    "tokenizer": ["transformers", "T5TokenizerFast"],
+    "scheduler": ["diffusers", "UniPCMultistepScheduler"],
+    "image_encoder": ["transformers", "CLIPVisionModel"],
+    "image_processor": ["transformers", "CLIPImageProcessor"],
+}
+HUB_PATTERNS = (
+    "model_index.json", "config.json", "transformer/config.json", "vae/*", "text_encoder/*", "tokenizer/*",
+    "scheduler/*", "image_encoder/*", "image_processor/*", ORIGINAL["autoencoder"], ORIGINAL["text"],
+    "google/umt5-xxl/*",
+)  # fmt: skip
+"""What to download of a base: everything but its transformer's weights."""
+LINKED = 1_000_000  # bytes: larger files are hard-linked where the disk allows, smaller ones copied
+UMT5 = {
+    "architectures": ["UMT5EncoderModel"], "model_type": "umt5", "dense_act_fn": "gelu_new", "is_gated_act": True,
+    "is_encoder_decoder": True, "relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6, "dropout_rate": 0.0,
+    "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Part:
+    """One folder of the diffusers layout, and where it comes from: a folder, or an original file of `kind`."""
+
+    name: str
+    source: Path
+    kind: str | None = None
+
+    @property
+    def bytes(self) -> int:
+        return sum(path.stat().st_size for path in _files(self.source))
+
+    def linkable(self, folder: Path) -> bool:
+        """Whether it takes no room in `folder`: taken as it is, from the same disk."""
+        return self.kind is None and self.source.stat().st_dev == folder.stat().st_dev
+
+    def place(self, folder: Path) -> None:
+        """Make `folder`/{name}: link what is laid out as diffusers does, translate what is not."""
+        target = folder / self.name
+        if self.kind is None:
+            for path in _files(self.source):
+                _take(path, target / path.relative_to(self.source))
+            return
+        state = expect(read_checkpoint(self.source), self.kind).state
+        write_shards(state, target, STEM[self.kind])
+        config = text_config_of(state) | UMT5 if self.kind == "text" else autoencoder_config_of(state)
+        class_name = {} if self.kind == "text" else {"_class_name": CLASSES["vae"][1]}
+        write_json(class_name | config, target / "config.json")
+
+
+def find_parts(base: Path, image: bool = False) -> tuple[Part, ...]:
+    """The parts in a base model's folder, diffusers' or original. CheckpointError names what is missing.
+
+    `image`: an image-to-video student, which needs the image encoder as well.
+    """
+    if not base.is_dir():
+        raise CheckpointError(f"--base {base}: there is no such folder. Give a base model's folder or its hub id, "
+                              "such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers.")  # fmt: skip
+    names = [name for name in CLASSES if name != "transformer"]
+    parts = {name: Part(name, base / name) for name in names if (base / name).is_dir()}
+    if "vae" not in parts:
+        parts |= {part.name: part for part in _original(base)}
+    wanted = (*REQUIRED, "image_encoder") if image else REQUIRED
+    if missing := [name for name in wanted if name not in parts]:
+        raise CheckpointError(
+            f"--base {base} holds no {', no '.join(missing)}. A base is a diffusers folder (vae/, text_encoder/, "
+            "tokenizer/; for image to video image_encoder/), or an original Wan folder (Wan2.1_VAE.pth, "
+            "models_t5_umt5-xxl-enc-bf16.pth, google/umt5-xxl/)."
+        )
+    for part in parts.values():
+        if part.name in ("vae", "text_encoder") and part.kind is None and not any(part.source.glob("*.safetensors")):
+            raise CheckpointError(f"--base {base}: {part.name}/ holds no safetensors.")
+    return tuple(parts[name] for name in names if name in parts)
+
+
+def settings_of(base: Path) -> dict[str, Any]:
+    """The config.json of a base model's transformer, {} without one."""
+    for path in (base / "transformer" / "config.json", base / "config.json"):
+        if path.is_file():
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return content
+    return {}
+
+
+def write_json(content: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _original(base: Path) -> list[Part]:
+    found = [Part(name, path, kind) for name, kind in (("vae", "autoencoder"), ("text_encoder", "text"))
+             for path in sorted(base.glob(ORIGINAL[kind]))[:1]]  # fmt: skip
+    tokenizer = base / "google" / "umt5-xxl"
+    return [*found, Part("tokenizer", tokenizer)] if tokenizer.is_dir() else found
+
+
+def _files(source: Path) -> list[Path]:
+    """The files of a part: no hidden ones, and no pickles beside safetensors."""
+    if source.is_file():
+        return [source]
+    files = [path for path in sorted(source.rglob("*")) if path.is_file()
+             and not any(part.startswith(".") for part in path.relative_to(source).parts)]  # fmt: skip
+    safe = any(path.suffix == ".safetensors" for path in files)
+    return [path for path in files if not (safe and path.suffix in (".bin", ".pt", ".pth", ".msgpack", ".h5"))]
+
+
+def _take(source: Path, target: Path) -> None:
+    """Hard-link weights (a hub's cache holds links: to what they lead to), copy settings, which people edit."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.stat().st_size >= LINKED:
+        try:
+            os.link(source.resolve(), target)
+            return
+        except OSError:  # another disk, or one without hard links
+            pass
+    shutil.copyfile(source, target)

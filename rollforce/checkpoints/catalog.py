@@ -1,0 +1,46 @@
+"""TODO doc."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rollforce.config import resource
+from rollforce.errors import ConfigError
+
+CARD = "model.yaml"
+
+
+@dataclass(frozen=True)
+class Card:
+    """A model folder's model.yaml: what it is, how it wants to be streamed (`stream`: a preset in configs/stream)."""
+
+    name: str
+    licence: str
+    fps: int
+    size: tuple[int, int]  # height, width
+    stream: str
+
+
+def bundled() -> tuple[str, ...]:
+    """Names of the models that ship with rollforce."""
+    return tuple(sorted(path.parent.name for path in resource("assets").glob(f"*/{CARD}")))
+
+
+def presets() -> tuple[str, ...]:
+    """Names of the stream presets that ship with rollforce."""
+    return tuple(sorted(path.stem for path in resource("configs/stream").glob("*.yaml")))
+
+
+def preset_file(stream: str | Path) -> Path:
+    """The file of a stream preset, or the YAML file itself. ConfigError lists the presets."""
+    path = Path(stream)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ConfigError(f"There is no stream file {path}.")
+        return path
+    if str(stream) not in presets():
+        raise ConfigError(
+            f"There is no stream preset {str(stream)!r}. Presets: {', '.join(presets())}. Or give a YAML file."
+        )
+    return resource(f"configs/stream/{stream}.yaml")

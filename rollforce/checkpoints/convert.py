@@ -1,0 +1,316 @@
+"""A student's file and its base become one folder in diffusers' layout, which `rollforce.load` opens.
+
+    OUT/model.yaml          what it is and how it streams (ours)
+    OUT/model_index.json    the parts by diffusers' and transformers' own class names, so that either loads any part
+    OUT/transformer/ vae/ text_encoder/ tokenizer/ ...        OUT/README.md    card with licence and origin
+
+The pipeline of a student is named RollforceStream, which diffusers refuses: its WanPipeline would run a causal student
+as a bidirectional model and make noise of it. A teacher's folder names WanPipeline and has no model.yaml.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rollforce.checkpoints import base_model, hub
+from rollforce.checkpoints.catalog import CARD, Card, presets
+from rollforce.checkpoints.read import STREAM_CLASS, Checkpoint, expect, merge_lora, read_checkpoint, teacher_refusal
+from rollforce.checkpoints.releases import Release, release_of
+from rollforce.checkpoints.safetensors_folder import STEM, bytes_of, write_shards
+from rollforce.checkpoints.shapes import check_whole, config_of
+from rollforce.config import to_dict
+from rollforce.errors import CheckpointError, ConfigError
+
+log = logging.getLogger(__name__)
+FPS = 16  # of every Wan 2.1 model
+SIZE = (480, 832)  # height, width
+STREAM = "self_forcing"  # of a student that no name tells
+UNKNOWN = "unknown"
+
+
+def prepare(
+    file: str | Path,
+    base: str | Path,
+    out: str | Path,
+    *,
+    lora: str | Path | None = None,
+    name: str | None = None,
+    licence: str | None = None,
+    stream: str | None = None,
+    size: tuple[int, int] | None = None,
+    dtype: torch.dtype | None = None,
+    teacher: bool = False,
+    overwrite: bool = False,
+) -> Conversion:
+    """Read and check everything, write nothing.
+
+    Args: `file` a transformer in any public form (see `read_checkpoint`); `base` a folder or a hub id that has the
+    other parts; `lora` baked into the weights; `name`, `licence`, `stream` and `size` (height, width) for the card,
+    else known from the file's name; `dtype` to store (None: as in the file); `teacher` allows a bidirectional model.
+    Raises CheckpointError, ConfigError, or OSError where the disk is too full.
+    """
+    checkpoint = expect(read_checkpoint(file, "transformer"), "transformer")
+    if checkpoint.causal is False and not teacher:
+        raise CheckpointError(teacher_refusal(checkpoint.name) + " --teacher converts it all the same.")
+    folder = hub.fetch(str(base), base_model.HUB_PATTERNS) if hub.is_repository(base) else Path(base).expanduser()
+    found = base_model.find_parts(folder, image="condition_embedder.image_embedder.norm1.weight" in checkpoint.state)
+    config = _config(checkpoint, base_model.settings_of(folder))
+    adapter = _adapter(lora, checkpoint)
+    release = release_of(Path(file).expanduser().absolute())  # not resolved: a hub's cache links to hashes
+    out = Path(out).expanduser()
+    card, warnings = _card(checkpoint, release, name or out.resolve().name, licence, stream, size)
+    conversion = Conversion(checkpoint, config, found, adapter, out, card, str(base), release, dtype, teacher, warnings)
+    _check_out(conversion, [Path(file), folder, *([Path(lora)] if lora else [])], overwrite)
+    return conversion
+
+
+def dtype_of(name: str | None) -> torch.dtype | None:
+    """A dtype to store weights in, by name; None is as they are. ConfigError lists the names."""
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name is not None and name not in known:
+        raise ConfigError(f"dtype {name!r} is not known. Use {', '.join(known)}.")
+    return known[name] if name else None
+
+
+def write(conversion: Conversion) -> Path:
+    """Write the folder: all of it, or nothing."""
+    out = conversion.out.resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    fresh, old = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("part", "old"))
+    try:
+        _fill(conversion, fresh)
+        if out.exists():
+            out.rename(old)
+        fresh.rename(out)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        if old.exists() and not out.exists():
+            old.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+    return conversion.out
+
+
+def _fill(conversion: Conversion, folder: Path) -> None:
+    lora = conversion.lora
+    target = folder / "transformer"
+    write_shards(conversion.checkpoint.state, target, STEM["transformer"], dtype=conversion.dtype,
+                 change=(lambda group: _merged(group, lora.state)) if lora else None)  # fmt: skip
+    base_model.write_json(dict(conversion.config), target / "config.json")
+    for part in conversion.parts:
+        log.info("%s from %s", part.name, part.source)
+        part.place(folder)
+    base_model.write_json(index_of(conversion), folder / "model_index.json")
+    (folder / "README.md").write_text(readme_of(conversion), encoding="utf-8")
+    if not conversion.teacher:
+        import yaml
+
+        card = yaml.safe_dump(to_dict(conversion.card), sort_keys=False, allow_unicode=True)
+        (folder / CARD).write_text(card, encoding="utf-8")
+
+
+def _merged(group: Mapping[str, Tensor], lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One file's tensors with their share of the LoRA."""
+    modules = {key.removesuffix(".weight") for key in group}
+    return merge_lora(group, {key: value for key, value in lora.items() if _module(key) in modules})
+
+
+def _module(key: str) -> str:
+    return key.rsplit(".lora_", 1)[0].removesuffix(".alpha")
+
+
+def _config(checkpoint: Checkpoint, base: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of the transformer: measured; what shapes do not tell is the base's, if it is of the same width."""
+    told = dict(checkpoint.config) or dict(base)
+    heads = told.get("num_attention_heads") or told.get("num_heads")
+    width = heads and told.get("dim", heads * told.get("attention_head_dim", 0))
+    measured = checkpoint.state.get("patch_embedding.weight")
+    if measured is None or width != measured.shape[0]:
+        told, heads = {}, None
+    config = config_of(checkpoint.state, heads)
+    check_whole(checkpoint.state, checkpoint.name)
+    return {
+        "_class_name": base_model.CLASSES["transformer"][1],
+        **config,
+        "patch_size": list(config["patch_size"]),
+        "eps": told.get("eps", 1e-6),
+        "cross_attn_norm": True,
+        "qk_norm": "rms_norm_across_heads",
+        "rope_max_seq_len": 1024,
+    }
+
+
+def _adapter(lora: str | Path | None, checkpoint: Checkpoint) -> Checkpoint | None:
+    """The LoRA, after a rehearsal without numbers: its modules and shapes are those of the weights."""
+    if lora is None:
+        return None
+    adapter = expect(read_checkpoint(lora), "lora")
+    there = {key: tensor.to("meta") for key, tensor in checkpoint.state.items()}
+    merge_lora(there, {key: tensor.to("meta") for key, tensor in adapter.state.items() if not key.endswith(".alpha")})
+    return adapter
+
+
+def _card(
+    checkpoint: Checkpoint,
+    release: Release | None,
+    name: str,
+    licence: str | None,
+    stream: str | None,
+    size: tuple[int, int] | None,
+) -> tuple[Card, tuple[str, ...]]:
+    """The card, and what was guessed for it."""
+    warnings = []
+    shipped = release.stream if release and release.stream in presets() else None
+    if licence is None and release is None:
+        warnings.append(f"the licence of {checkpoint.path.name} is not known from its name: the card says {UNKNOWN}. "
+                        "Say it with --licence.")  # fmt: skip
+    if stream is None and shipped is None:
+        warnings.append(f"no preset is known for {checkpoint.path.name}: the card says {STREAM}. Say what it was "
+                        "trained for with --stream.")  # fmt: skip
+    if checkpoint.causal is None:
+        warnings.append(f"{checkpoint.path.name} does not tell whether it is causal: a bidirectional model would "
+                        "stream noise.")  # fmt: skip
+    if stream is not None and stream not in presets():
+        raise ConfigError(f"There is no stream preset {stream!r}. Presets: {', '.join(presets())}.")
+    for side, pixels in zip(("height", "width"), size or SIZE, strict=True):
+        if pixels < 1 or pixels % 16:
+            nearest = max(16, round(pixels / 16) * 16)
+            raise ConfigError(f"{side} {pixels} is not a multiple of 16 (autoencoder stride 8 x patch 2). "
+                              f"Nearest: {nearest}.")  # fmt: skip
+    card = Card(
+        name=name, licence=licence or (release.licence if release else UNKNOWN), fps=FPS, size=size or SIZE,
+        stream=stream or shipped or STREAM,
+    )  # fmt: skip
+    return card, tuple(warnings)
+
+
+def _check_out(conversion: Conversion, sources: list[Path], overwrite: bool) -> None:
+    out = conversion.out
+    if out.exists():
+        if not out.is_dir():
+            raise ConfigError(f"{out} is a file; --out is the folder to make.")
+        if any(out.iterdir()) and not overwrite:
+            raise ConfigError(f"{out} exists; use --overwrite, or another name with --out.")
+        if any(out.iterdir()) and not (out / "model_index.json").is_file():
+            raise ConfigError(f"{out} is not a model folder: it is not overwritten. Use another name with --out.")
+        if any(source.resolve().is_relative_to(out.resolve()) for source in sources):
+            raise ConfigError(f"{out} holds what it would be made from. Use another name with --out.")
+    free = shutil.disk_usage(existing(out)).free
+    if conversion.bytes > free:
+        need = f"{out} needs ~{conversion.bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB free"
+        raise OSError(errno.ENOSPC, need)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Everything that was checked before a byte is written."""
+
+    checkpoint: Checkpoint
+    config: Mapping[str, Any]
+    base_model: tuple[base_model.Part, ...]
+    lora: Checkpoint | None
+    out: Path
+    card: Card
+    origin: str  # of the parts
+    release: Release | None
+    dtype: torch.dtype | None
+    teacher: bool
+    warnings: tuple[str, ...]
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.numel() for tensor in self.checkpoint.state.values())
+
+    @property
+    def bytes(self) -> int:
+        """What it will take on the disk of `out`."""
+        own = sum(bytes_of(tensor, self.dtype) for tensor in self.checkpoint.state.values())
+        return own + sum(part.bytes for part in self.parts if not part.linkable(existing(self.out)))
+
+    def summary(self) -> list[str]:
+        """What it is and what will be made, in lines for a person."""
+        checkpoint, config = self.checkpoint, self.config
+        where = f" ({checkpoint.where})" if checkpoint.where else ""
+        lora = f" with {self.lora.path.name}" if self.lora else ""
+        known = f", {self.release.name}: {self.release.page}" if self.release else ""
+        stream = "a teacher: no stream" if self.teacher else f"stream {self.card.stream}"
+        return [
+            f"{checkpoint.path.name}{where}{lora}: {self.parameters / 1e9:.2f} billion parameters, "
+            f"{config['num_layers']} blocks of width {config['num_attention_heads'] * config['attention_head_dim']}",
+            f"licence {self.card.licence}{known}",
+            f"{', '.join(part.name for part in self.parts)} from {self.origin}",
+            f"{self.out}: {self.bytes / 1e9:.2f} GB, {self.card.size[1]}x{self.card.size[0]}, {stream}",
+        ]
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    folder = folder.resolve()
+    return next(each for each in (folder, *folder.parents) if each.exists())
+
+
+def index_of(conversion: Conversion) -> dict[str, Any]:
+    """model_index.json: the parts by the class names of diffusers and transformers."""
+    image = "image_dim" in conversion.config
+    pipeline = "WanImageToVideoPipeline" if image else "WanPipeline"
+    there = [part.name for part in conversion.parts]
+    classes = base_model.CLASSES | _classes_named(conversion)
+    return {
+        "_class_name": pipeline if conversion.teacher else STREAM_CLASS,
+        "transformer": classes["transformer"],
+        **{name: classes[name] for name in there},
+    }
+
+
+def _classes_named(conversion: Conversion) -> dict[str, Any]:
+    """How the base's own index names its parts: its scheduler and tokenizer may be of other classes."""
+    index = conversion.parts[0].source.parent / "model_index.json"
+    named = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    return {name: named[name] for name in ("scheduler", "tokenizer", "image_processor") if name in named}
+
+
+def readme_of(conversion: Conversion) -> str:
+    """README.md: licence, origin and use, with the head that the hub reads."""
+    card, release, checkpoint = conversion.card, conversion.release, conversion.checkpoint
+    free = card.licence == "Apache-2.0"
+    where = f", `{checkpoint.where}`" if checkpoint.where else ""
+    lora = f"\n- LoRA, baked in: `{conversion.lora.path.name}`" if conversion.lora else ""
+    page = f" ({release.name}, {release.page})" if release else ""
+    licence = "license: apache-2.0" if free else f"license: other\nlicense_name: {json.dumps(card.licence)}"
+    use = f'```\nrollforce render "a koi pond" --model {card.name}\n```\nStream preset: `{card.stream}`.'
+    if conversion.teacher:
+        use = "A bidirectional model: a teacher to distil from; it cannot stream."
+    return f"""---
+{licence}
+library_name: rollforce
+pipeline_tag: text-to-video
+base_model: {json.dumps(conversion.origin)}
+---
+# {card.name}
+
+{conversion.parameters / 1e9:.2f} billion parameters, {card.size[1]} x {card.size[0]} at {card.fps} fps.
+
+{use}
+
+## Licence
+
+{card.licence}{page}
+
+## Origin
+
+- transformer: `{checkpoint.path.name}`{where}{lora}
+- {", ".join(part.name for part in conversion.parts)}: {conversion.origin}
+
+Made by `rollforce convert`: names changed, numbers not{", but for the LoRA" if lora else ""}\
+{f"; stored as {str(conversion.dtype).removeprefix('torch.')}" if conversion.dtype else ""}.
+"""

@@ -1,0 +1,117 @@
+"""A transformer's folder, as diffusers lays it out: config.json beside safetensors, whole or in shards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rollforce.checkpoints.names import NEVER_USED
+from rollforce.checkpoints.safetensors_folder import LIMIT, STEM, read_shards, shards_of, write_shards
+from rollforce.checkpoints.shapes import same_shape
+from rollforce.errors import CheckpointError, ConfigError
+
+CLASS = "WanTransformer3DModel"
+WEIGHTS = f"{STEM['transformer']}.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
+
+# Settings of diffusers' class that there is no choice in here, and what they must be.
+BUILT: dict[str, Any] = {
+    "cross_attn_norm": True,
+    "qk_norm": "rms_norm_across_heads",
+    "pos_embed_seq_len": None,
+    "window_size": [-1, -1],
+    "add_img_emb": False,
+}
+FREE = {"rope_max_seq_len"}  # length of a table that rope.py does without
+
+
+def read_config(folder: Path, known: set[str]) -> dict[str, Any]:
+    """Fields of a folder's config.json that are in `known`.
+
+    Raises CheckpointError if it describes no Wan transformer, ConfigError naming a field that asks for something else.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no transformer: config.json is missing.")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
+    kind = raw.get("_class_name", CLASS)
+    if kind != CLASS:
+        raise CheckpointError(f"{path} describes a {kind}, not a {CLASS}. Original Wan files: rollforce convert.")
+    for name, value in raw.items():
+        if name in known or name in FREE or name.startswith("_"):
+            continue
+        if name not in BUILT:
+            raise ConfigError(f"{path}: {name} = {value!r} is not a setting of this transformer.")
+        if value != BUILT[name]:
+            raise ConfigError(f"{path}: {name} = {value!r} is not built here; only {BUILT[name]!r} is.")
+    fields = {name: value for name, value in raw.items() if name in known}
+    if fields.get("out_channels", 0) is None:  # diffusers: as many as come in
+        fields["out_channels"] = fields.get("in_channels", 16)
+    return fields
+
+
+def write_config(folder: Path, fields: Mapping[str, Any]) -> None:
+    """config.json, so that diffusers builds the same transformer."""
+    built = {name: BUILT[name] for name in ("cross_attn_norm", "qk_norm", "pos_embed_seq_len")}
+    text = json.dumps({"_class_name": CLASS, **fields, **built}, indent=2)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder in their own dtype, mapped from its files: nothing is read before it is used."""
+    first = next((folder / name for name in (INDEX, WEIGHTS) if (folder / name).is_file()), None)
+    if first is None:
+        raise CheckpointError(f"{folder} holds no weights: neither {WEIGHTS} nor its index is there.")
+    return {name: tensor for name, tensor in read_shards(shards_of(first)).items() if not NEVER_USED.fullmatch(name)}
+
+
+def write_weights(folder: Path, state: Mapping[str, Tensor], limit: int = LIMIT) -> None:
+    """Safetensors of at most `limit` bytes each, with an index if there are several."""
+    (folder / INDEX).unlink(missing_ok=True)  # an older one would be believed
+    write_shards(state, folder, STEM["transformer"], limit=limit)
+
+
+def adopt(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Make the tensors of `state` themselves, uncopied, those of `model`. CheckpointError says why they do not fit."""
+    same_shape(state, model, source)
+    model.load_state_dict(state, strict=True, assign=True)
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def save_module(module: nn.Module, config: Any, folder: str | Path) -> None:
+    """Write `config`, a dataclass, and the weights of `module` into `folder`, which is made if it is missing."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+    save_file({k: v.half().contiguous() for k, v in module.state_dict().items()}, folder / "model.safetensors")
+
+
+def load_module(module: Callable[[Any], M], config: Callable[..., Any], folder: str | Path, what: str) -> M:
+    """Read what `save_module` wrote into `module(config(...))`, as float32, in eval mode.
+
+    CheckpointError, which names it as `what`, if it is missing or does not fit."""
+    folder = Path(folder)
+    try:
+        settings = config(**json.loads((folder / "config.json").read_text()))
+        weights = load_file(folder / "model.safetensors")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no {what} in {folder}: {error.filename or error} is missing") from error
+    except (TypeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} does not describe the {what}: {error}") from error
+    loaded = module(settings)
+    try:
+        loaded.load_state_dict({k: v.float() for k, v in weights.items()})
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder / 'model.safetensors'} does not fit its config.json: {error}") from error
+    return loaded.eval()

@@ -1,0 +1,215 @@
+"""The command `rollforce`. Heavy things are imported inside the commands: --help answers at once.
+
+Exit codes: 2 something typed cannot be used · 3 this machine lacks something · 4 out of memory · 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rollforce.cli.options import Options, taking
+from rollforce.errors import RollforceError
+
+USAGE, ENVIRONMENT, MEMORY, INTERRUPTED = 2, 3, 4, 130
+
+app = typer.Typer(
+    name="rollforce", help="Endless video from text.", no_args_is_help=True, add_completion=False,
+    pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and log details.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines, and nothing else.")]
+ModelName = Annotated[str, typer.Option("--model", help="A bundled model's name, or a folder with model.yaml.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        import rollforce
+
+        typer.echo(f"rollforce {rollforce.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+@taking(Options)
+def render(options: Options) -> None:
+    """Render a video from a prompt, or many from a file. --at changes the prompt on the way; --resume goes on with a
+    render that was stopped."""
+    with _answered(options.debug):
+        from rollforce.cli.progress import Terminal
+        from rollforce.cli.run import make
+
+        whole = make(options, Terminal(options.quiet or options.as_json), typer.echo)
+        raise typer.Exit(0 if whole else INTERRUPTED)
+
+
+@app.command()
+def convert(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A student: .pt, .safetensors, or a folder.")],
+    base: Annotated[str, typer.Option("--base", help="Where the other parts are: a Wan folder, or a hub id.")],
+    out: Annotated[Path, typer.Option("--out", help="The model folder to make.")],
+    lora: Annotated[Path | None, typer.Option("--lora", help="A LoRA to bake into the weights.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="What to call the model (default: as --out).")] = None,
+    licence: Annotated[str | None, typer.Option("--licence", help="Its licence, if no name tells.")] = None,
+    stream: Annotated[str | None, typer.Option("--stream", help="The preset it was trained for.")] = None,
+    size: Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT of training (default 832x480).")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Store as (default: as in FILE).")] = None,
+    teacher: Annotated[bool, typer.Option("--teacher", help="FILE is bidirectional: a teacher.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder that exists.")] = False,
+    debug: Debug = False,
+) -> None:  # fmt: skip
+    """Make a model folder from a released student and its base model."""
+    with _answered(debug):
+        from rollforce.checkpoints.convert import dtype_of, prepare, write
+        from rollforce.cli.jobs import parse_size
+
+        conversion = prepare(
+            file, base, out, lora=lora, name=name, licence=licence, stream=stream,
+            size=parse_size(size) if size else None, dtype=dtype_of(dtype), teacher=teacher, overwrite=overwrite,
+        )  # fmt: skip
+        for line in conversion.summary():
+            typer.echo(line)
+        for warning in conversion.warnings:
+            typer.echo(f"warning: {warning}", err=True)
+        typer.echo(f"wrote {write(conversion)}")
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Option("--model", help="A folder, a bundled name, wan-1.3b or wan-14b.")] = "tiny",
+    stream: Annotated[str | None, typer.Option("--stream", help="A stream preset, or a YAML file.")] = None,
+    size: Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT in pixels (default: as trained).")] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, float16.")] = "auto",
+    free: Annotated[float | None, typer.Option("--free", help="GB to plan with (default: what is free).")] = None,
+    offload: Annotated[list[str] | None, typer.Option("--offload", help="Off the device: text, blocks.")] = None,
+    window: Annotated[int | None, typer.Option("--window", help="Latents that the memory's window holds.")] = None,
+    quantize: Annotated[str | None, typer.Option("--quantize", help="Weights of the blocks: int8, fp8.")] = None,
+    tiling: Annotated[bool, typer.Option("--tiling", help="Decode in tiles, features in host memory.")] = False,
+    decoder: Annotated[str | None, typer.Option("--decoder", help="As in render: a small decoder draws.")] = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:  # fmt: skip
+    """Say how much memory a stream needs, whether it fits, and what would make it fit. Nothing is loaded."""
+    with _answered(debug):
+        from rollforce.cli.jobs import parse_size
+        from rollforce.cli.plan_table import Wish, show, told
+        from rollforce.engine.budget.fit import fit
+
+        wish = Wish(model, stream, parse_size(size) if size else None, device, dtype, tuple(offload or ()), window,
+                    quantize, tiling, decoder)  # fmt: skip
+        found = fit(wish.setup(), None if free is None else int(free * 1e9))
+        if as_json:
+            typer.echo(json.dumps(told(found), indent=2))
+        else:
+            show(found)
+        raise typer.Exit(0 if found.helps else MEMORY)
+
+
+@app.command()
+def inspect(
+    stream: Annotated[str, typer.Option("--stream", help="A stream preset, or a YAML file.")],
+    seconds: Annotated[float, typer.Option("--seconds", "-s", help="How much of the stream to walk.")] = 20.0,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The .png (default: PRESET.png).")] = None,
+    model: Annotated[str, typer.Option("--model", help="Whose sizes: a bundled name, a folder, wan-1.3b.")] = "tiny",
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Stream setting, e.g. layout.chunk=2.")] = None,
+    event: Annotated[list[str] | None, typer.Option("--event", help="keep@10, flush@10, shot@10 (seconds).")] = None,
+    debug: Debug = False,
+) -> None:
+    """Draw what a stream remembers: what each call attends to, where it stands, its bytes. No weights are needed."""
+    with _answered(debug):
+        from rollforce.evaluation.memory import inspect
+
+        path = output or Path(f"{Path(stream).stem}.png")
+        found = inspect.inspect(stream, seconds, model, settings or (), event or ())
+        inspect.save(found, path)
+        inspect.show(found, path)
+
+
+@app.command()
+def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
+    """Say what this machine can do, and what is wrong with it."""
+    with _answered(debug):
+        from rollforce.cli.doctor import examine, show
+
+        report = examine()
+        if as_json:
+            typer.echo(json.dumps(report, indent=2))
+        else:
+            show(report)
+        raise typer.Exit(ENVIRONMENT if report["problems"] else 0)
+
+
+@app.command()
+def models(debug: Debug = False) -> None:
+    """List the bundled models and the stream presets."""
+    with _answered(debug):
+        from rollforce.checkpoints.catalog import bundled, presets
+
+        typer.echo(f"models:  {', '.join(bundled()) or 'none'}")
+        typer.echo(f"streams: {', '.join(presets())}")
+
+
+@app.command()
+def words(model: ModelName = "tiny", debug: Debug = False) -> None:
+    """List the words that a model's prompts may use."""
+    with _answered(debug):
+        import rollforce
+
+        typer.echo(" ".join(rollforce.load(model).words))
+
+
+@contextmanager
+def _answered(debug: bool) -> Iterator[None]:
+    """Turn what can go wrong into one paragraph and an exit code."""
+    if debug:  # otherwise Python's own last resort prints warnings to stderr, which is all we want
+        logging.basicConfig(format="%(name)s: %(message)s")
+        logging.getLogger("rollforce").setLevel(logging.DEBUG)
+    try:
+        yield
+    except RollforceError as error:
+        _fail(str(error), MEMORY if isinstance(error, MemoryError) else USAGE, debug)
+    except KeyboardInterrupt:
+        _fail("interrupted", INTERRUPTED, debug)
+    except ImportError as error:
+        _fail(f"{error}. Install what is missing: pip install rollforce, or one of its extras. See: rollforce doctor",
+              ENVIRONMENT, debug)  # fmt: skip
+    except OSError as error:
+        _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", ENVIRONMENT, debug)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_memory(error):
+            raise
+        _fail("Out of memory. What was written so far plays, and --resume goes on. Try a smaller --size, or fewer "
+              "latents in the cache; `rollforce doctor` shows what is free.", MEMORY, debug)  # fmt: skip
+
+
+def _is_memory(error: BaseException) -> bool:
+    """torch has two ways to say it, neither of them a MemoryError."""
+    torch_says = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return torch_says or isinstance(error, MemoryError)
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug and sys.exc_info()[1] is not None:
+        raise
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, soft_wrap=True).print(Text(message, style="red"))
+    raise typer.Exit(code) from None
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point of the console script."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return app(arguments)

@@ -1,0 +1,243 @@
+"""One prompt becomes one video file, and beside it a JSON that says all one needs to make the same bytes again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rollforce.cli.record import Request, describe, save_record
+from rollforce.cli.resume import SAVE_EVERY_S, Keeper, read_unfinished
+from rollforce.config import build, to_dict
+from rollforce.errors import SnapshotError
+from rollforce.evaluation import process
+from rollforce.streaming.events import Event
+from rollforce.streaming.inputs import Opening
+from rollforce.video.drift import Drift, DriftMeter
+from rollforce.video.writer import VideoWriter, available, default_scale
+
+if TYPE_CHECKING:
+    from rollforce.streaming.events import Chunk
+    from rollforce.streaming.model import Model
+    from rollforce.streaming.session import Session
+    from rollforce.streaming.snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a render is. Seconds are wall seconds since it began, except `video_s` and `total_s`."""
+
+    frames: int
+    video_s: float
+    total_s: float
+    elapsed_s: float
+    first_frame_s: float
+    denoise_s: float
+    memory_mb: float
+
+    @property
+    def fps(self) -> float:
+        return self.frames / max(self.elapsed_s, 1e-9)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a render. `first_frame_s` counts from the prompt, `command_s` from the start of the process.
+
+    `frames_sha256` is of the uint8 frames as they came, before scaling and coding: a chain, the SHA-256 of the digest
+    before and the next frame's bytes, so that it can go on in another process. (Records of videos before 2026-11-21
+    have one SHA-256 over all bytes; nothing compares the two.) `continued_at`: numbers of frames behind which another
+    process went on; times are the sum of all, without what a killed one did after its last snapshot, and
+    `video_sha256` is then that of one file that was put together, not of every render of these frames."""
+
+    frames: int
+    seconds: float
+    interrupted: bool
+    first_frame_s: float | None
+    first_frame_since_command_s: float | None
+    elapsed_s: float
+    denoise_s: float
+    decode_s: float
+    denoise_fps: float
+    end_to_end_fps: float
+    times_real_time: float
+    peak_memory_mb: float
+    peak_device_memory_mb: float | None
+    drift: Drift | None
+    frames_sha256: str
+    video_sha256: str
+    events: tuple[Event, ...] = ()  # what became of the cues
+    continued_at: tuple[int, ...] = ()
+
+
+class _Tally:
+    """Times, counts and events while the chunks come in. `streamed`: frames without what was given before."""
+
+    def __init__(self, request: Request, fps: float) -> None:
+        self.request, self.fps = request, fps
+        self.start = time.perf_counter()
+        self.frames, self.streamed, self.denoise_s, self.decode_s = 0, 0, 0.0, 0.0
+        self.first_frame_s: float | None = None
+        self.first_frame_since_command_s: float | None = None
+        self.meter = DriftMeter(fps)
+        self.digest = b""
+        self.events: list[Event] = []
+        self.continued_at: list[int] = []
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self.start
+
+    @property
+    def left_s(self) -> float:
+        """Seconds of video that are still to come; 0 at the end."""
+        return (max(1, round(self.request.seconds * self.fps)) - self.streamed) / self.fps
+
+    def add(self, chunk: Chunk) -> None:
+        if self.first_frame_s is None and len(chunk.frames):
+            self.first_frame_s = self.elapsed_s
+            self.first_frame_since_command_s = process.command_age_s()
+        self.streamed += len(chunk.frames)
+        self.denoise_s += chunk.timings.denoise_s
+        self.decode_s += chunk.timings.decode_s
+        self.meter.add(chunk.frames)
+        self.events += chunk.events
+        for frame_HWC in chunk.frames:
+            self.digest = hashlib.sha256(self.digest + frame_HWC.tobytes()).digest()
+
+    def progress(self) -> Progress:
+        return Progress(self.streamed, self.streamed / self.fps, self.request.seconds, self.elapsed_s,
+                        self.first_frame_s or 0.0, self.denoise_s, process.resident_mb())
+
+    def result(self, path: Path, interrupted: bool, model: Model) -> Result:
+        elapsed = self.elapsed_s
+        fps = self.frames / max(elapsed, 1e-9)
+        return Result(
+            frames=self.frames, seconds=self.frames / self.fps, interrupted=interrupted,
+            first_frame_s=self.first_frame_s, first_frame_since_command_s=self.first_frame_since_command_s,
+            elapsed_s=elapsed, denoise_s=self.denoise_s, decode_s=self.decode_s,
+            denoise_fps=self.frames / max(self.denoise_s, 1e-9), end_to_end_fps=fps, times_real_time=fps / self.fps,
+            peak_memory_mb=process.peak_mb(), peak_device_memory_mb=process.device_peak_mb(model.device),
+            drift=self.meter.result(), frames_sha256=self.digest.hex(), video_sha256=process.file_sha256(path),
+            events=tuple(self.events), continued_at=tuple(self.continued_at))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a snapshot keeps."""
+        plain = {name: getattr(self, name) for name in _PLAIN}
+        meter = {name: torch.from_numpy(value) for name, value in self.meter.state_dict().items()}
+        return {**plain, "elapsed_s": self.elapsed_s, "meter": meter, "digest": self.digest.hex(),
+                "events": [to_dict(event) for event in self.events], "request": to_dict(self.request)}  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Count on from a `state_dict` of the same request."""
+        for name in _PLAIN:
+            setattr(self, name, state[name])
+        self.start = time.perf_counter() - state["elapsed_s"]
+        self.meter.load_state_dict({name: value.numpy() for name, value in state["meter"].items()})
+        self.digest = bytes.fromhex(state["digest"])
+        self.events = [build(Event, event) for event in state["events"]]
+        self.continued_at = [*state["continued_at"], state["frames"]]
+
+
+_PLAIN = ("frames", "streamed", "denoise_s", "decode_s", "first_frame_s", "first_frame_since_command_s", "continued_at")
+
+
+def render(
+    model: Model, request: Request, path: Path, report: Callable[[Progress], None] | None = None, *,
+    go_on: Snapshot | None = None, save_every: float = SAVE_EVERY_S, stopping: Callable[[], bool] = lambda: False,
+) -> Result:  # fmt: skip
+    """Write `request` to `path` (.mp4) and its record beside it (.json); Ctrl-C ends early with both files whole.
+
+    `model` must have been loaded as the request says. `report` is called after each chunk has reached the file.
+    `go_on`: what `unfinished` found, to continue that video. `save_every`: seconds between two snapshots beside the
+    video, 0 for none. `stopping` is asked after each chunk: to end there, so that the video goes on from there."""
+    request = resolved(model, request)
+    tally, ended = _Tally(request, model.fps), False
+    if go_on is not None:
+        tally.load_state_dict(go_on.state["render"])
+    with (
+        Keeper(path, save_every if request.follow is None else 0.0) as keeper,
+        _session(model, request, go_on) as session,
+        VideoWriter(path, model.fps, _size(request), scale=request.scale or 1, codec=request.codec,
+                    after=tally.frames) as video,
+    ):  # fmt: skip
+        if go_on is None:
+            keeper.forget()
+        record = describe(model, request, path)
+        save_record(path, record)
+        try:
+            video.write(session.given_frames)
+            ended = _write(session, video, tally, keeper, report or (lambda progress: None), stopping)
+        except KeyboardInterrupt:
+            pass
+        tally.frames = video.frames  # Ctrl-C may come in the middle of a chunk
+    result = tally.result(path, not ended, model)
+    save_record(path, {**record, "result": _rounded(to_dict(result))})
+    if ended:
+        keeper.forget()
+    return result
+
+
+def _write(
+    session: Session, video: VideoWriter, tally: _Tally, keeper: Keeper, report: Callable[[Progress], None],
+    stopping: Callable[[], bool],
+) -> bool:  # fmt: skip
+    """Write chunk after chunk; whether the end was reached."""
+
+    def snapshot() -> Snapshot:
+        taken = session.snapshot()
+        return dataclasses.replace(taken, state={**taken.state, "render": tally.state_dict()})
+
+    for chunk in session.stream(seconds=tally.left_s) if tally.left_s > 0 else ():
+        video.write(chunk.frames)
+        tally.add(chunk)
+        tally.frames = video.frames
+        report(tally.progress())
+        if tally.left_s > 0 and stopping():
+            keeper.save(video.frames, snapshot)
+            return False
+        if tally.left_s > 0:
+            keeper.after_chunk(video.frames, video.safe, snapshot)
+    return True
+
+
+def _session(model: Model, request: Request, go_on: Snapshot | None) -> Session:
+    if go_on is not None:
+        return model.resume(go_on, ahead=True)
+    how = Opening(request.given(), ahead=True, cues=request.cues)
+    return model.begin(request.prompt, request.seed, request.size, how)
+
+
+def resolved(model: Model, request: Request) -> Request:
+    """The request with all that it left open, as this model and machine make it."""
+    size = request.size or model.size
+    return dataclasses.replace(request, size=size, scale=request.scale or default_scale(size), threads=model.threads,
+                               codec=available(request.codec))  # fmt: skip
+
+
+def unfinished(model: Model, request: Request, path: Path) -> Snapshot:
+    """Where a render of this request to `path` was when it was stopped. SnapshotError if there is nothing, or it is of
+    another request, model or settings."""
+    snapshot = read_unfinished(path)
+    if "render" not in snapshot.state or snapshot.state["render"]["request"] != to_dict(resolved(model, request)):
+        raise SnapshotError(f"What lies beside {path} was saved by a render of something else. "
+                            "Use --overwrite, or another name with -o.")  # fmt: skip
+    model.check_snapshot(snapshot)
+    return snapshot
+
+
+def _size(request: Request) -> tuple[int, int]:
+    assert request.size is not None, "resolved"
+    return request.size
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return round(value, 4) if isinstance(value, float) else value

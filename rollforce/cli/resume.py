@@ -1,0 +1,92 @@
+"""Unfinished renders: a snapshot beside the growing video, from which another process goes on.
+
+A snapshot belongs to a number of frames, and is of use only where the file has them. A fragment of the file is complete
+when the key frame behind it has come, so a new snapshot waits under another name until then; the old one holds till it
+takes its place.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from safetensors import SafetensorError
+
+from rollforce.errors import SnapshotError
+from rollforce.streaming.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
+
+SAVE_EVERY_S = 10.0
+_SHARE = 0.02  # of the time may go into saving
+
+
+def snapshot_path(video: Path) -> Path:
+    """Where the snapshot of an unfinished video lies."""
+    return video.with_suffix(".resume.safetensors")
+
+
+def read_unfinished(video: Path) -> Snapshot:
+    """The newest snapshot of an unfinished video. SnapshotError if there is none."""
+    path = snapshot_path(video)
+    if not path.exists():
+        raise SnapshotError(f"{path} is not there, so {video} cannot be continued. Make it again: "
+                            f"rollforce render --from {video.with_suffix('.json')} --overwrite")  # fmt: skip
+    return Snapshot.load(path)
+
+
+class Keeper:
+    """Saves a render now and then. Enter it before the video is opened: at its end, what waits is good.
+
+    `every_s`: seconds between two snapshots, more where one takes long; 0: none are made."""
+
+    def __init__(self, video: Path, every_s: float = SAVE_EVERY_S) -> None:
+        self.path, self.every_s = snapshot_path(video), every_s
+        self._fresh = self.path.with_suffix(".safetensors.part")
+        self._frames: int | None = None  # of the snapshot that waits
+        self._due = time.monotonic()
+
+    def after_chunk(self, frames: int, safe: int, take: Callable[[], Snapshot]) -> None:
+        """`frames` were written, `safe` of which are in the file whatever happens."""
+        if self._frames is not None and safe >= self._frames:
+            self._settle()
+        if self._frames is None and time.monotonic() >= self._due:
+            self.save(frames, take)
+
+    def save(self, frames: int, take: Callable[[], Snapshot]) -> None:
+        """Save now. What goes wrong is logged, and saving ends: it must not end the video."""
+        if not self.every_s:
+            return
+        begun = time.monotonic()
+        try:
+            take().save(self._fresh)
+        except (OSError, SafetensorError, torch.OutOfMemoryError) as error:
+            log.warning("%s cannot be saved, so this render cannot be continued from here: %s", self.path, error)
+            self.every_s, self._frames = 0.0, None
+            return
+        self._frames, now = frames, time.monotonic()
+        self._due = now + max(self.every_s, (now - begun) / _SHARE)
+
+    def forget(self) -> None:
+        """The video is complete, or begins anew."""
+        self._frames = None
+        self._fresh.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
+
+    def _settle(self) -> None:
+        self._fresh.replace(self.path)
+        self._frames = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._frames is not None:  # the file is closed, and has all that was written
+            self._settle()

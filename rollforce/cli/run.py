@@ -1,0 +1,155 @@
+"""What `rollforce render` does: plan, load, check every prompt, then make one video after the other."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from rollforce.cli.jobs import Plan, Task, plan, write_manifest
+from rollforce.cli.options import Options
+from rollforce.cli.progress import Terminal
+from rollforce.cli.record import Request, record_path
+from rollforce.cli.render import Result, render, unfinished
+from rollforce.engine.transitions import check
+from rollforce.errors import ConfigError, SnapshotError
+from rollforce.streaming.load import load
+from rollforce.streaming.model import Model
+from rollforce.streaming.snapshot import Snapshot
+
+
+class Stop:
+    """Ctrl-C and SIGTERM within it: the first asks to stop behind the chunk in work, the second stops at once."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self.asked, self._terminal = False, terminal
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for polite in (signal.SIGINT, signal.SIGTERM):  # also where a shell had them ignored
+            self._before[polite] = signal.signal(polite, self._ask)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        self._terminal.say("stopping behind this chunk; once more to stop at once")
+
+
+def make(options: Options, terminal: Terminal, tell: Callable[[str], None]) -> bool:
+    """Carry out a command; whether it reached its end. `tell` takes records, where JSON is wanted."""
+    planned = plan(options)
+    waiting = [task for task in planned.tasks if not task.done]
+    if kept := len(planned.tasks) - len(waiting):
+        one = f"{planned.tasks[0].path} is complete and kept"
+        terminal.say(one if len(planned.tasks) == 1 else f"{kept} of {len(planned.tasks)} videos are complete and kept")
+    if not waiting:
+        return True
+    model = _load(planned, waiting, terminal)
+    with Stop(terminal) as stop:
+        return _all(planned, waiting, model, terminal, stop, options, tell)
+
+
+def _all(
+    planned: Plan, waiting: list[Task], model: Model, terminal: Terminal, stop: Stop, options: Options,
+    tell: Callable[[str], None],
+) -> bool:  # fmt: skip
+    """One video after the other; whether all were made."""
+    finished: dict[Path, str] = {}
+    write_manifest(planned, finished)
+    for task in waiting:
+        if stop.asked:
+            return False
+        result = _one(planned, task, model, terminal, options.save_every, lambda: stop.asked)
+        finished[task.path] = "interrupted" if result.interrupted else "done"
+        write_manifest(planned, finished)
+        if options.as_json:
+            tell(json.dumps(json.loads(record_path(task.path).read_text(encoding="utf-8"))))
+        if result.interrupted:
+            return False
+    return True
+
+
+def _load(planned: Plan, waiting: list[Task], terminal: Terminal) -> Model:
+    request, begun = planned.request, time.perf_counter()
+    model = load(request.model, stream=request.stream, overrides=planned.overrides,
+                 window=request.window, device=request.device,
+                 dtype=request.dtype, threads=request.threads, running=request.running)  # fmt: skip
+    _check(model, waiting)
+    terminal.loaded(model, request.size or model.size, time.perf_counter() - begun)
+    if planned.record and (reasons := planned.record.differences(model)):
+        terminal.say(f"this is not where the record was made; bytes may differ: {'; '.join(reasons)}", style="yellow")
+    return model
+
+
+def _check(model: Model, waiting: list[Task]) -> None:
+    """All prompts and changes before the first is rendered. What the model knows is said once, not for every line."""
+    problems, known = [], ""
+    for task in waiting:
+        for place, text in _problems(model, task.request):
+            problem, _, more = text.partition("\n")
+            known = more or known
+            problems.append(": ".join(part for part in (task.where, place, problem) if part))
+    if problems:
+        raise ConfigError("\n".join([*problems, *([known] if known else [])]))
+
+
+def _problems(model: Model, request: Request) -> Iterator[tuple[str, str]]:
+    """Where in a request something cannot be, and why."""
+    yield from _problem("", model.check_prompt, request.prompt)
+    for cue in request.cues:
+        place = f"at {cue.at:g} s"
+        if cue.prompt is not None:
+            yield from _problem(place, model.check_prompt, cue.prompt)
+        yield from _problem(place, check, cue.transition, model.stream_settings.tiers, request.follow is not None)
+
+
+def _problem(place: str, ask: Callable[..., None], *words: Any) -> Iterator[tuple[str, str]]:
+    try:
+        ask(*words)
+    except ConfigError as error:
+        yield place, str(error)
+
+
+def _one(
+    planned: Plan, task: Task, model: Model, terminal: Terminal, save_every: float, stopping: Callable[[], bool]
+) -> Result:
+    """Make or continue one video."""
+    begun = _begun(planned, task, model, terminal)
+    done = 0 if begun is None else int(begun.state["render"]["streamed"])
+    terminal.announce(task.request, model.fps, task.path, done)
+    with terminal.rendering(task.request.seconds) as report:
+        result = render(model, task.request, task.path, report, go_on=begun, save_every=save_every, stopping=stopping)
+    terminal.finished(result, task.request, task.path)
+    record = planned.record
+    if record is not None and not result.interrupted and record.frames_sha256:
+        if record.video_sha256 == result.video_sha256:
+            terminal.say("the same bytes as recorded")
+        elif record.video_sha256 is None and record.frames_sha256 == result.frames_sha256:
+            terminal.say("the same frames as recorded (that file was put together from parts)")
+        else:
+            terminal.say("not the recorded bytes", "yellow")
+    return result
+
+
+def _begun(planned: Plan, task: Task, model: Model, terminal: Terminal) -> Snapshot | None:
+    """Where to continue. In a batch, what cannot be continued is made anew."""
+    if not task.begun:
+        return None
+    try:
+        return unfinished(model, task.request, task.path)
+    except SnapshotError as error:
+        if planned.folder is None:
+            raise
+        terminal.say(f"{task.path} is made anew. {error}", "yellow")
+        return None

@@ -1,0 +1,182 @@
+"""Does it fit? What a stream needs (needs.py) against the free memory of a device, and what would make it fit.
+
+    setup = Setup(sizes_of("wan-1.3b"), stream, (480, 832), torch.bfloat16, torch.device("cuda"))
+    fit(setup).fits        check_fits(setup)  # raises DoesNotFit before anything is allocated
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from rollforce.engine.budget.requirements import Part, Setup, busiest, needs, parts
+from rollforce.errors import ConfigError, DoesNotFit
+from rollforce.models.autoencoder.tiling import Tiling
+
+SPARE = 0.03  # share of free memory that is not planned with: libraries want workspaces
+TILES = Tiling(host=True)
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """An option that saves memory, and how much more would be needed without it, the other remedies taken."""
+
+    option: str
+    saves: int
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The answer. `remedies`: as many as it takes to fit, those that cost least first; `then`: what is needed with
+    them. If `helps` is False all that would save something are not enough."""
+
+    setup: Setup
+    parts: tuple[Part, ...]
+    free: int
+    then: int
+    remedies: tuple[Remedy, ...] = ()
+
+    @property
+    def needs(self) -> int:
+        return needs(self.parts)
+
+    @property
+    def fits(self) -> bool:
+        return self.needs <= self.free
+
+    @property
+    def helps(self) -> bool:
+        """Whether it fits with all remedies."""
+        return self.then <= self.free
+
+    def message(self) -> str:
+        """One sentence of what is needed and what is free, and one of what to do."""
+        largest = sorted((part for part in busiest(self.parts) if part.bytes >= 5e7), key=lambda part: -part.bytes)
+        listed = ", ".join(f"{part.name} {part.bytes / 1e9:.1f}" for part in largest[:6])
+        said = (f"Needs ~{self.needs / 1e9:.1f} GB, {self.free / 1e9:.1f} free on {self.setup.device}"
+                f"{f': {listed}' if listed else ''}.")  # fmt: skip
+        options = ", ".join(f"{remedy.option} (saves {remedy.saves / 1e9:.1f})" for remedy in self.remedies)
+        if self.fits or not options:
+            return said if self.fits else f"{said} Try a smaller --size or another device."
+        if self.helps:
+            return f"{said} Try {options}: then ~{self.then / 1e9:.1f} GB."
+        return (f"{said} Even {options} leave ~{self.then / 1e9:.1f} GB: "
+                "use a smaller --size, a smaller model or another device.")  # fmt: skip
+
+
+def fit(setup: Setup, free: int | None = None) -> Fit:
+    """Bytes of every part against `free` (None: what the device has free now), and what would make it fit."""
+    free = free_bytes(setup.device) if free is None else free
+    found = parts(setup)
+    if needs(found) <= free:
+        return Fit(setup, found, free, needs(found))
+    chosen = _chosen(setup, free)
+    better = _with(setup, chosen, free)
+    then = needs(parts(better))
+    return Fit(setup, found, free, then, tuple(
+        Remedy(f"{WINDOW} {better.window}" if option == WINDOW else option,
+               _without(setup, chosen, option, better.window) - then) for option in chosen))  # fmt: skip
+
+
+def check_fits(setup: Setup, free: int | None = None) -> Fit:
+    """`fit`, or DoesNotFit with the sum, what is free, and what to do: call it before anything is allocated."""
+    found = fit(setup, free)
+    if not found.fits:
+        raise DoesNotFit(found.message())
+    return found
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of a device that may be planned with: what is free now, less SPARE. ConfigError if it is not here."""
+    here = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    if (device.index or 0) >= here.get(device.type, 0):
+        raise ConfigError(f"device {str(device)!r} is not here; say how many GB are free there: --free 24.")
+    if device.type == "cuda":
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int((torch.cuda.mem_get_info(device)[0] + held) * (1 - SPARE))
+    if device.type == "mps":
+        return int((torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()) * (1 - SPARE))
+    return int(psutil.virtual_memory().available * (1 - SPARE))
+
+
+# -- remedies --------------------------------------------------------------------------------------------------------
+
+
+def _chosen(setup: Setup, free: int) -> list[str]:
+    """The options it takes, in the order in which they cost the least; or all that save something."""
+    chosen: list[str] = []
+    for option in OPTIONS:
+        if _all_bytes(_with(setup, [*chosen, option], free)) < _all_bytes(_with(setup, chosen, free)):
+            chosen.append(option)
+        if _fits_with(setup, chosen, free):
+            break
+    enough = max(free, needs(parts(_with(setup, chosen, free))))
+    for option in reversed(tuple(chosen)):  # let go first of what costs most
+        rest = [other for other in chosen if other != option]
+        if needs(parts(_with(setup, rest, free))) <= enough:
+            chosen = rest
+    return chosen
+
+
+def _without(setup: Setup, chosen: list[str], option: str, window: int | None) -> int:
+    """Bytes needed with all that were chosen but one."""
+    rest = [other for other in chosen if other not in (option, WINDOW)]
+    if WINDOW in chosen and option != WINDOW and window is not None:
+        setup = setup.with_window(window)
+    return needs(parts(_with(setup, rest, 0)))
+
+
+def _all_bytes(setup: Setup) -> int:
+    return sum(part.bytes for part in parts(setup))
+
+
+def _with(setup: Setup, options: list[str], free: int) -> Setup:
+    """With these options; the window last, so that it is no shorter than it must be."""
+    for option in sorted(options, key=lambda option: option == WINDOW):
+        setup = OPTIONS[option](setup, free)
+    return setup
+
+
+def _fits_with(setup: Setup, options: list[str], free: int) -> bool:
+    return needs(parts(_with(setup, options, free))) <= free
+
+
+def _offloaded(setup: Setup, free: int) -> Setup:
+    return setup if setup.loaded else dataclasses.replace(setup, offload=(*setup.offload, "text"))
+
+
+def _shorter(setup: Setup, free: int) -> Setup:
+    """The longest window that fits, at least one chunk."""
+    longest, shortest = setup.window or 0, setup.stream.layout.build().shift
+    for latents in range(longest - 1, shortest - 1, -1):
+        if _fits_with(setup.with_window(latents), [], free):
+            return setup.with_window(latents)
+    return setup.with_window(shortest) if longest > shortest else setup
+
+
+def _quantised(setup: Setup, free: int) -> Setup:
+    return setup if setup.loaded or setup.quantize else dataclasses.replace(setup, quantize="int8")
+
+
+def _halved(setup: Setup, free: int) -> Setup:
+    smaller = setup.dtype.itemsize > 2 and not setup.loaded
+    return dataclasses.replace(setup, dtype=torch.bfloat16) if smaller else setup
+
+
+def _tiled(setup: Setup, free: int) -> Setup:
+    return dataclasses.replace(setup, tiling=TILES) if setup.tiling is None else setup
+
+
+def _in_turns(setup: Setup, free: int) -> Setup:
+    return setup if setup.loaded else dataclasses.replace(setup, offload=(*setup.offload, "blocks"))
+
+
+WINDOW = "--window"
+OPTIONS: dict[str, Callable[[Setup, int], Setup]] = {
+    "--offload text": _offloaded, WINDOW: _shorter, "--quantize int8": _quantised, "--dtype bfloat16": _halved,
+    "--tiling": _tiled, "--offload blocks": _in_turns,
+}  # fmt: skip

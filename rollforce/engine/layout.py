@@ -1,0 +1,98 @@
+"""Layout: which slot of the moving buffer has which noise at each tick. A table, not a loop.
+
+`sigma[r][s]` is the noise of slot s before tick r; the last row is the state after the last tick. Then the first
+`shift` slots are clean: they are committed, the buffer moves on by `shift`, fresh noise enters at the right, and the
+table starts again. Every published streaming sampler is such a table:
+
+    chunkwise    Self Forcing, CausVid, LongLive: one chunk, all steps, next chunk
+    rolling      Rolling Forcing, StreamDiT with one micro step: as many chunks in flight as there are steps
+    partitioned  StreamDiT: chunks in flight, several micro steps between two commits
+    bidirectional  the teacher: everything at one level, everything committed at the end
+
+Filling and draining need no code: slots whose stream index is below 0 or past the end are cut off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rollforce.engine.schedule import Ladder
+from rollforce.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The table and how far the buffer moves per commit. ConfigError for a table that cannot stream."""
+
+    sigma: tuple[tuple[float, ...], ...]
+    shift: int
+
+    def __post_init__(self) -> None:
+        slots, last = self.slots, self.sigma[-1]
+        if len(self.sigma) < 2 or any(len(row) != slots for row in self.sigma):
+            raise ConfigError("a layout needs at least one tick (two rows), and rows of equal length.")
+        if not 0 < self.shift <= slots or slots % self.shift:
+            raise ConfigError(f"shift {self.shift} must divide the number of slots, {slots}.")
+        if any(level != 0 for level in last[: self.shift]):
+            raise ConfigError(
+                f"the first {self.shift} slots end at {list(last[: self.shift])}: they must end clean (0)."
+            )
+        if last[self.shift :] != self.sigma[0][: slots - self.shift]:
+            raise ConfigError("after a commit the buffer does not look as it did before: the table must repeat.")
+        if any(after > before for row, later in self.pairs for before, after in zip(row, later, strict=True)):
+            raise ConfigError("noise rises in a slot; it may only fall.")
+
+    @property
+    def slots(self) -> int:
+        return len(self.sigma[0])
+
+    @property
+    def ticks(self) -> int:
+        """Model calls per commit."""
+        return len(self.sigma) - 1
+
+    @property
+    def pairs(self) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
+        return list(zip(self.sigma, self.sigma[1:], strict=False))
+
+    def first(self) -> int:
+        """Stream index of slot 0 at the start: only the entering slots hold latents, the others lie before 0."""
+        return self.shift - self.slots
+
+    def draw(self, row: int, slot: int) -> int:
+        """How often a latent has been noised when it stands in `slot` before tick `row`: 0 = pure noise at entry."""
+        return (self.slots - 1 - slot) // self.shift * self.ticks + row
+
+
+def chunkwise(ladder: Ladder, chunk: int) -> Layout:
+    """Self Forcing (Huang et al. 2025): denoise one chunk through the whole ladder, commit it, go on."""
+    return Layout(tuple((level,) * _positive("chunk", chunk) for level in (*ladder, 0.0)), chunk)
+
+
+def rolling(ladder: Ladder, chunk: int) -> Layout:
+    """Rolling Forcing (Liu et al. 2025, section 3.2): one chunk per level in flight, one tick per commit."""
+    return partitioned(ladder, chunk, micro=1)
+
+
+def partitioned(ladder: Ladder, chunk: int, micro: int) -> Layout:
+    """StreamDiT (Kodaira et al. 2025, 3.2): `micro` ticks between commits, len(ladder) / micro chunks in flight."""
+    _positive("chunk", chunk)
+    if micro < 1 or len(ladder) % micro:
+        raise ConfigError(f"micro {micro} must divide the number of steps, {len(ladder)}.")
+    levels, chunks = (*ladder, 0.0), len(ladder) // micro
+    rows = (
+        tuple(levels[(chunks - 1 - place) * micro + row] for place in range(chunks) for _ in range(chunk))
+        for row in range(micro + 1)
+    )
+    return Layout(tuple(rows), chunk)
+
+
+def bidirectional(ladder: Ladder, latents: int) -> Layout:
+    """A whole clip at one noise level, as bidirectional teachers sample."""
+    return chunkwise(ladder, latents)
+
+
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise ConfigError(f"{name} {value}: at least 1 latent.")
+    return value

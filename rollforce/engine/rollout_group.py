@@ -1,0 +1,91 @@
+"""Persistent streams: the student's own rollouts, kept running while it learns.
+
+A rollout from the start for every update would spend eight calls on one gradient. Instead several groups of streams of
+different age stay alive: an update makes one tick of one group with gradient, and that tick also moves the group on. So
+the student always learns on what it really meets, at every noise level, and no call is wasted. Memory is kept across
+updates, as in LongLive's streaming long tuning (Yang et al. 2025, 3.3), and a stream may get a new prompt on its way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rollforce.engine.noise import Noise
+from rollforce.engine.rollout import Rollout
+from rollforce.engine.settings import StreamSettings
+from rollforce.engine.transitions import Recache
+from rollforce.models.geometry import Grid, Shape
+from rollforce.models.transformer.transformer import VideoTransformer
+
+
+class Streams:
+    """One group: a batch of streams with their own prompts, walked by the same Rollout that inference walks."""
+
+    def __init__(
+        self,
+        student: VideoTransformer,
+        settings: StreamSettings,
+        text_BLD: Tensor,
+        seeds: tuple[int, ...],
+        latent: tuple[int, int, int],
+        prompts: tuple[str, ...] = (),
+        behind: int | None = None,
+    ) -> None:
+        """`text_BLD`: encoded prompts; `seeds`: one per stream; `latent`: C, h, w; `prompts`: for rewards; `behind`:
+        how many finished latents a tick's video begins with (None: one chunk)."""
+        layout = settings.layout.build()
+        cache = settings.memory(shape_of(student, len(seeds), latent), text_BLD.dtype, text_BLD.device)
+        with torch.no_grad():
+            condition = student.condition(text_BLD)
+        self.text_BLD, self.prompts, self.seeds = text_BLD, prompts, seeds
+        self.rollout = Rollout(student, condition, cache, layout, Noise.of(seeds, latent), settings.stepping)
+        self.ticks, self.behind = 0, layout.shift if behind is None else behind
+        self._behind: Tensor | None = None  # the latents just before the live slots, clean
+
+    def tick(self) -> Tensor:
+        """One tick with gradient. Returns the video it believes in, [B, T, C, h, w]: the latents behind (no gradient),
+        then the clean estimates of all live slots."""
+        rollout = self.rollout
+        rollout.condition = rollout.model.condition(self.text_BLD)  # afresh: the weights have changed, and may learn
+        clean = rollout.tick(with_grad=True).clean_BTCHW
+        video = clean if self._behind is None else torch.cat([self._behind, clean], dim=1)
+        finished = rollout.commit()
+        if finished is not None and self.behind:
+            past = [finished.latents_BTCHW] if self._behind is None else [self._behind, finished.latents_BTCHW]
+            self._behind = torch.cat(past, dim=1)[:, -self.behind :]
+        self.ticks += 1
+        return video
+
+    def switch(self, text_BLD: Tensor, prompts: tuple[str, ...] = ()) -> None:
+        """Go on with new prompts as a session does: memory is made anew under them (LongLive), and what is in flight
+        begins again. What lies behind is not judged any more: it is of the old prompts."""
+        self.text_BLD, self.prompts, self._behind = text_BLD, prompts, None
+        with torch.no_grad():
+            Recache().begin(self.rollout, self.rollout.model.condition(text_BLD))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that `resumed` needs besides the student."""
+        return {"rollout": self.rollout.state_dict(), "ticks": self.ticks, "behind": self._behind,
+                "length_behind": self.behind, "text": self.text_BLD, "seeds": list(self.seeds),
+                "prompts": list(self.prompts)}
+
+    @classmethod
+    def resumed(
+        cls, student: VideoTransformer, settings: StreamSettings, latent: tuple[int, int, int], state: Mapping[str, Any]
+    ) -> Streams:
+        """The streams of a `state_dict`, going on."""
+        seeds, prompts = tuple(state["seeds"]), tuple(state["prompts"])
+        group = cls(student, settings, state["text"], seeds, latent, prompts, int(state["length_behind"]))
+        group.rollout.load_state_dict(state["rollout"])
+        group.ticks, group._behind = int(state["ticks"]), state["behind"]
+        return group
+
+
+def shape_of(student: VideoTransformer, batch: int, latent: tuple[int, int, int]) -> Shape:
+    """The shape of a cache for `batch` videos of latents C, h, w."""
+    channels, height, width = latent
+    return student.config.shape(Grid(channels, height, width, student.config.patch), batch)

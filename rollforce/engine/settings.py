@@ -1,0 +1,136 @@
+"""Settings of a stream: all that a person may choose between a prompt and its latents. Data; YAML maps onto it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from rollforce.cache import AnyCache, AnyTier, HeadGroups, KVCache, Window, read_labels
+from rollforce.engine.layout import Layout, bidirectional, chunkwise, partitioned, rolling
+from rollforce.engine.rollout import Stepping
+from rollforce.engine.schedule import Ladder, warped
+from rollforce.errors import ConfigError
+from rollforce.models.geometry import Shape
+
+
+@dataclass(frozen=True)
+class LayoutSettings:
+    """How latents step down to clean: see layout.py. `micro` is read by `partitioned` only."""
+
+    kind: Literal["chunkwise", "rolling", "partitioned", "bidirectional"] = "rolling"
+    chunk: int = 3
+    levels: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
+    shift: float = 1.0
+    micro: int = 1
+
+    def __post_init__(self) -> None:
+        self.build()  # refuse now what cannot stream
+
+    @property
+    def ladder(self) -> Ladder:
+        """Noise levels after the shift."""
+        return warped(self.levels, self.shift)
+
+    def build(self) -> Layout:
+        """The table."""
+        if self.kind == "partitioned":
+            return partitioned(self.ladder, self.chunk, self.micro)
+        return {"chunkwise": chunkwise, "rolling": rolling, "bidirectional": bidirectional}[self.kind](
+            self.ladder, self.chunk
+        )
+
+
+@dataclass(frozen=True)
+class HeadSettings:
+    """Heads that remember differently. `groups`: the tiers of each group.
+
+    `file`: which head is of which group, made for one model (infer/heads.py): a path, or what ships with rollforce."""
+
+    file: str
+    groups: dict[str, tuple[AnyTier, ...]]
+
+    def memory(self, shape: Shape, flight: int, dtype: torch.dtype, device: str | torch.device) -> HeadGroups:
+        """ConfigError if the file cannot be read or is of another model."""
+        from rollforce.config import resource  # needs omegaconf, which benchmarks do without
+
+        path = Path(self.file)
+        labels = read_labels(path if path.exists() else resource(self.file))
+        return HeadGroups(self.groups, labels, shape, flight, dtype, device)
+
+
+PLAIN: tuple[AnyTier, ...] = (Window(6),)
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """A whole stream: layout, memory, and how calls see it. ConfigError for a combination that cannot work.
+
+    `heads`: groups of heads with tiers of their own; then `cache`, the tiers of all heads, is empty.
+    `float32_islands`: norms, modulation and residuals in float32 whatever the weights are in. The released students of
+    Self Forcing's code were trained without: it matters in bfloat16 only.
+    """
+
+    layout: LayoutSettings = field(default_factory=LayoutSettings)
+    cache: tuple[AnyTier, ...] = PLAIN
+    stepping: Stepping = field(default_factory=Stepping)
+    float32_islands: bool = True
+    heads: HeadSettings | None = None
+
+    @property
+    def memories(self) -> tuple[tuple[AnyTier, ...], ...]:
+        """The tiers of each group of heads; of all heads, if there are no groups."""
+        return (self.cache,) if self.heads is None else tuple(self.heads.groups.values())
+
+    @property
+    def tiers(self) -> tuple[AnyTier, ...]:
+        """All tiers, of all heads."""
+        return tuple(tier for tiers in self.memories for tier in tiers)
+
+    @property
+    def masked(self) -> bool:
+        """Whether what calls see asks for an attention kernel that knows masks."""
+        return self.stepping.denoise.masked or self.stepping.commit.masked
+
+    def memory(self, shape: Shape, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> AnyCache:
+        """An empty memory for a batch of these streams."""
+        layout = self.layout.build()
+        flight = max(layout.slots, layout.shift)
+        if self.heads is not None:
+            return self.heads.memory(shape, flight, dtype, device)
+        return KVCache(self.cache, shape, flight, dtype, device)
+
+    def with_window(self, latents: int) -> StreamSettings:
+        """The same with a longer or shorter window. ConfigError if there is none."""
+        if not any(tier.kind == "window" for tier in self.cache):
+            raise ConfigError("this stream's memory has no window whose length could be chosen.")
+        if latents < 1:
+            raise ConfigError(f"window {latents}: at least 1 latent.")
+        tiers = tuple(replace(tier, latents=latents) if tier.kind == "window" else tier for tier in self.cache)
+        return replace(self, cache=tiers)
+
+    def __post_init__(self) -> None:
+        if self.heads is not None:
+            if self.cache not in ((), PLAIN):
+                raise ConfigError("cache and heads.groups both give tiers: with heads, leave cache out.")
+            object.__setattr__(self, "cache", ())
+        table = self.layout.build()
+        sparse, calmest = self.stepping.denoise.sparse, min(max(row) for row in table.sigma[:-1])
+        if sparse is not None and sparse.below < calmest:
+            raise ConfigError(
+                f"stepping.denoise.sparse.below {sparse.below:g} is never reached: each call of this layout has a "
+                f"latent of noise {calmest:g} or more. Use 1, or the layout chunkwise."
+            )
+        for name, sight, own in (
+            ("denoise", self.stepping.denoise, table.slots),
+            ("commit", self.stepping.commit, table.shift),
+        ):
+            pinned = max((sum(tier.latents for tier in tiers if tier.kind in sight.pinned)
+                          for tiers in self.memories), default=0)  # fmt: skip
+            if sight.budget is not None and sight.budget < pinned + own:
+                raise ConfigError(
+                    f"stepping.{name}.budget {sight.budget} must hold what is pinned ({pinned}) and the call's own "
+                    f"latents ({own}): use at least {pinned + own}, or null for no limit."
+                )

@@ -1,0 +1,68 @@
+"""What this process uses: memory, threads, age, versions. torch is imported only where it must be."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+
+def resident_mb() -> float:
+    """Memory that this process holds now, in MB."""
+    return float(psutil.Process().memory_info().rss) / 1e6
+
+
+def peak_mb() -> float:
+    """The most memory that this process ever held, in MB."""
+    if sys.platform == "win32":
+        return float(psutil.Process().memory_info().peak_wset) / 1e6
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3 * 1.024
+
+
+def command_age_s() -> float:
+    """Seconds since this process was started."""
+    if sys.platform != "linux":
+        return time.time() - float(psutil.Process().create_time())
+    started = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]  # in ticks since boot
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(started) / os.sysconf("SC_CLK_TCK")
+
+
+def versions() -> dict[str, str]:
+    """Of everything that can change a video's bytes."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    return {**found, **{name: metadata.version(name) for name in ("rollforce", "torch", "numpy", "av")}}
+
+
+def file_sha256(path: Path) -> str:
+    """Of the whole file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def device_peak_mb(device: Any) -> float | None:
+    """The most accelerator memory that torch held, in MB; None on a CPU."""
+    torch = sys.modules.get("torch")
+    if torch is None or getattr(device, "type", "cpu") != "cuda":
+        return None
+    return float(torch.cuda.max_memory_allocated(device)) / 1e6
+
+
+@contextmanager
+def no_warnings() -> Iterator[None]:
+    """Trying what may not work should not print why."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

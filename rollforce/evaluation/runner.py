@@ -1,0 +1,182 @@
+"""Streams of several configurations, made and judged: the work of infer/evaluate.py, by processes of one thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import as_completed
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+
+from rollforce.engine.rollout_group import Streams
+from rollforce.errors import ConfigError
+from rollforce.evaluation.judge import ENDS_S, Numbers, judge_stream, seams_to_real
+from rollforce.evaluation.report import Streamed
+from rollforce.streaming.load import load
+from rollforce.video.contact_sheet import packed
+from rollforce.world.caption import wish_of
+from rollforce.world.eyes import Eyes
+from rollforce.world.processes import workers
+from rollforce.world.render import render
+from rollforce.world.scenes import FPS, Scene
+
+MOMENTS, ROWS = 8, 8  # of the contact sheet
+REFERENCE_S = 20  # truth is rendered no longer than this
+REFERENCES: dict[tuple[Any, ...], dict[str, Numbers]] = {}  # of this process
+BEFORE = 16  # latents that a decoder is shown before those that are judged
+
+
+@dataclass(frozen=True)
+class Run:
+    """One configuration: a model (bundled name or folder), a stream (preset or YAML file) and changes to it."""
+
+    model: str | None = None
+    stream: str | None = None
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """One stream: the scene it describes (and the truth is rendered from), its words, and the seed of its noise."""
+
+    number: int
+    repeat: int
+    scene: Scene
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """Streams of one run, of one prompt or (`ends`) of several, and the weights that this is about."""
+
+    name: str
+    run: Run
+    weights: str
+    tasks: list[Task]
+    seconds: float
+    together: int
+    ends: bool
+
+
+def finished(jobs: list[Job], processes: int) -> Iterator[Streamed]:
+    """Every stream as soon as it is judged, by processes of one thread each."""
+    if processes == 1:
+        for job in jobs:
+            yield from work(job)
+        return
+    pool = workers(max(1, min(processes, len(jobs))))
+    try:
+        for future in as_completed([pool.submit(all_work, job) for job in jobs]):
+            yield from future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def all_work(job: Job) -> list[Streamed]:
+    return list(work(job))
+
+
+def work(job: Job) -> Iterator[Streamed]:
+    """Stream and judge. ConfigError if the model's weights have changed since the evaluation began."""
+    torch.set_num_threads(1)
+    model, eyes, seconds = loaded(job.run), sight(), job.seconds
+    if told(job.run)["weights"] != job.weights:
+        raise ConfigError(f"the weights of {job.name} changed during the evaluation; begin anew with a copy")
+    for task, video, taken in (spliced if job.ends else films)(model, job):
+        real = references(task.scene, job.run, min(len(video), REFERENCE_S * FPS), video.shape[1])
+        found = judge_stream(video, wish_of(task.scene), eyes, model.frames_per_chunk, model.frames_per_latent)
+        if job.ends:
+            last = found.ends["last_10s"] | {"identity": found.whole["identity"]}  # are its things those of the first?
+            found = replace(found, whole=last, curve=[])
+        whole = found.whole | seams_to_real(found.whole, real["truth_autoencoder"]) | {"x_real_time": seconds / taken}
+        tiles = packed(video, MOMENTS) if task.number < ROWS and task.repeat == 0 else ""
+        yield Streamed(job.name, task.number, task.repeat, task.prompt, task.seed, seconds, taken, found.seen,
+                       {"model": whole} | found.ends | real, found.curve, tiles)
+
+
+def films(model: Any, job: Job) -> Iterator[tuple[Task, np.ndarray, float]]:
+    """Every stream's video, and the seconds that it took: its share, of those that share their model calls."""
+    for start in range(0, len(job.tasks), job.together):
+        tasks, begun = job.tasks[start : start + job.together], time.perf_counter()
+        batch = model.batch(limit=len(tasks)) if len(tasks) > 1 else None
+        with ExitStack() as open_ones:
+            sessions = [open_ones.enter_context(model.session(task.prompt, seed=task.seed, batch=batch))
+                        for task in tasks]
+            rounds = zip(*(session.stream(job.seconds) for session in sessions), strict=True)
+            chunks = list(zip(*rounds, strict=True))
+        taken = (time.perf_counter() - begun) / len(tasks)
+        for task, mine in zip(tasks, chunks, strict=True):
+            yield task, np.concatenate([chunk.frames for chunk in mine]), taken
+
+
+def spliced(model: Any, job: Job) -> Iterator[tuple[Task, np.ndarray, float]]:
+    """Every stream's first and last seconds, one after the other. All streams are one batch of one rollout, and of what
+    lies between nothing is drawn: it takes a third of the time."""
+    begun, grid = time.perf_counter(), model.grid()
+    end, count = (int(seconds * FPS) // model.frames_per_latent for seconds in (ENDS_S, job.seconds))
+    latents: list[torch.Tensor] = []
+    with torch.no_grad():
+        text = model.text.encode([task.prompt for task in job.tasks]).to(model.device, model.dtype)
+        streams = Streams(model.transformer, model.stream_settings, text, tuple(task.seed for task in job.tasks),
+                          (grid.channels, grid.height, grid.width))
+        for commit in streams.rollout.commits():
+            latents.append(commit.latents_BTCHW)
+            if commit.stop >= count:
+                break
+    x = torch.cat(latents, dim=1)[:, :count]
+    taken = (time.perf_counter() - begun) / len(job.tasks)
+    for task, mine in zip(job.tasks, x.split(1), strict=True):
+        first, last = (model.autoencoder.decoder().decode(part) for part in (mine[:, :end], mine[:, -end - BEFORE :]))
+        yield task, np.concatenate([first, last[-len(first) :]]), taken
+
+
+@cache
+def loaded(run: Run) -> Any:
+    return load(run.model or "tiny", stream=run.stream, overrides=run.overrides)
+
+
+def told(run: Run) -> dict[str, str]:
+    """What a stream's result depends on besides its prompt and seed."""
+    return {"weights": loaded(run).fingerprint[:16], "settings": loaded(run).signature}
+
+
+@cache
+def drawing(run: Run) -> int:
+    """A checksum of the autoencoder's weights."""
+    weights = loaded(run).autoencoder.state_dict()
+    return crc32(b"".join(weights[name].cpu().float().numpy().tobytes() for name in sorted(weights)))
+
+
+@cache
+def sight() -> Any:
+    return Eyes.load()
+
+
+def references(scene: Scene, run: Run, frames: int, size: int) -> dict[str, Numbers]:
+    """Numbers of the rendered truth, and of the truth through the model's autoencoder; once for all runs that share
+    one, as models tuned from another do."""
+    model, eyes = loaded(run), sight()
+    key = (scene, drawing(run), frames, size, model.frames_per_chunk)
+    if key not in REFERENCES:
+        truth = render(scene, 0, frames, size)
+        videos = {"truth": truth, "truth_autoencoder": through(model.autoencoder, truth)}
+        REFERENCES[key] = {
+            name: judge_stream(video, wish_of(scene), eyes, model.frames_per_chunk, model.frames_per_latent).whole
+            for name, video in videos.items()}
+    return REFERENCES[key]
+
+
+def through(autoencoder: Any, video: np.ndarray) -> np.ndarray:
+    """uint8 [F, H, W, 3] encoded and decoded; F is cut to whole latents."""
+    count = len(video) // autoencoder.config.frames * autoencoder.config.frames
+    with torch.no_grad():
+        x = torch.from_numpy(video[None, :count]).to(autoencoder.basis.device)
+        frames, _ = autoencoder.decode(autoencoder.encode(x))
+    return np.asarray(frames[0].mul(255).round().to("cpu", torch.uint8).numpy())

@@ -1,0 +1,122 @@
+"""The floor under a chunk: its matrix products and attention calls, counted, run bare, and at this device's rates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rollforce.evaluation.speed import clock
+from rollforce.models.transformer.attention import Kernel
+from rollforce.models.transformer.transformer import HALVES, VideoTransformer
+
+COPIES = 8  # of a weight matrix: more than any cache holds, so that it comes from memory as in the model
+INPUTS = 2  # of what is multiplied with it
+
+
+@dataclass(frozen=True)
+class Call:
+    """A linear layer (rows, inside, outside) or an attention call (heads, queries, keys, head width)."""
+
+    kind: str
+    sizes: tuple[int, ...]
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations, a multiplication and an addition counting two."""
+        product = 4 if self.kind == "attention" else 2
+        for size in self.sizes:
+            product *= size
+        return product
+
+
+def flops(calls: list[Call]) -> dict[str, int]:
+    """Operations of each kind."""
+    return {kind: sum(call.flops for call in calls if call.kind == kind) for kind in ("linear", "attention")}
+
+
+@contextmanager
+def recording(model: VideoTransformer) -> Iterator[list[Call]]:
+    """Within it, the list grows by every linear layer and attention call that the model makes."""
+    calls: list[Call] = []
+    attend, halves = model.attend, model.halves
+
+    def watched(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        calls.append(Call("attention", (q.shape[0] * q.shape[1], q.shape[2], k.shape[2], q.shape[3])))
+        return attend(q, k, v, mask)
+
+    def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, nn.Linear)
+        rows = inputs[0].numel() // inputs[0].shape[-1]
+        calls.append(Call("linear", (rows, module.in_features, module.out_features)))
+
+    handles = [part.register_forward_pre_hook(watch) for part in model.modules() if isinstance(part, nn.Linear)]
+    model.attend, model.halves = watched, HALVES  # hooks see eager modules only; shapes are the same
+    try:
+        yield calls
+    finally:
+        model.attend, model.halves = attend, halves
+        for handle in handles:
+            handle.remove()
+
+
+class Bare:
+    """Replays recorded calls on random tensors, and nothing but them."""
+
+    def __init__(self, calls: list[Call], attend: Kernel, dtype: torch.dtype, device: torch.device) -> None:
+        self._attend, self._dtype, self._device = attend, dtype, device
+        self._pools: dict[tuple[int, ...], list[Tensor]] = {}
+        self._turn = 0
+        self.parts = {kind: [call for call in calls if call.kind == kind] for kind in ("linear", "attention")}
+        self.last = {"linear": 0.0, "attention": 0.0}
+
+    def time(self) -> float:
+        """Seconds for all calls; of each kind in `last`."""
+        for kind, calls in self.parts.items():
+            prepared = [self._prepared(call) for call in calls]
+            self.last[kind] = clock.seconds(lambda work=prepared: [call() for call in work], self._device)  # type: ignore[misc]
+        return sum(self.last.values())
+
+    def shares(self, ours: float) -> dict[str, float]:
+        """Shares of our time that the bare parts would take; the rest is norms, modulation, RoPE, memory and Python."""
+        shares = {kind: round(time / ours, 3) for kind, time in self.last.items()}
+        return shares | {"rest": round(1 - sum(shares.values()), 3)}
+
+    def _prepared(self, call: Call) -> Callable[[], Tensor]:
+        if call.kind == "linear":
+            rows, inside, outside = call.sizes
+            x, weight, bias = self._tensor(INPUTS, rows, inside), *self._weight(inside, outside)
+            return lambda: F.linear(x, weight, bias)
+        heads, queries, keys, width = call.sizes
+        q, k, v = (self._tensor(INPUTS, 1, heads, length, width) for length in (queries, keys, keys))
+        return lambda: self._attend(q, k, v, None)
+
+    def _weight(self, inside: int, outside: int) -> tuple[Tensor, Tensor]:
+        return self._tensor(COPIES, outside, inside), self._tensor(COPIES, outside)
+
+    def _tensor(self, copies: int, *size: int) -> Tensor:
+        """A random tensor, one of several of this size in turn."""
+        pool = self._pools.setdefault(size, [])
+        if len(pool) < copies:
+            pool.append(torch.randn(size, dtype=self._dtype, device=self._device))
+            return pool[-1]
+        self._turn += 1
+        return pool[self._turn % len(pool)]
+
+
+def matmul_rate(dtype: torch.dtype, device: torch.device, side: int | None = None) -> float:
+    """Operations per second of a large square matrix product on this device."""
+    side = side or (8192 if device.type == "cuda" else 512)
+    a, b = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
+    return 2 * side**3 / clock.median(lambda: a @ b, device)
+
+
+def attention_rate(calls: list[Call], attend: Kernel, dtype: torch.dtype, device: torch.device) -> float:
+    """Operations per second of the largest attention call of a chunk, with the kernel that the model uses."""
+    largest = max((call for call in calls if call.kind == "attention"), key=lambda call: call.flops)
+    work = Bare([largest], attend, dtype, device)._prepared(largest)
+    return largest.flops / clock.median(work, device)

@@ -1,0 +1,120 @@
+"""One step of distillation at Wan's sizes, random weights: student, critic and a frozen teacher's stand-in.
+
+As train/distill.py does it: float32 weights and AdamW, autocast to the asked dtype, self-rollouts that carry gradient
+in one tick of each chunk, guidance by two passes of the teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rollforce.engine import flow
+from rollforce.engine.noise import Noise
+from rollforce.engine.rollout import Rollout
+from rollforce.evaluation.speed import clock
+from rollforce.evaluation.speed.cases import Case, Setting
+from rollforce.evaluation.speed.streaming import random_model
+from rollforce.models.transformer.transformer import VideoTransformer
+from rollforce.training import losses
+from rollforce.training.scores import guided, score_of
+from rollforce.training.self_rollout import exits, lesson
+
+GUIDANCE = 3.0
+
+
+class Bench:
+    """Three networks, two optimisers, and the two halves of a step."""
+
+    def __init__(self, case: Case, setting: Setting, latents: int, checkpointing: bool) -> None:
+        setting = replace(setting, quantize=None)
+        self.case, self.setting, self.latents = case, setting, latents
+        whole = replace(setting, dtype=torch.float32)
+        self.student, self.critic = (self._trained(whole, checkpointing) for _ in range(2))
+        self.teacher = random_model(setting, case)
+        self.text = torch.randn(1, setting.text, setting.config.text_dim, device=setting.device)
+        self.steps = {model: torch.optim.AdamW(model.parameters(), lr=1e-6) for model in (self.student, self.critic)}
+
+    def _trained(self, whole: Setting, checkpointing: bool) -> VideoTransformer:
+        model = random_model(whole, self.case).requires_grad_(True).train()
+        model.set_attention(self.setting.attention)
+        if checkpointing:
+            model.checkpoint_blocks()
+        return model
+
+    def generator(self) -> float:
+        """The student's half: a self-rollout with gradient, the DMD loss, a step. Returns the loss."""
+        with self._autocast():
+            video = self._video(with_grad=True)
+            condition = self.teacher.condition(self.text.to(self.setting.dtype))
+            free = self.teacher.condition(torch.zeros_like(self.text).to(self.setting.dtype))
+            teacher = guided(score_of(self.teacher, condition), score_of(self.teacher, free), GUIDANCE)
+            with torch.no_grad():
+                critic = score_of(self.critic, self.critic.condition(self.text))
+            loss = losses.dmd(video, teacher, critic, self._sigma(), torch.randn_like(video))
+        return self._learn(self.student, loss)
+
+    def judge(self) -> float:
+        """The critic's half: flow matching on a video of the student. Returns the loss."""
+        with self._autocast():
+            video = self._video(with_grad=False)
+            noise, sigma = torch.randn_like(video), self._sigma()
+            index = torch.arange(self.latents, device=video.device)
+            condition = self.critic.condition(self.text)
+            predicted = self.critic(flow.noised(video, noise, sigma), sigma, index, condition)
+            loss = losses.velocity(predicted.float(), video, noise)
+        return self._learn(self.critic, loss)
+
+    def _video(self, with_grad: bool) -> Tensor:
+        """The last exit: the one that takes the most calls."""
+        setting, config, grid = self.setting, self.setting.config, self.setting.grid
+        layout = self.case.stream.layout.build()
+        shape = config.shape(grid)
+        cache = self.case.stream.memory(shape, setting.dtype, setting.device)
+        noise = Noise.of(0, (config.in_channels, grid.height, grid.width))
+        with torch.no_grad():
+            condition = self.student.condition(self.text)
+        rollout = Rollout(self.student, condition, cache, layout, noise, self.case.stream.stepping, length=self.latents)
+        if with_grad:
+            return lesson(rollout, lambda: self.student.condition(self.text), exits(rollout) - 1, last=21).float()
+        with torch.no_grad():
+            return torch.cat([commit.latents_BTCHW for commit in rollout.commits()], dim=1).float()
+
+    def _sigma(self) -> Tensor:
+        return torch.rand(1, 1, device=self.setting.device).expand(1, self.latents) * 0.96 + 0.02
+
+    def _learn(self, model: VideoTransformer, loss: Tensor) -> float:
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        self.steps[model].step()
+        self.steps[model].zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.setting.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.setting.device.type, self.setting.dtype)
+
+
+def measure_step(case: Case, setting: Setting, latents: int, checkpointing: bool, count: int = 3) -> dict[str, Any]:
+    """Median seconds and peak bytes of both halves of a step; `None` where the device has not the memory."""
+    told: dict[str, Any] = {"case": case.name, "latents": latents, "checkpointing": checkpointing}
+    try:
+        bench = Bench(case, setting, latents, checkpointing)
+        for name, half in (("generator", bench.generator), ("critic", bench.judge)):
+            told |= _measured(name, half, setting.device, count)
+    except torch.cuda.OutOfMemoryError:
+        told |= {"out_of_memory": True}
+        torch.cuda.empty_cache()
+    return told
+
+
+def _measured(name: str, half: Callable[[], float], device: torch.device, count: int) -> dict[str, Any]:
+    clock.forget_peak(device)
+    took = clock.median(half, device, warmup=1, count=count)
+    return {f"{name}_s": took, f"{name}_peak_gb": clock.peak_bytes(device) / 1e9}

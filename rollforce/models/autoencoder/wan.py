@@ -1,0 +1,193 @@
+"""The Wan 2.1 autoencoder as a stream: diffusers' AutoencoderKLWan, one latent at a time, its causal past kept.
+
+Each causal convolution remembers its last two inputs. diffusers keeps these features on the module and clears them
+around every call; here every stream has its own, so that streams share weights without disturbing each other, and a
+whole clip is nothing but a stream that begins and ends in one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rollforce.checkpoints.names import recognise, to_ours
+from rollforce.checkpoints.read import expect, read_checkpoint
+from rollforce.checkpoints.shapes import autoencoder_config_of, same_shape
+from rollforce.errors import CheckpointError
+from rollforce.models.autoencoder.features import Features, Stream
+from rollforce.models.autoencoder.streaming import CausalDecoder, CausalEncoder, decode_clip, encode_clip
+from rollforce.models.autoencoder.tiling import Tiling
+
+
+class WanAutoencoder(nn.Module):
+    """Latents as Wan's transformer sees them (normalised) <-> frames.
+
+    The first latent of a stream stands for one frame, every other for four. `vae` is diffusers' AutoencoderKLWan;
+    `tiling` draws and reads large pictures in tiles. In bfloat16 the weights take 0.25 GB; a decoder's features at
+    832 x 480 take 1.9 GB for as long as its stream lives, and drawing a latent as much again. See `Tiling`."""
+
+    again = 0  # frames are read once
+
+    def __init__(self, vae: Any, tiling: Tiling | None = None) -> None:
+        super().__init__()
+        self.vae: Any = vae.eval()
+        self.tiling = tiling
+        if tiling is not None:
+            tiling.check(self.stride)
+        self._mean = _moment(vae.config, "latents_mean")  # no buffers: .to(bfloat16) would round them
+        self._std = _moment(vae.config, "latents_std")
+
+    # ---- files
+
+    @classmethod
+    def load(cls, path: str | Path, dtype: torch.dtype | None = None, tiling: Tiling | None = None) -> WanAutoencoder:
+        """Read a `vae/` folder of diffusers, the model folder around it, or Wan2.1_VAE.pth; in `dtype` or the file's.
+
+        CheckpointError if there is none, it is of another kind, or it does not fit its config."""
+        found = expect(read_checkpoint(path, "autoencoder"), "autoencoder")
+        state = found.state if dtype is None else {name: tensor.to(dtype) for name, tensor in found.state.items()}
+        return cls.from_state(state, found.config, tiling)
+
+    @classmethod
+    def from_state(
+        cls, state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None, tiling: Tiling | None = None
+    ) -> WanAutoencoder:
+        """An autoencoder of these weights, which are used as they are. Names may be the original ones or diffusers'.
+
+        `config`: settings of AutoencoderKLWan; what it lacks is measured or as in Wan 2.1. CheckpointError if the
+        weights do not fit it."""
+        from diffusers import AutoencoderKLWan
+
+        found = recognise(state)
+        if found is not None and found[1]:
+            state = to_ours("autoencoder", state)
+        given = {name: value for name, value in (config or {}).items() if not name.startswith("_")}
+        _refuse_other(given)
+        try:
+            with torch.device("meta"):
+                vae = AutoencoderKLWan(**(autoencoder_config_of(state) | given))
+        except TypeError as error:
+            raise CheckpointError(f"config.json does not describe a Wan autoencoder: {error}.") from error
+        same_shape(state, vae, "vae")
+        vae.load_state_dict(dict(state), assign=True)
+        return cls(vae.requires_grad_(False), tiling)
+
+    def save(self, folder: str | Path) -> None:
+        """Write a `vae/` folder of diffusers: config.json and diffusion_pytorch_model.safetensors."""
+        self.vae.save_pretrained(str(folder))
+
+    # ---- geometry
+
+    @property
+    def channels(self) -> int:
+        return int(self.vae.config.z_dim)
+
+    @property
+    def stride(self) -> int:
+        return 2 ** (len(self.vae.config.dim_mult) - 1)
+
+    @property
+    def frames(self) -> int:
+        return 2 ** sum(self.vae.config.temperal_downsample)
+
+    @property
+    def first_frames(self) -> int:
+        return 1
+
+    # ---- streams
+
+    def decoder(self) -> WanDecoder:
+        """A new stream of pictures."""
+        return WanDecoder(self)
+
+    def encoder(self) -> WanEncoder:
+        """A new stream of latents."""
+        return WanEncoder(self)
+
+    def drawing(self) -> Stream:
+        """A new past for `draw`."""
+        return Stream(self.draw, _slots(self.vae.decoder), 1, self.stride, self.tiling, self.stride)
+
+    def reading(self) -> Stream:
+        """A new past for `read`."""
+        return Stream(self.read, _slots(self.vae.encoder), self.stride, 1, self.tiling, self.stride)
+
+    def draw(self, latent_BTCHW: Tensor, past: Features) -> Tensor:
+        """One latent -> its frames [B, F, 3, H, W], 0 black and 1 white, not clamped. `past` goes on in place."""
+        mean, std = self._moments(latent_BTCHW.device)
+        z = (latent_BTCHW.float() * std + mean).to(self.weight.dtype).transpose(1, 2)
+        drawn = self.vae.decoder(self.vae.post_quant_conv(z), feat_cache=past, feat_idx=[0])
+        return (drawn.float().transpose(1, 2) + 1) / 2
+
+    def read(self, frames_BFCHW: Tensor, past: Features) -> Tensor:
+        """The frames of one latent, in 0..1 -> that latent [B, 1, C, h, w], float32. `past` goes on in place."""
+        mean, std = self._moments(frames_BFCHW.device)
+        pixels = (frames_BFCHW * 2 - 1).to(self.weight.dtype).transpose(1, 2)
+        seen = self.vae.encoder(pixels, feat_cache=past, feat_idx=[0])
+        mode = self.vae.quant_conv(seen)[:, : self.channels]  # the rest is the logarithm of the variance
+        return (mode.transpose(1, 2).float() - mean) / std
+
+    @property
+    def weight(self) -> Tensor:
+        """Any weight: it has the dtype and the device of all."""
+        return self.vae.post_quant_conv.weight
+
+    def _moments(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if self._mean.device != device:
+            self._mean, self._std = self._mean.to(device), self._std.to(device)
+        return self._mean, self._std
+
+    # ---- whole clips
+
+    def encode(self, frames_BFHWC: Tensor) -> Tensor:
+        """frames [B, F, H, W, 3], uint8 or float in 0..1, F = 1 + 4 k -> latents [B, 1 + k, C, H/8, W/8], float32.
+
+        Raises ShapeError when a size does not fit."""
+        return encode_clip(self, frames_BFHWC)
+
+    def decode(self, latents_BTCHW: Tensor) -> Tensor:
+        """latents [B, T, C, h, w] -> frames [B, 1 + 4 (T - 1), 8 h, 8 w, 3], float32 in 0..1.
+
+        Raises ShapeError when a size does not fit."""
+        return decode_clip(self, latents_BTCHW)
+
+    @torch.no_grad()
+    def image_latent(self, latents_BTCHW: Tensor) -> Tensor:
+        """The last frame that these latents show, encoded as the first latent of a video: [B, 1, C, h, w]."""
+        return self.encode(self.decode(latents_BTCHW)[:, -1:]).to(latents_BTCHW.dtype)
+
+
+class WanDecoder(CausalDecoder):
+    """Decoder of one stream: the first latent gives one frame, every other four."""
+
+
+class WanEncoder(CausalEncoder):
+    """Encoder of one stream: one frame is the first latent, every four more another."""
+
+
+def _slots(half: nn.Module) -> int:
+    """Places for features that diffusers' encoder or decoder counts through: one per convolution in time."""
+    return sum(isinstance(layer, nn.Conv3d) for layer in half.modules())
+
+
+def _refuse_other(config: Mapping[str, Any]) -> None:
+    """CheckpointError for settings of an autoencoder that is not of the Wan 2.1 family."""
+    if config.get("is_residual") or config.get("patch_size") not in (None, 1):
+        raise CheckpointError(
+            "this is the autoencoder of Wan 2.2 5B, which works in patches; no streaming student here uses it. "
+            "Take the `vae` folder of a Wan 2.1 or a Wan 2.2 14B model."
+        )
+
+
+def _moment(config: Any, name: str) -> Tensor:
+    """One number per latent channel, float32 [C, 1, 1]. CheckpointError if there are more or fewer."""
+    values = getattr(config, name)
+    if len(values) != config.z_dim:
+        raise CheckpointError(
+            f"vae/config.json: {name} has {len(values)} numbers, but latents have {config.z_dim} channels (z_dim)."
+        )
+    return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)

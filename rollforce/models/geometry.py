@@ -1,0 +1,81 @@
+"""The nouns that travel through the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rollforce.errors import ShapeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a memory: one slot is one latent of `tokens` keys for `heads` heads of `width` channels.
+
+    `heads`: of every layer, or of each (head groups differ between layers). `columns`: tokens of a row of the picture;
+    0 where nobody asks."""
+
+    layers: int
+    batch: int
+    heads: int | tuple[int, ...]
+    tokens: int
+    width: int
+    columns: int = 0
+
+    def of(self, layer: int, tokens: int) -> tuple[int, int, int, int]:
+        """The shape of `tokens` keys of a layer: [B, N, L, K]."""
+        return self.batch, self.heads if isinstance(self.heads, int) else self.heads[layer], tokens, self.width
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Latent geometry: one latent is `channels` x `height` x `width`, cut into square patches of `patch`."""
+
+    channels: int
+    height: int
+    width: int
+    patch: int = 2
+
+    def __post_init__(self) -> None:
+        for name, value in (("height", self.height), ("width", self.width)):
+            if value < self.patch or value % self.patch:
+                low = max(self.patch, value // self.patch * self.patch)
+                raise ShapeError(
+                    f"latent {name} {value} is not a multiple of the patch {self.patch}. "
+                    f"Nearest: {low} or {low + self.patch}."
+                )
+
+    @property
+    def rows(self) -> int:
+        return self.height // self.patch
+
+    @property
+    def columns(self) -> int:
+        return self.width // self.patch
+
+    @property
+    def tokens_per_latent(self) -> int:
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class KVBlock:
+    """Keys (rotated at their own index) and values of consecutive latents: each [B, N, L, K], L = latents x tokens."""
+
+    key: Tensor
+    value: Tensor
+
+    def latents(self, start: int, stop: int, tokens: int) -> KVBlock:
+        part = slice(start * tokens, stop * tokens)
+        return KVBlock(self.key[:, :, part], self.value[:, :, part])
+
+
+def index_range(start: int, count: int) -> Tensor:
+    """Stream indices of `count` latents from `start`, int64 [T]."""
+    return torch.arange(start, start + count, dtype=torch.int64)

@@ -1,0 +1,81 @@
+"""Cues: what a stream is told while it runs, and what it says of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from rollforce.engine.quality import Rung
+from rollforce.engine.transitions import AnyTransition, Recache
+from rollforce.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+RECACHE = Recache()
+
+
+@dataclass(frozen=True)
+class Cue:
+    """From `at` seconds of video on: another prompt, by a transition, another seed, or another rung (how much work a
+    chunk is: rungs.py). It takes effect with the first chunk that begins at or after that. A stream is its prompt, its
+    seed and its cues: the same ones, the same bytes."""
+
+    at: float
+    prompt: str | None = None
+    transition: AnyTransition = RECACHE
+    seed: int | None = None
+    rung: Rung | None = None
+
+    def __post_init__(self) -> None:
+        if not self.at >= 0:
+            raise ConfigError(f"at {self.at:g}: seconds from the start of the stream, 0 or more.")
+        if self.prompt is None and self.seed is None and self.rung is None:
+            raise ConfigError(f"the cue at {self.at:g} s changes nothing: give it a prompt, a seed or a rung.")
+
+
+@dataclass(frozen=True)
+class Event:
+    """What became of a cue.
+
+    accepted   it is good, and waits
+    applied    `chunk` is the first that is computed with it
+    visible    `chunk` is the first that no step of another prompt went into; its first frame is `frame`
+    replaced   another came for the same chunk
+    pace       from `chunk` on it stands on the cue's rung
+
+    `chunk` counts commits, `frame` frames, from the start of the stream, not those of a given past. `frame` is known
+    once the chunk is decoded; until then, and for what is only accepted, both may be None."""
+
+    kind: Literal["accepted", "applied", "visible", "replaced", "pace"]
+    cue: Cue
+    chunk: int | None = None
+    frame: int | None = None
+
+    @property
+    def cuts(self) -> bool:
+        """Whether a new shot begins here."""
+        return self.kind == "applied" and self.cue.prompt is not None and self.cue.transition.kind in ("cut", "shot")
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds spent on one chunk."""
+
+    denoise_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Decoded pictures: frames uint8 [F, H, W, 3]; pts = seconds from the start to the first one.
+
+    `prompt`: in force when it was finished; `events`: what became of cues with it."""
+
+    frames: np.ndarray
+    index: int
+    pts: float
+    prompt: str
+    timings: Timings = field(default_factory=lambda: Timings(0.0, 0.0))
+    events: tuple[Event, ...] = ()

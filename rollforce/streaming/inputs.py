@@ -1,0 +1,151 @@
+"""What a stream is given besides its prompt: a past to go on from, or a video to follow.
+
+A past (`image=`, `video=`) is encoded and written into memory before the first tick: image to video and endless
+continuation are the same thing. A video to follow (`follow=`) enters chunk by chunk instead of pure noise, noised to a
+level that says how much of it may change (SDEdit, Meng et al. 2021); where it moves fast the level falls, so that what
+moves is not lost (StreamDiffusionV2, arXiv 2511.07399, section 3.2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice, pairwise
+
+import numpy as np
+from torch import Tensor
+
+from rollforce.engine.settings import LayoutSettings
+from rollforce.errors import ConfigError
+from rollforce.models.autoencoder.interface import Autoencoder
+from rollforce.streaming.batch import Batch
+from rollforce.streaming.events import Cue
+from rollforce.streaming.pace import Pace
+from rollforce.video.images import Clip, Fit, Picture, fitted, read_clip, read_picture, say_fit
+
+
+@dataclass(frozen=True)
+class Following:
+    """How a stream follows a video.
+
+    `strength`: noise level at which a chunk enters; 0.3 changes little, 0.9 keeps hardly more than where things are.
+    `yielding`: how much lower it is where the video moves as fast as `full` (root mean square difference of two
+    frames, pixels in 0..1). `inertia`: share of the chunk before in the level. Defaults as released, but `strength`.
+    """
+
+    strength: float = 0.7
+    yielding: float = 0.1
+    full: float = 0.1
+    inertia: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.strength <= 1:
+            raise ConfigError(
+                f"strength {self.strength:g} must lie above 0 (nothing changes) and be at most 1 (all does)."
+            )
+        if not 0 <= self.yielding < self.strength:
+            raise ConfigError(f"yielding {self.yielding:g} must be at least 0 and below strength, {self.strength:g}.")
+        if self.full <= 0 or not 0 <= self.inertia < 1:
+            raise ConfigError(f"full {self.full:g} must be above 0 and inertia {self.inertia:g} in [0, 1).")
+
+    @classmethod
+    def of(cls, strength: float) -> Following:
+        """A strength, and what yields for it: never more than half of it."""
+        return cls(strength, yielding=min(cls.yielding, strength / 2))
+
+    def layout(self, settings: LayoutSettings) -> LayoutSettings:
+        """The layout of a stream that enters at `strength`: that level, then those of the ladder that lie below."""
+        below = [level for level in settings.ladder if level < self.strength - self.yielding - 1e-6]
+        levels = (self.strength, *below)
+        if settings.kind == "partitioned":  # whole groups of `micro` steps only
+            levels = levels[: max(1, len(levels) // settings.micro) * settings.micro]
+        return dataclasses.replace(settings, levels=levels, shift=1.0)
+
+
+@dataclass(frozen=True)
+class Given:
+    """All that was given, as the user gave it. At most one of the three."""
+
+    image: Picture | None = None
+    video: Clip | None = None
+    follow: Clip | None = None
+    following: Following = field(default_factory=Following)
+    fit: Fit = "crop"
+
+    def __post_init__(self) -> None:
+        names = [name for name in ("image", "video", "follow") if getattr(self, name) is not None]
+        if len(names) > 1:
+            raise ConfigError(f"{' and '.join(f'{name}=' for name in names)} cannot be used together.")
+        if self.fit not in ("crop", "pad", "stretch"):
+            raise ConfigError(f"fit {self.fit!r} is not one of crop, pad, stretch.")
+
+
+def past(given: Given, autoencoder: Autoencoder, size: tuple[int, int], fps: float) -> Tensor | None:
+    """Latents [1, T, C, h, w] of the image or clip to go on from; None if there is none.
+
+    A clip's newest whole latents; its first frames are left out where they do not fill one."""
+    if given.image is not None:
+        picture = read_picture(given.image)
+        say_fit(picture.shape, size, given.fit, "Image")
+        frames = np.stack([fitted(picture, size, given.fit)] * autoencoder.first_frames)
+        return autoencoder.encoder().encode(frames)
+    if given.video is None:
+        return None
+    pictures = list(read_clip(given.video, fps))
+    first = autoencoder.first_frames
+    if len(pictures) < first:
+        raise ConfigError(f"video= has {len(pictures)} frames; this model needs {first} to go on from.")
+    say_fit(pictures[0].shape, size, given.fit, "Video")
+    spare = (len(pictures) - first) % autoencoder.frames
+    return autoencoder.encoder().encode(np.stack([fitted(p, size, given.fit) for p in pictures[spare:]]))
+
+
+class Follower:
+    """Latents of a video as it comes, and the noise level of each chunk: what `Rollout` takes as its source."""
+
+    def __init__(self, given: Given, autoencoder: Autoencoder, size: tuple[int, int], fps: float, chunk: int) -> None:
+        self.settings, self.chunk, self.size, self.fit = given.following, chunk, size, given.fit
+        self._pictures: Iterator[np.ndarray] = read_clip(given.follow, fps, "follow")
+        self._autoencoder, self._encoder = autoencoder, autoencoder.encoder()
+        self._level = given.following.strength
+        self._last: np.ndarray | None = None
+        self._waiting: list[Tensor] = []
+
+    def __call__(self, index: int) -> tuple[Tensor, float] | None:
+        """See rollout.Source."""
+        if not self._waiting and not self._pull(first=index == 0):
+            return None
+        return self._waiting.pop(0), self._level
+
+    def _pull(self, first: bool) -> bool:
+        """Encode the frames of one more chunk; fewer latents at the video's end, False if it gives none."""
+        per = self._autoencoder.frames
+        count = per * self.chunk - (per - self._autoencoder.first_frames if first else 0)
+        frames = [fitted(picture, self.size, self.fit) for picture in islice(self._pictures, count)]
+        if not frames:
+            return False
+        self._level = self._judged(frames)
+        self._waiting = list(self._encoder.encode(np.stack(frames)).unbind(1))
+        return bool(self._waiting)
+
+    def _judged(self, frames: list[np.ndarray]) -> float:
+        s, line = self.settings, frames if self._last is None else [self._last, *frames]
+        self._last = frames[-1]
+        steps = [np.square(a / 255.0 - b / 255.0).mean() ** 0.5 for a, b in pairwise(line)]
+        motion = min(1.0, max(steps, default=0.0) / s.full)
+        return float((1 - s.inertia) * (s.strength - s.yielding * motion) + s.inertia * self._level)
+
+
+@dataclass(frozen=True)
+class Opening:
+    """`given` pictures to go on from, or a video to follow; `ahead` compute the next chunk while this one is used;
+    `cues` what changes later; `remember` seconds that it can be rewound, each chunk of them with a memory of its own;
+    `pace` the ladder it goes down when it is late; `batch` the streams whose model calls it shares."""
+
+    given: Given = field(default_factory=Given)
+    ahead: bool = False
+    cues: tuple[Cue, ...] = ()
+    remember: float = 0.0
+    pace: Pace | None = None
+    batch: Batch | None = None

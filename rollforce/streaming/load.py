@@ -1,0 +1,213 @@
+"""From a model's name, folder or YAML file to a Model."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from rollforce.checkpoints.catalog import CARD, Card, bundled, preset_file
+from rollforce.config import build, resource
+from rollforce.engine.settings import StreamSettings
+from rollforce.engine.threads import threads_for
+from rollforce.errors import CheckpointError, ConfigError
+from rollforce.models.autoencoder.interface import Autoencoder, Paired
+from rollforce.models.autoencoder.tiny import TinyAutoencoder
+from rollforce.models.runtime.options import Running
+from rollforce.models.text.encoder import Text, TextEncoder
+from rollforce.models.transformer.transformer import VideoTransformer
+from rollforce.streaming.events import Chunk
+from rollforce.streaming.model import Model
+from rollforce.streaming.session import Session
+
+log = logging.getLogger(__name__)
+PARTS = (CARD, "model_index.json", "README.md", "transformer/*", "text/*", "autoencoder/*", "text_encoder/*",
+         "tokenizer/*", "vae/*", "image_encoder/*")  # what is fetched from the hub  # fmt: skip
+WHOLE, END = 256_000_000, 4_000_000  # bytes: files up to WHOLE are hashed whole, of larger ones both ends
+
+
+def load(
+    model: str | Path = "tiny",
+    *,
+    stream: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    window: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    running: Running | None = None,
+) -> Model:
+    """Load a model: a bundled name, a local folder (ours or of diffusers' layout), or a hub id.
+
+    Args: `stream` a preset name or a YAML file (default: the one the model was trained for); `overrides` such as
+    "layout.levels=[1,0.75]"; `window` latents that the memory's window holds; `device` auto, cpu, cuda, cuda:1, mps;
+    `dtype` auto, float32, bfloat16, float16; `threads` of the CPU (default: one for a small model, else torch's own
+    number); `running` attention kernel, LoRAs, quantised weights, offloading.
+    Raises ConfigError, CheckpointError, or DoesNotFit before anything is computed.
+    """
+    folder = _folder(model)
+    card = _card(folder, stream)
+    settings = build(StreamSettings, preset_file(stream or card.stream), overrides=overrides)
+    settings = settings if window is None else settings.with_window(window)
+    place, number = _device(device), _dtype(dtype, _device(device))
+    log.info("model %s, licence %s", card.name, card.licence)
+    running = running or Running()
+    if place.type == "cuda":
+        _check_fits(folder, card, settings, place, number, running)
+    transformer = running.set_up(VideoTransformer.load(folder / "transformer"), place, number, settings.masked)
+    for tier in transformer.unlearned(settings.tiers):
+        log.warning("model %s was not trained with %s: its weights are zeros, so it adds nothing", card.name, tier.kind)
+    transformer.float32_islands = settings.float32_islands
+    text = _text(folder, torch.device("cpu") if "text" in running.offload else place, number)
+    autoencoder = _autoencoder(folder, place, number, running)
+    parameters = 0
+    for part in (transformer, text, autoencoder):
+        if isinstance(part, nn.Module):
+            part.eval().requires_grad_(False)
+            parameters += sum(tensor.numel() for tensor in part.parameters())
+    return Model(
+        name=card.name, licence=card.licence, fps=card.fps, size=card.size, transformer=transformer,
+        text=text, autoencoder=autoencoder, stream_settings=settings,
+        fingerprint=_fingerprint(folder), threads=threads or threads_for(parameters, place), running=running,
+        device=place,
+    )  # fmt: skip
+
+
+def stream(
+    prompt: str,
+    seconds: float | None = None,
+    *,
+    model: str | Path | Model = "tiny",
+    seed: int = 0,
+    size: tuple[int, int] | None = None,
+    preset: str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> Iterator[np.ndarray]:
+    """Frames, uint8 [H, W, 3], each as soon as it exists; endless unless `seconds` is given."""
+    loaded = model if isinstance(model, Model) else load(model, stream=preset, overrides=overrides)
+    session = loaded.session(prompt, seed=seed, size=size)
+    return _frames(session, session.stream(seconds))
+
+
+def _frames(session: Session, chunks: Iterator[Chunk]) -> Iterator[np.ndarray]:
+    with session:
+        for chunk in chunks:
+            yield from chunk.frames
+
+
+def _folder(model: str | Path) -> Path:
+    """A bundled model, a local folder, or one from the hub."""
+    from rollforce.checkpoints.hub import fetch, is_repository
+    from rollforce.checkpoints.read import raw_advice
+
+    if isinstance(model, str) and model in bundled():
+        return resource(f"assets/{model}")
+    folder = Path(model)
+    if folder.is_file():
+        raise CheckpointError(raw_advice(folder))
+    if is_repository(model):
+        folder = fetch(str(model), PARTS)
+    if (folder / CARD).is_file() or (folder / "model_index.json").is_file():
+        return folder
+    if folder.is_dir():
+        raise CheckpointError(f"{folder} is a folder without {CARD} or model_index.json: not a model.")
+    raise ConfigError(
+        f"There is no model {str(model)!r}. Bundled: {', '.join(bundled()) or 'none'}. "
+        f"Or give a folder that holds {CARD}, or a hub id (owner/name)."
+    )
+
+
+def _card(folder: Path, stream: str | Path | None) -> Card:
+    """A folder's card; a diffusers folder has none, and streams only if it is said how (`stream`)."""
+    from rollforce.checkpoints.read import teacher_refusal
+
+    if (folder / CARD).is_file():
+        return build(Card, folder / CARD)
+    if stream is None:
+        raise CheckpointError(
+            f"{teacher_refusal(folder.name)} If it is a causal student, say how it was trained to stream: "
+            "--stream self_forcing, for one."
+        )
+    log.warning("%s has no %s: taken for a Wan student at 832x480, 16 fps; its licence is not known", folder, CARD)
+    return Card(name=folder.name, licence="unknown", fps=16, size=(480, 832), stream=str(stream))
+
+
+def _text(folder: Path, device: torch.device, dtype: torch.dtype) -> Text:
+    if (folder / "text").is_dir():
+        return TextEncoder.load(folder / "text").to(device)
+    from rollforce.models.text.umt5 import WanText
+
+    return WanText.load(folder, device=device, dtype=dtype if device.type == "cuda" else None)
+
+
+def _autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, running: Running) -> Autoencoder:
+    if (folder / "autoencoder").is_dir():
+        if running.decoder or running.tiling:
+            raise ConfigError("--decoder and --tiling are for Wan's autoencoder; this model's is small itself.")
+        return TinyAutoencoder.load(folder / "autoencoder").to(device)
+    from rollforce.models.autoencoder.tiling import Tiling
+    from rollforce.models.autoencoder.wan import WanAutoencoder
+
+    full = WanAutoencoder.load(folder / "vae", dtype, Tiling() if running.tiling else None).to(device)
+    if running.decoder is None:
+        return full
+    from rollforce.models.autoencoder.taehv import TaehvAutoencoder
+
+    small = TaehvAutoencoder.load(running.decoder, dtype).to(device)
+    if (small.channels, small.stride, small.frames) != (full.channels, full.stride, full.frames):
+        raise CheckpointError(f"{running.decoder} decodes other latents than those of {folder / 'vae'}.")
+    return Paired(full, small)
+
+
+def _check_fits(
+    folder: Path, card: Card, settings: StreamSettings, device: torch.device, dtype: torch.dtype, running: Running
+) -> None:
+    from rollforce.engine.budget.fit import check_fits
+    from rollforce.engine.budget.model_sizes import sizes_of
+    from rollforce.engine.budget.requirements import Setup
+    from rollforce.models.autoencoder.tiling import Tiling
+
+    check_fits(Setup(sizes_of(folder), settings, card.size, dtype, device, running.offload, running.quantize,
+                     Tiling() if running.tiling else None, small=running.decoder is not None))  # fmt: skip
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device {name!r} is not known. Use auto, cpu, cuda, cuda:1 or mps.") from error
+    here = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= here.get(device.type, 0):
+        raise ConfigError(f"device {name!r} is not here, or torch {torch.__version__} cannot use it. Try auto.")
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise ConfigError(f"dtype {name!r} is not known. Use auto, {', '.join(known)}.")
+    return known[name]
+
+
+def _fingerprint(folder: Path) -> str:
+    """Of all weights; large files by their size and their ends, where header and last tensors are."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.safetensors")):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        if path.stat().st_size <= WHOLE:
+            digest.update(path.read_bytes())
+            continue
+        with path.open("rb") as file:
+            digest.update(f"{path.stat().st_size}".encode() + file.read(END))
+            file.seek(-END, 2)
+            digest.update(file.read())
+    return digest.hexdigest()

@@ -1,0 +1,114 @@
+"""Model: what was loaded, and the sessions that share it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+from rollforce.engine.budget.fit import TILES, check_fits
+from rollforce.engine.budget.model_sizes import WAN_TEXT, ModelSizes, TinyDecoding, WanDecoding
+from rollforce.engine.budget.requirements import Setup
+from rollforce.errors import SnapshotError
+from rollforce.models.autoencoder.interface import Paired
+from rollforce.models.autoencoder.tiny import TinyAutoencoder
+from rollforce.streaming.batch import Batch
+from rollforce.streaming.bundle import Loaded
+from rollforce.streaming.events import Cue
+from rollforce.streaming.inputs import Following, Given, Opening
+from rollforce.streaming.pace import Pace
+from rollforce.streaming.session import Session
+from rollforce.streaming.snapshot import Snapshot
+from rollforce.video.images import Clip, Fit, Picture
+
+
+def check_session(model: Loaded, size: tuple[int, int] | None = None) -> None:
+    """DoesNotFit if a stream of these pictures (height, width) has no room beside what is loaded."""
+    autoencoder, small = model.autoencoder, isinstance(model.autoencoder, Paired)
+    if isinstance(autoencoder, Paired):
+        autoencoder = autoencoder.full
+    tiny = isinstance(autoencoder, TinyAutoencoder)
+    decoding = TinyDecoding(autoencoder.config, 0) if isinstance(autoencoder, TinyAutoencoder) else WanDecoding()
+    sizes = ModelSizes(model.name, model.transformer.config, decoding, 0, WAN_TEXT, "")
+    tiling = TILES if model.running.tiling and not tiny else None
+    check_fits(Setup(sizes, model.stream_settings, size or model.size, model.dtype, model.device, tiling=tiling,
+                     loaded=True, small=small))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Model(Loaded):
+    """A loaded model: text encoder, transformer, autoencoder, and the settings it streams with."""
+
+    def session(
+        self,
+        prompt: str,
+        seed: int = 0,
+        size: tuple[int, int] | None = None,
+        *,
+        image: Picture | None = None,
+        video: Clip | None = None,
+        follow: Clip | None = None,
+        strength: float = Following.strength,
+        fit: Fit = "crop",
+        ahead: bool = False,
+        cues: Sequence[Cue] = (),
+        remember: float = 0.0,
+        pace: Pace | None = None,
+        batch: Batch | None = None,
+    ) -> Session:
+        """Start a stream. `size` is (height, width) in pixels; default the trained one.
+
+        Args: `image`, `video` what the stream goes on from: a path, uint8 arrays, PIL; `follow` a video (a path, an
+        array, an iterator that yields pictures while they come) whose chunks enter at noise level `strength`, so that
+        the stream shows the prompt in its place, and ends with it; `fit` crop, pad or stretch, for pictures of
+        another size; `ahead` compute the next chunk while this one is decoded and used; `cues` what changes later;
+        `remember` seconds that `rewind` can go back: each chunk of them keeps a memory of its own;
+        `pace` how the stream does less when it is late, and more when it has time: see live.py; `batch` what makes its
+        model calls together with those of other streams.
+        """
+        given = Given(image, video, follow, Following.of(strength), fit)
+        return self.begin(prompt, seed, size, Opening(given, ahead, tuple(cues), remember, pace, batch))
+
+    def begin(self, prompt: str, seed: int, size: tuple[int, int] | None, opening: Opening | None = None) -> Session:
+        """`session`, with all that it may be told as one. DoesNotFit where the device has not the memory."""
+        if self.device.type == "cuda":
+            check_session(self, size)
+        return Session(self, prompt, seed, size, opening)
+
+    def batch(self, limit: int = 8, ahead: bool = True, lanes: int = 1) -> Batch:
+        """For streams that tick together, `session(..., batch=batch)`: at most `limit` in one model call; `ahead`: the
+        next chunk of a stream is computed while others are pulled; `lanes` calls at a time, where several threads or
+        tasks pull: for a small model on a CPU, as many as there are cores."""
+        return Batch(self, limit, ahead, lanes)
+
+    def warmup(self, size: tuple[int, int] | None = None) -> float:
+        """Stream until the buffer is full and once more, and throw it away; return the seconds it took.
+
+        What is compiled, captured or allocated at first use is there afterwards, for this size."""
+        begun, layout = perf_counter(), self.stream_settings.layout.build()
+        with self.session(self.words[0] if self.words else "warm up", size=size) as session:
+            for _ in zip(session.stream(), range(layout.slots // layout.shift + 2), strict=False):
+                pass
+        return perf_counter() - begun
+
+    def check_snapshot(self, snapshot: Snapshot) -> None:
+        """SnapshotError if it has another model or other settings."""
+        if snapshot.model != self.fingerprint:
+            raise SnapshotError(
+                f"The snapshot was made with other weights than those of {self.name!r}; load the model it came from."
+            )
+        if snapshot.settings != self.signature:
+            raise SnapshotError(
+                "The snapshot was made with other settings; load the model with the same ones, dtype and threads."
+            )
+
+    def resume(
+        self, snapshot: Snapshot, ahead: bool = False, pace: Pace | None = None, batch: Batch | None = None,
+        remember: float = 0.0,
+    ) -> Session:  # fmt: skip
+        """Continue a saved stream to the same bytes. SnapshotError if it has another model or other settings."""
+        self.check_snapshot(snapshot)
+        how = Opening(ahead=ahead, remember=remember, pace=pace, batch=batch)
+        session = Session(self, snapshot.prompt, snapshot.seed, snapshot.size, how)
+        session._restore(snapshot)
+        return session

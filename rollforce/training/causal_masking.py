@@ -1,0 +1,146 @@
+"""Causal initialisation: how a network learns to go on from the past before it lives on its own rollouts.
+
+Who sees what is a closure, as scores are; the losses know nothing of masks:
+
+    own_past    diffusion forcing (Chen et al. 2024; CausVid): one sequence; a chunk sees itself and the earlier chunks,
+                as noisy as they happen to be
+    true_past   teacher forcing (Causal Forcing, Self Forcing): the sequence twice, [clean ; noisy], at the same
+                positions; a noisy chunk sees itself and the clean chunks before it
+
+    flow_matching(own_past(...), ...)                               velocity loss with noise drawn for each chunk
+    ode.regression(score_by(own_past(...)), pairs, ...)             on the teacher's ODE, see ode.py
+    ode.consistency(score_by(true_past(...)), ...)                  without stored pairs
+
+Masks are dense, [L, L] for own_past and [2L, 2L] for true_past: right for the tiny model; at Wan's 1,560 tokens per
+latent keep windows short (6 latents: 0.35 and 1.4 GB in float32).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rollforce.engine import flow
+from rollforce.engine.schedule import training_weight
+from rollforce.errors import ConfigError, ShapeError
+from rollforce.models.transformer.transformer import Condition, VideoTransformer
+from rollforce.training import losses
+from rollforce.training.masks import additive, block_causal, teacher_forcing
+from rollforce.training.scores import Score
+
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""(noisy, sigma_BT) -> velocity"""
+
+
+def own_past(model: VideoTransformer, condition: Condition, chunk: int, tokens: int) -> Velocity:
+    """The model's velocity when a chunk of `chunk` latents sees itself and the chunks before it in the same video.
+
+    `tokens`: per latent (Grid.tokens_per_latent)."""
+
+    def velocity(noisy_BTCHW: Tensor, sigma_BT: Tensor) -> Tensor:
+        mask = additive(block_causal(noisy_BTCHW.shape[1], chunk, tokens)).to(noisy_BTCHW.device)
+        return model(noisy_BTCHW, sigma_BT, _index(noisy_BTCHW), condition, mask=mask)
+
+    return velocity
+
+
+def true_past(
+    model: VideoTransformer,
+    condition: Condition,
+    past_BTCHW: Tensor,
+    chunk: int,
+    tokens: int,
+    past_sigma_BT: Tensor | None = None,
+) -> Velocity:
+    """The model's velocity when a noisy chunk sees itself and the earlier chunks of `past`, the whole true video.
+
+    `tokens`: per latent; `past_sigma_BT`: the noise that `past` carries (see `augmented`); None: it is clean.
+    """
+    past_sigma = past_BTCHW.new_zeros(past_BTCHW.shape[:2]) if past_sigma_BT is None else past_sigma_BT
+
+    def velocity(noisy_BTCHW: Tensor, sigma_BT: Tensor) -> Tensor:
+        latents, index = noisy_BTCHW.shape[1], _index(noisy_BTCHW)
+        if past_BTCHW.shape != noisy_BTCHW.shape:
+            raise ShapeError(f"the true video {list(past_BTCHW.shape)} and the noisy one {list(noisy_BTCHW.shape)} "
+                             "must have one shape: give the whole video, the mask hides its future.")
+        mask = additive(teacher_forcing(latents, chunk, tokens)).to(noisy_BTCHW.device)
+        both = torch.cat([past_BTCHW.to(noisy_BTCHW), noisy_BTCHW], dim=1)
+        sigma = torch.cat([past_sigma.to(sigma_BT), sigma_BT], dim=1)
+        return model(both, sigma, torch.cat([index, index]), condition, mask=mask)[:, latents:]
+
+    return velocity
+
+
+def score_by(velocity: Velocity) -> Score:
+    """The clean estimate that a velocity makes. At sigma 0 it is the input, exactly: what consistency models need."""
+
+    def clean(noisy_BTCHW: Tensor, sigma_BT: Tensor) -> Tensor:
+        return flow.clean_of(noisy_BTCHW, velocity(noisy_BTCHW, sigma_BT), sigma_BT)
+
+    return clean
+
+
+def flow_matching(
+    velocity: Velocity,
+    clean_BTCHW: Tensor,
+    chunk: int,
+    generator: torch.Generator,
+    shift: float = 1.0,
+    weighted: bool = False,
+) -> Tensor:
+    """Flow matching with a noise level for each chunk, warp(U(0, 1), shift): diffusion forcing or teacher forcing.
+
+    `weighted`: by schedule.training_weight, as Wan's scheduler does. `generator` is on the CPU.
+    """
+    sigma = chunk_levels(clean_BTCHW, chunk, generator, shift)
+    noise = drawn_like(clean_BTCHW, generator)
+    predicted = velocity(flow.noised(clean_BTCHW, noise, sigma), sigma)
+    if not weighted:
+        return losses.velocity(predicted, clean_BTCHW, noise)
+    weight = training_weight(sigma, shift)
+    return losses.velocity(predicted, clean_BTCHW, noise, weight) * weight.mean()  # a weighted sum, not a weighted mean
+
+
+def augmented(clean_BTCHW: Tensor, limit: float, chunk: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A past with a little noise, so that a student does not trust its own too much: (past, sigma_BT) for `true_past`.
+
+    Each chunk has sigma ~ U(0, limit) and noise of its own. The reference (Self Forcing, Causal Forcing) means this,
+    but counts its levels from the noisy end of the table, so that a small limit gives almost pure noise, and uses the
+    very noise that the noisy half is asked to predict, which lets the answer be copied.
+    """
+    if not 0 <= limit <= 1:
+        raise ConfigError(f"noise of the past {limit} must lie in [0, 1]; 0.1 is much already.")
+    sigma = chunk_levels(clean_BTCHW, chunk, generator) * limit
+    return flow.noised(clean_BTCHW, drawn_like(clean_BTCHW, generator), sigma), sigma
+
+
+# ------------------------------------------------------------------------------------------------------------- draws
+
+
+def chunk_levels(like_BTCHW: Tensor, chunk: int, generator: torch.Generator, shift: float = 1.0) -> Tensor:
+    """sigma [B, T] in (0, 1]: one level for each chunk, the same for its latents."""
+    batch, latents = like_BTCHW.shape[:2]
+    even = 1 - torch.rand(batch, chunks_in(latents, chunk), generator=generator)
+    sigma = shift * even / (1 + (shift - 1) * even)
+    return spread(sigma, latents, chunk).to(like_BTCHW.device)
+
+
+def chunks_in(latents: int, chunk: int) -> int:
+    """How many chunks a video has; the last one may be shorter."""
+    return -(-latents // chunk)
+
+
+def spread(values_BN: Tensor, latents: int, chunk: int) -> Tensor:
+    """Something for each chunk [B, N] -> for each of `latents` latents [B, T]."""
+    return values_BN.repeat_interleave(chunk, 1)[:, :latents]
+
+
+def drawn_like(x_BTCHW: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal noise of x's shape, drawn on the CPU in float32: the same numbers on every device."""
+    return torch.randn(x_BTCHW.shape, generator=generator).to(x_BTCHW)
+
+
+def _index(x_BTCHW: Tensor) -> Tensor:
+    return torch.arange(x_BTCHW.shape[1], device=x_BTCHW.device)

@@ -1,0 +1,149 @@
+"""What training scripts share: starting, optimisers, the moving average, gradients over processes, the guard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rollforce.errors import ConfigError, TrainingError
+from rollforce.training.muon import Muon
+from rollforce.training.recipes import Optimiser, Run
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def accelerator_of(run: Run, cpu: bool = False) -> Accelerator:
+    """The accelerator of a run: devices, processes (`accelerate launch` or `torchrun`) and autocast.
+
+    Models are not wrapped by it: students are called tick by tick inside a rollout, which DistributedDataParallel
+    cannot follow, so gradients are added up by `share_gradients`, and FSDP2 shards in distill/shard.py."""
+    from accelerate import Accelerator
+
+    cpu = cpu or not torch.cuda.is_available()  # said outright, or accelerate starts no processes on a CPU
+    accelerator = Accelerator(mixed_precision=run.precision, cpu=cpu)
+    processes = accelerator.num_processes
+    if run.parts % processes:
+        raise ConfigError(f"run.parts {run.parts} must be a multiple of the number of processes, {processes}.")
+    return accelerator
+
+
+def parts_of(run: Run, rank: int, processes: int) -> range:
+    """The parts of a step's batch that a process takes."""
+    return range(rank, run.parts, processes)
+
+
+def block_matrices(network: nn.Module) -> list[nn.Parameter]:
+    """What Muon is for: the matrices inside a transformer's blocks."""
+    return [p for n, p in network.named_parameters() if p.ndim == 2 and "blocks." in n and "norm" not in n]
+
+
+def optimisers(
+    network: nn.Module, settings: Optimiser, matrices: Sequence[nn.Parameter] | None = None
+) -> list[torch.optim.Optimizer]:
+    """The optimisers of a network, each with its full rate under "initial". `matrices`: for Muon, if it is chosen."""
+    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    matrices = block_matrices(network) if matrices is None else matrices
+    if settings.kind == "adamw":
+        matrices = []
+    chosen = {id(p) for p in matrices}
+    rest = [p for _, p in named if id(p) not in chosen]
+    made: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, settings.lr, settings.betas, weight_decay=settings.weight_decay)
+    ]
+    if matrices:
+        made.append(Muon(list(matrices), settings.lr_matrices))
+    for optimiser in made:
+        for group in optimiser.param_groups:
+            group["initial"] = group["lr"]
+    return made
+
+
+def set_rate(made: Sequence[torch.optim.Optimizer], factor: float) -> None:
+    """Set the learning rates to `factor` of the full ones."""
+    for optimiser in made:
+        for group in optimiser.param_groups:
+            group["lr"] = group["initial"] * factor
+
+
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, keep: float, step: int) -> None:
+    """Exponential moving average of the parameters; early steps follow faster, so that the start is forgotten, and
+    before step 0 it is the model itself."""
+    keep = min(keep, (1 + step) / (10 + step)) if step >= 0 else 0.0
+    for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
+        slow.lerp_(fast, 1 - keep)
+
+
+@torch.no_grad()
+def share_gradients(parameters: Iterable[Tensor]) -> None:
+    """Add up gradients over all processes, in one message; parameters without a gradient count as zero.
+
+    Those of sharded parameters are together already, but averaged (FSDP2 cannot add with every backend)."""
+    parameters = [p for p in parameters if p.requires_grad]
+    for p in parameters:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    if is_sharded(parameters):
+        for p in parameters:
+            assert p.grad is not None
+            if hasattr(p, "full_tensor"):
+                p.grad.mul_(dist.get_world_size())
+            else:
+                dist.all_reduce(p.grad)
+        return
+    flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+    dist.all_reduce(flat)
+    for p, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        p.grad = grad.view_as(p)
+
+
+def is_sharded(parameters: Sequence[Tensor]) -> bool:
+    """Whether these are the parameters of a network that FSDP2 has sharded."""
+    return any(hasattr(p, "full_tensor") for p in parameters)
+
+
+def update(network: nn.Module, made: Sequence[torch.optim.Optimizer], clip: float, step: int, out: Path) -> float:
+    """Share gradients, clip, guard, step. Returns the norm of the gradient before clipping."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    share_gradients(parameters)
+    size = clipped(parameters, clip)
+    guard(size, "the norm of the gradient", step, out)
+    for optimiser in made:
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+    return size
+
+
+def clipped(parameters: Sequence[Tensor], clip: float) -> float:
+    """Clip gradients to the norm `clip`, sharded and whole ones together; return their norm before."""
+    sharded = [p for p in parameters if hasattr(p, "full_tensor")]
+    groups = [group for group in (sharded, [p for p in parameters if not hasattr(p, "full_tensor")]) if group]
+    norms = [torch.nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]) for group in groups]
+    whole = torch.stack([n.full_tensor() if hasattr(n, "full_tensor") else n for n in norms]).norm()
+    for group in groups:
+        torch.nn.utils.clip_grads_with_norm_(group, clip, whole)
+    return float(whole)
+
+
+def guard(value: float, what: str, step: int, out: Path) -> None:
+    """Stop before a number that is not finite reaches the weights; the last checkpoint stays."""
+    if math.isfinite(value):
+        return
+    from rollforce.training.checkpoint import latest
+
+    last = latest(out)
+    kept = f"The last good checkpoint is {last}" if last else "No checkpoint was written yet"
+    raise TrainingError(
+        f"step {step}: {what} is {value}. {kept}; nothing was overwritten.\n"
+        "What helps: a lower learning rate or a longer warm-up; run.precision=no; a smaller clip. "
+        "If it comes back at the same step with all of these, look at that step's data."
+    )

@@ -1,0 +1,319 @@
+"""Settings of training: one frozen dataclass per stage; configs/train/*.yaml map onto them.
+
+Everything a run does is a function of its recipe and the number of the step, so a run that is stopped and resumed, on
+any number of processes that divides `parts`, sees the same data and noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rollforce.engine.schedule import Ladder, warped
+from rollforce.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a run is carried out.
+
+    `parts`: a step's batch comes in so many parts; each process takes every n-th, so this is gradient accumulation on
+    one process and data parallelism on several. `precision`: autocast of the forward pass. `shard`: FSDP2, the weights
+    of all networks spread over the processes. `recompute`: no activations of a block are kept for the backward pass.
+    `keep`: checkpoints kept. The `*_every` are in steps; 0 is never.
+    """
+
+    steps: int
+    seed: int = 0
+    parts: int = 1
+    precision: Literal["no", "bf16"] = "no"
+    shard: bool = False
+    recompute: bool = False
+    compile: bool = False
+    attention: str = "sdpa"
+    tell_every: int = 10
+    save_every: int = 200
+    show_every: int = 0
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "parts", "tell_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"run.{name} {getattr(self, name)}: must be at least 1.")
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """AdamW for everything, or Muon for the matrices of the blocks (at `lr_matrices`) and AdamW for the rest.
+
+    The rate rises over `warmup` steps, and falls linearly to `floor` of itself over the last share `decay` of the run.
+    """
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    lr: float = 2e-4
+    lr_matrices: float = 0.02
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    warmup: int = 30
+    decay: float = 0.35
+    floor: float = 0.01
+
+    def rate(self, step: int, steps: int) -> float:
+        """What the learning rates are multiplied with at `step` of `steps`."""
+        left = (steps - step) / steps
+        falling = self.floor + (1 - self.floor) * left / self.decay if self.decay else 1.0
+        return min(1.0, (step + 1) / max(1, self.warmup), falling)
+
+
+@dataclass(frozen=True)
+class Average:
+    """Moving average of the weights: what is validated, shown and exported. `start`: the step at which it begins."""
+
+    keep: float = 0.998
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class World:
+    """The tiny world as endless data: see data.WorldClips.
+
+    `clips`: how many scenes there are; `opened`: at the first step, `per_step`: how many more with each step, so that
+    training starts at once; `latents`: length of a clip; `dropped`: share of captions left empty, for guidance;
+    `kept`: clips held in memory; `size`: pixels; `two`: share of scenes with two things (null: as the world has it);
+    `alike`: share of these in which both are made to move in the same way, which is what is learned last; `workers`:
+    processes that render clips ahead (0: this one does, when a clip is needed).
+    """
+
+    kind: Literal["world"] = "world"
+    autoencoder: str = "assets/tiny/autoencoder"
+    clips: int = 8192
+    opened: int = 512
+    per_step: float = 4.0
+    latents: int = 24
+    dropped: float = 0.1
+    kept: int = 8192
+    size: int = 64
+    two: float | None = None
+    alike: float = 0.0
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class Latents:
+    """A folder of encoded clips with their text embeddings: see data.LatentFolder. `autoencoder`: a model folder with
+    vae/, needed where a latent is made of a picture (practice.first=image)."""
+
+    kind: Literal["latents"] = "latents"
+    folder: str = ""
+    dropped: float = 0.1
+    autoencoder: str = ""
+
+
+AnyData = World | Latents
+
+
+@dataclass(frozen=True)
+class Noising:
+    """Which windows training draws, as shares: "image", "together" and the patterns of distill/windows.py.
+
+    `stream`: the preset whose chunk and ladder the rolling patterns follow; `shift` of the noise levels of the others.
+    """
+
+    shares: dict[str, float] = field(default_factory=lambda: {"together": 1.0})
+    images_only: int = 0
+    pictures: int = 48
+    stream: str = "rolling"
+    shift: float = 3.0
+
+
+@dataclass(frozen=True)
+class TeacherRecipe:
+    """Flow matching of the teacher (train/teacher.py). `model`: a name in configs/model; `start`: a folder with
+    transformer/ and text/ to go on from, or "" for a fresh network. `videos` and `latents`: of a part's batch."""
+
+    run: Run
+    model: str = "tiny"
+    start: str = ""
+    data: AnyData = field(default_factory=World)
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    average: Average = field(default_factory=Average)
+    noising: Noising = field(default_factory=Noising)
+    videos: int = 4
+    latents: int = 15
+    scale: float = 2.5
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Guidance of the judging teacher, free + scale * (wished - free): `scale`, then `last` from share `since` on."""
+
+    scale: float = 2.0
+    last: float = 1.5
+    since: float = 0.6
+
+    def at(self, done: float) -> float:
+        """The scale when the share `done` of the run is over."""
+        return self.scale if done < self.since else self.last
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """Whole rollouts from the start (distill/rollouts.py): `latents` is drawn from the list; with gradient only what
+    reaches into the `last` ones (what the teacher can judge); `mix`: share of rollouts in the second preset.
+
+    `first`: what longer videos begin with for the teacher, the latent as it is or a re-encoded image
+    (judging.as_beginning). `leak`: the reference's gradient path into memory (distill/leak.py).
+    """
+
+    kind: Literal["lessons"] = "lessons"
+    latents: tuple[int, ...] = (21,)
+    last: int = 21
+    mix: float = 0.0
+    second: str = "chunkwise"
+    first: Literal["keep", "image"] = "keep"
+    leak: bool = False
+
+
+@dataclass(frozen=True)
+class Lasting:
+    """Persistent streams (distill/streams.py): `groups` of streams of different age, one tick of one group per step.
+
+    `age`: chunks after which a group starts again. `behind`: how many finished latents are judged together with those
+    in flight; a stream of one chunk in flight needs some, or nobody sees whether its chunks follow each other. With
+    `switch` > 0 a group takes new prompts at that share of its age, as a session that recaches: LongLive's long tuning.
+    """
+
+    kind: Literal["lasting"] = "lasting"
+    groups: int = 6
+    age: int = 14
+    behind: int = 3
+    switch: float = 0.0
+
+
+@dataclass(frozen=True)
+class Forced:
+    """No self-rollout: noised true videos, each chunk at a level of the ladder, restored in one call (CausVid; the
+    "DF + DMD" and "TF + DMD" rows of Self Forcing's ablation). `past`: what a chunk sees behind it."""
+
+    kind: Literal["forced"] = "forced"
+    latents: int = 15
+    past: Literal["noisy", "clean"] = "noisy"
+
+
+AnyPractice = Lessons | Lasting | Forced
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """Reward weighting of the student's loss: none, Re-DMD (Reward Forcing) or Stream-R1. See distill/weights.py."""
+
+    kind: Literal["none", "re_dmd", "stream_r1"] = "none"
+    reward: Literal["oracle", "eyes", "random"] = "eyes"
+    beta: float = 2.0
+
+
+@dataclass(frozen=True)
+class DistillRecipe:
+    """Distribution matching on the student's own rollouts (train/distill.py).
+
+    `teacher`: folder with transformer/ and text/; `start`: the student's, "" for the teacher itself; `stream`: preset
+    the student is made for, with `changes` such as layout.levels=[1,0.5]; `window`: latents judged together; `ratio`:
+    critic steps per student step; `alone`: first steps that train the critic only; `shift` of the levels at which
+    videos are judged, clamped to `levels`.
+    """
+
+    run: Run
+    teacher: str = "assets/tiny-teacher"
+    start: str = ""
+    stream: str = "rolling"
+    changes: tuple[str, ...] = ()
+    data: AnyData = field(default_factory=World)
+    practice: AnyPractice = field(default_factory=Lasting)
+    loss: Literal["dmd", "sid"] = "dmd"
+    guidance: Guidance = field(default_factory=Guidance)
+    rewards: Rewards = field(default_factory=Rewards)
+    batch: int = 8
+    window: int = 12
+    ratio: int = 3
+    alone: int = 8
+    shift: float = 3.0
+    levels: tuple[float, float] = (0.02, 0.98)
+    student: Optimiser = field(default_factory=lambda: Optimiser(lr=2e-4, betas=(0.5, 0.99), warmup=15, decay=0.5))
+    critic: Optimiser = field(default_factory=lambda: Optimiser(lr=3e-4, betas=(0.5, 0.99), warmup=1, decay=0.0))
+    average: Average = field(default_factory=lambda: Average(keep=0.98))
+
+    def __post_init__(self) -> None:
+        if self.batch % self.run.parts:
+            raise ConfigError(f"batch {self.batch} must be a multiple of run.parts {self.run.parts}.")
+
+
+@dataclass(frozen=True)
+class CausalRecipe:
+    """A causal student before any self-rollout (train/causal.py).
+
+    `method`: how; see the script. `aug`: largest noise on the true past (teacher forcing). `solver_steps`: of the
+    teacher's ODE and of the consistency grid; `history`: solve each chunk from its true past (Causal Forcing) or the
+    whole video at once (CausVid, Self Forcing); `pairs`: how many batches of ODE pairs are solved, each used again and
+    again. `mix`: StreamDiT's partitions as [chunk, micro steps, chunks in flight]; the first one is distilled.
+    """
+
+    run: Run
+    teacher: str = "assets/tiny-teacher"
+    start: str = ""
+    method: Literal[
+        "teacher_forcing", "diffusion_forcing", "ode", "consistency", "partitions", "segments"
+    ] = "diffusion_forcing"
+    data: AnyData = field(default_factory=World)
+    chunk: int = 3
+    levels: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
+    shift: float = 3.0
+    weighted: bool = False
+    aug: float = 0.0
+    solver_steps: int = 48
+    history: bool = True
+    pairs: int = 64
+    mix: tuple[tuple[int, int, int], ...] = ((3, 1, 4), (3, 2, 2), (1, 2, 8))
+    scale: float = 2.0
+    videos: int = 4
+    latents: int = 15
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    average: Average = field(default_factory=lambda: Average(keep=0.99))
+
+    @property
+    def ladder(self) -> Ladder:
+        """The student's noise levels after the shift."""
+        return warped(self.levels, self.shift)
+
+
+@dataclass(frozen=True)
+class AutoencoderRecipe:
+    """The tiny autoencoder (train/autoencoder.py).
+
+    `encoder`: folder of an autoencoder whose linear encoder (and decoder, to go on from) is kept; "" fits a new one to
+    `fitted` clips. `workers`: processes that render clips ahead. `drawn`: of a clip's `latents`, how many consecutive
+    ones are drawn and judged. `noise`: largest noise on the latents. `student`: folder with transformer/ and text/ that
+    redraws the share `redrawn` of the clips.
+    """
+
+    run: Run
+    encoder: str = ""
+    student: str = ""
+    redrawn: float = 0.75
+    fitted: int = 300
+    size: int = 64
+    workers: int = 0
+    batch: int = 4
+    latents: int = 12
+    drawn: int = 5
+    noise: float = 0.35
+    optimiser: Optimiser = field(
+        default_factory=lambda: Optimiser("muon", lr=1e-3, lr_matrices=0.01, warmup=50, decay=0.5, clip=1e9)
+    )
+    average: Average = field(default_factory=lambda: Average(keep=0.99))
+
+    def __post_init__(self) -> None:
+        if self.batch % self.run.parts:
+            raise ConfigError(f"batch {self.batch} must be a multiple of run.parts {self.run.parts}.")
+        if not 1 <= self.drawn <= self.latents:
+            raise ConfigError(f"drawn {self.drawn}: between 1 and latents, {self.latents}.")

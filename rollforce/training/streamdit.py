@@ -1,0 +1,133 @@
+"""StreamDiT (Kodaira et al. 2025): one network for many ways to cut a moving buffer into chunks.
+
+A partition has `chunks` chunks of `chunk` latents in flight and makes `micro` steps between two commits: chunks * micro
+steps in all. Noise time 0..1 is cut into as many segments as there are chunks; the oldest chunk lives in the cleanest
+one. In steps, a partition is layout.partitioned(ladder(partition, shift), chunk, micro), so a network trained here
+streams there.
+
+    mixed training         a partition from the mix, a level anywhere in each segment: flow matching
+    segment distillation   one step of the student for the `micro` guided steps of the teacher through a segment
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from rollforce.engine import flow
+from rollforce.engine.schedule import Ladder, linear, warped
+from rollforce.errors import ConfigError
+from rollforce.training.masks import additive
+from rollforce.training.noise_patterns import Group, Noising, visible
+from rollforce.training.ode import euler_step
+from rollforce.training.scores import Score
+
+
+@dataclass(frozen=True)
+class Partition:
+    """`chunk`: latents per chunk; `micro`: steps between commits; `chunks`: in flight. ConfigError below 1."""
+
+    chunk: int
+    micro: int
+    chunks: int
+
+    def __post_init__(self) -> None:
+        if min(self.chunk, self.micro, self.chunks) < 1:
+            raise ConfigError(f"chunk {self.chunk}, micro {self.micro}, chunks {self.chunks}: each at least 1.")
+
+    @property
+    def latents(self) -> int:
+        return self.chunk * self.chunks
+
+    @property
+    def steps(self) -> int:
+        return self.micro * self.chunks
+
+
+def ladder(partition: Partition, shift: float = 1.0) -> Ladder:
+    """The levels a latent steps down: even in noise time, then shifted."""
+    return warped(linear(partition.steps), shift)
+
+
+def draw(mix: Sequence[Partition], generator: torch.Generator) -> Partition:
+    """One of the mix, all equally likely. Several processes draw from equally seeded generators: shapes must agree."""
+    if not mix:
+        raise ConfigError("the mix has no partition: give at least one, e.g. chunk 3, micro 1, chunks 4.")
+    return mix[int(torch.randint(len(mix), (), generator=generator))]
+
+
+def segment_levels(partition: Partition, batch: int, generator: torch.Generator, shift: float = 1.0) -> Tensor:
+    """sigma [B, T]: for each chunk a level drawn evenly from its segment, so noise rises along the buffer.
+
+    A buffer that fills has only the last latents of this, one that drains only the first: cut them off.
+    """
+    place = torch.arange(partition.chunks)
+    even = (place + 1 - torch.rand(batch, partition.chunks, generator=generator)) / partition.chunks
+    sigma = shift * even / (1 + (shift - 1) * even)
+    return sigma.repeat_interleave(partition.chunk, 1)
+
+
+def noising(
+    partition: Partition, batch: int, tokens: int, generator: torch.Generator, shift: float = 1.0, past: int = 0
+) -> Noising:
+    """A buffer for mixed training: all chunks in flight see each other and `past` clean latents before them.
+
+    StreamDiT has no past; rollforce's partitioned streams see their memory. The past is cut into chunks as the buffer
+    is, each seeing those before it, as committed memory does. `tokens`: per latent. The loss is
+    losses.velocity(..., weight_BT=noising.weight_T[None]).
+    """
+    if past % partition.chunk:
+        raise ConfigError(f"past {past} must be a multiple of the chunk, {partition.chunk}.")
+    noisy = segment_levels(partition, batch, generator, shift)
+    sigma = torch.cat([torch.zeros(batch, past), noisy], dim=1)
+    group = Group(past // partition.chunk, partition.chunks)
+    mask = additive(visible((group,), partition.chunk * tokens)) if past else None
+    return Noising(sigma, mask, (sigma[0] > 0).float())
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A step for the student: `noisy` at the top of each segment -> the teacher's `reached` at its bottom.
+
+    `clean` is the clean estimate with which one Euler step from `above` to `below` lands on `reached`: regress it.
+    """
+
+    noisy: Tensor
+    above_BT: Tensor
+    below_BT: Tensor
+    reached: Tensor
+    clean: Tensor
+
+
+@torch.no_grad()
+def segment(teacher: Score, noisy_BTCHW: Tensor, partition: Partition, shift: float = 1.0) -> Segment:
+    """Segment distillation: where `micro` Euler steps of the (guided) teacher lead the whole buffer, each chunk through
+    its own segment. `noisy`: a buffer at `tops(partition, shift)`, from true videos or from a stream.
+    """
+    if noisy_BTCHW.shape[1] != partition.latents:
+        raise ConfigError(f"{noisy_BTCHW.shape[1]} latents in the buffer, but the partition has {partition.latents}.")
+    levels = torch.tensor((*ladder(partition, shift), 0.0), device=noisy_BTCHW.device)
+    first = (partition.chunks - 1 - torch.arange(partition.chunks)).repeat_interleave(partition.chunk) * partition.micro
+    rows = [levels[first + step].expand(noisy_BTCHW.shape[:2]) for step in range(partition.micro + 1)]
+    x = noisy_BTCHW
+    for sigma, lower in pairwise(rows):
+        x = euler_step(teacher, x, sigma, lower)
+    above, below = rows[0], rows[-1]
+    wide = ((above / (above - below))[..., None, None, None]).to(x)
+    return Segment(noisy_BTCHW, above, below, x, noisy_BTCHW + wide * (x - noisy_BTCHW))
+
+
+def tops(partition: Partition, shift: float = 1.0) -> Tensor:
+    """sigma [1, T] at the noisy end of each chunk's segment, oldest chunk first."""
+    levels = ladder(partition, shift)[:: partition.micro]
+    return torch.tensor(levels[::-1]).repeat_interleave(partition.chunk)[None]
+
+
+def buffer_at_tops(clean_BTCHW: Tensor, noise_BTCHW: Tensor, partition: Partition, shift: float = 1.0) -> Tensor:
+    """True videos brought to the levels at which `segment` begins."""
+    sigma = tops(partition, shift).expand(clean_BTCHW.shape[:2]).to(clean_BTCHW.device)
+    return flow.noised(clean_BTCHW, noise_BTCHW, sigma)
