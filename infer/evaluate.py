@@ -41,8 +41,7 @@ from rollforce.evaluation.plots import save_curves
 from rollforce.evaluation.report import Report, Streamed, compared, saved_runs, summary
 from rollforce.evaluation.runner import MOMENTS, Job, Run, Task, finished, told
 from rollforce.evaluation.tables import differences, markdown, terminal
-from rollforce.video import contact_sheet
-from rollforce.video.contact_sheet import unpacked
+from rollforce.video.contact_sheet import contact_sheet, unpacked
 from rollforce.world import caption, sample_scene
 
 SEED_STEP = 1_000_000  # between the seeds of one prompt's streams

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
+from repository import ROOT
 from typer.testing import CliRunner
 
 from rollforce.cli.main import app
 from rollforce.config import resource
 
-ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text()
 
 

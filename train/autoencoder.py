@@ -34,7 +34,7 @@ from rollforce.training.metrics_log import Journal, border_ratio, psnr
 from rollforce.training.optim import accelerator_of, follow, guard, optimisers, parts_of, set_rate, update
 from rollforce.training.recipes import AutoencoderRecipe
 from rollforce.training.scores import score_of
-from rollforce.video.contact_sheet import sheet
+from rollforce.video.contact_sheet import contact_sheet
 from rollforce.world.caption import caption
 from rollforce.world.processes import Renderers
 from rollforce.world.render import render, sprite_mask
@@ -216,7 +216,7 @@ def show(model: TinyAutoencoder, size: int, noise: float = 0.2) -> tuple[dict[st
         figures[f"psnr sprite {name}"] = psnr(out, video, mask)
         figures[f"border {name}"] = border_ratio(out, model.config.frames)
     rows = [(v[i] * 255).round().byte().numpy() for i in range(6) for v in (video, outputs["clean"], outputs["noisy"])]
-    return {k: round(v, 3) for k, v in figures.items()}, sheet(rows, list(range(30, 46, 2)), zoom=2)
+    return {k: round(v, 3) for k, v in figures.items()}, contact_sheet(rows, list(range(30, 46, 2)), zoom=2)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from rollforce.training.optim import accelerator_of, follow, guard, optimisers, 
 from rollforce.training.recipes import DistillRecipe, Forced, Lasting, Lessons, World
 from rollforce.training.reward_weights import Weighting
 from rollforce.training.scores import guided, score_of
-from rollforce.video.contact_sheet import sheet
+from rollforce.video.contact_sheet import contact_sheet
 
 
 def main() -> None:
@@ -214,7 +214,7 @@ def show(average: Network, stream: StreamSettings, data: Data) -> tuple[dict[str
     frames = data.autoencoder(made).clamp(0, 1)
     pictures = [(f * 255).round().byte().numpy() for f in frames]
     figures = {"border": border_ratio(frames, data.autoencoder.config.frames), "contrast": float(frames.std())}
-    return figures, sheet(pictures, list(range(1, 84, 8)), prompts, zoom=2)
+    return figures, contact_sheet(pictures, list(range(1, 84, 8)), prompts, zoom=2)
 
 
 if __name__ == "__main__":

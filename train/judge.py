@@ -22,7 +22,7 @@ from rollforce.evaluation.stats import interval
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
 from rollforce.training.data import Batch, path_of
 from rollforce.training.network import Network
-from rollforce.video import contact_sheet
+from rollforce.video.contact_sheet import contact_sheet
 from rollforce.world import caption, sample_scene, wish_of
 from rollforce.world.eyes import Eyes
 from rollforce.world.oracle import score

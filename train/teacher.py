@@ -30,7 +30,7 @@ from rollforce.training.network import Network
 from rollforce.training.noise_patterns import PATTERNS, Noising, rolling, together
 from rollforce.training.optim import accelerator_of, follow, guard, optimisers, parts_of, set_rate, update
 from rollforce.training.recipes import TeacherRecipe, World
-from rollforce.video.contact_sheet import sheet
+from rollforce.video.contact_sheet import contact_sheet
 from rollforce.world.caption import KINDS
 
 
@@ -153,7 +153,7 @@ def show(average: Network, recipe: TeacherRecipe, device: torch.device) -> tuple
     frames = clips.autoencoder(x.cpu()).clamp(0, 1)
     figures["border"] = border_ratio(frames, clips.autoencoder.config.frames)
     pictures = [(f * 255).round().byte().numpy() for f in frames]
-    return figures, sheet(pictures, list(range(1, 4 * recipe.latents - 1, 6)), prompts, zoom=2)
+    return figures, contact_sheet(pictures, list(range(1, 4 * recipe.latents - 1, 6)), prompts, zoom=2)
 
 
 if __name__ == "__main__":

@@ -217,7 +217,7 @@ class Conversion:
 
     checkpoint: Checkpoint
     config: Mapping[str, Any]
-    base_model: tuple[base_model.Part, ...]
+    parts: tuple[base_model.Part, ...]
     lora: Checkpoint | None
     out: Path
     card: Card

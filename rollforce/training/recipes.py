@@ -205,7 +205,7 @@ AnyPractice = Lessons | Lasting | Forced
 
 
 @dataclass(frozen=True)
-class Rewards:
+class RewardSettings:
     """Reward weighting of the student's loss: none, Re-DMD (Reward Forcing) or Stream-R1. See distill/weights.py."""
 
     kind: Literal["none", "re_dmd", "stream_r1"] = "none"
@@ -232,7 +232,7 @@ class DistillRecipe:
     practice: AnyPractice = field(default_factory=Lasting)
     loss: Literal["dmd", "sid"] = "dmd"
     guidance: Guidance = field(default_factory=Guidance)
-    rewards: Rewards = field(default_factory=Rewards)
+    rewards: RewardSettings = field(default_factory=RewardSettings)
     batch: int = 8
     window: int = 12
     ratio: int = 3

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from rollforce.errors import ConfigError
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
-from rollforce.training.recipes import Rewards
+from rollforce.training.recipes import RewardSettings
 from rollforce.training.rewards import EyesReward, OracleReward, Reward, Shuffled
 
 Rewards = Mapping[str, Tensor]  # axis -> [B]
@@ -152,7 +152,7 @@ class Weighting:
     Stream-R1 remembers past rewards: one history for each part of the batch, so that any number of processes may go on.
     """
 
-    def __init__(self, settings: Rewards, autoencoder: TinyAutoencoder) -> None:
+    def __init__(self, settings: RewardSettings, autoencoder: TinyAutoencoder) -> None:
         if settings.kind == "stream_r1" and settings.reward == "oracle":
             raise ConfigError("rewards.reward oracle has no gradient, and stream_r1 needs one: use eyes.")
         self.settings, self.autoencoder = settings, autoencoder

@@ -12,7 +12,7 @@ GAP = 2
 LABEL_HEIGHT = 14
 
 
-def sheet(videos: Sequence[np.ndarray], moments: Sequence[int] | int = 8, labels: Sequence[str] = (),
+def contact_sheet(videos: Sequence[np.ndarray], moments: Sequence[int] | int = 8, labels: Sequence[str] = (),
           zoom: int = 1, heads: Sequence[str] = ()) -> np.ndarray:
     """One picture of `videos` (each uint8 [F, H, W, 3], equal H and W): a row each, a column per moment.
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from repository import ROOT
 from small_model import make_model_folder
 from typer.testing import CliRunner
 
@@ -29,7 +30,7 @@ from rollforce.video.screen import Screen, drawn
 from rollforce.video.writer import read_frames
 
 PROMPT, OTHER = "a red ball bounces over green hills", "a blue star drifts right"
-SCRIPT = Path(__file__).parents[1] / "infer" / "interactive.py"
+SCRIPT = ROOT / "infer" / "interactive.py"
 
 
 @pytest.fixture(scope="module")

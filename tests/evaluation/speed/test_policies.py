@@ -6,9 +6,9 @@ import json
 import runpy
 import sys
 from itertools import islice
-from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from rollforce.cache import write_labels
 from rollforce.checkpoints.catalog import presets
@@ -18,7 +18,7 @@ from rollforce.errors import ConfigError
 from rollforce.evaluation.speed import policies
 from rollforce.models.geometry import Shape
 
-BENCH = str(Path(__file__).parents[1] / "infer" / "bench.py")
+BENCH = str(ROOT / "infer" / "bench.py")
 LAYOUT = LayoutSettings("chunkwise", 3, (1.0, 0.5), 1.0)
 SHAPE = Shape(2, 1, 3, 16, 32, 4)
 PAST, TIMES = 12, 4

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from repository import ROOT
 from small_model import make_model_folder
 
 import rollforce
@@ -26,7 +27,6 @@ from rollforce.training.metrics_log import Journal, networks_table
 from rollforce.training.optim import guard, optimisers, parts_of, set_rate
 from rollforce.training.recipes import Optimiser, Run, TeacherRecipe
 
-ROOT = Path(__file__).resolve().parents[1]
 QUICK = ("run.tell_every=1", "run.save_every=2", "run.show_every=0", "run.parts=2", "run.compile=false")
 
 

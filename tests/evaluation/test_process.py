@@ -22,7 +22,8 @@ def test_memory_counts_what_is_held() -> None:
 
 
 def test_the_age_of_a_command_counts_from_its_start() -> None:
-    script = "import time; time.sleep(0.5); from rollforce.evaluation.process import command_age_s; print(command_age_s())"
+    module = "rollforce.evaluation.process"
+    script = f"import time; time.sleep(0.5); from {module} import command_age_s; print(command_age_s())"
     begun = time.monotonic()
     age = float(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
     assert 0.5 <= age <= time.monotonic() - begun + 0.02

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from repository import ROOT
 from small_model import make_model_folder
 
 from rollforce.config import build, resource
@@ -24,7 +25,7 @@ from rollforce.evaluation.speed.floor import Call, flops
 from rollforce.evaluation.speed.training import Bench
 from rollforce.models.transformer.transformer import WAN_1_3B, WAN_14B, TransformerConfig
 
-BENCH = str(Path(__file__).parents[1] / "infer" / "bench.py")
+BENCH = str(ROOT / "infer" / "bench.py")
 CPU = torch.device("cpu")
 SMALL = TransformerConfig(num_attention_heads=2, attention_head_dim=16, num_layers=2, ffn_dim=48, text_dim=32)
 STREAMING = {"seconds_per_chunk", "denoise_fps", "first_chunk_s", "peak_gb", "shares", "tflop", "of_floor",

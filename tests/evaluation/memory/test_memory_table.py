@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from repository import ROOT
 
 from rollforce.checkpoints.catalog import presets
 from rollforce.config import build, resource
 from rollforce.engine.settings import StreamSettings
 
-ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "infer" / "memory_table.py"
 TABLE: dict[str, Any] = runpy.run_path(str(SCRIPT))
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rollforce.errors import ConfigError
 from rollforce.models.text.vocabulary import tokenize
-from rollforce.video import contact_sheet
+from rollforce.video.contact_sheet import contact_sheet
 from rollforce.world import (
     COLOURS,
     FPS,

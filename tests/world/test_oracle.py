@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from repository import ROOT
 
 from rollforce.errors import CheckpointError, ShapeError
 from rollforce.world import MOTIONS, Scene, parse, render, sample_scene, sprite_mask, wish_of
@@ -209,4 +210,4 @@ def test_bad_input_is_answered(eyes: Eyes) -> None:
 
 
 def test_weights_are_small() -> None:
-    assert Path(__file__).parents[1].joinpath("assets/oracle/eyes.safetensors").stat().st_size < 400_000
+    assert ROOT.joinpath("assets/oracle/eyes.safetensors").stat().st_size < 400_000

@@ -13,6 +13,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from PIL import Image
+from repository import ROOT
 from small_model import make_model_folder
 
 from rollforce.errors import ConfigError, ShapeError
@@ -31,8 +32,6 @@ from rollforce.world.identity import comings_back, identity, sameness
 from rollforce.world.measures import drift_curve
 from rollforce.world.oracle import score
 from rollforce.world.scenes import COLOURS, SHAPES
-
-ROOT = Path(__file__).parents[1]
 
 # ------------------------------------------------------------------------------------------------------- statistics
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from repository import ROOT
 from small_model import make_model_folder
 
 from rollforce.config import resource
@@ -21,8 +22,6 @@ from rollforce.world import render, sample_scene, wish_of
 from rollforce.world.caption import KINDS
 from rollforce.world.eyes import Eyes
 from rollforce.world.oracle import score
-
-ROOT = Path(__file__).parents[1]
 
 
 def evaluate(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from repository import ROOT
 
 from rollforce.cache import KVCache
 from rollforce.engine.noise import Branched, Noise
@@ -313,7 +314,7 @@ def test_a_reward_that_says_nothing_ends_the_search(chunkwise):
 
 # -- what it buys -----------------------------------------------------------------------------------------------------
 
-SCRIPT = runpy.run_path(str(Path(__file__).parents[1] / "infer" / "search.py"))
+SCRIPT = runpy.run_path(str(ROOT / "infer" / "search.py"))
 
 
 @pytest.mark.parametrize(("layout", "ticks"), [("chunkwise", 4), ("rolling", 1)])

@@ -24,7 +24,7 @@ from public_weights import (
     write_original,
 )
 from safetensors.torch import save_file
-from test_weights_files import TARGETS, lora_of
+from test_read import TARGETS, lora_of
 from typer.testing import CliRunner
 
 from rollforce.checkpoints import hub

@@ -2,11 +2,11 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from repository import ROOT
 
 from rollforce.engine.transitions import NAMES, Blend, Flush, transition
 from rollforce.errors import ConfigError, SnapshotError
@@ -243,4 +243,4 @@ def test_what_was_never_seen_is_not_said_to_be(folder):
 def test_hours_of_it_are_flat():
     """Two hours of video, steered at random (infer/soak.py): memory and time at the end as before."""
     command = [sys.executable, "infer/soak.py", "--hours", "2"]
-    assert subprocess.run(command, cwd=Path(__file__).resolve().parents[1], check=False).returncode == 0
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
