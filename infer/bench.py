@@ -31,7 +31,8 @@ from typing import Any
 
 import torch
 
-from rollforce.cache import Sink, Window, write_labels
+from rollforce.cache.head_groups import write_labels
+from rollforce.cache.policies import Sink, Window
 from rollforce.engine.schedule import linear, warped
 from rollforce.engine.settings import LayoutSettings, StreamSettings
 from rollforce.errors import RollforceError

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 import rollforce
-from rollforce.cache import write_labels
+from rollforce.cache.head_groups import write_labels
 from rollforce.evaluation.memory.head_profile import Profile, labels_of, near_shares
 
 PROMPTS = ["a red ball rolls left", "a blue star drifts right over green hills"]

@@ -13,7 +13,10 @@ from conftest import golden_folders
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rollforce.cache import KVCache, Sight, Sink, Tier, Window
+from rollforce.cache.commit_plan import Tier
+from rollforce.cache.kv_cache import KVCache
+from rollforce.cache.policies import Sink, Window
+from rollforce.cache.visibility import Sight
 from rollforce.checkpoints.read import from_wan
 from rollforce.engine import schedule
 from rollforce.engine.rollout import CONTEXT_DRAW, Stepping

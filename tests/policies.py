@@ -10,24 +10,24 @@ import torch
 from conftest import TINY
 from torch import Tensor
 
-from rollforce.cache import (
+from rollforce.cache.commit_plan import Tier
+from rollforce.cache.kv_cache import KVCache
+from rollforce.cache.policies import (
     Coded,
     Compressed,
     EmaSink,
     Junction,
-    KVCache,
+    LinearMemory,
     Routed,
-    Sight,
+    Segments,
     Sink,
     Spaced,
     Surprising,
     TempCache,
-    Tier,
     Window,
 )
-from rollforce.cache.policies.linear_memory import LinearMemory
-from rollforce.cache.policies.segments import Segments
 from rollforce.cache.positions import Anchored, RunningAhead
+from rollforce.cache.visibility import Sight
 from rollforce.engine.layout import Layout, bidirectional, chunkwise, partitioned, rolling
 from rollforce.engine.noise import Noise
 from rollforce.engine.rollout import Rollout, Stepping

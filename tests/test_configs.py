@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from goldens import rolling_forcing_memory
 
-from rollforce.cache import Window
+from rollforce.cache.policies import Window
 from rollforce.checkpoints.catalog import Card, bundled, presets
 from rollforce.cli.prompt_files import read_jobs
 from rollforce.config import build, resource, to_dict

@@ -15,7 +15,10 @@ import torch
 import typer
 
 import rollforce
-from rollforce.cache import KVCache, Sight, Sink, Window, write_labels
+from rollforce.cache.head_groups import write_labels
+from rollforce.cache.kv_cache import KVCache
+from rollforce.cache.policies import Sink, Window
+from rollforce.cache.visibility import Sight
 from rollforce.engine.noise import Noise
 from rollforce.engine.rollout import Rollout
 from rollforce.training.head_gates import Gating, Twofold, labels_of_gates

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import ParameterDict
 
-from rollforce.cache import Group, HeadGroups, KVCache
-from rollforce.cache.head_groups import HeadMemory
-from rollforce.cache.kv_cache import Memory
+from rollforce.cache.head_groups import HeadGroups, HeadMemory
+from rollforce.cache.kv_cache import Group, KVCache, Memory
 from rollforce.cache.region import Placed
 from rollforce.engine.rollout import Rollout
 from rollforce.engine.settings import StreamSettings

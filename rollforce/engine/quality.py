@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from rollforce.cache import Sight
 from rollforce.cache.region import Absorbing
+from rollforce.cache.visibility import Sight
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
 

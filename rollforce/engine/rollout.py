@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from rollforce.cache import AnyCache, Group, Sight
+from rollforce.cache.head_groups import AnyCache
+from rollforce.cache.kv_cache import Group
+from rollforce.cache.visibility import Sight
 from rollforce.engine import flow
 from rollforce.engine.layout import Layout
 from rollforce.engine.noise import NoiseSource

@@ -8,7 +8,9 @@ from typing import Literal
 
 import torch
 
-from rollforce.cache import AnyCache, AnyTier, HeadGroups, KVCache, Window, read_labels
+from rollforce.cache.head_groups import AnyCache, HeadGroups, read_labels
+from rollforce.cache.kv_cache import KVCache
+from rollforce.cache.policies import AnyTier, Window
 from rollforce.engine.layout import Layout, bidirectional, chunkwise, partitioned, rolling
 from rollforce.engine.rollout import Stepping
 from rollforce.engine.schedule import Ladder, warped

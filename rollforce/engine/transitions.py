@@ -20,7 +20,8 @@ from typing import Literal, get_args
 
 import torch
 
-from rollforce.cache import Group, Tier
+from rollforce.cache.commit_plan import Tier
+from rollforce.cache.kv_cache import Group
 from rollforce.engine.rollout import Rollout, Scene
 from rollforce.errors import ConfigError
 from rollforce.models.geometry import index_range

@@ -15,8 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from rollforce.cache import Group, KVCache, Memory
 from rollforce.cache.head_groups import Labels
+from rollforce.cache.kv_cache import Group, KVCache, Memory
 from rollforce.engine.rollout import Rollout
 from rollforce.models.geometry import KVBlock
 from rollforce.models.transformer.attention import Kernel

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rollforce.cache import AnyCache
+from rollforce.cache.head_groups import AnyCache
 from rollforce.engine import flow
 from rollforce.engine.noise import Noise
 from rollforce.engine.rollout import Rollout

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rollforce.cache import Group, KVCache
-from rollforce.cache.kv_cache import View
+from rollforce.cache.kv_cache import Group, KVCache, View
 from rollforce.cache.region import Seen
 from rollforce.models.geometry import KVBlock
 from rollforce.models.transformer import rope

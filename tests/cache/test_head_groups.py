@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 from policies import HEIGHT, LAYOUTS, WIDTH, condition, latents, same
 from torch import Tensor
 
-from rollforce.cache import EmaSink, Group, HeadGroups, KVCache, Segments, Sight, Sink, Window, read_labels
+from rollforce.cache.head_groups import HeadGroups, read_labels
+from rollforce.cache.kv_cache import Group, KVCache
+from rollforce.cache.policies import EmaSink, Segments, Sink, Window
+from rollforce.cache.visibility import Sight
 from rollforce.config import build
 from rollforce.engine.noise import Noise
 from rollforce.engine.rollout import Rollout, Stepping

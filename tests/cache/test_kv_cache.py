@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies import LAYOUTS, TIERS, latents, same, start
 
-from rollforce.cache import Group, KVCache, Memory, Sight, Sink, Window
+from rollforce.cache.kv_cache import Group, KVCache, Memory
+from rollforce.cache.policies import Sink, Window
+from rollforce.cache.visibility import Sight
 from rollforce.engine.rollout import Stepping
 from rollforce.errors import ConfigError
 from rollforce.models.geometry import KVBlock, Shape

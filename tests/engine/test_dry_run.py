@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies import LAYOUTS, TIERS, latents, policies, start
 
-from rollforce.cache import HeadGroups, KVCache, Spaced
+from rollforce.cache.head_groups import HeadGroups
+from rollforce.cache.kv_cache import KVCache
+from rollforce.cache.policies import Spaced
 from rollforce.cache.positions import Anchored, RunningAhead
 from rollforce.config import build, resource
 from rollforce.engine.dry_run import Call, Look, trace

@@ -27,7 +27,10 @@ from goldens import (
 )
 from torch import Tensor
 
-from rollforce.cache import Group, KVCache, Memory, Sight, Sink, Tier, Window
+from rollforce.cache.commit_plan import Tier
+from rollforce.cache.kv_cache import Group, KVCache, Memory
+from rollforce.cache.policies import Sink, Window
+from rollforce.cache.visibility import Sight
 from rollforce.engine import flow, schedule
 from rollforce.engine.layout import chunkwise, rolling
 from rollforce.engine.rollout import Rollout, Stepping

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rollforce.cache import KVCache, Memory
+from rollforce.cache.kv_cache import KVCache, Memory
 from rollforce.config import build, resource
 from rollforce.engine import schedule
 from rollforce.engine.rollout import Rollout

@@ -7,7 +7,7 @@ import torch
 from conftest import TINY
 from policies import HEIGHT, WIDTH, latents, start
 
-from rollforce.cache import EmaSink, Sink, Window
+from rollforce.cache.policies import EmaSink, Sink, Window
 from rollforce.engine.layout import chunkwise, rolling
 from rollforce.engine.rollout import Rollout, Stepping
 from rollforce.engine.transitions import recache

@@ -8,7 +8,8 @@ import torch
 from conftest import tiny_transformer
 from policies import HEIGHT, LADDER, LAYOUTS, SIGHTS, TIERS, WIDTH, condition, latents, policies, room, start
 
-from rollforce.cache import Sight, Window
+from rollforce.cache.policies import Window
+from rollforce.cache.visibility import Sight
 from rollforce.engine.layout import chunkwise
 from rollforce.engine.noise import Noise
 from rollforce.engine.rollout import Stepping
@@ -173,7 +174,7 @@ def test_committed_memory_is_one_block_causal_pass(model):
     clean = latents(rollout, 6)
     mask = additive(block_causal(6, chunk, tokens))
     whole = model(clean, torch.zeros(1, 6), index_range(0, 6), condition(model), mask=mask)
-    from rollforce.cache import Group, KVCache, Memory
+    from rollforce.cache.kv_cache import Group, KVCache, Memory
 
     cache = KVCache(FULL, rollout.cache.shape, chunk)
     parts = []

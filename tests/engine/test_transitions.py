@@ -4,7 +4,9 @@ import pytest
 import torch
 from policies import LAYOUTS, condition, latents, same, start
 
-from rollforce.cache import Group, Junction, Sight, Sink, Window
+from rollforce.cache.kv_cache import Group
+from rollforce.cache.policies import Junction, Sink, Window
+from rollforce.cache.visibility import Sight
 from rollforce.engine.rollout import Rollout, Stepping
 from rollforce.engine.transitions import Anchors, Cut, Flush, Keep, Recache, Shot, check, transition
 from rollforce.errors import ConfigError

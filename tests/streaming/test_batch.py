@@ -17,7 +17,8 @@ from conftest import TINY, tiny_transformer
 from policies import LAYOUTS, SIGHTS, TIERS, latents, start
 from small_model import FOR_ANY_MODEL, make_model_folder
 
-from rollforce.cache import HeadGroups, Sink, Window
+from rollforce.cache.head_groups import HeadGroups
+from rollforce.cache.policies import Sink, Window
 from rollforce.config import build, resource
 from rollforce.engine.batched_call import answered, kind
 from rollforce.engine.rollout import Ask, Rollout

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small_model import FOR_ANY_MODEL, make_model_folder
 
-from rollforce.cache import Sight
+from rollforce.cache.visibility import Sight
 from rollforce.config import build, resource
 from rollforce.engine.quality import Rung, rungs_of
 from rollforce.engine.settings import StreamSettings

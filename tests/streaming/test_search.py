@@ -14,7 +14,7 @@ import pytest
 import torch
 from repository import ROOT
 
-from rollforce.cache import KVCache
+from rollforce.cache.kv_cache import KVCache
 from rollforce.engine.noise import Branched, Noise
 from rollforce.errors import ConfigError, SessionClosed
 from rollforce.streaming.events import Cue

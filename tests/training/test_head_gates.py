@@ -11,7 +11,9 @@ import torch
 from conftest import TINY, tiny_transformer
 from policies import HEIGHT, LAYOUTS, WIDTH, condition, latents
 
-from rollforce.cache import HeadGroups, KVCache, Sink, Window, read_labels
+from rollforce.cache.head_groups import HeadGroups, read_labels
+from rollforce.cache.kv_cache import KVCache
+from rollforce.cache.policies import Sink, Window
 from rollforce.config import resource
 from rollforce.engine.noise import Noise
 from rollforce.engine.rollout import Rollout, Stepping

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from rollforce.cache import Window
+from rollforce.cache.policies import Window
 from rollforce.engine import flow
 from rollforce.engine.rollout_group import Streams
 from rollforce.engine.settings import LayoutSettings, StreamSettings

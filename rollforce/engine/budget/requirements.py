@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from rollforce.cache import Group, KVCache
+from rollforce.cache.kv_cache import Group, KVCache
 from rollforce.engine.budget.model_sizes import ModelSizes, TaehvDecoding, matrices_of, parameters_of
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rollforce.cache import Group, KVCache, Memory, Sight, Sink, Window
 from rollforce.cache.head_groups import Labels
-from rollforce.cache.kv_cache import View
+from rollforce.cache.kv_cache import Group, KVCache, Memory, View
+from rollforce.cache.policies import Sink, Window
+from rollforce.cache.visibility import Sight
 from rollforce.engine.noise import Noise
 from rollforce.engine.rollout import Rollout
 from rollforce.engine.threads import computing_on

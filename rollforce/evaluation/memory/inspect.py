@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rollforce.cache import Absorbing
+from rollforce.cache.region import Absorbing
 from rollforce.checkpoints.catalog import Card, bundled, preset_file
 from rollforce.config import build, resource
 from rollforce.engine.budget.model_sizes import sizes_of

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from rollforce.cache import Sight, Sink, Window
+from rollforce.cache.policies import Sink, Window
+from rollforce.cache.visibility import Sight
 from rollforce.engine.rollout import Stepping
 from rollforce.engine.settings import LayoutSettings, StreamSettings
 from rollforce.errors import ConfigError

@@ -11,14 +11,25 @@ from pathlib import Path
 from time import process_time
 from typing import Any
 
-from rollforce.cache import AnyTier, Coded, Compressed, EmaSink, Junction, Segments, Sight, Sink, Surprising, Window
 from rollforce.cache.head_groups import Labels
+from rollforce.cache.policies import (
+    AnyTier,
+    Coded,
+    Compressed,
+    EmaSink,
+    Junction,
+    LinearMemory,
+    Routed,
+    Segments,
+    Sink,
+    Spaced,
+    Surprising,
+    TempCache,
+    Window,
+)
 from rollforce.cache.policies.kivi_codec import Bits
-from rollforce.cache.policies.linear_memory import LinearMemory
-from rollforce.cache.policies.routed import Routed
-from rollforce.cache.policies.spaced import Spaced
-from rollforce.cache.policies.temp_cache import TempCache
 from rollforce.cache.positions import Anchored, AnyPositions, RunningAhead
+from rollforce.cache.visibility import Sight
 from rollforce.engine.rollout import Rollout, Stepping
 from rollforce.engine.settings import HeadSettings, LayoutSettings, StreamSettings
 from rollforce.errors import ConfigError

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from policies import LAYOUTS, latents, start
 from torch import Tensor
 
-from rollforce.cache import Compressed, Group, KVCache, Memory, Sight, Sink, Window
+from rollforce.cache.kv_cache import Group, KVCache, Memory
+from rollforce.cache.policies import Compressed, Sink, Window
 from rollforce.cache.policies.compressed import participation
 from rollforce.cache.token_pool import Pool
+from rollforce.cache.visibility import Sight
 from rollforce.engine.rollout import Stepping
 from rollforce.errors import ConfigError
 from rollforce.models.geometry import KVBlock, Shape

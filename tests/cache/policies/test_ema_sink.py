@@ -6,7 +6,9 @@ import pytest
 import torch
 from test_presets import settings_of, spans, walk
 
-from rollforce.cache import EmaSink, Group, KVCache, Memory, Sight, Window
+from rollforce.cache.kv_cache import Group, KVCache, Memory
+from rollforce.cache.policies import EmaSink, Window
+from rollforce.cache.visibility import Sight
 from rollforce.errors import ConfigError
 from rollforce.models.geometry import KVBlock, Shape
 from rollforce.models.transformer import rope

@@ -4,8 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollforce.cache import Group, Held, Junction, KVCache, Sight, Sink, Window
+from rollforce.cache.commit_plan import Held
+from rollforce.cache.kv_cache import Group, KVCache
+from rollforce.cache.policies import Junction, Sink, Window
 from rollforce.cache.positions import Anchored, RunningAhead
+from rollforce.cache.visibility import Sight
 from rollforce.errors import ConfigError
 from rollforce.models.geometry import Shape
 

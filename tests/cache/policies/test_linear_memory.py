@@ -10,8 +10,10 @@ from policies import LAYOUTS, TIERS, latents, learned, start
 from small_model import make_model_folder
 from torch import Tensor
 
-from rollforce.cache import Group, KVCache, LinearMemory, Memory, Sight, Sink, Window
+from rollforce.cache.kv_cache import Group, KVCache, Memory
+from rollforce.cache.policies import LinearMemory, Sink, Window
 from rollforce.cache.region import Asking
+from rollforce.cache.visibility import Sight
 from rollforce.config import build
 from rollforce.engine.rollout import Stepping
 from rollforce.engine.rollout_group import Streams

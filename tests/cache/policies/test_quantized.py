@@ -10,9 +10,11 @@ from policies import LAYOUTS, latents, same, start
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as attention
 
-from rollforce.cache import Coded, Group, KVCache, Memory, Sight, Sink, Window
+from rollforce.cache.kv_cache import Group, KVCache, Memory
+from rollforce.cache.policies import Coded, Sink, Window
 from rollforce.cache.policies.kivi_codec import STEP, Bits, Codec, pack, unpack
 from rollforce.cache.region import Placed
+from rollforce.cache.visibility import Sight
 from rollforce.engine.rollout import Stepping
 from rollforce.errors import ConfigError
 from rollforce.models.geometry import KVBlock, Shape

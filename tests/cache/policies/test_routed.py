@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from policies import LAYOUTS, latents, start
 from test_presets import OneStream, StandIn, noise, settings_of, spans
 
-from rollforce.cache import Group, KVCache, Memory, Routed, Sight, Window
 from rollforce.cache.commit_plan import MARKS
+from rollforce.cache.kv_cache import Group, KVCache, Memory
+from rollforce.cache.policies import Routed, Window
+from rollforce.cache.visibility import Sight
 from rollforce.engine.rollout import Rollout, Stepping
 from rollforce.errors import ConfigError
 from rollforce.models.geometry import KVBlock, Shape

@@ -7,8 +7,11 @@ import torch
 from conftest import TINY
 from policies import HEIGHT, LAYOUTS, WIDTH, latents, start
 
-from rollforce.cache import Group, KVCache, Segments, Sight, Sink, Tier, Window
+from rollforce.cache.commit_plan import Tier
+from rollforce.cache.kv_cache import Group, KVCache
+from rollforce.cache.policies import Segments, Sink, Window
 from rollforce.cache.policies.segments import least_alike
+from rollforce.cache.visibility import Sight
 from rollforce.engine.rollout import Stepping
 from rollforce.errors import ConfigError
 from rollforce.models.geometry import KVBlock, Shape

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from policies import LAYOUTS, latents, same, start
 from torch import Tensor
 
-from rollforce.cache import Group, KVCache, Memory, Sight, Sink, Surprising, Window
+from rollforce.cache.kv_cache import Group, KVCache, Memory
+from rollforce.cache.policies import Sink, Surprising, Window
 from rollforce.cache.positions import Anchored
 from rollforce.cache.token_pool import Pool
+from rollforce.cache.visibility import Sight
 from rollforce.engine.rollout import Stepping
 from rollforce.errors import ConfigError
 from rollforce.models.geometry import KVBlock, Shape

@@ -13,9 +13,11 @@ from policies import LAYOUTS, latents, same, start
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as attention
 
-from rollforce.cache import Group, KVCache, Memory, Sight, TempCache, Window
+from rollforce.cache.kv_cache import Group, KVCache, Memory
+from rollforce.cache.policies import TempCache, Window
 from rollforce.cache.region import Seen
 from rollforce.cache.token_pool import Pool
+from rollforce.cache.visibility import Sight
 from rollforce.engine.rollout import Stepping
 from rollforce.errors import ConfigError
 from rollforce.models.geometry import KVBlock, Shape

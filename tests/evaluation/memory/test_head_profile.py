@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rollforce.cache import Group, Sight, read_labels, write_labels
+from rollforce.cache.head_groups import read_labels, write_labels
+from rollforce.cache.kv_cache import Group
+from rollforce.cache.visibility import Sight
 from rollforce.config import resource
 from rollforce.errors import ConfigError
 from rollforce.evaluation.memory.head_profile import Profile, Watching, labels_of

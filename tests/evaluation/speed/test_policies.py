@@ -10,7 +10,7 @@ from itertools import islice
 import pytest
 from repository import ROOT
 
-from rollforce.cache import write_labels
+from rollforce.cache.head_groups import write_labels
 from rollforce.checkpoints.catalog import presets
 from rollforce.engine.dry_run import trace
 from rollforce.engine.settings import LayoutSettings

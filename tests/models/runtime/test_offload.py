@@ -13,7 +13,7 @@ from policies import LADDER, latents, start
 from test_lora import made, velocity
 from torch import Tensor
 
-from rollforce.cache import Window
+from rollforce.cache.policies import Window
 from rollforce.engine.layout import chunkwise
 from rollforce.engine.rollout import Stepping
 from rollforce.errors import ConfigError

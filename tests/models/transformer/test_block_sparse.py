@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from policies import LAYOUTS, TIERS, latents, start
 from torch import Tensor
 
-from rollforce.cache import Sight
 from rollforce.cache.region import Asking
+from rollforce.cache.visibility import Sight
 from rollforce.config import build
 from rollforce.engine.rollout import Stepping
 from rollforce.engine.settings import StreamSettings

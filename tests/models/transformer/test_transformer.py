@@ -13,7 +13,9 @@ from conftest import TINY, tiny_transformer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rollforce.cache import Group, KVCache, Memory, Sight, Sink, Window
+from rollforce.cache.kv_cache import Group, KVCache, Memory
+from rollforce.cache.policies import Sink, Window
+from rollforce.cache.visibility import Sight
 from rollforce.errors import CheckpointError, ConfigError, ShapeError
 from rollforce.models.geometry import Shape, index_range
 from rollforce.models.transformer.transformer import (
