@@ -38,8 +38,8 @@ from rollforce.errors import ConfigError, RollforceError
 from rollforce.evaluation.journal import Journal
 from rollforce.evaluation.judge import ENDS_S, WINDOW_S
 from rollforce.evaluation.plots import save_curves
-from rollforce.evaluation.report import Report, Streamed, compared, saved_runs, summary
-from rollforce.evaluation.runner import MOMENTS, Job, Run, Task, finished, told
+from rollforce.evaluation.report import Report, StreamedVideo, compared, saved_runs, summary
+from rollforce.evaluation.runner import MOMENTS, Configuration, EvaluationJob, EvaluationTask, finished, told
 from rollforce.evaluation.tables import differences, markdown, terminal
 from rollforce.video.contact_sheet import contact_sheet, unpacked
 from rollforce.world import caption, sample_scene
@@ -51,7 +51,7 @@ SEED_STEP = 1_000_000  # between the seeds of one prompt's streams
 class Runs:
     """What a file for --runs holds."""
 
-    runs: dict[str, Run] = field(default_factory=dict)
+    runs: dict[str, Configuration] = field(default_factory=dict)
 
 
 def main() -> None:
@@ -96,19 +96,19 @@ def save(runs: dict[str, Report], against_first: dict[str, Report], args: argpar
 # -- what is streamed ------------------------------------------------------------------------------------------------
 
 
-def draw(args: argparse.Namespace) -> list[list[Task]]:
+def draw(args: argparse.Namespace) -> list[list[EvaluationTask]]:
     """Held-out scenes and their full captions, `--seeds` streams of each; the same arguments give the same tasks."""
     prompts = []
     for number in range(args.prompts):
         draw_seed = args.prompt_seed * 1_000_003 + number
         scene = sample_scene(draw_seed, count=args.things, held_out=True)
         words = caption(scene, draw_seed, full=True)
-        prompts.append([Task(number, repeat, scene, words, args.seed + number + repeat * SEED_STEP)
+        prompts.append([EvaluationTask(number, repeat, scene, words, args.seed + number + repeat * SEED_STEP)
                         for repeat in range(args.seeds)])
     return prompts
 
 
-def runs_of(args: argparse.Namespace) -> dict[str, Run]:
+def runs_of(args: argparse.Namespace) -> dict[str, Configuration]:
     """The configurations by name, in the order they were given; one called "model" if none was."""
     runs = dict(build(Runs, args.runs).runs) if args.runs else {}
     for text in args.run:
@@ -117,11 +117,11 @@ def runs_of(args: argparse.Namespace) -> dict[str, Run]:
             raise ConfigError(f"two runs are called {name!r}; every run needs a name of its own")
         runs[name] = run
     changes = tuple(args.overrides)
-    return {name: Run(run.model or args.model, run.stream or args.stream, changes + run.overrides)
-            for name, run in (runs or {"model": Run()}).items()}
+    return {name: Configuration(run.model or args.model, run.stream or args.stream, changes + run.overrides)
+            for name, run in (runs or {"model": Configuration()}).items()}
 
 
-def parsed(text: str) -> tuple[str, Run]:
+def parsed(text: str) -> tuple[str, Configuration]:
     """A name and its run from NAME=[MODEL][:STREAM] [KEY=VALUE ...]; values may hold blanks, but no =."""
     what, *overrides = re.split(r"\s+(?=[\w.]+=)", text.strip())
     name, equals, place = what.partition("=")
@@ -129,10 +129,12 @@ def parsed(text: str) -> tuple[str, Run]:
         raise ConfigError(f"--run {text!r} is not NAME=[MODEL][:STREAM] [KEY=VALUE ...], such as "
                           '"plain=tiny:rolling layout.levels=[1,0.5]"')
     model, _, stream = place.partition(":")
-    return name, Run(model or None, stream or None, tuple(overrides))
+    return name, Configuration(model or None, stream or None, tuple(overrides))
 
 
-def stream_all(runs: dict[str, Run], prompts: list[list[Task]], args: argparse.Namespace) -> Journal:
+def stream_all(
+    runs: dict[str, Configuration], prompts: list[list[EvaluationTask]], args: argparse.Namespace
+) -> Journal:
     """Stream what is not in the journal yet: prompt by prompt through all runs, so that all meet the same load."""
     settings: dict[str, Any] = {name: getattr(args, name)
                                 for name in ("seconds", "things", "prompt_seed", "seed", "ends")}
@@ -146,7 +148,9 @@ def stream_all(runs: dict[str, Run], prompts: list[list[Task]], args: argparse.N
         for name, run in runs.items():
             missing = [task for task in tasks if not journal.has(name, task.number, task.repeat)]
             if missing:
-                jobs.append(Job(name, run, told(run)["weights"], missing, args.seconds, args.together, args.ends))
+                jobs.append(
+                    EvaluationJob(name, run, told(run)["weights"], missing, args.seconds, args.together, args.ends)
+                )
     total, begun = sum(len(job.tasks) for job in jobs), time.monotonic()
     for done, streamed in enumerate(finished(jobs, args.workers), 1):
         journal.add(streamed)
@@ -159,13 +163,13 @@ def stream_all(runs: dict[str, Run], prompts: list[list[Task]], args: argparse.N
 # -- pictures --------------------------------------------------------------------------------------------------------
 
 
-def save_sheets(streams: Sequence[Streamed], runs: list[str], path: Path, ends: bool = False) -> None:
+def save_sheets(streams: Sequence[StreamedVideo], runs: list[str], path: Path, ends: bool = False) -> None:
     """A sheet of each run; with several runs also one where a prompt's rows stand together, and that is `path`."""
     from PIL import Image
 
     rows = {(s.number, s.run): s for s in sorted(streams, key=lambda s: (s.number, runs.index(s.run))) if s.tiles}
 
-    def save_rows(chosen: list[Streamed], labels: list[str], target: Path) -> None:
+    def save_rows(chosen: list[StreamedVideo], labels: list[str], target: Path) -> None:
         videos, seconds = [unpacked(s.tiles, MOMENTS) for s in chosen], chosen[0].seconds
         moments = np.linspace(0, 2 * ENDS_S if ends else seconds, MOMENTS)
         moments = np.where(ends & (moments > ENDS_S), moments + seconds - 2 * ENDS_S, moments)

@@ -32,7 +32,7 @@ from rollforce.cache.positions import Anchored, RunningAhead
 from rollforce.checkpoints.catalog import presets
 from rollforce.config import build, resource
 from rollforce.engine.budget.model_sizes import sizes_of
-from rollforce.engine.budget.requirements import Setup
+from rollforce.engine.budget.requirements import MemorySetup
 from rollforce.engine.dry_run import trace
 from rollforce.engine.settings import StreamSettings
 from rollforce.evaluation.memory.memory_map import size
@@ -116,7 +116,7 @@ def made_of(stream: StreamSettings) -> list[Path]:
 def bytes_of(stream: StreamSettings) -> tuple[int, int]:
     """Kept, and read for one chunk, once memory is full, at the bundled model's sizes."""
     sizes, table = sizes_of("tiny"), stream.layout.build()
-    config, grid = sizes.transformer, Setup(sizes, stream, sizes.size, torch.float32, torch.device("cpu")).grid
+    config, grid = sizes.transformer, MemorySetup(sizes, stream, sizes.size, torch.float32, torch.device("cpu")).grid
     shape = config.shape(grid)
     room = max(sum(tier.latents for tier in tiers) for tiers in stream.memories)
     chunks = (room + 2 * table.slots) // table.shift + 24

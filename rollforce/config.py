@@ -53,7 +53,7 @@ def build(cls: type[T], *sources: Source, overrides: Sequence[str] = ()) -> T:
         _apply(data, override)
     try:
         return typing.cast(T, convert(_resolve(data), cls, ()))
-    except Wrong as wrong:
+    except InvalidValue as wrong:
         raise ConfigError(f"{wrong.text()}{_origin(wrong.path, named, overrides)}") from None
 
 
@@ -158,7 +158,7 @@ def _origin(path: tuple[str, ...], named: list[tuple[str, dict[str, Any]]], over
     return f" (in {files[-1]})" if files else ""
 
 
-class Wrong(Exception):
+class InvalidValue(Exception):
     """A value that cannot be used, with its path; `config.build` adds where it came from."""
 
     def __init__(self, path: tuple[str, ...], problem: str) -> None:
@@ -191,20 +191,20 @@ def convert(value: Any, expected: Any, path: tuple[str, ...]) -> Any:
 
 def _dataclass(cls: type, value: Any, path: tuple[str, ...]) -> Any:
     if not isinstance(value, dict):
-        raise Wrong(path, f"must hold settings ({', '.join(field_names(cls))}), got {show(value)}.")
+        raise InvalidValue(path, f"must hold settings ({', '.join(field_names(cls))}), got {show(value)}.")
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for key in value:
         if key not in fields:
-            raise Wrong((*path, str(key)), _unknown(str(key), list(fields)))
+            raise InvalidValue((*path, str(key)), _unknown(str(key), list(fields)))
     hints = typing.get_type_hints(cls, include_extras=True)
     given = {key: convert(item, hints[key], (*path, key)) for key, item in value.items()}
     for name, field in fields.items():
         if name not in given and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise Wrong((*path, name), f"is missing; it must be {_name(hints[name])}.")
+            raise InvalidValue((*path, name), f"is missing; it must be {_name(hints[name])}.")
     try:
         return cls(**given)
     except ValueError as error:
-        raise Wrong(path, str(error)) from error
+        raise InvalidValue(path, str(error)) from error
 
 
 def _union(value: Any, members: tuple[Any, ...], path: tuple[str, ...]) -> Any:
@@ -213,21 +213,21 @@ def _union(value: Any, members: tuple[Any, ...], path: tuple[str, ...]) -> Any:
     kinds = {kind: member for member in members for kind in _kinds(member)}
     if kinds and isinstance(value, dict):
         if "kind" not in value and len({id(member) for member in kinds.values()}) > 1:
-            raise Wrong((*path, "kind"), f"is missing; it must be one of {', '.join(kinds)}.")
+            raise InvalidValue((*path, "kind"), f"is missing; it must be one of {', '.join(kinds)}.")
         kind = value.get("kind", next(iter(kinds)))
         if not (isinstance(kind, str) and kind in kinds):
-            raise Wrong((*path, "kind"), _not_among(kind, tuple(kinds)))
+            raise InvalidValue((*path, "kind"), _not_among(kind, tuple(kinds)))
         return _dataclass(kinds[kind], value, path)
     problems = []
     for member in sorted(members, key=lambda member: type(value) is not member):
         if member is not types.NoneType:
             try:
                 return convert(value, member, path)
-            except Wrong as wrong:
+            except InvalidValue as wrong:
                 problems.append(wrong)
     if len(problems) == 1 or any(wrong.path != path for wrong in problems):
         raise max(problems, key=lambda wrong: len(wrong.path))
-    raise Wrong(path, f"must be {_name(Union[members])}, got {show(value)}.")  # noqa: UP007
+    raise InvalidValue(path, f"must be {_name(Union[members])}, got {show(value)}.")  # noqa: UP007
 
 
 def _kinds(member: Any) -> tuple[str, ...]:
@@ -240,16 +240,16 @@ def _literal(value: Any, allowed: tuple[Any, ...], path: tuple[str, ...]) -> Any
     for choice in allowed:
         if value == choice and type(value) is type(choice):
             return value
-    raise Wrong(path, _not_among(value, allowed))
+    raise InvalidValue(path, _not_among(value, allowed))
 
 
 def _sequence(value: Any, expected: Any, path: tuple[str, ...]) -> Any:
     kind, arguments = typing.get_origin(expected) or expected, typing.get_args(expected)
     if not isinstance(value, list):
-        raise Wrong(path, f"must be a list, such as [1, 2], got {show(value)}.")
+        raise InvalidValue(path, f"must be a list, such as [1, 2], got {show(value)}.")
     if kind is tuple and arguments and arguments[-1] is not Ellipsis:
         if len(value) != len(arguments):
-            raise Wrong(path, f"must hold {len(arguments)} values, got {len(value)}: {show(value)}.")
+            raise InvalidValue(path, f"must hold {len(arguments)} values, got {len(value)}: {show(value)}.")
         each: Sequence[Any] = arguments
     else:
         each = [arguments[0] if arguments else Any] * len(value)
@@ -259,7 +259,7 @@ def _sequence(value: Any, expected: Any, path: tuple[str, ...]) -> Any:
 
 def _mapping(value: Any, arguments: tuple[Any, ...], path: tuple[str, ...]) -> dict[Any, Any]:
     if not isinstance(value, dict):
-        raise Wrong(path, f"must be a mapping of names to values, got {show(value)}.")
+        raise InvalidValue(path, f"must be a mapping of names to values, got {show(value)}.")
     return {_scalar(key, arguments[0], path): convert(item, arguments[1], (*path, str(key)))
             for key, item in value.items()}
 
@@ -274,7 +274,7 @@ def _scalar(value: Any, expected: Any, path: tuple[str, ...]) -> Any:
     if isinstance(expected, type) and type(value) is expected:
         return value
     hint = f' Write it in quotes: "{value}".' if expected is str and value is not None else ""
-    raise Wrong(path, f"must be {_name(expected)}, got {show(value)}.{hint}")
+    raise InvalidValue(path, f"must be {_name(expected)}, got {show(value)}.{hint}")
 
 
 def field_names(cls: Any) -> list[str]:

@@ -16,11 +16,11 @@ from torch import Tensor
 from rollforce.cache.commit_plan import Tier
 from rollforce.cache.kv_cache import KVCache
 from rollforce.cache.policies import Sink, Window
-from rollforce.cache.visibility import Sight
+from rollforce.cache.visibility import Visibility
 from rollforce.checkpoints.read import from_wan
 from rollforce.engine import schedule
 from rollforce.engine.rollout import CONTEXT_DRAW, Stepping
-from rollforce.models.geometry import Shape
+from rollforce.models.geometry import KVShape
 from rollforce.models.transformer.transformer import TransformerConfig, VideoTransformer
 
 FORWARD, ROLLOUT = 5e-5, 1e-4  # tolerances of the goldens' README, for values of order 1 in float32
@@ -92,7 +92,7 @@ def close(actual: Tensor, expected: Tensor, tolerance: float, what: str) -> None
 def arena(model: VideoTransformer, tiers: list[Tier], batch: int, x: Tensor, flight: int) -> KVCache:
     config = model.config
     tokens = x.shape[-2] * x.shape[-1] // config.patch**2
-    shape = Shape(config.num_layers, batch, config.num_attention_heads, tokens, config.attention_head_dim)
+    shape = KVShape(config.num_layers, batch, config.num_attention_heads, tokens, config.attention_head_dim)
     return KVCache(tiers, shape, flight)
 
 
@@ -126,5 +126,5 @@ def ladder_of(spec: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[float, 
 def rolling_forcing_memory(spec: dict[str, Any], chunk: int) -> tuple[list[Tier], Stepping]:
     """The reference's two sights: a denoising call pins and re-aligns the sink, a committing call sees the newest."""
     size, budget, sink = spec["kv_cache_frames"], spec["max_attention_frames"], spec.get("sink_blocks", 1) * chunk
-    stepping = Stepping(Sight(budget), Sight(budget, pinned=(), positions="absolute"))
+    stepping = Stepping(Visibility(budget), Visibility(budget, pinned=(), positions="absolute"))
     return [Sink(sink), Window(size - sink - chunk)], stepping

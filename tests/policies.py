@@ -13,11 +13,11 @@ from torch import Tensor
 from rollforce.cache.commit_plan import Tier
 from rollforce.cache.kv_cache import KVCache
 from rollforce.cache.policies import (
-    Coded,
     Compressed,
     EmaSink,
     Junction,
     LinearMemory,
+    Quantized,
     Routed,
     Segments,
     Sink,
@@ -27,14 +27,14 @@ from rollforce.cache.policies import (
     Window,
 )
 from rollforce.cache.positions import Anchored, RunningAhead
-from rollforce.cache.visibility import Sight
+from rollforce.cache.visibility import Visibility
 from rollforce.engine.layout import Layout, bidirectional, chunkwise, partitioned, rolling
 from rollforce.engine.noise import Noise
 from rollforce.engine.rollout import Rollout, Stepping
-from rollforce.models.geometry import Shape
+from rollforce.models.geometry import KVShape
 from rollforce.models.transformer.block_sparse import BlockSparse
-from rollforce.models.transformer.hash_attention import Buckets, TextBuckets
-from rollforce.models.transformer.transformer import Condition, Learned, VideoTransformer
+from rollforce.models.transformer.hash_attention import HashAttention, HashTextAttention
+from rollforce.models.transformer.transformer import Condition, LearnedTier, VideoTransformer
 
 LADDER = (1.0, 0.8, 0.6, 0.35)
 HEIGHT, WIDTH = 4, 6
@@ -56,7 +56,7 @@ TIERS: dict[str, tuple[Tier, ...]] = {
     "window+compressed": (Window(3), Compressed(2)),
     # As long as it is surprised by all (law 1); by some in test_surprising.py.
     "window+surprising": (Window(3), Surprising(2, tau=2.0, interval=1)),
-    "window+coded": (Window(3), Coded(2, "none")),  # in codes: test_coded.py
+    "window+coded": (Window(3), Quantized(2, "none")),  # in codes: test_coded.py
     "window+segments": (Sink(1), Window(2), Segments(2, segments=3, layer=0)),
     "window+tempcache": (Window(3), TempCache(2, tau=1.01)),  # as long as nothing merges (law 1); test_merged.py
     "window+ema": (Window(4), EmaSink(2, decay=0.5)),
@@ -66,13 +66,15 @@ TIERS: dict[str, tuple[Tier, ...]] = {
 }
 SIGHTS: dict[str, Stepping] = {
     "all realigned": Stepping(),
-    "all absolute": Stepping(Sight(positions="absolute"), Sight(positions="absolute")),
-    "two sights": Stepping(Sight(12), Sight(6, pinned=(), positions="absolute")),
-    "anchored": Stepping(Sight(positions=Anchored(24)), Sight(positions=Anchored(24))),
-    "ahead": Stepping(Sight(positions=RunningAhead()), Sight(positions=RunningAhead())),
+    "all absolute": Stepping(Visibility(positions="absolute"), Visibility(positions="absolute")),
+    "two sights": Stepping(Visibility(12), Visibility(6, pinned=(), positions="absolute")),
+    "anchored": Stepping(Visibility(positions=Anchored(24)), Visibility(positions=Anchored(24))),
+    "ahead": Stepping(Visibility(positions=RunningAhead()), Visibility(positions=RunningAhead())),
     "euler": Stepping(sampler="euler"),
-    "blocks": Stepping(*2 * (Sight(sparse=BlockSparse(0.3, 2)),)),
-    "buckets": Stepping(*2 * (Sight(sparse=Buckets(bits=2, chunk=4), text=TextBuckets(bits=2, share=0.6)),)),
+    "blocks": Stepping(*2 * (Visibility(sparse=BlockSparse(0.3, 2)),)),
+    "buckets": Stepping(
+        *2 * (Visibility(sparse=HashAttention(bits=2, chunk=4), text=HashTextAttention(bits=2, share=0.6)),)
+    ),
 }
 
 
@@ -124,7 +126,7 @@ def start(
     """A fresh stream."""
     noise = where.pop("noise", None) or Noise.of(seeds, (TINY.in_channels, HEIGHT, WIDTH))
     batch = 1 if isinstance(seeds, int) else len(seeds)
-    shape = Shape(
+    shape = KVShape(
         TINY.num_layers, batch, TINY.num_attention_heads, HEIGHT * WIDTH // TINY.patch**2, TINY.attention_head_dim,
         WIDTH // TINY.patch,
     )  # fmt: skip
@@ -139,7 +141,7 @@ def learned(tiers: tuple[Tier, ...]) -> dict[str, Tensor]:
     """Weights of tiers that make a difference, as if they had been trained."""
     generator = torch.Generator().manual_seed(2)
     shapes = {tier.kind: tier.weights(TINY.num_layers, TINY.attention_head_dim)
-              for tier in tiers if isinstance(tier, Learned)}  # fmt: skip
+              for tier in tiers if isinstance(tier, LearnedTier)}  # fmt: skip
     return {kind: torch.randn(shape, generator=generator) for kind, shape in shapes.items()}
 
 
@@ -158,7 +160,7 @@ def room(tiers: tuple[Tier, ...], chunk: int) -> int:
     """Latents that can be committed, chunk by chunk, before the first of them is let go."""
     tokens = HEIGHT * WIDTH // TINY.patch**2
     columns = WIDTH // TINY.patch
-    shape = Shape(TINY.num_layers, 1, TINY.num_attention_heads, tokens, TINY.attention_head_dim, columns)
+    shape = KVShape(TINY.num_layers, 1, TINY.num_attention_heads, tokens, TINY.attention_head_dim, columns)
     cache, start = KVCache(tiers, shape, chunk, device="meta"), 0
     while sum(map(len, cache.held().values())) == start:
         cache.adopt(cache.plan(start, chunk).after)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rollforce.config import build, resource, to_dict
 from rollforce.engine import flow
-from rollforce.engine.rollout_group import Streams
+from rollforce.engine.rollout_group import RolloutGroup
 from rollforce.engine.settings import StreamSettings
 from rollforce.training import checkpoint, losses, script
 from rollforce.training.data import Batch, Data, WorldClips, open_data, path_of
@@ -208,7 +208,7 @@ def show(average: Network, stream: StreamSettings, data: Data) -> tuple[dict[str
     assert isinstance(data.settings, World)
     prompts = WorldClips(data.settings, held_out=True, autoencoder=data.autoencoder).full_captions(8)
     text = average.vectors(Batch(None, tuple(prompts)))
-    streams = Streams(average.transformer, stream, text, tuple(range(8)), data.latent)
+    streams = RolloutGroup(average.transformer, stream, text, tuple(range(8)), data.latent)
     streams.rollout.end = 21
     made = torch.cat([c.latents_BTCHW for c in streams.rollout.commits()], dim=1).float().cpu()
     frames = data.autoencoder(made).clamp(0, 1)

@@ -18,7 +18,7 @@ import rollforce
 from rollforce.cache.head_groups import write_labels
 from rollforce.cache.kv_cache import KVCache
 from rollforce.cache.policies import Sink, Window
-from rollforce.cache.visibility import Sight
+from rollforce.cache.visibility import Visibility
 from rollforce.engine.noise import Noise
 from rollforce.engine.rollout import Rollout
 from rollforce.training.head_gates import Gating, Twofold, labels_of_gates
@@ -46,7 +46,7 @@ def main(
     layout = settings.layout.build()
     flight = max(layout.slots, layout.shift)
     shape = config.shape(grid)
-    stepping = replace(settings.stepping, denoise=Sight(), commit=Sight(), ride=False)
+    stepping = replace(settings.stepping, denoise=Visibility(), commit=Visibility(), ride=False)
     gates = torch.ones(config.num_layers, config.num_attention_heads, device=loaded.device, requires_grad=True)
     adam = torch.optim.Adam([gates], lr=lr)
     length, number = round(seconds * loaded.fps / loaded.frames_per_latent), 0

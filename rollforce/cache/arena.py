@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rollforce.cache.commit_plan import Fold, Folding, Place, Tier
-from rollforce.models.geometry import KVBlock, Shape
+from rollforce.cache.commit_plan import LatentMerge, MergingTier, Place, Tier
+from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer import rope
 
 
@@ -21,7 +21,7 @@ class Arena:
     """Per layer, keys and values [B, N, (capacity + flight) * tokens, K]."""
 
     def __init__(
-        self, tiers: Sequence[Tier], shape: Shape, flight: int, dtype: torch.dtype, device: str | torch.device
+        self, tiers: Sequence[Tier], shape: KVShape, flight: int, dtype: torch.dtype, device: str | torch.device
     ) -> None:
         self.shape, self.flight = shape, flight
         self.offset = {tier.kind: sum(t.latents for t in tiers[:i]) for i, tier in enumerate(tiers)}
@@ -37,7 +37,7 @@ class Arena:
         self.exact: dict[str, list[Tensor]] = {}
         self.shown: dict[str, list[int]] = {tier.kind: [0] * shape.layers for tier in tiers}
         for tier in tiers:
-            if isinstance(tier, Folding):
+            if isinstance(tier, MergingTier):
                 part = self._span(tier.kind)
                 for copies in (self.masters, self.exact):
                     copies[tier.kind] = [torch.zeros_like(keys[:, :, part], dtype=torch.float32) for keys in self.keys]
@@ -89,7 +89,7 @@ class Arena:
         self.keys[layer][:, :, place] = rope.turn(key, shown) if shown else key
         self.values[layer][:, :, place] = value
 
-    def mix(self, layer: int, fold: Fold, left: KVBlock) -> None:
+    def mix(self, layer: int, fold: LatentMerge, left: KVBlock) -> None:
         """Average a latent into a kept one, its keys turned to where that one stands."""
         region, (place, inside) = fold.place[0], self._where(fold.place)
         share, shown = fold.tier.share(), self.shown[region][layer]

@@ -14,7 +14,7 @@ Marks = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
-class Held:
+class Candidates:
     """What a tier chooses from: stream indices, rising, the arriving ones among them; and what happened where."""
 
     indices: tuple[int, ...]
@@ -32,13 +32,13 @@ class Tier(Protocol):
         """Room of the region; for tokens chosen on the device, the stretch of time over which they stand."""
         ...
 
-    def keep(self, held: Held) -> tuple[int, ...]:
+    def keep(self, held: Candidates) -> tuple[int, ...]:
         """Which latents stay."""
         ...
 
 
 @runtime_checkable
-class Folding(Tier, Protocol):
+class MergingTier(Tier, Protocol):
     """A tier in which what it lets go lives on: averaged into what it keeps, at the same place of the picture."""
 
     def share(self) -> float:
@@ -81,7 +81,7 @@ MARKS = 8
 
 
 @dataclass(frozen=True)
-class Lay:
+class LatentWrite:
     """Latent `index` comes to `place`: from `source`, or with the commit."""
 
     place: Place
@@ -90,10 +90,10 @@ class Lay:
 
 
 @dataclass(frozen=True)
-class Fold:
+class LatentMerge:
     """Latent `index`, from `source` or with the commit, is averaged into `place`, where `kept` stands."""
 
-    tier: Folding
+    tier: MergingTier
     place: Place
     kept: int
     index: int
@@ -101,7 +101,7 @@ class Fold:
 
 
 @dataclass(frozen=True)
-class Absorb:
+class Eviction:
     """These latents, (index, source) or with the commit, are given to a region that keeps what it wants of them.
 
     `after`: the latent that follows the newest of them, unless it is still to come."""
@@ -112,44 +112,46 @@ class Absorb:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CommitPlan:
     """`after`: what the host will know then."""
 
     after: Contents
-    lays: tuple[Lay, ...] = ()
-    folds: tuple[Fold, ...] = ()
-    absorbs: tuple[Absorb, ...] = ()
+    lays: tuple[LatentWrite, ...] = ()
+    folds: tuple[LatentMerge, ...] = ()
+    absorbs: tuple[Eviction, ...] = ()
 
 
-def planned(tiers: Sequence[Tier], offset: Mapping[str, int], before: Contents, start: int, latents: int) -> Plan:
+def plan_commit(
+    tiers: Sequence[Tier], offset: Mapping[str, int], before: Contents, start: int, latents: int
+) -> CommitPlan:
     """What happens when `latents` from `start` on are committed. `offset`: first slot of each region."""
     sources = {index: (region, slot) for region, slots in before.slots.items() for index, slot in slots.items()}
     falling = tuple(range(start, start + latents))
     slots: Slots = {}
     absorbed: dict[str, tuple[int, ...]] = {}
-    lays: list[Lay] = []
-    folds: list[Fold] = []
-    absorbs: list[Absorb] = []
+    lays: list[LatentWrite] = []
+    folds: list[LatentMerge] = []
+    absorbs: list[Eviction] = []
     for tier in tiers:
         region, mine = tier.kind, before.slots[tier.kind]
         if region in before.absorbed:
             if falling:
                 follows = falling[-1] + 1
                 known = follows in sources or start <= follows < start + latents
-                absorbs.append(Absorb(region, tuple((index, sources.get(index)) for index in falling),
+                absorbs.append(Eviction(region, tuple((index, sources.get(index)) for index in falling),
                                       (follows, sources.get(follows)) if known else None))  # fmt: skip
             span = (*before.absorbed[region], *falling)
             slots[region], absorbed[region], falling = {}, span[max(0, len(span) - tier.latents) :], ()
             continue
         candidates = tuple(sorted((*mine, *falling)))
-        kept = tier.keep(Held(candidates, before.marks, falling))
+        kept = tier.keep(Candidates(candidates, before.marks, falling))
         falling = tuple(index for index in candidates if index not in set(kept))
         stay = {index: mine[index] for index in kept if index in mine}
         free = (slot for slot in range(offset[region], offset[region] + tier.latents) if slot not in stay.values())
         come = {index: next(free) for index in kept if index not in mine}
         slots[region] = stay | come
-        lays += [Lay((region, slot), index, sources.get(index)) for index, slot in come.items()]
-        if isinstance(tier, Folding):
-            folds += [Fold(tier, (region, slots[region][into]), into, left, sources.get(left))
+        lays += [LatentWrite((region, slot), index, sources.get(index)) for index, slot in come.items()]
+        if isinstance(tier, MergingTier):
+            folds += [LatentMerge(tier, (region, slots[region][into]), into, left, sources.get(left))
                       for into, left in tier.fold(kept, falling, before.marks)]  # fmt: skip
-    return Plan(Contents(slots, absorbed, before.marks), tuple(lays), tuple(folds), tuple(absorbs))
+    return CommitPlan(Contents(slots, absorbed, before.marks), tuple(lays), tuple(folds), tuple(absorbs))

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from rollforce.cache.commit_plan import Tier
-from rollforce.cache.kv_cache import Group, KVCache, Memory
+from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup
 from rollforce.cache.region import Region, Weights
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer.attention import Kernel
 
 Pick = slice | Tensor
@@ -37,7 +37,7 @@ class HeadGroups:
         self,
         groups: Mapping[str, Sequence[Tier]],
         labels: Labels,
-        shape: Shape,
+        shape: KVShape,
         flight: int,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
@@ -116,7 +116,7 @@ class HeadGroups:
         for part in self.parts.values():
             part.mark(name, index)
 
-    def memory(self, groups: Sequence[Group]) -> HeadMemory:
+    def memory(self, groups: Sequence[LatentGroup]) -> HeadMemory:
         """One call's window on this."""
         return HeadMemory(self, groups)
 
@@ -143,9 +143,9 @@ class HeadGroups:
 class HeadMemory:
     """One model call's window on HeadGroups: a Memory for each group."""
 
-    def __init__(self, cache: HeadGroups, groups: Sequence[Group]) -> None:
+    def __init__(self, cache: HeadGroups, groups: Sequence[LatentGroup]) -> None:
         self.cache = cache
-        self.parts: dict[str, Memory] = {name: part.memory(groups) for name, part in cache.parts.items()}
+        self.parts: dict[str, CallMemory] = {name: part.memory(groups) for name, part in cache.parts.items()}
 
     def attend(self, layer: int, query: Tensor, own: KVBlock, attend: Kernel) -> Tensor:
         """Attention output of all heads and groups of latents, [B, N, L, K]."""
@@ -169,7 +169,7 @@ def _picked(x_BNLK: Tensor, pick: Pick) -> Tensor:
     return x_BNLK[:, pick] if isinstance(pick, slice) else x_BNLK.index_select(1, pick)
 
 
-def _check(groups: Mapping[str, Sequence[Tier]], labels: Labels, shape: Shape) -> None:
+def _check(groups: Mapping[str, Sequence[Tier]], labels: Labels, shape: KVShape) -> None:
     if len(labels) != shape.layers:
         raise ConfigError(f"the head groups are of a model with {len(labels)} layers; "
                           f"this one has {shape.layers}. {MAKE}")  # fmt: skip

@@ -16,27 +16,27 @@ import torch
 from torch import Tensor
 
 from rollforce.cache.arena import Arena
-from rollforce.cache.commit_plan import Contents, Place, Plan, Tier, planned
+from rollforce.cache.commit_plan import CommitPlan, Contents, Place, Tier, plan_commit
 from rollforce.cache.positions import positions
-from rollforce.cache.region import Absorbing, Adding, Asking, Committing, Fallen, Placed, Seen, Weights
-from rollforce.cache.visibility import Sight
+from rollforce.cache.region import AdditiveRegion, BiasedKV, Evicted, LayerCommit, Placement, Query, RegionTier, Weights
+from rollforce.cache.visibility import Visibility
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer.attention import Kernel
 
 
 @dataclass(frozen=True)
-class Group:
+class LatentGroup:
     """Consecutive latents of one call that see the same: `start` is the stream index of the first."""
 
     start: int
     latents: int
-    sight: Sight
+    sight: Visibility
     commit: bool = False
 
 
 @dataclass(frozen=True)
-class View:
+class CacheView:
     """What a group sees: slots of the arena and moves of its regions, and where other regions stand.
 
     `dense`: all used slots from the first visible one, and nothing else: one slice."""
@@ -44,7 +44,7 @@ class View:
     slots: tuple[int, ...]
     moves: tuple[tuple[str, int], ...]
     dense: bool
-    apart: tuple[tuple[str, Placed], ...] = ()
+    apart: tuple[tuple[str, Placement], ...] = ()
 
 
 class KVCache:
@@ -53,7 +53,7 @@ class KVCache:
     def __init__(
         self,
         tiers: Sequence[Tier],
-        shape: Shape,
+        shape: KVShape,
         flight: int,
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
@@ -63,10 +63,10 @@ class KVCache:
         if len(set(names)) != len(names):
             raise ConfigError(f"cache {names}: each kind of tier may appear once.")
         for tier in tiers[:-1]:
-            if isinstance(tier, Absorbing):
+            if isinstance(tier, RegionTier):
                 raise ConfigError(f"cache {names}: {tier.kind} takes all that falls to it; it must be the last.")
         self.tiers, self.shape, self.dtype, self.device = tuple(tiers), shape, dtype, torch.device(device)
-        self.regions = {t.kind: t.region(shape, dtype, device) for t in tiers if isinstance(t, Absorbing)}
+        self.regions = {t.kind: t.region(shape, dtype, device) for t in tiers if isinstance(t, RegionTier)}
         self.arena = Arena([tier for tier in tiers if tier.kind not in self.regions], shape, flight, dtype, device)
         self.capacity = sum(tier.latents for tier in tiers)
         self.contents = Contents({name: {} for name in names}, dict.fromkeys(self.regions, ()))
@@ -91,11 +91,11 @@ class KVCache:
         """Tell the tiers that something (`switch`, `shot`) happens with the latent at `index`, not yet committed."""
         self.contents = self.contents.marked(name, index)
 
-    def memory(self, groups: Sequence[Group]) -> Memory:
+    def memory(self, groups: Sequence[LatentGroup]) -> CallMemory:
         """One call's window on this."""
-        return Memory(self, groups)
+        return CallMemory(self, groups)
 
-    def view(self, group: Group) -> View:
+    def view(self, group: LatentGroup) -> CacheView:
         """What `group` sees now."""
         slot_of = self.contents.slots
         visible = group.sight.visible(self.held(), group.latents, whole=tuple(self.regions))
@@ -107,7 +107,7 @@ class KVCache:
         dense = not any(visible[name] for name in self.regions)
         dense = dense and slots == tuple(range(first, self.used)) and self._prefix()
         inside = tuple((name, moves.get(name, 0)) for name, held in visible.items() if held and name in self.arena.size)
-        return View(slots, inside, dense, apart)
+        return CacheView(slots, inside, dense, apart)
 
     def _prefix(self) -> bool:
         taken = sorted(slot for slots in self.contents.slots.values() for slot in slots.values())
@@ -115,7 +115,7 @@ class KVCache:
 
     # -- reading ------------------------------------------------------------------------------------------------
 
-    def read(self, layer: int, view: View, own: KVBlock) -> Seen:
+    def read(self, layer: int, view: CacheView, own: KVBlock) -> BiasedKV:
         """The visible past followed by the call's own keys and values.
 
         Without gradient and with a dense view this is a slice of the arena: own keys are laid behind the used slots.
@@ -127,27 +127,27 @@ class KVCache:
         if view.dense and fits and not torch.is_grad_enabled():
             stop = self.arena.behind(layer, self.used, own)
             block = self.arena.slots(layer, view.slots[0] if view.slots else self.used, stop)
-            return Seen(block.key, block.value)
+            return BiasedKV(block.key, block.value)
         parts = [self.regions[name].seen(layer, placed) for name, placed in view.apart if placed.filled]
         past = [self.arena.slots(layer, low, high) for low, high in _runs(view.slots)]
-        seen = [*(part for part in parts if part), *(Seen(block.key, block.value) for block in (*past, own))]
+        seen = [*(part for part in parts if part), *(BiasedKV(block.key, block.value) for block in (*past, own))]
         key, value = torch.cat([part.key for part in seen], dim=2), torch.cat([part.value for part in seen], dim=2)
-        return Seen(key, value, _bias(seen))
+        return BiasedKV(key, value, _bias(seen))
 
-    def added(self, asking: Asking) -> Tensor | None:
+    def added(self, asking: Query) -> Tensor | None:
         """What a region adds to the output of attention."""
         for region in self.regions.values():
-            if isinstance(region, Adding):
+            if isinstance(region, AdditiveRegion):
                 return region.adds(asking)
         return None
 
     # -- writing ------------------------------------------------------------------------------------------------
 
-    def plan(self, start: int, latents: int) -> Plan:
+    def plan(self, start: int, latents: int) -> CommitPlan:
         """What will happen, and where everything will be, when `latents` from `start` on are committed."""
-        return planned(self.tiers, self.arena.offset, self.contents, start, latents)
+        return plan_commit(self.tiers, self.arena.offset, self.contents, start, latents)
 
-    def write(self, commit: Committing, plan: Plan) -> None:
+    def write(self, commit: LayerCommit, plan: CommitPlan) -> None:
         """Carry out a plan in one layer: lay down what comes, with the commit or from the tier above, average what
         leaves a folding tier, and give regions what falls to them."""
         layer = commit.layer
@@ -167,7 +167,7 @@ class KVCache:
             self.arena.mix(layer, fold, block)
         for absorb, blocks, after in absorbed:
             key, value = (torch.cat([getattr(b, part).detach() for b in blocks], dim=2) for part in ("key", "value"))
-            fallen = Fallen(tuple(index for index, _ in absorb.latents), KVBlock(key, value))
+            fallen = Evicted(tuple(index for index, _ in absorb.latents), KVBlock(key, value))
             with torch.no_grad():
                 self.regions[absorb.region].absorb(fallen, replace(commit, after=after))
 
@@ -182,7 +182,7 @@ class KVCache:
     def forget(self) -> None:
         """Empty the regions that keep no latents as they are: they cannot tell what is of which prompt."""
         for tier in self.tiers:
-            if isinstance(tier, Absorbing):
+            if isinstance(tier, RegionTier):
                 self.regions[tier.kind] = tier.region(self.shape, self.dtype, self.device)
         self.contents = replace(self.contents, absorbed=dict.fromkeys(self.regions, ()))
 
@@ -210,12 +210,12 @@ class KVCache:
         )
 
 
-def _placed(span: tuple[int, ...], move: int | None) -> Placed:
+def _placed(span: tuple[int, ...], move: int | None) -> Placement:
     """A region that a policy moves stands no further back than its span; one that is left alone, where it was."""
-    return Placed(move or 0, None if move is None or not span else span[0] + move, len(span))
+    return Placement(move or 0, None if move is None or not span else span[0] + move, len(span))
 
 
-def _bias(seen: Sequence[Seen]) -> Tensor | None:
+def _bias(seen: Sequence[BiasedKV]) -> Tensor | None:
     if all(part.bias is None for part in seen):
         return None
     zero = next(part.bias for part in seen if part.bias is not None).new_zeros(1)
@@ -236,22 +236,22 @@ def _runs(slots: Sequence[int]) -> list[tuple[int, int]]:
     return runs
 
 
-class Memory:
+class CallMemory:
     """One model call's window on a KVCache. A call is one or two groups of latents, in order: [committing | denoising].
 
     In each layer the committing group attends and is written first, so the denoising group already sees it: the clean
     pass of one chunk and the next tick are one call, with the numbers of two.
     """
 
-    def __init__(self, cache: KVCache, groups: Sequence[Group]) -> None:
+    def __init__(self, cache: KVCache, groups: Sequence[LatentGroup]) -> None:
         self.cache, self.groups = cache, tuple(groups)
         self._before = cache.contents
-        self._views: list[View] = []
-        self._plans: list[Plan] = []
+        self._views: list[CacheView] = []
+        self._plans: list[CommitPlan] = []
         self._notes: dict[str, object] = {}
         for group in self.groups:
             self._views.append(cache.view(group))
-            self._plans.append(cache.plan(group.start, group.latents) if group.commit else Plan(cache.contents))
+            self._plans.append(cache.plan(group.start, group.latents) if group.commit else CommitPlan(cache.contents))
             cache.adopt(self._plans[-1].after)
         cache.adopt(self._before)
 
@@ -263,12 +263,12 @@ class Memory:
             stop = at + group.latents
             asking, mine = query[:, :, at * tokens : stop * tokens], own.latents(at, stop, tokens)
             seen = self.cache.read(layer, view, mine)
-            asked = Asking(layer, group.start, asking, self.cache.learned)
+            asked = Query(layer, group.start, asking, self.cache.learned)
             kernel = group.sight.kernel(attend, self.cache.shape, asked)
             output, added = kernel(asking, seen.key, seen.value, seen.bias), self.cache.added(asked)
             outputs.append(output if added is None else output + added.to(output))
             if group.commit:
-                self.cache.write(Committing(layer, group.start, mine, asking, self._notes), plan)
+                self.cache.write(LayerCommit(layer, group.start, mine, asking, self._notes), plan)
                 self.cache.adopt(plan.after)
             at = stop
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from rollforce.cache.commit_plan import Tier
-from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.geometry import KVBlock, KVShape
 
 
 @dataclass(frozen=True)
-class Fallen:
+class Evicted:
     """Latents that fall to a region: their stream indices and their keys (turned at their own index) and values."""
 
     indices: tuple[int, ...]
@@ -27,7 +27,7 @@ class Fallen:
 
 
 @dataclass(frozen=True)
-class Committing:
+class LayerCommit:
     """The commit during which that happens, in one layer: the new latents' keys and values, and their queries.
 
     `notes`: of this commit, what one layer leaves for the next ones. `after`: of a region to which something falls, the
@@ -42,7 +42,7 @@ class Committing:
 
 
 @dataclass(frozen=True)
-class Placed:
+class Placement:
     """Where a region's tokens stand for a call: each `move` latents later than its own index, but none before
     `lowest` (None: no bound). `filled`: latents of the region's span that came to it so far."""
 
@@ -61,7 +61,7 @@ Weights = Mapping[str, Tensor] | nn.ParameterDict
 
 
 @dataclass(frozen=True)
-class Asking:
+class Query:
     """A call's queries in one layer, turned at their own index, the first latent's being `start`."""
 
     layer: int
@@ -71,7 +71,7 @@ class Asking:
 
 
 @dataclass(frozen=True)
-class Seen:
+class BiasedKV:
     """Keys and values that a call attends to; `bias` is added to the logits, [B, 1 or N, 1, L], None for nothing."""
 
     key: Tensor
@@ -84,11 +84,11 @@ class Region(Protocol):
 
     @property
     def bytes(self) -> int: ...
-    def absorb(self, fallen: Fallen, commit: Committing) -> None:
+    def absorb(self, fallen: Evicted, commit: LayerCommit) -> None:
         """Take what falls, in one layer."""
         ...
 
-    def seen(self, layer: int, placed: Placed) -> Seen | None:
+    def seen(self, layer: int, placed: Placement) -> BiasedKV | None:
         """What a call attends to of it."""
         ...
 
@@ -97,16 +97,16 @@ class Region(Protocol):
 
 
 @runtime_checkable
-class Adding(Protocol):
+class AdditiveRegion(Protocol):
     """A region that adds something to the output of attention."""
 
-    def adds(self, asking: Asking) -> Tensor | None:
+    def adds(self, asking: Query) -> Tensor | None:
         """That, [B, N, L, K]."""
         ...
 
 
 @runtime_checkable
-class Absorbing(Tier, Protocol):
+class RegionTier(Tier, Protocol):
     """A tier whose memory is a Region."""
 
-    def region(self, shape: Shape, dtype: torch.dtype, device: torch.device | str) -> Region: ...
+    def region(self, shape: KVShape, dtype: torch.dtype, device: torch.device | str) -> Region: ...

@@ -1,7 +1,7 @@
 """Pool: a region of single tokens that were chosen or merged on the device, each with its own time.
 
-A tier says what becomes of them (`Choosing.choose`, a pure function of tensors); the pool keeps them, and turns them to
-where a call wants them.
+A tier says what becomes of them (`TokenTier.choose`, a pure function of tensors); the pool keeps them, and turns them
+to where a call wants them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from rollforce.cache.commit_plan import Tier
-from rollforce.cache.region import Committing, Fallen, Placed, Seen
-from rollforce.models.geometry import Shape
+from rollforce.cache.region import BiasedKV, Evicted, LayerCommit, Placement
+from rollforce.models.geometry import KVShape
 from rollforce.models.transformer import rope
 
 
@@ -41,7 +41,7 @@ class Tokens:
                       torch.cat([self.index, other.index], 1), torch.cat([self.mass, other.mass], 1))  # fmt: skip
 
 
-def best(score_BL: Tensor, filled_BL: Tensor, count: int) -> Tensor:
+def pick_best(score_BL: Tensor, filled_BL: Tensor, count: int) -> Tensor:
     """Of each row, the `count` filled places of the highest score in their order, empty ones last: indices [B, count].
     Of equal ones the first."""
     ranked = score_BL.double().masked_fill(~filled_BL, -torch.inf).argsort(dim=1, descending=True, stable=True)
@@ -50,15 +50,15 @@ def best(score_BL: Tensor, filled_BL: Tensor, count: int) -> Tensor:
     return chosen.gather(1, order)
 
 
-class Choosing(Tier, Protocol):
+class TokenTier(Tier, Protocol):
     """A tier of chosen tokens."""
 
-    def choose(self, held: Tokens, fallen: Tokens, commit: Committing) -> Tokens:
+    def choose(self, held: Tokens, fallen: Tokens, commit: LayerCommit) -> Tokens:
         """What is held after a commit, as many tokens as before, empty places last."""
         ...
 
 
-class Pool:
+class TokenPool:
     """The Region of a Choosing tier: `latents` x tokens places.
 
     `holes`: whether places may stay empty, or tokens stand for several, once so many latents fell; then each call needs
@@ -67,8 +67,8 @@ class Pool:
     ends; else each token stands at its own time."""
 
     def __init__(
-        self, tier: Choosing, latents: int, shape: Shape, dtype: torch.dtype, device: torch.device | str, holes: bool,
-        packed: bool = False,
+        self, tier: TokenTier, latents: int, shape: KVShape, dtype: torch.dtype, device: torch.device | str,
+        holes: bool, packed: bool = False,
     ) -> None:  # fmt: skip
         self.tier, self.shape, self.holes, self.packed = tier, shape, holes, packed
         length = latents * shape.tokens
@@ -82,14 +82,14 @@ class Pool:
             )
             for layer in range(shape.layers)
         ]
-        self._turned: list[tuple[Placed, Tensor] | None] = [None] * shape.layers
+        self._turned: list[tuple[Placement, Tensor] | None] = [None] * shape.layers
 
     @property
     def bytes(self) -> int:
         tensors = (tensor for held in self.held for tensor in (held.key, held.key, held.value, held.index, held.mass))
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # keys twice: as made, as shown
 
-    def absorb(self, fallen: Fallen, commit: Committing) -> None:
+    def absorb(self, fallen: Evicted, commit: LayerCommit) -> None:
         held, tokens = self.held[commit.layer], self.shape.tokens
         index = torch.tensor(fallen.indices, device=held.index.device).repeat_interleave(tokens)
         block = Tokens(fallen.block.key.to(held.key), fallen.block.value.to(held.value),
@@ -98,16 +98,16 @@ class Pool:
         self.held[commit.layer] = self.tier.choose(held, block, commit)
         self._turned[commit.layer] = None
 
-    def seen(self, layer: int, placed: Placed) -> Seen | None:
+    def seen(self, layer: int, placed: Placement) -> BiasedKV | None:
         held, count = self.held[layer], min(placed.filled * self.shape.tokens, self.held[layer].index.shape[1])
         turned = self._turned[layer]
         if turned is None or turned[0] != placed:
             turned = self._turned[layer] = (placed, rope.turn_each(held.key, self._turns(held, placed)))
         if self.holes:
-            return Seen(turned[1], held.value, held.mass.log()[:, None, None])
-        return Seen(turned[1][:, :, :count], held.value[:, :, :count])
+            return BiasedKV(turned[1], held.value, held.mass.log()[:, None, None])
+        return BiasedKV(turned[1][:, :, :count], held.value[:, :, :count])
 
-    def _turns(self, held: Tokens, placed: Placed) -> Tensor:
+    def _turns(self, held: Tokens, placed: Placement) -> Tensor:
         if not self.packed or placed.lowest is None:
             return placed.turns(held.index)
         place = torch.arange(held.index.shape[1], device=held.index.device) // self.shape.tokens

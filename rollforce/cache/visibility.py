@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from rollforce.cache.positions import AnyPositions, positions
-from rollforce.cache.region import Asking
+from rollforce.cache.region import Query
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import Shape
+from rollforce.models.geometry import KVShape
 from rollforce.models.transformer.attention import Kernel
 from rollforce.models.transformer.block_sparse import BlockSparse
-from rollforce.models.transformer.hash_attention import Buckets, TextBuckets
+from rollforce.models.transformer.hash_attention import HashAttention, HashTextAttention
 
-AnySparse = BlockSparse | Buckets
+AnySparse = BlockSparse | HashAttention
 
 
 @dataclass(frozen=True)
-class Sight:
+class Visibility:
     """`budget`: latents one call attends to, its own included (None: all that is held).
 
     `pinned` regions are always in view; the others fill the rest of the budget, newest first.
@@ -29,7 +29,7 @@ class Sight:
     pinned: tuple[str, ...] = ("sink",)
     positions: AnyPositions = "realigned"
     sparse: AnySparse | None = None
-    text: TextBuckets | None = None
+    text: HashTextAttention | None = None
 
     def __post_init__(self) -> None:
         positions(self.positions)
@@ -57,16 +57,16 @@ class Sight:
         """Whether the attention kernel must know masks, whatever tiers there are."""
         return any(each is not None and each.masked for each in (self.sparse, self.text))
 
-    def at(self, sigma: float) -> Sight:
+    def at(self, sigma: float) -> Visibility:
         """The sight of a call whose noisiest latent has this much noise."""
         return replace(self, sparse=None) if self.sparse is not None and sigma > self.sparse.below else self
 
-    def kernel(self, attend: Kernel, shape: Shape, asking: Asking) -> Kernel:
+    def kernel(self, attend: Kernel, shape: KVShape, asking: Query) -> Kernel:
         """How a call attends, in a layer, to what it sees."""
         if self.sparse is None or asking.layer < round(shape.layers * (1 - self.sparse.layers)):
             return attend
         return self.sparse.kernel(attend, shape.tokens, asking.start)
 
-    def text_kernel(self, attend: Kernel, shape: Shape) -> Kernel:
+    def text_kernel(self, attend: Kernel, shape: KVShape) -> Kernel:
         """The same for the prompt."""
         return attend if self.text is None else self.text.kernel(attend, shape.tokens)

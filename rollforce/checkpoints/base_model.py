@@ -39,7 +39,7 @@ UMT5 = {
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelPart:
     """One folder of the diffusers layout, and where it comes from: a folder, or an original file of `kind`."""
 
     name: str
@@ -68,7 +68,7 @@ class Part:
         write_json(class_name | config, target / "config.json")
 
 
-def find_parts(base: Path, image: bool = False) -> tuple[Part, ...]:
+def find_parts(base: Path, image: bool = False) -> tuple[ModelPart, ...]:
     """The parts in a base model's folder, diffusers' or original. CheckpointError names what is missing.
 
     `image`: an image-to-video student, which needs the image encoder as well.
@@ -77,7 +77,7 @@ def find_parts(base: Path, image: bool = False) -> tuple[Part, ...]:
         raise CheckpointError(f"--base {base}: there is no such folder. Give a base model's folder or its hub id, "
                               "such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers.")  # fmt: skip
     names = [name for name in CLASSES if name != "transformer"]
-    parts = {name: Part(name, base / name) for name in names if (base / name).is_dir()}
+    parts = {name: ModelPart(name, base / name) for name in names if (base / name).is_dir()}
     if "vae" not in parts:
         parts |= {part.name: part for part in _original(base)}
     wanted = (*REQUIRED, "image_encoder") if image else REQUIRED
@@ -107,11 +107,11 @@ def write_json(content: dict[str, Any], path: Path) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _original(base: Path) -> list[Part]:
-    found = [Part(name, path, kind) for name, kind in (("vae", "autoencoder"), ("text_encoder", "text"))
+def _original(base: Path) -> list[ModelPart]:
+    found = [ModelPart(name, path, kind) for name, kind in (("vae", "autoencoder"), ("text_encoder", "text"))
              for path in sorted(base.glob(ORIGINAL[kind]))[:1]]  # fmt: skip
     tokenizer = base / "google" / "umt5-xxl"
-    return [*found, Part("tokenizer", tokenizer)] if tokenizer.is_dir() else found
+    return [*found, ModelPart("tokenizer", tokenizer)] if tokenizer.is_dir() else found
 
 
 def _files(source: Path) -> list[Path]:

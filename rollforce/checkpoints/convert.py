@@ -217,7 +217,7 @@ class Conversion:
 
     checkpoint: Checkpoint
     config: Mapping[str, Any]
-    parts: tuple[base_model.Part, ...]
+    parts: tuple[base_model.ModelPart, ...]
     lora: Checkpoint | None
     out: Path
     card: Card

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rollforce.cli.options import Options
-from rollforce.cli.prompt_files import Job, check_cues, check_seconds, check_seed, parse_cue, read_jobs, slug
+from rollforce.cli.prompt_files import PromptJob, check_cues, check_seconds, check_seed, parse_cue, read_jobs, slug
 from rollforce.cli.record import Record, Request, is_complete, read_record, record_path
 from rollforce.cli.resume import read_unfinished, snapshot_path
 from rollforce.errors import ConfigError
@@ -26,7 +26,7 @@ _WITH_RESUME = {"resume", "save_every", "quiet", "as_json", "debug"}
 
 
 @dataclass(frozen=True)
-class Task:
+class RenderTask:
     """One video to make, or one that is there already (`done`), or a part of which is there (`begun`)."""
 
     request: Request
@@ -37,10 +37,10 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RenderPlan:
     """All videos of a command. They share one model; `overrides` are what it is loaded with."""
 
-    tasks: tuple[Task, ...]
+    tasks: tuple[RenderTask, ...]
     overrides: tuple[str, ...]
     record: Record | None = None
     folder: Path | None = None  # of a batch: holds manifest.jsonl
@@ -51,7 +51,7 @@ class Plan:
         return self.tasks[0].request
 
 
-def plan(options: Options) -> Plan:
+def plan(options: Options) -> RenderPlan:
     """The checked plan of a render command. ConfigError says what cannot be used and what to type instead."""
     if not options.save_every >= 0:
         raise ConfigError(f"--save-every must be 0 (never) or a number of seconds, got {options.save_every:g}.")
@@ -73,11 +73,11 @@ def plan(options: Options) -> Plan:
     _check_changes(tasks, options)
     _check_outputs(tasks, options)
     recorded = record.settings() if record and options.stream is None else ()
-    return Plan(tuple(tasks), (*recorded, *overrides) if record else request.overrides, record,
+    return RenderPlan(tuple(tasks), (*recorded, *overrides) if record else request.overrides, record,
                 folder if options.prompts is not None else None)
 
 
-def _resumed(options: Options, file: Path) -> Plan:
+def _resumed(options: Options, file: Path) -> RenderPlan:
     """The plan of `--resume FILE`: all as its record says."""
     if others := [spelling for name, spelling in options.typed().items() if name not in _WITH_RESUME]:
         raise ConfigError(f"--resume goes on as the render was begun: leave out {', '.join(others)}.")
@@ -85,11 +85,11 @@ def _resumed(options: Options, file: Path) -> Plan:
     record = read_record(record_path(video))
     if not video.exists():
         raise ConfigError(f"{video} does not exist: there is nothing to continue.")
-    task = Task(record.request, video, done=is_complete(video), begun=True)
+    task = RenderTask(record.request, video, done=is_complete(video), begun=True)
     if not task.done:
         read_unfinished(video)
         record.request.given()
-    return Plan((task,), record.settings(), record)
+    return RenderPlan((task,), record.settings(), record)
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -100,7 +100,7 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[2]), int(match[1])
 
 
-def write_manifest(plan_: Plan, finished: dict[Path, str]) -> None:
+def write_manifest(plan_: RenderPlan, finished: dict[Path, str]) -> None:
     """List every video of a batch and how far it is, one JSON object per line, in manifest.jsonl."""
     if plan_.folder is None:
         return
@@ -169,7 +169,7 @@ def _folder(options: Options) -> Path:
     return folder
 
 
-def _jobs(source: str, request: Request) -> list[Job]:
+def _jobs(source: str, request: Request) -> list[PromptJob]:
     if source == "-":
         return read_jobs(sys.stdin.buffer.read(), "stdin", seed=request.seed, seconds=request.seconds)
     try:
@@ -179,7 +179,7 @@ def _jobs(source: str, request: Request) -> list[Job]:
     return read_jobs(content, source, seed=request.seed, seconds=request.seconds)
 
 
-def _single(options: Options, request: Request, record: Record | None, folder: Path) -> Task:
+def _single(options: Options, request: Request, record: Record | None, folder: Path) -> RenderTask:
     if options.output and options.out:
         raise ConfigError("-o names a file and --out a folder; use one of them.")
     path = options.output or folder / f"{slug(request.prompt)}.mp4"
@@ -188,7 +188,7 @@ def _single(options: Options, request: Request, record: Record | None, folder: P
     return _task(options, request, path)
 
 
-def _batch_task(options: Options, request: Request, job: Job, folder: Path) -> Task:
+def _batch_task(options: Options, request: Request, job: PromptJob, folder: Path) -> RenderTask:
     if options.output:
         raise ConfigError("-o names one file; with --prompts use --out DIR.")
     path = folder / f"{job.name}.mp4"
@@ -197,20 +197,20 @@ def _batch_task(options: Options, request: Request, job: Job, folder: Path) -> T
     return _task(options, mine, path, job.where)
 
 
-def _task(options: Options, request: Request, path: Path, where: str = "") -> Task:
+def _task(options: Options, request: Request, path: Path, where: str = "") -> RenderTask:
     done = options.keep and is_complete(path)
     begun = options.keep and not done and path.exists() and snapshot_path(path).exists()
-    return Task(request, path, where, done, begun)
+    return RenderTask(request, path, where, done, begun)
 
 
-def _check_changes(tasks: list[Task], options: Options) -> None:
+def _check_changes(tasks: list[RenderTask], options: Options) -> None:
     """No change that was typed comes after the end; those of a record may, where --seconds made it shorter."""
     for task in tasks if options.at else ():
         if problem := check_cues(task.request.cues, task.request.seconds):
             raise ConfigError(f"{task.where}{': ' if task.where else ''}--at: {problem}.")
 
 
-def _check_outputs(tasks: list[Task], options: Options) -> None:
+def _check_outputs(tasks: list[RenderTask], options: Options) -> None:
     waiting = [task.path for task in tasks if not task.done]
     replace = options.overwrite or options.keep
     if len(tasks) == 1:

@@ -103,11 +103,12 @@ def plan(
     """Say how much memory a stream needs, whether it fits, and what would make it fit. Nothing is loaded."""
     with _answered(debug):
         from rollforce.cli.jobs import parse_size
-        from rollforce.cli.plan_table import Wish, show, told
+        from rollforce.cli.plan_table import PlanRequest, show, told
         from rollforce.engine.budget.fit import fit
 
-        wish = Wish(model, stream, parse_size(size) if size else None, device, dtype, tuple(offload or ()), window,
-                    quantize, tiling, decoder)  # fmt: skip
+        wish = PlanRequest(
+            model, stream, parse_size(size) if size else None, device, dtype, tuple(offload or ()), window,
+            quantize, tiling, decoder)  # fmt: skip
         found = fit(wish.setup(), None if free is None else int(free * 1e9))
         if as_json:
             typer.echo(json.dumps(told(found), indent=2))

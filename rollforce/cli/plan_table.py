@@ -12,7 +12,7 @@ import torch
 from rollforce.config import build, resource
 from rollforce.engine.budget.fit import TILES, Fit
 from rollforce.engine.budget.model_sizes import sizes_of
-from rollforce.engine.budget.requirements import Setup, needs_with_prompt
+from rollforce.engine.budget.requirements import MemorySetup, needs_with_prompt
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
 
@@ -20,7 +20,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(frozen=True)
-class Wish:
+class PlanRequest:
     """What was typed; None is what was not. `size` is (height, width)."""
 
     model: str = "tiny"
@@ -34,13 +34,13 @@ class Wish:
     tiling: bool = False
     decoder: str | None = None
 
-    def setup(self) -> Setup:
+    def setup(self) -> MemorySetup:
         """What it asks for. A device that is not here may be planned for if its free memory is given."""
         sizes, device = sizes_of(self.model), _device(self.device)
         if self.dtype not in ("auto", *DTYPES):
             raise ConfigError(f"dtype {self.dtype!r} is not known. Use auto, {', '.join(DTYPES)}.")
         natural = torch.bfloat16 if device.type == "cuda" else torch.float32
-        setup = Setup(
+        setup = MemorySetup(
             sizes, build(StreamSettings, _preset(self.stream or sizes.stream)), self.size or sizes.size,
             DTYPES.get(self.dtype, natural), device, self.offload, self.quantize, TILES if self.tiling else None,
             small=self.decoder is not None,

@@ -26,7 +26,7 @@ _TIME = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
 
 
 @dataclass(frozen=True)
-class Job:
+class PromptJob:
     """One video to make. `name` is its file name without ending; `where` says which line asked for it."""
 
     prompt: str
@@ -68,7 +68,7 @@ def check_seed(value: Any) -> str:
     return "" if 0 <= value < 2**63 else f"'seed' must be from 0 to 2^63 - 1, got {value}"
 
 
-def read_jobs(content: bytes, source: str, *, seed: int, seconds: float) -> list[Job]:
+def read_jobs(content: bytes, source: str, *, seed: int, seconds: float) -> list[PromptJob]:
     """The jobs of a prompt file; lines of a .jsonl name (or that begin with a brace) are objects.
 
     Raises one ConfigError that lists every bad line as file:line.
@@ -77,7 +77,7 @@ def read_jobs(content: bytes, source: str, *, seed: int, seconds: float) -> list
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{source} is not UTF-8 text (byte {error.start}).") from error
-    jobs: list[Job] = []
+    jobs: list[PromptJob] = []
     problems: list[str] = []
     taken: dict[str, str] = {}
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
@@ -103,11 +103,11 @@ def read_jobs(content: bytes, source: str, *, seed: int, seconds: float) -> list
     return jobs
 
 
-def _job(entry: dict[str, Any], index: int, where: str, seed: int, seconds: float) -> Job:
+def _job(entry: dict[str, Any], index: int, where: str, seed: int, seconds: float) -> PromptJob:
     seed, seconds = entry.get("seed", seed), float(entry.get("seconds", seconds))
     stem = slug(entry.get("id") or entry["prompt"])
     cues = tuple(sorted((_cue(each) for each in entry.get("at", ())), key=lambda cue: cue.at))
-    return Job(entry["prompt"], seed, seconds, f"{index:04d}-{stem}-seed{seed}", where, cues)
+    return PromptJob(entry["prompt"], seed, seconds, f"{index:04d}-{stem}-seed{seed}", where, cues)
 
 
 def _parse(line: str, as_json: bool) -> tuple[dict[str, Any], list[str]]:

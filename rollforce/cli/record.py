@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from rollforce.config import build, to_dict
 from rollforce.errors import ConfigError
 from rollforce.evaluation import process
-from rollforce.models.runtime.options import Running
+from rollforce.models.runtime.options import RuntimeOptions
 from rollforce.streaming.events import Cue
-from rollforce.streaming.inputs import Following, Given
+from rollforce.streaming.inputs import FollowSettings, StreamInputs
 from rollforce.video.images import Fit
-from rollforce.video.writer import Codec
+from rollforce.video.writer import VideoCodec
 
 if TYPE_CHECKING:
     from rollforce.streaming.model import Model
@@ -41,18 +41,18 @@ class Request:
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = None
-    codec: Codec = field(default_factory=Codec)
+    codec: VideoCodec = field(default_factory=VideoCodec)
     image: str | None = None
     video: str | None = None
     follow: str | None = None
-    strength: float = Following.strength
+    strength: float = FollowSettings.strength
     fit: Fit = "crop"
-    running: Running = field(default_factory=Running)
+    running: RuntimeOptions = field(default_factory=RuntimeOptions)
     cues: tuple[Cue, ...] = ()
 
-    def given(self) -> Given:
+    def given(self) -> StreamInputs:
         """What the stream is given besides its prompt; files are looked for, not yet read. ConfigError."""
-        given = Given(self.image, self.video, self.follow, Following.of(self.strength), self.fit)
+        given = StreamInputs(self.image, self.video, self.follow, FollowSettings.of(self.strength), self.fit)
         for name in ("image", "video", "follow"):
             path = getattr(self, name)
             if path is not None and not Path(path).is_file():

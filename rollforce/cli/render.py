@@ -18,7 +18,7 @@ from rollforce.config import build, to_dict
 from rollforce.errors import SnapshotError
 from rollforce.evaluation import process
 from rollforce.streaming.events import Event
-from rollforce.streaming.inputs import Opening
+from rollforce.streaming.inputs import SessionOptions
 from rollforce.video.drift import Drift, DriftMeter
 from rollforce.video.writer import VideoWriter, available, default_scale
 
@@ -210,7 +210,7 @@ def _write(
 def _session(model: Model, request: Request, go_on: Snapshot | None) -> Session:
     if go_on is not None:
         return model.resume(go_on, ahead=True)
-    how = Opening(request.given(), ahead=True, cues=request.cues)
+    how = SessionOptions(request.given(), ahead=True, cues=request.cues)
     return model.begin(request.prompt, request.seed, request.size, how)
 
 

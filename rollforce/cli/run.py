@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from rollforce.cli.jobs import Plan, Task, plan, write_manifest
+from rollforce.cli.jobs import RenderPlan, RenderTask, plan, write_manifest
 from rollforce.cli.options import Options
 from rollforce.cli.progress import Terminal
 from rollforce.cli.record import Request, record_path
@@ -61,7 +61,7 @@ def make(options: Options, terminal: Terminal, tell: Callable[[str], None]) -> b
 
 
 def _all(
-    planned: Plan, waiting: list[Task], model: Model, terminal: Terminal, stop: Stop, options: Options,
+    planned: RenderPlan, waiting: list[RenderTask], model: Model, terminal: Terminal, stop: Stop, options: Options,
     tell: Callable[[str], None],
 ) -> bool:  # fmt: skip
     """One video after the other; whether all were made."""
@@ -80,7 +80,7 @@ def _all(
     return True
 
 
-def _load(planned: Plan, waiting: list[Task], terminal: Terminal) -> Model:
+def _load(planned: RenderPlan, waiting: list[RenderTask], terminal: Terminal) -> Model:
     request, begun = planned.request, time.perf_counter()
     model = load(request.model, stream=request.stream, overrides=planned.overrides,
                  window=request.window, device=request.device,
@@ -92,7 +92,7 @@ def _load(planned: Plan, waiting: list[Task], terminal: Terminal) -> Model:
     return model
 
 
-def _check(model: Model, waiting: list[Task]) -> None:
+def _check(model: Model, waiting: list[RenderTask]) -> None:
     """All prompts and changes before the first is rendered. What the model knows is said once, not for every line."""
     problems, known = [], ""
     for task in waiting:
@@ -122,7 +122,12 @@ def _problem(place: str, ask: Callable[..., None], *words: Any) -> Iterator[tupl
 
 
 def _one(
-    planned: Plan, task: Task, model: Model, terminal: Terminal, save_every: float, stopping: Callable[[], bool]
+    planned: RenderPlan,
+    task: RenderTask,
+    model: Model,
+    terminal: Terminal,
+    save_every: float,
+    stopping: Callable[[], bool],
 ) -> Result:
     """Make or continue one video."""
     begun = _begun(planned, task, model, terminal)
@@ -142,7 +147,7 @@ def _one(
     return result
 
 
-def _begun(planned: Plan, task: Task, model: Model, terminal: Terminal) -> Snapshot | None:
+def _begun(planned: RenderPlan, task: RenderTask, model: Model, terminal: Terminal) -> Snapshot | None:
     """Where to continue. In a batch, what cannot be continued is made anew."""
     if not task.begun:
         return None

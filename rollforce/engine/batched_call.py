@@ -17,34 +17,34 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from rollforce.engine.rollout import Ask
+from rollforce.engine.rollout import ModelCall
 from rollforce.models.geometry import KVBlock
 from rollforce.models.transformer.attention import Kernel
 from rollforce.models.transformer.transformer import HALVES, Condition, Memory, VideoTransformer
 
 
-def kind(ask: Ask) -> Hashable:
+def group_key(ask: ModelCall) -> Hashable:
     """Asks of one kind can be one call: as many streams, latents of one size, prompts of one length."""
     x, given = ask.x_BTCHW, ask.condition.layers[0]
     return (x.shape[0], x.shape[2:], x.dtype, x.device, tuple(block.key.shape for block in given))
 
 
-def answered(asks: Sequence[Ask], model: VideoTransformer) -> list[Tensor]:
+def run_together(asks: Sequence[ModelCall], model: VideoTransformer) -> list[Tensor]:
     """Velocity [B, T, C, H, W] of each of these asks of one kind. Their pasts are written, once.
 
     One call; but one for each where blocks are compiled, which would be done anew for every company of streams."""
     if len(asks) == 1 or model.halves is not HALVES:
-        return [ask.answered(model) for ask in asks]
+        return [ask.run(model) for ask in asks]
     latents = [ask.x_BTCHW.shape[1] for ask in asks]
     x = torch.cat([ask.x_BTCHW for ask in asks], dim=1)
     sigma = torch.cat([ask.sigma_BT for ask in asks], dim=1)
     index, phase = torch.cat([ask.index_T for ask in asks]), _phase(asks)
-    memory = Beside([ask.cache.memory(ask.groups) for ask in asks], latents)
+    memory = ConcatenatedMemory([ask.cache.memory(ask.groups) for ask in asks], latents)
     velocity = model(x, sigma, index, _prompts(asks), memory, phase_T=phase, streams=latents)
     return list(velocity.split(latents, dim=1))
 
 
-class Beside:
+class ConcatenatedMemory:
     """One call's window on the memories of several streams whose latents stand one after the other."""
 
     def __init__(self, parts: Sequence[Memory], latents: Sequence[int]) -> None:
@@ -74,7 +74,7 @@ class Beside:
         return x_BNLK.split([count * tokens for count in self._latents], dim=2)
 
 
-def _prompts(asks: Sequence[Ask]) -> Condition:
+def _prompts(asks: Sequence[ModelCall]) -> Condition:
     """One after the other in the batch, of every layer: [streams x B, N, L, K]."""
     layers = zip(*(ask.condition.layers for ask in asks), strict=True)
     return Condition(tuple(tuple(_stacked(blocks) for blocks in zip(*given, strict=True)) for given in layers))
@@ -84,7 +84,7 @@ def _stacked(blocks: Sequence[KVBlock]) -> KVBlock:
     return KVBlock(torch.cat([block.key for block in blocks]), torch.cat([block.value for block in blocks]))
 
 
-def _phase(asks: Sequence[Ask]) -> Tensor | None:
+def _phase(asks: Sequence[ModelCall]) -> Tensor | None:
     if all(ask.phase_T is None for ask in asks):
         return None
     return torch.cat([torch.zeros(ask.index_T.shape) if ask.phase_T is None else ask.phase_T for ask in asks])

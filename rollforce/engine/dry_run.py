@@ -16,19 +16,19 @@ from torch import Tensor
 from torch.nn import ParameterDict
 
 from rollforce.cache.head_groups import HeadGroups, HeadMemory
-from rollforce.cache.kv_cache import Group, KVCache, Memory
-from rollforce.cache.region import Placed
+from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup
+from rollforce.cache.region import Placement
 from rollforce.engine.rollout import Rollout
 from rollforce.engine.settings import StreamSettings
-from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer.transformer import Condition, VideoTransformer
 
-Event = Callable[[Rollout], object]
+StreamEvent = Callable[[Rollout], object]
 """Something that happens to a stream between two chunks."""
 
 
 @dataclass(frozen=True)
-class Stretch:
+class RegionSpan:
     """What a call sees of one region: stream indices, and the positions at which they stand for it (the call's own
     latents stand at their index). Of a region of chosen or merged tokens: the stretch of time they came from.
     `heads`: the group of heads that sees it, where there are several."""
@@ -40,7 +40,7 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class Look:
+class GroupTrace:
     """What one attention group of a call sees. `sigma`: noise of each of its own latents, from `start` on.
 
     `read`: bytes of keys and values that attention reads of the past, in all layers; `dense`: whether as one slice."""
@@ -48,7 +48,7 @@ class Look:
     start: int
     sigma: tuple[float, ...]
     commit: bool
-    stretches: tuple[Stretch, ...]
+    stretches: tuple[RegionSpan, ...]
     read: int
     dense: bool
 
@@ -67,11 +67,11 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Call:
+class CallTrace:
     """One model call. `regions`: bytes that each region of memory takes after it, and `in flight` the room for the
     call's own; `held`: the stream indices that each then holds, or stands for."""
 
-    looks: tuple[Look, ...]
+    looks: tuple[GroupTrace, ...]
     regions: Mapping[str, int]
     held: Mapping[str, tuple[int, ...]]
 
@@ -88,13 +88,13 @@ class Call:
 
 def trace(
     stream: StreamSettings,
-    shape: Shape,
+    shape: KVShape,
     dtype: torch.dtype = torch.float32,
     *,
     start: int = 0,
     length: int | None = None,
-    events: Mapping[int, Event] | None = None,
-) -> Iterator[Call]:
+    events: Mapping[int, StreamEvent] | None = None,
+) -> Iterator[CallTrace]:
     """Every call of a stream of `length` latents from `start` on (None: for ever), in order.
 
     `events`: what happens (transitions.py) before the chunk in which the latent of this stream index enters."""
@@ -111,13 +111,13 @@ def trace(
 class _Watching:
     """The model that computes nothing. State: the memory, and the calls since some were handed out."""
 
-    def __init__(self, stream: StreamSettings, shape: Shape, dtype: torch.dtype) -> None:
+    def __init__(self, stream: StreamSettings, shape: KVShape, dtype: torch.dtype) -> None:
         self.stream, self.layout = stream, stream.layout.build()
         self.cache = stream.memory(shape, dtype, "meta")
         self.cache.device = torch.device("cpu")  # where the loop steps; arithmetic on meta imports half of torch
         parts = self.cache.parts if isinstance(self.cache, HeadGroups) else {"": self.cache}
         self.parts = [_Part(name, part) for name, part in parts.items()]
-        self.calls: list[Call] = []
+        self.calls: list[CallTrace] = []
         self.policy = ParameterDict()  # no tier's weights either
 
     def rollout(self, start: int, length: int | None) -> Rollout:
@@ -129,21 +129,21 @@ class _Watching:
 
     def __call__(
         self, x: Tensor, sigma: Tensor, index: Tensor, condition: Condition,
-        memory: Memory | HeadMemory, phase_T: Tensor | None = None,
+        memory: CallMemory | HeadMemory, phase_T: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         context, looks = self.stream.stepping.context_sigma, []
-        one = memory if isinstance(memory, Memory) else next(iter(memory.parts.values()))
+        one = memory if isinstance(memory, CallMemory) else next(iter(memory.parts.values()))
         for group in one.groups:
             seen = [part.seen(group) for part in self.parts]
             stretches = tuple(stretch for found in seen for stretch in found.stretches)
-            looks.append(Look(group.start, (context,) * group.latents, group.commit, stretches,
+            looks.append(GroupTrace(group.start, (context,) * group.latents, group.commit, stretches,
                               sum(found.read for found in seen), all(found.dense for found in seen)))  # fmt: skip
         bytes_of = {name: count for part in self.parts for name, count in part.bytes().items()}
         held = {part.named(name): indices for part in self.parts for name, indices in part.cache.held().items()}
-        self.calls.append(Call(tuple(looks), bytes_of, held))
+        self.calls.append(CallTrace(tuple(looks), bytes_of, held))
         return torch.zeros_like(x)
 
-    def taken(self, sigma: tuple[float, ...]) -> list[Call]:
+    def taken(self, sigma: tuple[float, ...]) -> list[CallTrace]:
         """The calls of a tick, whose own latents had noise `sigma`; it was the last one."""
         calls, self.calls = self.calls, []
         last = calls[-1]
@@ -165,7 +165,7 @@ class _Part:
     def named(self, region: str) -> str:
         return f"{self.name} {region}" if self.name else region
 
-    def seen(self, group: Group) -> _Seen:
+    def seen(self, group: LatentGroup) -> _Seen:
         """What a group of latents sees; a committing one is then written."""
         view = self.cache.view(group)
         at = {slot: (name, index) for name, slots in self.cache.contents.slots.items()
@@ -175,11 +175,11 @@ class _Part:
         stretches = []
         for name, move in moves.items():
             indices = tuple(sorted(at[slot][1] for slot in view.slots if at[slot][0] == name))
-            stretches.append(Stretch(self.named(name), indices, tuple(index + move for index in indices),
+            stretches.append(RegionSpan(self.named(name), indices, tuple(index + move for index in indices),
                                      self.name))  # fmt: skip
         for name, placed in view.apart:
             indices = self.cache.held()[name]
-            stretches.append(Stretch(self.named(name), indices, tuple(_stands(placed, index) for index in indices),
+            stretches.append(RegionSpan(self.named(name), indices, tuple(_stands(placed, index) for index in indices),
                                      self.name))  # fmt: skip
         read = len(view.slots) * self.latent + sum(self._apart(name, placed) for name, placed in view.apart)
         if group.commit:
@@ -196,7 +196,7 @@ class _Part:
         found |= {self.named(name): region.bytes for name, region in self.cache.regions.items()}
         return found | {self.named("in flight"): arena.flight * self.latent}
 
-    def _apart(self, name: str, placed: Placed) -> int:
+    def _apart(self, name: str, placed: Placement) -> int:
         """Bytes that attention gets of a region, in all layers."""
         if not placed.filled:
             return 0
@@ -211,7 +211,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Seen:
-    stretches: tuple[Stretch, ...]
+    stretches: tuple[RegionSpan, ...]
     read: int
     dense: bool
 
@@ -220,6 +220,6 @@ def _bytes(tensors: Sequence[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _stands(placed: Placed, index: int) -> int:
+def _stands(placed: Placement, index: int) -> int:
     """Placed.turns of one token, as its place."""
     return index + placed.move if placed.lowest is None else max(index + placed.move, placed.lowest)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from rollforce.cache.region import Absorbing
-from rollforce.cache.visibility import Sight
+from rollforce.cache.region import RegionTier
+from rollforce.cache.visibility import Visibility
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Rung:
+class QualityLevel:
     """`steps`: of the stream's own levels, spread evenly, the highest always among them. `past`: share of what a call
     sees of the past; what is pinned, regions that are seen whole, and the call's own latents are always seen.
 
@@ -49,7 +49,7 @@ class Rung:
         )
         return replace(settings, layout=layout, stepping=stepping)
 
-    def _less(self, settings: StreamSettings, sight: Sight, own: int, left: int) -> Sight:
+    def _less(self, settings: StreamSettings, sight: Visibility, own: int, left: int) -> Visibility:
         """A sight of a call of `left` latents instead of `own`: as much of the past as before, or a share of it."""
         always, loose = _rooms(settings, sight)
         if self.past == 1 and (sight.budget is None or left == own):
@@ -59,22 +59,22 @@ class Rung:
         return replace(sight, budget=left + always + min(loose, int(loose * self.past)))
 
 
-def rungs_of(settings: StreamSettings) -> tuple[Rung, ...]:
+def quality_levels(settings: StreamSettings) -> tuple[QualityLevel, ...]:
     """The rungs of a stream, itself first: step by step down to two, then half of the past (if there is enough)."""
     count = len(settings.layout.levels)
     less = settings.layout.micro if settings.layout.kind == "partitioned" else 1
     steps = [count, *range(count - less, 1, -less)]
-    rungs = [Rung(number) for number in steps]
+    rungs = [QualityLevel(number) for number in steps]
     if any(_rooms(settings, sight)[1] > 1 for sight in (settings.stepping.denoise, settings.stepping.commit)):
-        rungs.append(Rung(steps[-1], past=0.5))
+        rungs.append(QualityLevel(steps[-1], past=0.5))
     return tuple(rungs)
 
 
-def _rooms(settings: StreamSettings, sight: Sight) -> tuple[int, int]:
+def _rooms(settings: StreamSettings, sight: Visibility) -> tuple[int, int]:
     """Latents of the past that a call always sees, and those that its budget is for; of the group with most of each."""
     always, loose = [0], [0]
     for tiers in settings.memories:
-        pinned = [tier.latents for tier in tiers if tier.kind in sight.pinned or isinstance(tier, Absorbing)]
+        pinned = [tier.latents for tier in tiers if tier.kind in sight.pinned or isinstance(tier, RegionTier)]
         always.append(sum(pinned))
         loose.append(sum(tier.latents for tier in tiers) - sum(pinned))
     return max(always), max(loose)

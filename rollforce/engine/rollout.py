@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from rollforce.cache.head_groups import AnyCache
-from rollforce.cache.kv_cache import Group
-from rollforce.cache.visibility import Sight
+from rollforce.cache.kv_cache import LatentGroup
+from rollforce.cache.visibility import Visibility
 from rollforce.engine import flow
 from rollforce.engine.layout import Layout
 from rollforce.engine.noise import NoiseSource
@@ -52,7 +52,7 @@ class Commit:
 
 
 @dataclass(frozen=True)
-class Scene:
+class ShotContext:
     """Latents that shots to come may look back on: their indices, the RoPE phase of their shots, [B, T, C, H, W]."""
 
     index: tuple[int, ...]
@@ -82,8 +82,8 @@ class Stepping:
     `ride`: let the clean pass ride along with the next tick (False: a call of its own; same numbers, for measuring).
     """
 
-    denoise: Sight = field(default_factory=Sight)
-    commit: Sight = field(default_factory=Sight)
+    denoise: Visibility = field(default_factory=Visibility)
+    commit: Visibility = field(default_factory=Visibility)
     sampler: Literal["renoise", "euler"] = "renoise"
     context_sigma: float = 0.0
     context_noise: float = 0.0
@@ -91,18 +91,18 @@ class Stepping:
 
 
 @dataclass(frozen=True)
-class Ask:
+class ModelCall:
     """A model call that a rollout waits for: noisy latents, their noise and places, and what they see."""
 
     x_BTCHW: Tensor
     sigma_BT: Tensor
     index_T: Tensor
-    groups: tuple[Group, ...]
+    groups: tuple[LatentGroup, ...]
     condition: Condition
     cache: AnyCache
     phase_T: Tensor | None
 
-    def answered(self, model: VideoTransformer) -> Tensor:
+    def run(self, model: VideoTransformer) -> Tensor:
         """Velocity [B, T, C, H, W]. The past is written by it, once."""
         memory = self.cache.memory(self.groups)
         return model(self.x_BTCHW, self.sigma_BT, self.index_T, self.condition, memory, phase_T=self.phase_T)
@@ -136,7 +136,7 @@ class Rollout:
         self.x: Tensor | None = None  # live slots only
         self.entry: dict[int, float] = {}  # noise levels of latents of the source that entered and were not yet ticked
         self.phase = 0.0  # of RoPE in time; it and the scene: see shots.py
-        self.scene: Scene | None = None
+        self.scene: ShotContext | None = None
         self.pending: Commit | None = None  # clean, handed out, not yet in memory
         self.recent: Commit | None = None  # clean, in memory: as many of the newest as fit; for recache.py
         self._asked: tuple[float, ...] = ()  # noise of the live latents in the call that was asked for
@@ -168,9 +168,9 @@ class Rollout:
     def tick(self, with_grad: bool = False) -> Tick:
         """One model call. With `with_grad` the clean estimates carry gradient; past and state never do."""
         with torch.set_grad_enabled(with_grad):
-            return self.answer(self.ask(apart=with_grad).answered(self.model))
+            return self.apply(self.next_call(apart=with_grad).run(self.model))
 
-    def ask(self, apart: bool = False) -> Ask:
+    def next_call(self, apart: bool = False) -> ModelCall:
         """The first half of a tick: the call it needs. Nothing may come between it and `answer`.
 
         The clean pass of what is pending rides along, unless it is to be a call of its own (`apart`)."""
@@ -183,7 +183,7 @@ class Rollout:
         if apart or not self.stepping.ride:
             self.settle()
         riding, x, count = self._taken(), self.x, high - low
-        groups = [Group(low, count, self.stepping.denoise.at(max(now)))]
+        groups = [LatentGroup(low, count, self.stepping.denoise.at(max(now)))]
         index, levels = index_range(low, count), self._levels(now)
         if riding is not None:
             groups.insert(0, self._committing(riding))
@@ -192,7 +192,7 @@ class Rollout:
             levels = torch.cat([self._context_levels(riding), levels], dim=1)
         return self._ask(x, levels, index, groups)
 
-    def answer(self, velocity_BTCHW: Tensor) -> Tick:
+    def apply(self, velocity_BTCHW: Tensor) -> Tick:
         """The second half of a tick: step down by what was asked for."""
         (low, high), now, x = self.live, self._asked, self.x
         assert x is not None
@@ -251,17 +251,17 @@ class Rollout:
     # -- one call -----------------------------------------------------------------------------------------------
 
     def call(
-        self, x: Tensor, sigma: Tensor, index: Tensor, groups: Sequence[Group], phase: Tensor | None = None
+        self, x: Tensor, sigma: Tensor, index: Tensor, groups: Sequence[LatentGroup], phase: Tensor | None = None
     ) -> Tensor:
         """Velocity of latents that see memory in these groups."""
-        return self._ask(x, sigma, index, groups, phase).answered(self.model)
+        return self._ask(x, sigma, index, groups, phase).run(self.model)
 
     def _ask(
-        self, x: Tensor, sigma: Tensor, index: Tensor, groups: Sequence[Group], phase: Tensor | None = None
-    ) -> Ask:
+        self, x: Tensor, sigma: Tensor, index: Tensor, groups: Sequence[LatentGroup], phase: Tensor | None = None
+    ) -> ModelCall:
         if phase is None and self.phase:
             phase = torch.full(index.shape, self.phase)
-        return Ask(x, sigma, index, tuple(groups), self.condition, self.cache, phase)
+        return ModelCall(x, sigma, index, tuple(groups), self.condition, self.cache, phase)
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -290,8 +290,8 @@ class Rollout:
         noise = torch.stack([self._drawn(low + i, CONTEXT_DRAW) for i in range(x.shape[1])], dim=1)
         return Commit(low, flow.noised(x, noise, self._levels((level,) * x.shape[1])))
 
-    def _committing(self, pending: Commit) -> Group:
-        return Group(pending.start, pending.latents_BTCHW.shape[1], self.stepping.commit, commit=True)
+    def _committing(self, pending: Commit) -> LatentGroup:
+        return LatentGroup(pending.start, pending.latents_BTCHW.shape[1], self.stepping.commit, commit=True)
 
     def _context_levels(self, pending: Commit) -> Tensor:
         return self._levels((self.stepping.context_sigma,) * pending.latents_BTCHW.shape[1])
@@ -371,7 +371,7 @@ class Rollout:
         self.start, self.first = int(state["start"]), int(state["first"])
         self.row, self.x, self.phase = int(state["row"]), state["x"], float(state["phase"])
         pending, recent, scene = state["pending"], state["recent"], state["scene"]
-        self.scene = None if scene is None else Scene(
+        self.scene = None if scene is None else ShotContext(
             tuple(scene["index"]), tuple(scene["phase"]), scene["latents_BTCHW"])  # fmt: skip
         self.recent = None if recent is None else Commit(int(state["recent_stop"]) - recent.shape[1], recent)
         self.pending = None if pending is None else Commit(int(state["pending_start"]), pending)

@@ -18,11 +18,11 @@ from rollforce.engine.noise import Noise
 from rollforce.engine.rollout import Rollout
 from rollforce.engine.settings import StreamSettings
 from rollforce.engine.transitions import Recache
-from rollforce.models.geometry import Grid, Shape
+from rollforce.models.geometry import Grid, KVShape
 from rollforce.models.transformer.transformer import VideoTransformer
 
 
-class Streams:
+class RolloutGroup:
     """One group: a batch of streams with their own prompts, walked by the same Rollout that inference walks."""
 
     def __init__(
@@ -76,7 +76,7 @@ class Streams:
     @classmethod
     def resumed(
         cls, student: VideoTransformer, settings: StreamSettings, latent: tuple[int, int, int], state: Mapping[str, Any]
-    ) -> Streams:
+    ) -> RolloutGroup:
         """The streams of a `state_dict`, going on."""
         seeds, prompts = tuple(state["seeds"]), tuple(state["prompts"])
         group = cls(student, settings, state["text"], seeds, latent, prompts, int(state["length_behind"]))
@@ -85,7 +85,7 @@ class Streams:
         return group
 
 
-def shape_of(student: VideoTransformer, batch: int, latent: tuple[int, int, int]) -> Shape:
+def shape_of(student: VideoTransformer, batch: int, latent: tuple[int, int, int]) -> KVShape:
     """The shape of a cache for `batch` videos of latents C, h, w."""
     channels, height, width = latent
     return student.config.shape(Grid(channels, height, width, student.config.patch), batch)

@@ -15,7 +15,7 @@ from rollforce.engine.layout import Layout, bidirectional, chunkwise, partitione
 from rollforce.engine.rollout import Stepping
 from rollforce.engine.schedule import Ladder, warped
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import Shape
+from rollforce.models.geometry import KVShape
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class HeadSettings:
     file: str
     groups: dict[str, tuple[AnyTier, ...]]
 
-    def memory(self, shape: Shape, flight: int, dtype: torch.dtype, device: str | torch.device) -> HeadGroups:
+    def memory(self, shape: KVShape, flight: int, dtype: torch.dtype, device: str | torch.device) -> HeadGroups:
         """ConfigError if the file cannot be read or is of another model."""
         from rollforce.config import resource  # needs omegaconf, which benchmarks do without
 
@@ -96,7 +96,9 @@ class StreamSettings:
         """Whether what calls see asks for an attention kernel that knows masks."""
         return self.stepping.denoise.masked or self.stepping.commit.masked
 
-    def memory(self, shape: Shape, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> AnyCache:
+    def memory(
+        self, shape: KVShape, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    ) -> AnyCache:
         """An empty memory for a batch of these streams."""
         layout = self.layout.build()
         flight = max(layout.slots, layout.shift)

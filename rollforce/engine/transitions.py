@@ -21,8 +21,8 @@ from typing import Literal, get_args
 import torch
 
 from rollforce.cache.commit_plan import Tier
-from rollforce.cache.kv_cache import Group
-from rollforce.engine.rollout import Rollout, Scene
+from rollforce.cache.kv_cache import LatentGroup
+from rollforce.engine.rollout import Rollout, ShotContext
 from rollforce.errors import ConfigError
 from rollforce.models.geometry import index_range
 from rollforce.models.transformer.transformer import Condition
@@ -207,7 +207,9 @@ def recache(rollout: Rollout, condition: Condition, together: bool = False) -> N
     for low, high in pairwise(cuts):
         x = recent.latents_BTCHW[:, low - recent.start : high - recent.start]
         sigma = torch.full(x.shape[:2], rollout.stepping.context_sigma, device=x.device)
-        rollout.call(x, sigma, index_range(low, high - low), [Group(low, high - low, rollout.stepping.commit, True)])
+        rollout.call(
+            x, sigma, index_range(low, high - low), [LatentGroup(low, high - low, rollout.stepping.commit, True)]
+        )
 
 
 @torch.no_grad()
@@ -232,25 +234,27 @@ def new_shot(rollout: Rollout, condition: Condition, phase: float) -> None:
         count, first = len(scene.index), rollout.live[0]
         x, at = scene.latents_BTCHW, torch.arange(first - count, first)
         sigma = torch.full(x.shape[:2], rollout.stepping.context_sigma, device=x.device)
-        group = Group(first - count, count, rollout.stepping.commit, commit=True)
+        group = LatentGroup(first - count, count, rollout.stepping.commit, commit=True)
         rollout.call(x, sigma, at, [group], torch.tensor(scene.phase))
 
 
-def _with_recent(rollout: Rollout) -> Scene:
+def _with_recent(rollout: Rollout) -> ShotContext:
     recent, parts = rollout.recent, [] if rollout.scene is None else [rollout.scene]
     if recent is not None:
         count = recent.latents_BTCHW.shape[1]
-        parts.append(Scene(tuple(range(recent.start, recent.stop)), (rollout.phase,) * count, recent.latents_BTCHW))
+        parts.append(
+            ShotContext(tuple(range(recent.start, recent.stop)), (rollout.phase,) * count, recent.latents_BTCHW)
+        )
     if not parts:
-        return Scene((), (), torch.empty(0))
-    return Scene(
+        return ShotContext((), (), torch.empty(0))
+    return ShotContext(
         tuple(index for part in parts for index in part.index),
         tuple(value for part in parts for value in part.phase),
         torch.cat([part.latents_BTCHW for part in parts], dim=1),
     )
 
 
-def _sampled(scene: Scene, count: int) -> Scene:
+def _sampled(scene: ShotContext, count: int) -> ShotContext:
     """At most `count` of the latents, as even in time as they are there to be had."""
     if len(scene.index) <= count:
         return scene
@@ -261,6 +265,6 @@ def _sampled(scene: Scene, count: int) -> Scene:
         free = [place for place in range(len(scene.index)) if place not in chosen]
         chosen.append(min(free, key=lambda place: abs(scene.index[place] - wanted)))
     chosen.sort()
-    return Scene(
+    return ShotContext(
         tuple(scene.index[i] for i in chosen), tuple(scene.phase[i] for i in chosen), scene.latents_BTCHW[:, chosen]
     )

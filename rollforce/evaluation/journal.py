@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rollforce.errors import ConfigError
-from rollforce.evaluation.report import Streamed
+from rollforce.evaluation.report import StreamedVideo
 
 
 class Journal:
@@ -21,7 +21,7 @@ class Journal:
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any], resume: bool = False) -> None:
         self._path = path
-        self.streams: list[Streamed] = []
+        self.streams: list[StreamedVideo] = []
         known = dict(json.loads(json.dumps(settings)))
         if path is None:
             return
@@ -33,7 +33,7 @@ class Journal:
         lines = [known, *(asdict(stream) for stream in self.streams)]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
-    def add(self, stream: Streamed) -> None:
+    def add(self, stream: StreamedVideo) -> None:
         """Keep one more."""
         self.streams.append(stream)
         if self._path:
@@ -45,7 +45,7 @@ class Journal:
         return any((s.run, s.number, s.repeat) == (run, number, repeat) for s in self.streams)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], list[Streamed]]:
+def _read(path: Path) -> tuple[dict[str, Any], list[StreamedVideo]]:
     """The settings and streams of a file; a last line that was cut off in writing is left out."""
     lines = []
     for line in path.read_text().splitlines():
@@ -55,7 +55,7 @@ def _read(path: Path) -> tuple[dict[str, Any], list[Streamed]]:
             break
     if not lines:
         return {}, []
-    return lines[0], [Streamed(**line) for line in lines[1:]]
+    return lines[0], [StreamedVideo(**line) for line in lines[1:]]
 
 
 def _check(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ NO_MEASURE = ("number", "repeat", "seed", "seconds", "streamed_s")  # numbers of
 
 
 @dataclass(frozen=True)
-class Streamed:
+class StreamedVideo:
     """One stream, judged: numbers by part ("model", "first_10s", "truth", ...) and per window of 5 s.
 
     `number` is the prompt's, `repeat` tells the streams of one prompt apart, `tiles` is a PNG of some frames in base64.
@@ -49,7 +49,7 @@ class Streamed:
         return {**about, "streamed_s": round(self.streamed_s, 3), **_rounded(self.parts["model"]), **ends, **curve}
 
 
-def summary(streams: Sequence[Streamed]) -> Report:
+def summary(streams: Sequence[StreamedVideo]) -> Report:
     """The report on one run: main measures on top, then the references, the ends, the curve, and every stream."""
     prompts = [s.number for s in streams]
     parts = {name: grouped(means([s.parts[name] for s in streams], prompts)) for name in streams[0].parts}

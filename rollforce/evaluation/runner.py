@@ -14,10 +14,10 @@ from zlib import crc32
 import numpy as np
 import torch
 
-from rollforce.engine.rollout_group import Streams
+from rollforce.engine.rollout_group import RolloutGroup
 from rollforce.errors import ConfigError
 from rollforce.evaluation.judge import ENDS_S, Numbers, judge_stream, seams_to_real
-from rollforce.evaluation.report import Streamed
+from rollforce.evaluation.report import StreamedVideo
 from rollforce.streaming.load import load
 from rollforce.video.contact_sheet import packed
 from rollforce.world.caption import wish_of
@@ -33,7 +33,7 @@ BEFORE = 16  # latents that a decoder is shown before those that are judged
 
 
 @dataclass(frozen=True)
-class Run:
+class Configuration:
     """One configuration: a model (bundled name or folder), a stream (preset or YAML file) and changes to it."""
 
     model: str | None = None
@@ -42,7 +42,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Task:
+class EvaluationTask:
     """One stream: the scene it describes (and the truth is rendered from), its words, and the seed of its noise."""
 
     number: int
@@ -53,19 +53,19 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Job:
+class EvaluationJob:
     """Streams of one run, of one prompt or (`ends`) of several, and the weights that this is about."""
 
     name: str
-    run: Run
+    run: Configuration
     weights: str
-    tasks: list[Task]
+    tasks: list[EvaluationTask]
     seconds: float
     together: int
     ends: bool
 
 
-def finished(jobs: list[Job], processes: int) -> Iterator[Streamed]:
+def finished(jobs: list[EvaluationJob], processes: int) -> Iterator[StreamedVideo]:
     """Every stream as soon as it is judged, by processes of one thread each."""
     if processes == 1:
         for job in jobs:
@@ -79,11 +79,11 @@ def finished(jobs: list[Job], processes: int) -> Iterator[Streamed]:
         pool.shutdown(cancel_futures=True)
 
 
-def all_work(job: Job) -> list[Streamed]:
+def all_work(job: EvaluationJob) -> list[StreamedVideo]:
     return list(work(job))
 
 
-def work(job: Job) -> Iterator[Streamed]:
+def work(job: EvaluationJob) -> Iterator[StreamedVideo]:
     """Stream and judge. ConfigError if the model's weights have changed since the evaluation began."""
     torch.set_num_threads(1)
     model, eyes, seconds = loaded(job.run), sight(), job.seconds
@@ -97,11 +97,11 @@ def work(job: Job) -> Iterator[Streamed]:
             found = replace(found, whole=last, curve=[])
         whole = found.whole | seams_to_real(found.whole, real["truth_autoencoder"]) | {"x_real_time": seconds / taken}
         tiles = packed(video, MOMENTS) if task.number < ROWS and task.repeat == 0 else ""
-        yield Streamed(job.name, task.number, task.repeat, task.prompt, task.seed, seconds, taken, found.seen,
+        yield StreamedVideo(job.name, task.number, task.repeat, task.prompt, task.seed, seconds, taken, found.seen,
                        {"model": whole} | found.ends | real, found.curve, tiles)
 
 
-def films(model: Any, job: Job) -> Iterator[tuple[Task, np.ndarray, float]]:
+def films(model: Any, job: EvaluationJob) -> Iterator[tuple[EvaluationTask, np.ndarray, float]]:
     """Every stream's video, and the seconds that it took: its share, of those that share their model calls."""
     for start in range(0, len(job.tasks), job.together):
         tasks, begun = job.tasks[start : start + job.together], time.perf_counter()
@@ -116,7 +116,7 @@ def films(model: Any, job: Job) -> Iterator[tuple[Task, np.ndarray, float]]:
             yield task, np.concatenate([chunk.frames for chunk in mine]), taken
 
 
-def spliced(model: Any, job: Job) -> Iterator[tuple[Task, np.ndarray, float]]:
+def spliced(model: Any, job: EvaluationJob) -> Iterator[tuple[EvaluationTask, np.ndarray, float]]:
     """Every stream's first and last seconds, one after the other. All streams are one batch of one rollout, and of what
     lies between nothing is drawn: it takes a third of the time."""
     begun, grid = time.perf_counter(), model.grid()
@@ -124,7 +124,7 @@ def spliced(model: Any, job: Job) -> Iterator[tuple[Task, np.ndarray, float]]:
     latents: list[torch.Tensor] = []
     with torch.no_grad():
         text = model.text.encode([task.prompt for task in job.tasks]).to(model.device, model.dtype)
-        streams = Streams(model.transformer, model.stream_settings, text, tuple(task.seed for task in job.tasks),
+        streams = RolloutGroup(model.transformer, model.stream_settings, text, tuple(task.seed for task in job.tasks),
                           (grid.channels, grid.height, grid.width))
         for commit in streams.rollout.commits():
             latents.append(commit.latents_BTCHW)
@@ -138,17 +138,17 @@ def spliced(model: Any, job: Job) -> Iterator[tuple[Task, np.ndarray, float]]:
 
 
 @cache
-def loaded(run: Run) -> Any:
+def loaded(run: Configuration) -> Any:
     return load(run.model or "tiny", stream=run.stream, overrides=run.overrides)
 
 
-def told(run: Run) -> dict[str, str]:
+def told(run: Configuration) -> dict[str, str]:
     """What a stream's result depends on besides its prompt and seed."""
     return {"weights": loaded(run).fingerprint[:16], "settings": loaded(run).signature}
 
 
 @cache
-def drawing(run: Run) -> int:
+def drawing(run: Configuration) -> int:
     """A checksum of the autoencoder's weights."""
     weights = loaded(run).autoencoder.state_dict()
     return crc32(b"".join(weights[name].cpu().float().numpy().tobytes() for name in sorted(weights)))
@@ -159,7 +159,7 @@ def sight() -> Any:
     return Eyes.load()
 
 
-def references(scene: Scene, run: Run, frames: int, size: int) -> dict[str, Numbers]:
+def references(scene: Scene, run: Configuration, frames: int, size: int) -> dict[str, Numbers]:
     """Numbers of the rendered truth, and of the truth through the model's autoencoder; once for all runs that share
     one, as models tuned from another do."""
     model, eyes = loaded(run), sight()

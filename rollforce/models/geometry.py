@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Shape:
+class KVShape:
     """Sizes of a memory: one slot is one latent of `tokens` keys for `heads` heads of `width` channels.
 
     `heads`: of every layer, or of each (head groups differ between layers). `columns`: tokens of a row of the picture;

@@ -24,12 +24,12 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from rollforce.engine.batched_call import answered, kind
-from rollforce.engine.rollout import Ask
+from rollforce.engine.batched_call import group_key, run_together
+from rollforce.engine.rollout import ModelCall
 from rollforce.engine.threads import computing_on
 from rollforce.errors import ConfigError, RollforceError, SessionClosed
-from rollforce.streaming.bundle import Loaded
-from rollforce.streaming.prefetch import Advance, Advancing
+from rollforce.streaming.bundle import ModelBundle
+from rollforce.streaming.prefetch import ChunkResult, Stepper
 
 
 class Batch:
@@ -42,7 +42,7 @@ class Batch:
     holds up the others of its call."""
 
     def __init__(
-        self, model: Loaded, limit: int = 8, ahead: bool = True, lanes: int = 1,
+        self, model: ModelBundle, limit: int = 8, ahead: bool = True, lanes: int = 1,
         clock: Callable[[], float] = monotonic,
     ) -> None:  # fmt: skip
         """`limit` streams at most in one call; `ahead` compute the next chunk of a stream while others are pulled;
@@ -54,17 +54,17 @@ class Batch:
                               "Use 1 lane.")  # fmt: skip
         self.model, self.limit, self.ahead, self.lanes, self.clock = model, limit, ahead, lanes, clock
         self.changed = Condition()
-        self._members: WeakSet[Member] = WeakSet()
+        self._members: WeakSet[BatchMember] = WeakSet()
         self._numbers = count()
-        self._rounds: dict[int, Sequence[Member]] = {}  # under way: of each thread that drives one, who takes part
+        self._rounds: dict[int, Sequence[BatchMember]] = {}  # under way: of each thread that drives one, who takes part
 
-    def join(self, model: Loaded) -> Member:
+    def join(self, model: ModelBundle) -> BatchMember:
         """A place for one more stream. ConfigError if it is of another model."""
         if model.transformer is not self.model.transformer or model.threads != self.model.threads:
             raise ConfigError(f"this batch is of {self.model.name!r} as it was loaded for it: streams of another model "
                               "need a batch of their own, model.batch().")  # fmt: skip
         with self.changed:
-            member = Member(self, next(self._numbers))
+            member = BatchMember(self, next(self._numbers))
             self._members.add(member)
         return member
 
@@ -80,7 +80,7 @@ class Batch:
 
     # -- with `changed` held ------------------------------------------------------------------------------------
 
-    def finish(self, member: Member) -> None:
+    def finish(self, member: BatchMember) -> None:
         """Until a member that is on its way has arrived: drive, or wait while other threads do."""
         while member.busy:
             chosen = self._chosen()
@@ -89,12 +89,12 @@ class Batch:
             else:
                 self._wait()
 
-    def spare(self, member: Member) -> None:
+    def spare(self, member: BatchMember) -> None:
         """Wait until no round is under way that a member takes part in."""
         while any(member in each for each in self._rounds.values()):
             self._wait()
 
-    def leave(self, member: Member) -> None:
+    def leave(self, member: BatchMember) -> None:
         """No further rounds for this one."""
         self._members.discard(member)
         self.spare(member)
@@ -105,7 +105,7 @@ class Batch:
                               "the one that is followed a session outside of it.")  # fmt: skip
         self.changed.wait()
 
-    def _chosen(self) -> Sequence[Member]:
+    def _chosen(self) -> Sequence[BatchMember]:
         """Who takes part in a round that would begin now: the most urgent, and as many for each lane that is free."""
         free = self.lanes - len(self._rounds)
         if free < 1 or get_ident() in self._rounds:
@@ -114,7 +114,7 @@ class Batch:
         wanting = [each for each in list(self._members) if each.busy and each not in taken]
         return sorted(wanting, key=lambda each: each.urgency)[: min(self.limit, ceil(len(wanting) / free))]
 
-    def _drive(self, members: Sequence[Member]) -> None:
+    def _drive(self, members: Sequence[BatchMember]) -> None:
         """One round. Others may come and go, and take what is ready, meanwhile."""
         self._rounds[get_ident()] = members
         self.changed.release()
@@ -128,51 +128,51 @@ class Batch:
     # -- a round ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _tick(self, members: Sequence[Member]) -> None:
+    def _tick(self, members: Sequence[BatchMember]) -> None:
         """One tick of each; calls of one kind are one call."""
         with computing_on(self.model.threads):
-            calls: dict[object, list[tuple[Member, Ask]]] = {}
+            calls: dict[object, list[tuple[BatchMember, ModelCall]]] = {}
             for member in members:
                 if member.asking is None:
                     member.go_on(None)
                 if member.asking is not None:
-                    calls.setdefault(kind(member.asking), []).append((member, member.asking))
+                    calls.setdefault(group_key(member.asking), []).append((member, member.asking))
             for together in calls.values():
                 self._call([member for member, _ in together], [ask for _, ask in together])
 
-    def _call(self, members: Sequence[Member], asks: Sequence[Ask]) -> None:
+    def _call(self, members: Sequence[BatchMember], asks: Sequence[ModelCall]) -> None:
         velocities: list[Tensor] = []
         begun = perf_counter()
-        with Failing(*members):
-            velocities = answered(asks, self.model.transformer)
+        with FailureScope(*members):
+            velocities = run_together(asks, self.model.transformer)
         share = (perf_counter() - begun) / sum(ask.x_BTCHW.shape[1] for ask in asks)
         for member, velocity in zip(members, velocities, strict=bool(velocities)):
             member.seconds += share * velocity.shape[1]
             member.go_on(velocity)
 
 
-class Member:
+class BatchMember:
     """A stream's place in a batch: it goes on to the next commit, at most one ahead of what was asked for."""
 
     def __init__(self, batch: Batch, number: int) -> None:
         self._batch, self._number = batch, number
         self._due = batch.clock()  # when the frames that were handed out have been shown
-        self._start: Callable[[], Advancing] | None = None  # it may begin to advance
-        self._advancing: Advancing | None = None
-        self._ready: Advance | None = None
+        self._start: Callable[[], Stepper] | None = None  # it may begin to advance
+        self._advancing: Stepper | None = None
+        self._ready: ChunkResult | None = None
         self._failed: BaseException | None = None
-        self.asking: Ask | None = None
+        self.asking: ModelCall | None = None
         self.seconds = 0.0  # of computing, for this advance; of calls that were shared, its share by latents
 
     # -- of its session -----------------------------------------------------------------------------------------
 
-    def expect(self, start: Callable[[], Advancing]) -> None:
+    def expect(self, start: Callable[[], Stepper]) -> None:
         """It will be pulled: it may be computed along with others."""
         with self._batch.changed:
             if self._batch.ahead and not self.busy and not self._arrived:
                 self._start = start
 
-    def take(self, start: Callable[[], Advancing], go_on: bool) -> Advance:
+    def take(self, start: Callable[[], Stepper], go_on: bool) -> ChunkResult:
         """The next commit; with `go_on` the one after it may be begun. `start` begins to advance.
 
         Raises what went wrong in its own source, cues or steps, or in a call that it took part in; once."""
@@ -188,7 +188,7 @@ class Member:
                 self._start = start if go_on and batch.ahead else None
         return done
 
-    def hand_over(self) -> Advance | None:
+    def hand_over(self) -> ChunkResult | None:
         """Finish what is under way and give it out. None if nothing is."""
         with self._batch.changed:
             self._batch.spare(self)
@@ -197,7 +197,7 @@ class Member:
             self._start = None
             return self._handed_out() if self._arrived else None
 
-    def beside(self, done: Advance) -> AbstractContextManager[None]:
+    def beside(self, done: ChunkResult) -> AbstractContextManager[None]:
         """See Ahead.beside: here, what is computed ahead is computed while others are pulled."""
         return nullcontext()
 
@@ -208,7 +208,7 @@ class Member:
             self._start = self._advancing = self.asking = self._ready = None
             self._batch.changed.notify_all()
 
-    def _handed_out(self) -> Advance:
+    def _handed_out(self) -> ChunkResult:
         done, failed, self._ready, self._failed = self._ready, self._failed, None, None
         if failed is not None:
             raise failed
@@ -235,7 +235,7 @@ class Member:
     def go_on(self, velocity: Tensor | None) -> None:
         """To the next call it needs, or to the end of its advance."""
         begun = perf_counter()
-        with Failing(self):
+        with FailureScope(self):
             if self._advancing is None:
                 assert self._start is not None
                 self._advancing, self._start, self.seconds = self._start(), None, 0.0
@@ -253,18 +253,18 @@ class Member:
         self._failed = error
 
 
-class Failing:
+class FailureScope:
     """What goes wrong within is these members' own: it goes no further, and each says it at its own next pull.
 
     An interrupt (what is no Exception) does go on; to the members it is an error, for their ticks were broken off."""
 
-    def __init__(self, *members: Member) -> None:
+    def __init__(self, *members: BatchMember) -> None:
         self._members = members
 
     def __enter__(self) -> None: ...
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, group_key: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         if error is None:
             return False

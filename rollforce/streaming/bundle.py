@@ -14,7 +14,7 @@ from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError, ShapeError
 from rollforce.models.autoencoder.interface import Autoencoder
 from rollforce.models.geometry import Grid
-from rollforce.models.runtime.options import Running
+from rollforce.models.runtime.options import RuntimeOptions
 from rollforce.models.text.encoder import Text
 from rollforce.models.transformer.transformer import VideoTransformer
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Loaded:
+class ModelBundle:
     """A loaded model: text encoder, transformer, autoencoder, and the settings it streams with."""
 
     name: str
@@ -35,7 +35,7 @@ class Loaded:
     stream_settings: StreamSettings
     fingerprint: str  # sha256 over the weights
     threads: int  # of the CPU; another number gives another last digit, so it belongs to the model
-    running: Running
+    running: RuntimeOptions
     device: torch.device
 
     @cached_property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from rollforce.engine.quality import Rung
+from rollforce.engine.quality import QualityLevel
 from rollforce.engine.transitions import AnyTransition, Recache
 from rollforce.errors import ConfigError
 
@@ -26,7 +26,7 @@ class Cue:
     prompt: str | None = None
     transition: AnyTransition = RECACHE
     seed: int | None = None
-    rung: Rung | None = None
+    rung: QualityLevel | None = None
 
     def __post_init__(self) -> None:
         if not self.at >= 0:

@@ -26,7 +26,7 @@ from rollforce.video.images import Clip, Fit, Picture, fitted, read_clip, read_p
 
 
 @dataclass(frozen=True)
-class Following:
+class FollowSettings:
     """How a stream follows a video.
 
     `strength`: noise level at which a chunk enters; 0.3 changes little, 0.9 keeps hardly more than where things are.
@@ -50,7 +50,7 @@ class Following:
             raise ConfigError(f"full {self.full:g} must be above 0 and inertia {self.inertia:g} in [0, 1).")
 
     @classmethod
-    def of(cls, strength: float) -> Following:
+    def of(cls, strength: float) -> FollowSettings:
         """A strength, and what yields for it: never more than half of it."""
         return cls(strength, yielding=min(cls.yielding, strength / 2))
 
@@ -64,13 +64,13 @@ class Following:
 
 
 @dataclass(frozen=True)
-class Given:
+class StreamInputs:
     """All that was given, as the user gave it. At most one of the three."""
 
     image: Picture | None = None
     video: Clip | None = None
     follow: Clip | None = None
-    following: Following = field(default_factory=Following)
+    following: FollowSettings = field(default_factory=FollowSettings)
     fit: Fit = "crop"
 
     def __post_init__(self) -> None:
@@ -81,7 +81,7 @@ class Given:
             raise ConfigError(f"fit {self.fit!r} is not one of crop, pad, stretch.")
 
 
-def past(given: Given, autoencoder: Autoencoder, size: tuple[int, int], fps: float) -> Tensor | None:
+def encode_past(given: StreamInputs, autoencoder: Autoencoder, size: tuple[int, int], fps: float) -> Tensor | None:
     """Latents [1, T, C, h, w] of the image or clip to go on from; None if there is none.
 
     A clip's newest whole latents; its first frames are left out where they do not fill one."""
@@ -104,7 +104,9 @@ def past(given: Given, autoencoder: Autoencoder, size: tuple[int, int], fps: flo
 class Follower:
     """Latents of a video as it comes, and the noise level of each chunk: what `Rollout` takes as its source."""
 
-    def __init__(self, given: Given, autoencoder: Autoencoder, size: tuple[int, int], fps: float, chunk: int) -> None:
+    def __init__(
+        self, given: StreamInputs, autoencoder: Autoencoder, size: tuple[int, int], fps: float, chunk: int
+    ) -> None:
         self.settings, self.chunk, self.size, self.fit = given.following, chunk, size, given.fit
         self._pictures: Iterator[np.ndarray] = read_clip(given.follow, fps, "follow")
         self._autoencoder, self._encoder = autoencoder, autoencoder.encoder()
@@ -138,12 +140,12 @@ class Follower:
 
 
 @dataclass(frozen=True)
-class Opening:
+class SessionOptions:
     """`given` pictures to go on from, or a video to follow; `ahead` compute the next chunk while this one is used;
     `cues` what changes later; `remember` seconds that it can be rewound, each chunk of them with a memory of its own;
     `pace` the ladder it goes down when it is late; `batch` the streams whose model calls it shares."""
 
-    given: Given = field(default_factory=Given)
+    given: StreamInputs = field(default_factory=StreamInputs)
     ahead: bool = False
     cues: tuple[Cue, ...] = ()
     remember: float = 0.0

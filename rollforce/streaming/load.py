@@ -16,9 +16,9 @@ from rollforce.config import build, resource
 from rollforce.engine.settings import StreamSettings
 from rollforce.engine.threads import threads_for
 from rollforce.errors import CheckpointError, ConfigError
-from rollforce.models.autoencoder.interface import Autoencoder, Paired
+from rollforce.models.autoencoder.interface import Autoencoder, PairedAutoencoder
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
-from rollforce.models.runtime.options import Running
+from rollforce.models.runtime.options import RuntimeOptions
 from rollforce.models.text.encoder import Text, TextEncoder
 from rollforce.models.transformer.transformer import VideoTransformer
 from rollforce.streaming.events import Chunk
@@ -40,7 +40,7 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     threads: int | None = None,
-    running: Running | None = None,
+    running: RuntimeOptions | None = None,
 ) -> Model:
     """Load a model: a bundled name, a local folder (ours or of diffusers' layout), or a hub id.
 
@@ -56,7 +56,7 @@ def load(
     settings = settings if window is None else settings.with_window(window)
     place, number = _device(device), _dtype(dtype, _device(device))
     log.info("model %s, licence %s", card.name, card.licence)
-    running = running or Running()
+    running = running or RuntimeOptions()
     if place.type == "cuda":
         _check_fits(folder, card, settings, place, number, running)
     transformer = running.set_up(VideoTransformer.load(folder / "transformer"), place, number, settings.masked)
@@ -145,7 +145,7 @@ def _text(folder: Path, device: torch.device, dtype: torch.dtype) -> Text:
     return WanText.load(folder, device=device, dtype=dtype if device.type == "cuda" else None)
 
 
-def _autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, running: Running) -> Autoencoder:
+def _autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, running: RuntimeOptions) -> Autoencoder:
     if (folder / "autoencoder").is_dir():
         if running.decoder or running.tiling:
             raise ConfigError("--decoder and --tiling are for Wan's autoencoder; this model's is small itself.")
@@ -161,18 +161,23 @@ def _autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, running
     small = TaehvAutoencoder.load(running.decoder, dtype).to(device)
     if (small.channels, small.stride, small.frames) != (full.channels, full.stride, full.frames):
         raise CheckpointError(f"{running.decoder} decodes other latents than those of {folder / 'vae'}.")
-    return Paired(full, small)
+    return PairedAutoencoder(full, small)
 
 
 def _check_fits(
-    folder: Path, card: Card, settings: StreamSettings, device: torch.device, dtype: torch.dtype, running: Running
+    folder: Path,
+    card: Card,
+    settings: StreamSettings,
+    device: torch.device,
+    dtype: torch.dtype,
+    running: RuntimeOptions,
 ) -> None:
     from rollforce.engine.budget.fit import check_fits
     from rollforce.engine.budget.model_sizes import sizes_of
-    from rollforce.engine.budget.requirements import Setup
+    from rollforce.engine.budget.requirements import MemorySetup
     from rollforce.models.autoencoder.tiling import Tiling
 
-    check_fits(Setup(sizes_of(folder), settings, card.size, dtype, device, running.offload, running.quantize,
+    check_fits(MemorySetup(sizes_of(folder), settings, card.size, dtype, device, running.offload, running.quantize,
                      Tiling() if running.tiling else None, small=running.decoder is not None))  # fmt: skip
 
 

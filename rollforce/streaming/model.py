@@ -8,35 +8,35 @@ from time import perf_counter
 
 from rollforce.engine.budget.fit import TILES, check_fits
 from rollforce.engine.budget.model_sizes import WAN_TEXT, ModelSizes, TinyDecoding, WanDecoding
-from rollforce.engine.budget.requirements import Setup
+from rollforce.engine.budget.requirements import MemorySetup
 from rollforce.errors import SnapshotError
-from rollforce.models.autoencoder.interface import Paired
+from rollforce.models.autoencoder.interface import PairedAutoencoder
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
 from rollforce.streaming.batch import Batch
-from rollforce.streaming.bundle import Loaded
+from rollforce.streaming.bundle import ModelBundle
 from rollforce.streaming.events import Cue
-from rollforce.streaming.inputs import Following, Given, Opening
+from rollforce.streaming.inputs import FollowSettings, SessionOptions, StreamInputs
 from rollforce.streaming.pace import Pace
 from rollforce.streaming.session import Session
 from rollforce.streaming.snapshot import Snapshot
 from rollforce.video.images import Clip, Fit, Picture
 
 
-def check_session(model: Loaded, size: tuple[int, int] | None = None) -> None:
+def check_session(model: ModelBundle, size: tuple[int, int] | None = None) -> None:
     """DoesNotFit if a stream of these pictures (height, width) has no room beside what is loaded."""
-    autoencoder, small = model.autoencoder, isinstance(model.autoencoder, Paired)
-    if isinstance(autoencoder, Paired):
+    autoencoder, small = model.autoencoder, isinstance(model.autoencoder, PairedAutoencoder)
+    if isinstance(autoencoder, PairedAutoencoder):
         autoencoder = autoencoder.full
     tiny = isinstance(autoencoder, TinyAutoencoder)
     decoding = TinyDecoding(autoencoder.config, 0) if isinstance(autoencoder, TinyAutoencoder) else WanDecoding()
     sizes = ModelSizes(model.name, model.transformer.config, decoding, 0, WAN_TEXT, "")
     tiling = TILES if model.running.tiling and not tiny else None
-    check_fits(Setup(sizes, model.stream_settings, size or model.size, model.dtype, model.device, tiling=tiling,
+    check_fits(MemorySetup(sizes, model.stream_settings, size or model.size, model.dtype, model.device, tiling=tiling,
                      loaded=True, small=small))  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Model(Loaded):
+class Model(ModelBundle):
     """A loaded model: text encoder, transformer, autoencoder, and the settings it streams with."""
 
     def session(
@@ -48,7 +48,7 @@ class Model(Loaded):
         image: Picture | None = None,
         video: Clip | None = None,
         follow: Clip | None = None,
-        strength: float = Following.strength,
+        strength: float = FollowSettings.strength,
         fit: Fit = "crop",
         ahead: bool = False,
         cues: Sequence[Cue] = (),
@@ -66,10 +66,12 @@ class Model(Loaded):
         `pace` how the stream does less when it is late, and more when it has time: see live.py; `batch` what makes its
         model calls together with those of other streams.
         """
-        given = Given(image, video, follow, Following.of(strength), fit)
-        return self.begin(prompt, seed, size, Opening(given, ahead, tuple(cues), remember, pace, batch))
+        given = StreamInputs(image, video, follow, FollowSettings.of(strength), fit)
+        return self.begin(prompt, seed, size, SessionOptions(given, ahead, tuple(cues), remember, pace, batch))
 
-    def begin(self, prompt: str, seed: int, size: tuple[int, int] | None, opening: Opening | None = None) -> Session:
+    def begin(
+        self, prompt: str, seed: int, size: tuple[int, int] | None, opening: SessionOptions | None = None
+    ) -> Session:
         """`session`, with all that it may be told as one. DoesNotFit where the device has not the memory."""
         if self.device.type == "cuda":
             check_session(self, size)
@@ -108,7 +110,7 @@ class Model(Loaded):
     ) -> Session:  # fmt: skip
         """Continue a saved stream to the same bytes. SnapshotError if it has another model or other settings."""
         self.check_snapshot(snapshot)
-        how = Opening(ahead=ahead, remember=remember, pace=pace, batch=batch)
+        how = SessionOptions(ahead=ahead, remember=remember, pace=pace, batch=batch)
         session = Session(self, snapshot.prompt, snapshot.seed, snapshot.size, how)
         session._restore(snapshot)
         return session

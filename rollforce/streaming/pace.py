@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from math import ceil
 from time import perf_counter
 
-from rollforce.engine.quality import Rung, rungs_of
+from rollforce.engine.quality import QualityLevel, quality_levels
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
 from rollforce.streaming.events import Cue, Event, Timings
@@ -33,13 +33,13 @@ class Pace:
     costs less than 1 / `ample` times as much, it leads to no misses by itself.
 
     `fps`: of the player (None: the model's). `grace`: seconds that nobody minds. `rungs`: from the highest down (None:
-    those of `rungs_of`); with one there is nothing to choose. `clock`: seconds, any start.
+    those of `quality_levels`); with one there is nothing to choose. `clock`: seconds, any start.
 
     StreamDiffusionV2 (arXiv 2511.07399) plans for deadlines with the size of its batch; here it is the work of a chunk
     that changes while the stream runs, and the rules are ours."""
 
     fps: float | None = None
-    rungs: tuple[Rung, ...] | None = None
+    rungs: tuple[QualityLevel, ...] | None = None
     grace: float = 0.1
     misses: int = 2
     among: int = 4
@@ -59,10 +59,10 @@ class Pace:
         if self.rungs is not None and not self.rungs:
             raise ConfigError("pace.rungs: at least one, the highest first; None derives them from the stream.")
 
-    def ladder(self, settings: StreamSettings) -> tuple[Rung, ...]:
+    def ladder(self, settings: StreamSettings) -> tuple[QualityLevel, ...]:
         """The rungs of a stream, highest first. ConfigError if it cannot stand on one of them."""
         if self.rungs is None:
-            return rungs_of(settings)
+            return quality_levels(settings)
         for rung in self.rungs:
             rung.on(settings)
         return self.rungs
@@ -91,7 +91,7 @@ class Measures:
         return self.frames / self.fps / work if work > 0 else None
 
 
-class Meter:
+class LatencyMeter:
     """Counts what a stream does, in bounded memory."""
 
     def __init__(self, fps: float, grace: float, clock: Callable[[], float] = perf_counter) -> None:
@@ -127,16 +127,16 @@ class Meter:
                         self._decode)  # fmt: skip
 
 
-class Ladder:
+class LevelChooser:
     """Judges chunk by chunk on which rung a stream should stand: the rules of `Pace`."""
 
-    def __init__(self, pace: Pace, rungs: Sequence[Rung], at: int = 0) -> None:
+    def __init__(self, pace: Pace, rungs: Sequence[QualityLevel], at: int = 0) -> None:
         self.pace, self.rungs, self.at = pace, tuple(rungs), at
-        self._asked: Rung | None = None  # and not yet there
+        self._asked: QualityLevel | None = None  # and not yet there
         self._late: deque[bool] = deque(maxlen=pace.among)
         self._calm = 0
 
-    def judge(self, late: bool, load: float, arrived: Rung | None = None) -> Rung | None:
+    def judge(self, late: bool, load: float, arrived: QualityLevel | None = None) -> QualityLevel | None:
         """The rung to go to, if any. `arrived`: the one that this chunk is the first of."""
         if arrived is not None:
             self.at = self.rungs.index(arrived) if arrived in self.rungs else self.at
@@ -163,7 +163,7 @@ class Ladder:
         self._calm = 0
 
 
-class Live:
+class PaceController:
     """The meter of one session, and its ladder if it has a `pace`."""
 
     def __init__(self, pace: Pace | None, settings: StreamSettings, fps: float, follows: bool = False) -> None:
@@ -171,8 +171,8 @@ class Live:
             raise ConfigError("a stream that follows a video has its pace: it cannot begin anew on another rung.")
         self._made = (pace, settings, fps, follows)
         chosen = pace or Pace()
-        self.meter = Meter(chosen.fps or fps, chosen.grace, chosen.clock)
-        self.ladder = None if pace is None else Ladder(pace, pace.ladder(settings))
+        self.meter = LatencyMeter(chosen.fps or fps, chosen.grace, chosen.clock)
+        self.ladder = None if pace is None else LevelChooser(pace, pace.ladder(settings))
 
     def took(
         self, asked: float, frames: int, timings: Timings, events: Sequence[Event], steering: Steering, seconds: float
@@ -194,11 +194,11 @@ class Live:
         if self.ladder is not None:
             rungs = self.ladder.rungs
             at = rungs.index(steering.rung) if steering.rung in rungs else 0
-            self.ladder = Ladder(self.ladder.pace, rungs, at)
+            self.ladder = LevelChooser(self.ladder.pace, rungs, at)
 
-    def twin(self, steering: Steering) -> Live:
+    def twin(self, steering: Steering) -> PaceController:
         """For a fork: measured from here on."""
-        live = Live(*self._made)
+        live = PaceController(*self._made)
         live.jumped(steering)
         return live
 

@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from rollforce.engine.rollout import Ask, Commit
+from rollforce.engine.rollout import Commit, ModelCall
 from rollforce.models.transformer.transformer import VideoTransformer
 from rollforce.streaming.events import Event
 
 
 @dataclass(frozen=True)
-class Advance:
+class ChunkResult:
     """What came of going on to the next commit (None: the stream is over), and the seconds it took."""
 
     commit: Commit | None
@@ -36,7 +36,7 @@ class Advance:
         return {"commit": commit, "prompt": self.prompt, "events": [to_dict(event) for event in self.events]}
 
     @classmethod
-    def of(cls, state: Mapping[str, Any]) -> Advance:
+    def of(cls, state: Mapping[str, Any]) -> ChunkResult:
         """From a `state_dict`."""
         from rollforce.config import build
 
@@ -45,45 +45,45 @@ class Advance:
         return cls(commit, 0.0, state["prompt"], events)
 
 
-Advancing = Generator[Ask, Tensor, Advance]
+Stepper = Generator[ModelCall, Tensor, ChunkResult]
 """On the way to the next commit: it asks for model calls, and is sent their velocities."""
 
 
-def alone(advancing: Advancing, model: VideoTransformer) -> Advance:
+def step_alone(advancing: Stepper, model: VideoTransformer) -> ChunkResult:
     """Go all the way, each call by itself."""
     try:
         ask = next(advancing)
         while True:
-            ask = advancing.send(ask.answered(model))
+            ask = advancing.send(ask.run(model))
     except StopIteration as end:
-        done: Advance = end.value
+        done: ChunkResult = end.value
         return done
 
 
-class Ahead:
+class Prefetcher:
     """Calls `advance` at most once ahead of what was asked for.
 
     Bytes do not change: the order of the ticks is the same, only their time is another. What a stream is told between
     two chunks takes effect one chunk later than without it."""
 
-    def __init__(self, advance: Callable[[], Advance], device: torch.device) -> None:
+    def __init__(self, advance: Callable[[], ChunkResult], device: torch.device) -> None:
         self._advance, self._device = advance, device
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="rollforce-ahead")
-        self._next: Future[Advance] | None = None
+        self._next: Future[ChunkResult] | None = None
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def take(self, go_on: bool) -> Advance:
+    def take(self, go_on: bool) -> ChunkResult:
         """The next commit; with `go_on` the one after it is begun."""
         done = (self._next or self._pool.submit(self._timed)).result()
         self._next = self._pool.submit(self._timed) if go_on and done.commit is not None else None
         return done
 
-    def hand_over(self) -> Advance | None:
+    def hand_over(self) -> ChunkResult | None:
         """Wait for what is under way and give it out. None if nothing is."""
         done, self._next = None if self._next is None else self._next.result(), None
         return done
 
-    def _timed(self) -> Advance:
+    def _timed(self) -> ChunkResult:
         done = self._advance()
         if self._side is None:
             return done
@@ -92,7 +92,7 @@ class Ahead:
         return replace(done, ready=event)
 
     @contextmanager
-    def beside(self, done: Advance) -> Iterator[None]:
+    def beside(self, done: ChunkResult) -> Iterator[None]:
         """Within it, work on these latents runs beside the ticks."""
         if self._side is None or done.commit is None or done.ready is None:
             yield
@@ -110,7 +110,7 @@ class Ahead:
 T = TypeVar("T")
 
 
-async def done_by(worker: Executor, work: Callable[[], T]) -> T:
+async def await_result(worker: Executor, work: Callable[[], T]) -> T:
     """What `work` returns, done by a thread of `worker`.
 
     Cancelled, it ends at once if the work was not begun, else with the work: nothing is left running behind."""

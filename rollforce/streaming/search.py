@@ -87,7 +87,7 @@ def candidate_seed(seed: int, round_: int, beam: int, number: int) -> int:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredChunk:
     """A chunk that was seen, and the reward of itself."""
 
     chunk: Chunk
@@ -100,7 +100,7 @@ class Beam:
 
     session: Session
     rounds: tuple[tuple[Chunk, ...], ...] = ()
-    seen: tuple[Scored, ...] = ()  # the last `window`
+    seen: tuple[ScoredChunk, ...] = ()  # the last `window`
     long: float = 0.0
     score: float = 0.0  # of the last round
 
@@ -230,7 +230,7 @@ class Search:
         long = self._long(np.concatenate([*recent, chunk.frames]), chunk.prompt)
         if earlier and short - sum(each.short for each in earlier) / len(earlier) > wanted.better:
             _mark(beam.session, APPEND if beam.long - long > wanted.worse else AVERAGE)
-        beam.seen, beam.long = (*earlier, Scored(chunk, short)), long
+        beam.seen, beam.long = (*earlier, ScoredChunk(chunk, short)), long
         alpha = min(chunk.pts / wanted.ramp, wanted.most)
         score = alpha * short + (1 - alpha) * long
         if math.isnan(score):

@@ -20,15 +20,15 @@ from rollforce.engine.threads import computing_on
 from rollforce.engine.transitions import AnyTransition, transition
 from rollforce.errors import ConfigError, SessionClosed, SnapshotError
 from rollforce.models.autoencoder.interface import Decoder
-from rollforce.streaming.batch import Member
-from rollforce.streaming.bundle import Loaded
+from rollforce.streaming.batch import BatchMember
+from rollforce.streaming.bundle import ModelBundle
 from rollforce.streaming.events import Chunk, Cue, Event, Timings
-from rollforce.streaming.inputs import Follower, Opening, past
-from rollforce.streaming.pace import Live, Measures
-from rollforce.streaming.prefetch import Advance, Advancing, Ahead, alone, done_by
-from rollforce.streaming.snapshot import Snapshot, forked, on_device
+from rollforce.streaming.inputs import Follower, SessionOptions, encode_past
+from rollforce.streaming.pace import Measures, PaceController
+from rollforce.streaming.prefetch import ChunkResult, Prefetcher, Stepper, await_result, step_alone
+from rollforce.streaming.snapshot import Snapshot, fork, on_device
 from rollforce.streaming.steering import Steering
-from rollforce.streaming.stream_state import Point, Stand, advancing, decoded
+from rollforce.streaming.stream_state import RewindPoint, StreamState, decode_result, step_to_commit
 
 NONE: tuple[Timings, tuple[Event, ...]] = (Timings(0.0, 0.0), ())
 
@@ -43,15 +43,15 @@ class Session:
 
     def __init__(
         self,
-        model: Loaded,
+        model: ModelBundle,
         prompt: str,
         seed: int,
         size: tuple[int, int] | None,
-        opening: Opening | None = None,
+        opening: SessionOptions | None = None,
     ) -> None:
-        how = opening or Opening()
+        how = opening or SessionOptions()
         self._given, follows = how.given, how.given.follow is not None
-        self._live = Live(how.pace, model.stream_settings, model.fps, follows)
+        self._live = PaceController(how.pace, model.stream_settings, model.fps, follows)
         self.model, self.size, self.remember, self.batch = model, size, how.remember, how.batch
         self._grid = model.grid(size)
         self._pixels = (self._grid.height * model.autoencoder.stride, self._grid.width * model.autoencoder.stride)
@@ -59,21 +59,21 @@ class Session:
         self._index = 0  # chunks handed out
         self._frames = 0  # frames handed out
         self.given_frames = self._left = np.empty((0, *self._pixels, 3), dtype=np.uint8)  # _left: not yet asked for
-        self._points: deque[Point] = deque()
+        self._points: deque[RewindPoint] = deque()
         self._open = ExitStack()
         self._news = NONE  # of the frames in _left
         self._decoder: Decoder | None = model.autoencoder.decoder()
         steering = Steering(model, prompt, seed, how.cues, follows)
         with self._computing():
-            self._stand: Stand | None = Stand(self._begin(steering), steering, self._past)
+            self._stand: StreamState | None = StreamState(self._begin(steering), steering, self._past)
         self._ahead = self._beside() if how.ahead or how.batch is not None else None
-        self._settled: Advance | None = None  # the next commit, where a snapshot had it already
+        self._settled: ChunkResult | None = None  # the next commit, where a snapshot had it already
 
     @torch.no_grad()
     def _begin(self, steering: Steering) -> Rollout:
         model, grid, settings = self.model, self._grid, self.model.stream_settings
         layout = settings.layout
-        source, before = None, past(self._given, model.autoencoder, self._pixels, model.fps)
+        source, before = None, encode_past(self._given, model.autoencoder, self._pixels, model.fps)
         if self._given.follow is not None:
             layout = self._given.following.layout(layout)
             settings = dataclasses.replace(settings, layout=layout)  # which checks that memory still fits
@@ -105,7 +105,7 @@ class Session:
         """The frames that are asked for; from here on others of its batch may compute the next of them."""
         self._alive()
         limit = None if seconds is None else frames_of(seconds, self.model.fps)
-        if isinstance(self._ahead, Member) and self._settled is None and not len(self._left):
+        if isinstance(self._ahead, BatchMember) and self._settled is None and not len(self._left):
             self._ahead.expect(self._advancing())
         return limit
 
@@ -121,7 +121,7 @@ class Session:
     async def _async_chunks(self, limit: int | None) -> AsyncIterator[Chunk]:
         worker = self.model.worker if self.batch is None else self.batch.worker
         while limit is None or limit > 0:
-            await done_by(worker, partial(self._prepare, limit))
+            await await_result(worker, partial(self._prepare, limit))
             chunk = self._hand_out(limit)
             if chunk is None:
                 return
@@ -155,34 +155,34 @@ class Session:
             go_on = limit is None or limit > self.model.frames_per_chunk
             done = self._take(go_on)
         if done.before is not None:
-            self._keep(Point(self._frames, done.before, forked(decoder)))
+            self._keep(RewindPoint(self._frames, done.before, fork(decoder)))
         begun = self._live.meter.clock()
         with self._computing(), self._ahead.beside(done) if self._ahead else nullcontext():
-            self._left = decoded(done, decoder, self.model.autoencoder)
+            self._left = decode_result(done, decoder, self.model.autoencoder)
         self._prompt = done.prompt
         events = tuple(replace(event, frame=self._frames) for event in done.events)
         return Timings(done.seconds, self._live.meter.clock() - begun), events
 
-    def _take(self, go_on: bool) -> Advance:
-        if isinstance(self._ahead, Member):
+    def _take(self, go_on: bool) -> ChunkResult:
+        if isinstance(self._ahead, BatchMember):
             return self._ahead.take(self._advancing(), go_on)
         return self._ahead.take(go_on) if self._ahead else self._advance()
 
-    def _advancing(self) -> Callable[[], Advancing]:
-        return partial(advancing, self._alive()[0], bool(self.remember))
+    def _advancing(self) -> Callable[[], Stepper]:
+        return partial(step_to_commit, self._alive()[0], bool(self.remember))
 
     @torch.no_grad()
-    def _advance(self) -> Advance:
+    def _advance(self) -> ChunkResult:
         """Apply the cues that are due, and tick on to the next commit."""
         begun = self._live.meter.clock()
         with self._computing():
-            done = alone(self._advancing()(), self.model.transformer)
+            done = step_alone(self._advancing()(), self.model.transformer)
         return replace(done, seconds=self._live.meter.clock() - begun)
 
-    def _beside(self) -> Ahead | Member:
+    def _beside(self) -> Prefetcher | BatchMember:
         """Another thread, or others' pulls, will compute: how many threads each may use is settled once."""
         self._open.enter_context(computing_on(self.model.threads))
-        return Ahead(self._advance, self.model.device) if self.batch is None else self.batch.join(self.model)
+        return Prefetcher(self._advance, self.model.device) if self.batch is None else self.batch.join(self.model)
 
     def _computing(self) -> AbstractContextManager[None]:
         return computing_on(self.model.threads)
@@ -229,7 +229,7 @@ class Session:
         SnapshotError if it follows a video."""
         stand, decoder = self._settle("forked")
         twin = copy.copy(self)
-        twin._stand, twin._decoder, twin._points = forked(stand), forked(decoder), self._points.copy()
+        twin._stand, twin._decoder, twin._points = fork(stand), fork(decoder), self._points.copy()
         twin._open, twin._live = ExitStack(), self._live.twin(stand.steering)
         twin._ahead = None if self._ahead is None else twin._beside()
         return twin._reseeded(seed)
@@ -249,7 +249,7 @@ class Session:
             raise ConfigError(f"{seconds:g} s back is more than this stream remembers ({self.remember:g} s): start it "
                               f"with model.session(..., remember={seconds:g}).")  # fmt: skip
         point = points[-1]
-        self._stand, self._decoder = forked(point.stand), forked(point.decoder)
+        self._stand, self._decoder = fork(point.stand), fork(point.decoder)
         self._points = deque(points[:-1])
         self._frames, self._left, self._settled = point.frame, self._left[:0], None
         self._live.jumped(point.stand.steering)
@@ -265,14 +265,14 @@ class Session:
             self._alive()[0].steering.add(Cue(self.seconds, seed=seed), now=True)
         return self
 
-    def _keep(self, point: Point) -> None:
+    def _keep(self, point: RewindPoint) -> None:
         """Remember a place, and forget those that are too far back for `remember`."""
         self._points.append(point)
         oldest = self._frames - round(self.remember * self.model.fps)
         while len(self._points) > 1 and self._points[1].frame <= oldest:
             self._points.popleft()
 
-    def _settle(self, what: str) -> tuple[Stand, Decoder]:
+    def _settle(self, what: str) -> tuple[StreamState, Decoder]:
         """Stand still: what was computed ahead becomes the next commit. SnapshotError if it follows a video."""
         stand, decoder = self._alive()
         if stand.rollout.source is not None:
@@ -306,7 +306,7 @@ class Session:
         state = on_device(snapshot.state, self.model.device)
         stand.load_state_dict(state["stand"])
         decoder.load_state_dict(state["decoder"])
-        self._settled = None if state["settled"] is None else Advance.of(state["settled"])
+        self._settled = None if state["settled"] is None else ChunkResult.of(state["settled"])
         self._left, self._prompt = snapshot.state["left"].numpy(), state["prompt"]
         self._index, self._frames = int(state["index"]), int(state["frames"])
         self._live.jumped(stand.steering)
@@ -319,7 +319,7 @@ class Session:
         self._points.clear()
         self._open.close()
 
-    def _alive(self) -> tuple[Stand, Decoder]:
+    def _alive(self) -> tuple[StreamState, Decoder]:
         if self._stand is None or self._decoder is None:
             raise SessionClosed(
                 "This session is closed. Open another with model.session(prompt), or model.resume(snapshot)."

@@ -99,7 +99,7 @@ def on_device(state: Any, device: torch.device) -> Any:
 T = TypeVar("T")
 
 
-def forked(value: T) -> T:
+def fork(value: T) -> T:
     """The same again, free to go its own way.
 
     Tensors are shared until one of the two writes (torch's copy-on-write storage); lists, dicts and whatever has a

@@ -12,17 +12,17 @@ from torch import Tensor
 
 from rollforce.config import build, to_dict
 from rollforce.engine.noise import Noise
-from rollforce.engine.quality import Rung
+from rollforce.engine.quality import QualityLevel
 from rollforce.engine.rollout import Rollout
 from rollforce.engine.transitions import Blend, Keep, check, shares
 from rollforce.errors import ConfigError
 from rollforce.models.transformer.transformer import Condition
-from rollforce.streaming.bundle import Loaded
+from rollforce.streaming.bundle import ModelBundle
 from rollforce.streaming.events import Cue, Event
 
 
 @dataclass(frozen=True, eq=False)
-class Waiting:
+class PendingCue:
     """A cue that is not yet applied; `frame`: the first of a chunk that may be its own. None: of the next chunk."""
 
     cue: Cue
@@ -31,7 +31,7 @@ class Waiting:
 
 
 @dataclass(frozen=True)
-class Path:
+class PromptPath:
     """From one text to another: of the next chunk, and of those after it, which share of the way it has come."""
 
     start_BLD: Tensor
@@ -43,7 +43,7 @@ class Path:
         share = self.shares[0]
         return self.goal_BLD if share == 1 else self.start_BLD.lerp(self.goal_BLD, share)
 
-    def rest(self) -> Path | None:
+    def rest(self) -> PromptPath | None:
         """After it."""
         return replace(self, shares=self.shares[1:]) if len(self.shares) > 1 else None
 
@@ -52,17 +52,17 @@ class Steering:
     """Cues of one stream. `add` may come from any thread; `step` comes between two chunks."""
 
     def __init__(
-        self, model: Loaded, prompt: str, seed: int, cues: Sequence[Cue] = (), follows: bool = False
+        self, model: ModelBundle, prompt: str, seed: int, cues: Sequence[Cue] = (), follows: bool = False
     ) -> None:
         """`follows`: the stream follows a video, which comes but once."""
         model.check_prompt(prompt)
         self.model, self.prompt, self.seed, self.follows = model, prompt, seed, follows
         self.text_BLD = self._encoded(prompt)
-        self.rung: Rung | None = None  # None: the stream as it is
+        self.rung: QualityLevel | None = None  # None: the stream as it is
         self.log: list[Cue] = []  # what was applied
-        self._waiting: list[Waiting] = []
+        self._waiting: list[PendingCue] = []
         self._coming: list[Event] = []  # visible with a chunk that is still to come
-        self._path: Path | None = None
+        self._path: PromptPath | None = None
         self._lock = Lock()
         for cue in cues:
             self.add(cue)
@@ -90,7 +90,7 @@ class Steering:
         """Take a cue: for its time, or (`now`) for the next chunk that is not begun. ConfigError if it cannot be."""
         self._check(cue)
         text = None if cue.prompt is None else self._encoded(cue.prompt)
-        waiting = Waiting(cue, text, None if now else round(cue.at * self.model.fps))
+        waiting = PendingCue(cue, text, None if now else round(cue.at * self.model.fps))
         with self._lock:
             self._waiting = sorted([*self._waiting, waiting], key=lambda each: -1 if each.frame is None else each.frame)
         return Event("accepted", cue)
@@ -146,35 +146,35 @@ class Steering:
         self.seed, rollout.noise = seed, replace(rollout.noise, seeds=(seed,))
         rollout.restart()
 
-    def _change_pace(self, rollout: Rollout, rung: Rung) -> None:
+    def _change_pace(self, rollout: Rollout, rung: QualityLevel) -> None:
         """Where latents are in flight that another layout has no place for, what is in flight begins anew."""
         before, self.rung = rollout.layout, rung
         self._stand_on(rollout, rung)
         if rollout.layout != before and before.slots > before.shift:
             rollout.restart()
 
-    def _stand_on(self, rollout: Rollout, rung: Rung) -> None:
+    def _stand_on(self, rollout: Rollout, rung: QualityLevel) -> None:
         settings = rung.on(self.model.stream_settings)
         rollout.layout, rollout.stepping = settings.layout.build(), settings.stepping
 
-    def _due(self, frame: int) -> list[Waiting]:
+    def _due(self, frame: int) -> list[PendingCue]:
         with self._lock:
             due = [each for each in self._waiting if each.frame is None or each.frame <= frame]
             self._waiting = [each for each in self._waiting if each not in due]
         return due
 
-    def _turn(self, rollout: Rollout, waiting: Waiting) -> int:
+    def _turn(self, rollout: Rollout, waiting: PendingCue) -> int:
         """Go over to a new prompt; after how many chunks it will be visible."""
         cue = waiting.cue
         assert cue.prompt is not None and waiting.text_BLD is not None
-        path = Path(self.text_BLD, waiting.text_BLD, shares(cue.transition))
+        path = PromptPath(self.text_BLD, waiting.text_BLD, shares(cue.transition))
         self._walk(path)
         self.prompt = cue.prompt
         cue.transition.begin(rollout, self.condition())
         flying = rollout.layout.slots // rollout.layout.shift - 1
         return len(path.shares) - 1 + (flying if isinstance(cue.transition, Keep | Blend) else 0)
 
-    def _walk(self, path: Path) -> None:
+    def _walk(self, path: PromptPath) -> None:
         self.text_BLD, self._path = path.text(), path.rest()
 
     # -- saving -------------------------------------------------------------------------------------------------
@@ -196,11 +196,11 @@ class Steering:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict` of a stream of the same model."""
         self.prompt, self.seed, self.text_BLD = state["prompt"], int(state["seed"]), state["text"]
-        self.rung = None if state["rung"] is None else build(Rung, state["rung"])
+        self.rung = None if state["rung"] is None else build(QualityLevel, state["rung"])
         self.log = [build(Cue, cue) for cue in state["log"]]
         waiting = [(build(Cue, each["cue"]), each["frame"]) for each in state["waiting"]]
-        self._waiting = [Waiting(cue, None if cue.prompt is None else self._encoded(cue.prompt), frame)
+        self._waiting = [PendingCue(cue, None if cue.prompt is None else self._encoded(cue.prompt), frame)
                          for cue, frame in waiting]  # fmt: skip
         self._coming = [Event("visible", build(Cue, event["cue"]), event["chunk"]) for event in state["coming"]]
         path = state["path"]
-        self._path = None if path is None else Path(path["start_BLD"], path["goal_BLD"], tuple(path["shares"]))
+        self._path = None if path is None else PromptPath(path["start_BLD"], path["goal_BLD"], tuple(path["shares"]))

@@ -12,14 +12,16 @@ import torch
 from rollforce.engine.rollout import Rollout
 from rollforce.errors import ConfigError
 from rollforce.models.autoencoder.interface import Autoencoder, Decoder
-from rollforce.streaming.prefetch import Advance, Advancing
-from rollforce.streaming.snapshot import forked
+from rollforce.streaming.prefetch import ChunkResult, Stepper
+from rollforce.streaming.snapshot import fork
 from rollforce.streaming.steering import Steering
 
 
 @dataclass
-class Stand:
-    """Where the ticking of a stream stands: what `advancing` changes. `given`: latents of a past that it began with."""
+class StreamState:
+    """Where the ticking of a stream stands: what `step_to_commit` changes.
+
+    `given`: latents of a past that it began with."""
 
     rollout: Rollout
     steering: Steering
@@ -49,23 +51,23 @@ class Stand:
 
 
 @dataclass(frozen=True)
-class Point:
+class RewindPoint:
     """A place that a stream can go back to: the frame that comes next there."""
 
     frame: int
-    stand: Stand
+    stand: StreamState
     decoder: Decoder
 
 
-def advancing(stand: Stand, remember: bool = False) -> Advancing:
+def step_to_commit(stand: StreamState, remember: bool = False) -> Stepper:
     """Apply the cues that are due, and tick on to the next commit: who drives it answers each call it asks for.
 
     `remember`: keep what it began from. It holds the stand, not the session: a session that is dropped is gone."""
     rollout, steering, commit = stand.rollout, stand.steering, None
-    before = forked(stand) if remember else None
+    before = fork(stand) if remember else None
     events = steering.step(rollout, stand.commits, stand.frame)
     while commit is None and rollout.admit():
-        rollout.answer((yield rollout.ask()))
+        rollout.apply((yield rollout.next_call()))
         commit = rollout.commit()
     if commit is not None:
         stand.latents, stand.commits = stand.latents + commit.latents_BTCHW.shape[1], stand.commits + 1
@@ -73,10 +75,10 @@ def advancing(stand: Stand, remember: bool = False) -> Advancing:
             model = steering.model
             raise ConfigError(f"The first chunk is not a number: {model.dtype} is not for these weights or this "
                               "device. Use --dtype float32, or bfloat16 where there is some.")  # fmt: skip
-    return Advance(commit, 0.0, steering.prompt, events, before)
+    return ChunkResult(commit, 0.0, steering.prompt, events, before)
 
 
-def decoded(done: Advance, decoder: Decoder, autoencoder: Autoencoder) -> np.ndarray:
+def decode_result(done: ChunkResult, decoder: Decoder, autoencoder: Autoencoder) -> np.ndarray:
     """The frames of what was advanced to, uint8 [F, H, W, 3]; what was held back, if the stream is over.
 
     With a new shot the decoder forgets, too, where its first latent is one like any other (in Wan it is a single

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rollforce.cache.head_groups import Labels
-from rollforce.cache.kv_cache import Group, KVCache, Memory
+from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup
 from rollforce.engine.rollout import Rollout
 from rollforce.models.geometry import KVBlock
 from rollforce.models.transformer.attention import Kernel
@@ -32,14 +32,14 @@ class Twofold(KVCache):
         super().__init__(full, *args)
         self.streaming, self.gates = streaming, cast(Tensor | None, None)
 
-    def memory(self, groups: Sequence[Group]) -> Memory:
+    def memory(self, groups: Sequence[LatentGroup]) -> CallMemory:
         return _Both(self, groups)
 
 
-class _Both(Memory):
+class _Both(CallMemory):
     cache: Twofold
 
-    def __init__(self, cache: Twofold, groups: Sequence[Group]) -> None:
+    def __init__(self, cache: Twofold, groups: Sequence[LatentGroup]) -> None:
         super().__init__(cache, groups)
         self.streaming = cache.streaming.memory(groups)
 
@@ -69,7 +69,7 @@ class Gating:
         return cast(Mapping[str, Tensor], self.transformer.policy)
 
     def __call__(
-        self, x: Tensor, sigma: Tensor, index: Tensor, condition: Condition, memory: Memory, phase_T: Tensor | None
+        self, x: Tensor, sigma: Tensor, index: Tensor, condition: Condition, memory: CallMemory, phase_T: Tensor | None
     ) -> Tensor:
         full = self.transformer(x, sigma, index, condition, memory, phase_T=phase_T)
         if not any(group.commit for group in memory.groups):

@@ -17,7 +17,7 @@ from rollforce.cache.head_groups import AnyCache
 from rollforce.engine import flow
 from rollforce.engine.noise import Noise
 from rollforce.engine.rollout import Rollout
-from rollforce.engine.rollout_group import Streams, shape_of
+from rollforce.engine.rollout_group import RolloutGroup, shape_of
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
 from rollforce.training.causal_masking import drawn_like, own_past, score_by, spread, true_past
@@ -52,7 +52,7 @@ class LastingStreams:
         """`count`: streams in a group, of one part."""
         self.student, self.stream, self.settings = student, stream, settings
         self.data, self.count, self.seed = data, count, seed
-        self.groups: dict[tuple[int, int], Streams] = {}  # (part, place) -> group
+        self.groups: dict[tuple[int, int], RolloutGroup] = {}  # (part, place) -> group
 
     def make(self, step: int, part: int) -> Made:
         """One tick of the group whose turn it is. A group of full age starts again; at first, groups differ in age."""
@@ -70,14 +70,14 @@ class LastingStreams:
         video = group.tick()
         return Made(video, group.text_BLD, group.prompts)
 
-    def _begin(self, step: int, part: int, age: int) -> Streams:
+    def _begin(self, step: int, part: int, age: int) -> RolloutGroup:
         """New streams, walked `age` ticks without learning."""
         batch = self.data.prompts(step, part, self.count)
         rng = np.random.default_rng([self.seed, step, part, 3])
         seeds = tuple(int(n) for n in rng.integers(2**31, size=self.count))
         with torch.no_grad():
             text = self.student.vectors(batch).detach()
-            group = Streams(self.student.transformer, self.stream, text, seeds, self.data.latent, batch.prompts,
+            group = RolloutGroup(self.student.transformer, self.stream, text, seeds, self.data.latent, batch.prompts,
                             self.settings.behind)
             for _ in range(age):
                 group.tick()
@@ -90,7 +90,7 @@ class LastingStreams:
     def load_state_dict(self, part: int, state: Mapping[str, Any]) -> None:
         """Go on with the streams of a `state_dict`."""
         for place, saved in state.items():
-            self.groups[part, int(place)] = Streams.resumed(
+            self.groups[part, int(place)] = RolloutGroup.resumed(
                 self.student.transformer, self.stream, self.data.latent, saved)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rollforce.cache.kv_cache import Group, KVCache, View
-from rollforce.cache.region import Seen
+from rollforce.cache.kv_cache import CacheView, KVCache, LatentGroup
+from rollforce.cache.region import BiasedKV
 from rollforce.models.geometry import KVBlock
 from rollforce.models.transformer import rope
 
@@ -31,11 +31,11 @@ class LeakyCache(KVCache):
         self.paths: dict[tuple[int, int], KVBlock] = {}  # (layer, stream index) -> noisy keys and values, with graph
         self._start = 0
 
-    def view(self, group: Group) -> View:
+    def view(self, group: LatentGroup) -> CacheView:
         self._start = group.start
         return super().view(group)
 
-    def read(self, layer: int, view: View, own: KVBlock) -> Seen:
+    def read(self, layer: int, view: CacheView, own: KVBlock) -> BiasedKV:
         seen = super().read(layer, view, own)
         if not torch.is_grad_enabled():
             return seen
@@ -52,7 +52,7 @@ class LeakyCache(KVCache):
         if not keys:
             return seen
         none = torch.zeros_like(own.key)
-        return Seen(seen.key + torch.cat([*keys, none], 2), seen.value + torch.cat([*values, none], 2))
+        return BiasedKV(seen.key + torch.cat([*keys, none], 2), seen.value + torch.cat([*values, none], 2))
 
     def _nothing(self, own: KVBlock) -> Tensor:
         return torch.zeros_like(own.key[:, :, : self.shape.tokens])

@@ -35,7 +35,7 @@ _BT709 = 1  # the number of ITU-R BT.709 in H.264's colour fields
 
 
 @dataclass(frozen=True)
-class Codec:
+class VideoCodec:
     """How pictures become bytes. `quality` is H.264's CRF: 0 is lossless, 16 looks so, 28 is small."""
 
     name: Literal["libx264", "mpeg4"] = "libx264"
@@ -51,7 +51,7 @@ class Codec:
             raise ConfigError(f"keyframe_s must be above 0 seconds, got {self.keyframe_s}.")
 
 
-def available(codec: Codec) -> Codec:
+def available(codec: VideoCodec) -> VideoCodec:
     """`codec`, or its nearest relative that this FFmpeg can write (with a logged warning)."""
     if codec.name in av.codecs_available:
         return codec
@@ -98,9 +98,9 @@ class VideoWriter:
     """
 
     def __init__(self, path: Path, fps: float, size: tuple[int, int], *, scale: int = 1,
-                 codec: Codec | None = None, after: int = 0) -> None:
+                 codec: VideoCodec | None = None, after: int = 0) -> None:
         self.path, self.fps, self.size, self.scale = Path(path), fps, size, scale
-        self.codec = available(codec or Codec())
+        self.codec = available(codec or VideoCodec())
         self.frames = self._safe = 0
         self._check()
         self._place = self.path.with_suffix(".mp4.part") if after else self.path  # where it grows

@@ -80,7 +80,7 @@ class Sighting:
 
 
 @dataclass(frozen=True)
-class Look:
+class EyesOutput:
     """What was seen in F frames: `place` [F, 4] and `time` [F, 3] probabilities, and the things of each frame."""
 
     place: np.ndarray
@@ -107,13 +107,13 @@ class Eyes:
         return cls(finder, namer)
 
     @torch.no_grad()
-    def look(self, frames: np.ndarray, batch: int = 96) -> Look:
+    def look(self, frames: np.ndarray, batch: int = 96) -> EyesOutput:
         """See every frame of uint8 [F, H, W, 3]."""
         looks = [self._look(frames[at : at + batch]) for at in range(0, len(frames), batch)]
-        return Look(np.concatenate([k.place for k in looks]), np.concatenate([k.time for k in looks]),
+        return EyesOutput(np.concatenate([k.place for k in looks]), np.concatenate([k.time for k in looks]),
                     tuple(things for k in looks for things in k.things))
 
-    def _look(self, frames: np.ndarray) -> Look:
+    def _look(self, frames: np.ndarray) -> EyesOutput:
         x = padded(as_input(frames))
         heat, offset, scene = self.finder(x)
         place, time = scene.split([len(PLACES), len(TIMES)], 1)
@@ -125,7 +125,7 @@ class Eyes:
             shapes = dict(zip(whole, self.namer(crops).softmax(1).numpy(), strict=True))
         things = tuple(tuple(Sighting(px, py, sure, colour, shapes.get((f, n)))
                              for n, (px, py, sure, colour) in enumerate(spots)) for f, spots in enumerate(found))
-        return Look(place.softmax(1).numpy(), time.softmax(1).numpy(), things)
+        return EyesOutput(place.softmax(1).numpy(), time.softmax(1).numpy(), things)
 
 
 def bundled() -> Path:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rollforce.world.eyes import Look, Sighting
+from rollforce.world.eyes import EyesOutput, Sighting
 from rollforce.world.perception import count_of, part_of, things_of, windows
 from rollforce.world.scenes import COLOURS, FPS, SHAPES
 
@@ -39,14 +39,14 @@ class Stay:
         return COLOURS[int(colour.argmax())], SHAPES[int(shape[: len(SHAPES)].argmax())]
 
 
-def identity(look: Look) -> dict[str, float | None]:
+def identity(look: EyesOutput) -> dict[str, float | None]:
     """The two measures in 0..1: `identity`, the share of windows after the first that show the same things as the
     first, and `recognised`, the share of things coming back that are what had left. None if there was no such case."""
     same, back = sameness(look)[1:], comings_back(look)
     return {"identity": float(np.mean(same)) if same else None, "recognised": float(np.mean(back)) if back else None}
 
 
-def sameness(look: Look) -> list[bool]:
+def sameness(look: EyesOutput) -> list[bool]:
     """For each window of 5 s whether its things have the colours and shapes of the first window's things.
 
     Empty if the first window shows nothing: there is nothing that could stay itself.
@@ -55,11 +55,11 @@ def sameness(look: Look) -> list[bool]:
     return [now == names[0] for now in names] if names and names[0] else []
 
 
-def _names(look: Look) -> Counter[Name]:
+def _names(look: EyesOutput) -> Counter[Name]:
     return Counter((thing.colour, thing.shape) for thing in things_of(look, count_of(look)))
 
 
-def comings_back(look: Look) -> list[bool]:
+def comings_back(look: EyesOutput) -> list[bool]:
     """For each thing that comes after another has been away for a second or more: is it one that had left?
 
     A thing is away while its middle is out of the picture or it cannot be seen at all.
@@ -77,7 +77,7 @@ def comings_back(look: Look) -> list[bool]:
     return found
 
 
-def stays(look: Look) -> list[Stay]:
+def stays(look: EyesOutput) -> list[Stay]:
     """Follow everything that is seen with its middle in the picture, from frame to frame; in order of coming."""
     followed: list[Stay] = []
     for frame, things in enumerate(look.things):

@@ -18,7 +18,7 @@ import numpy as np
 from rollforce.errors import ShapeError
 from rollforce.video.drift import Drift, DriftMeter
 from rollforce.world.caption import Wish, WishedThing, motion_fits, parse
-from rollforce.world.eyes import Eyes, Look
+from rollforce.world.eyes import Eyes, EyesOutput
 from rollforce.world.measures import Seams, flicker, seams
 from rollforce.world.perception import SeenThing, count_of, most, part_of, things_of, windows
 from rollforce.world.scenes import COLOURS, FPS, GROUND, PLACES, RADIUS, SHAPES, TIMES
@@ -83,7 +83,7 @@ def _wish(prompt: str | Wish) -> Wish:
     return parse(prompt) if isinstance(prompt, str) else prompt
 
 
-def judge(frames: np.ndarray, look: Look, wish: Wish, chunk: int = 12, latent: int = 4) -> Report:
+def judge(frames: np.ndarray, look: EyesOutput, wish: Wish, chunk: int = 12, latent: int = 4) -> Report:
     """`score` for who has looked at the frames already: `look` is what `Eyes.look` saw in just these `frames`."""
     place, time = look.place.argmax(1), look.time.argmax(1)
     asked = [(values, names.index(value)) for values, names, value in
@@ -111,7 +111,7 @@ def _drift(frames: np.ndarray) -> Drift | None:
     return meter.result()
 
 
-def _moving(look: Look, shape: tuple[int, ...]) -> np.ndarray:
+def _moving(look: EyesOutput, shape: tuple[int, ...]) -> np.ndarray:
     """Where things and their shadows are within three quarters of a second: bool [F, H, W]."""
     rows, columns = ((np.arange(n) + 0.5) / n for n in shape)
     near = np.zeros((len(look.things), *shape), bool)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rollforce.world.eyes import Look, Sighting
+from rollforce.world.eyes import EyesOutput, Sighting
 from rollforce.world.motion import name_motion
 from rollforce.world.scenes import COLOURS, FPS, SHAPES
 
@@ -29,9 +29,9 @@ class SeenThing:
     torn: float | None
 
 
-def part_of(look: Look, frames: slice) -> Look:
+def part_of(look: EyesOutput, frames: slice) -> EyesOutput:
     """What was seen in some of the frames."""
-    return Look(look.place[frames], look.time[frames], look.things[frames])
+    return EyesOutput(look.place[frames], look.time[frames], look.things[frames])
 
 
 def windows(frames: int, seconds: float) -> list[slice]:
@@ -45,12 +45,12 @@ def most(values: np.ndarray) -> int:
     return int(np.bincount(values).argmax())
 
 
-def count_of(look: Look) -> int:
+def count_of(look: EyesOutput) -> int:
     """How many things most frames show."""
     return most(np.array([len(things) for things in look.things]))
 
 
-def things_of(look: Look, count: int) -> list[SeenThing]:
+def things_of(look: EyesOutput, count: int) -> list[SeenThing]:
     """The `count` things of the clip: one track if there is one thing, else one per colour that is there most."""
     if np.mean([len(things) > 0 for things in look.things]) < SEEN_OFTEN:
         return []

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rollforce.world.caption import Wish
-from rollforce.world.eyes import Look, Sighting
+from rollforce.world.eyes import EyesOutput, Sighting
 from rollforce.world.scenes import COLOURS, FPS, PLACES, RADIUS, SHAPES, TIMES
 
 STEADY = 12  # frames over which it must be seen, to count
@@ -17,7 +17,7 @@ MOST = 0.8  # of those that show it
 
 
 @dataclass(frozen=True)
-class Switched:
+class SwitchResult:
     """`first`: seconds of video that show nothing of what is new, until some of it (place, time, colour or shape) is
     seen and stays; `delay`: until all of it is. None if never. Frames from which it cannot be told do not count.
 
@@ -31,7 +31,7 @@ class Switched:
     background: float | None
 
 
-def switched(frames: np.ndarray, look: Look, old: Wish, new: Wish, at: int, chunk: int = 12) -> Switched:
+def switched(frames: np.ndarray, look: EyesOutput, old: Wish, new: Wish, at: int, chunk: int = 12) -> SwitchResult:
     """Judge uint8 [F, H, W, 3], seen as `look`, that was `old` and had to become `new` from frame `at` on."""
     right = np.array([_right(look, old, new, f) for f in range(at, len(frames))])
     arrivals = [_delay(right[:, n]) for n in range(right.shape[1]) if (right[:, n] >= 0).any()]
@@ -41,7 +41,7 @@ def switched(frames: np.ndarray, look: Look, old: Wish, new: Wish, at: int, chun
     bends = [bend for f in before if (bend := _bend(track, f)) is not None]
     bend = _bend(track, at)
     changes = [_change(frames, look, f) for f in before]
-    return Switched(
+    return SwitchResult(
         first=min(came, default=None),
         delay=max(came) if came and len(came) == len(arrivals) else None,
         jump=None if bend is None or not bends else bend - float(np.mean(bends)),
@@ -58,7 +58,7 @@ def _delay(right: np.ndarray) -> float | None:
     return None
 
 
-def _right(look: Look, old: Wish, new: Wish, frame: int) -> tuple[int, int, int, int]:
+def _right(look: EyesOutput, old: Wish, new: Wish, frame: int) -> tuple[int, int, int, int]:
     """Of place, time, colour and shape: whether a frame shows the new one, 1 or 0; -1 where it cannot be told, or where
     nothing else was wished before."""
     seen = max(look.things[frame], key=lambda s: s.heat, default=None)
@@ -84,7 +84,7 @@ def _bend(track: list[Sighting | None], frame: int) -> float | None:
     return float(np.hypot(now.x - 2 * last.x + first.x, now.y - 2 * last.y + first.y))
 
 
-def _change(frames: np.ndarray, look: Look, frame: int) -> float:
+def _change(frames: np.ndarray, look: EyesOutput, frame: int) -> float:
     """Mean |difference| to the frame before, in grey levels, where neither shows a thing."""
     rows, columns = ((np.arange(n) + 0.5) / n for n in frames.shape[1:3])
     free = np.ones(frames.shape[1:3], bool)

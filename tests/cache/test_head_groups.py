@@ -16,16 +16,16 @@ from policies import HEIGHT, LAYOUTS, WIDTH, condition, latents, same
 from torch import Tensor
 
 from rollforce.cache.head_groups import HeadGroups, read_labels
-from rollforce.cache.kv_cache import Group, KVCache
+from rollforce.cache.kv_cache import KVCache, LatentGroup
 from rollforce.cache.policies import EmaSink, Segments, Sink, Window
-from rollforce.cache.visibility import Sight
+from rollforce.cache.visibility import Visibility
 from rollforce.config import build
 from rollforce.engine.noise import Noise
 from rollforce.engine.rollout import Rollout, Stepping
 from rollforce.engine.settings import HeadSettings, StreamSettings
 from rollforce.engine.transitions import recache
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer.attention import kernel
 from rollforce.models.transformer.transformer import VideoTransformer
 
@@ -46,8 +46,8 @@ def model() -> VideoTransformer:
     return tiny_transformer(config=CONFIG)
 
 
-def shape(batch: int = 1) -> Shape:
-    return Shape(CONFIG.num_layers, batch, CONFIG.num_attention_heads, TOKENS, CONFIG.attention_head_dim)
+def shape(batch: int = 1) -> KVShape:
+    return KVShape(CONFIG.num_layers, batch, CONFIG.num_attention_heads, TOKENS, CONFIG.attention_head_dim)
 
 
 def grouped(groups: dict[str, Any], labels: Any = LABELS, batch: int = 1, flight: int = 8) -> HeadGroups:
@@ -82,10 +82,10 @@ def test_each_head_sees_what_it_would_see_alone(data):
     labels = tuple(tuple(data.draw(st.sampled_from(["near", "far"])) for _ in range(4)) for _ in range(3))
     chunk = data.draw(st.integers(1, 4))
     together, attend = grouped({"near": NEAR, "far": FAR}, labels), kernel("plain")
-    alone = {(layer, head): KVCache(NEAR if labels[layer][head] == "near" else FAR, Shape(1, 1, 1, TOKENS, 12), 8)
+    alone = {(layer, head): KVCache(NEAR if labels[layer][head] == "near" else FAR, KVShape(1, 1, 1, TOKENS, 12), 8)
              for layer in range(3) for head in range(4)}  # fmt: skip
     for start in range(0, 5 * chunk, chunk):
-        calls = [Group(start, chunk, Sight(), commit=True), Group(start + chunk, chunk, Sight())]
+        calls = [LatentGroup(start, chunk, Visibility(), commit=True), LatentGroup(start + chunk, chunk, Visibility())]
         memory = together.memory(calls)
         for layer in range(3):
             query, key, value = torch.randn(3, 1, 4, 2 * chunk * TOKENS, 12)
@@ -253,7 +253,7 @@ def test_two_memories_at_once_are_refused():
 
 
 def test_budgets_are_checked_against_the_largest_pinned_group():
-    sight = Sight(4)
+    sight = Visibility(4)
     heads = HeadSettings("x.json", {"near": (Sink(1),), "far": (Sink(3),)})
     with pytest.raises(ConfigError, match=r"pinned \(3\)"):
         StreamSettings(stepping=Stepping(sight, sight), heads=heads)

@@ -6,14 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies import LAYOUTS, TIERS, latents, same, start
 
-from rollforce.cache.kv_cache import Group, KVCache, Memory
+from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup
 from rollforce.cache.policies import Sink, Window
-from rollforce.cache.visibility import Sight
+from rollforce.cache.visibility import Visibility
 from rollforce.engine.rollout import Stepping
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.geometry import KVBlock, KVShape
 
-SHAPE = Shape(layers=2, batch=1, heads=2, tokens=3, width=16)
+SHAPE = KVShape(layers=2, batch=1, heads=2, tokens=3, width=16)
 
 
 def marked(start: int, count: int) -> KVBlock:
@@ -24,10 +24,10 @@ def marked(start: int, count: int) -> KVBlock:
     )
 
 
-def attended(cache: KVCache, group: Group) -> list[int]:
+def attended(cache: KVCache, group: LatentGroup) -> list[int]:
     """Stream indices in the values that a group's attention gets, in every layer."""
     seen: list[list[int]] = []
-    memory = Memory(cache, [group])
+    memory = CallMemory(cache, [group])
 
     def spy(q, k, v, mask):
         assert k.shape == v.shape
@@ -40,7 +40,7 @@ def attended(cache: KVCache, group: Group) -> list[int]:
     return sorted(seen[0])
 
 
-def brute_force(past: list[int], sink: int, window: int, sight: Sight, own: list[int]) -> list[int]:
+def brute_force(past: list[int], sink: int, window: int, sight: Visibility, own: list[int]) -> list[int]:
     """The same policy on a list: what stays is the first `sink` and the newest `window` of the rest."""
     first, rest = past[:sink], past[sink:]
     rest = rest[max(0, len(rest) - window) :]
@@ -60,15 +60,15 @@ def brute_force(past: list[int], sink: int, window: int, sight: Sight, own: list
     budget=st.one_of(st.none(), st.integers(11, 16)), pinned=st.booleans(), chunks=st.integers(0, 9),
 )  # fmt: skip
 def test_attended_latents_are_those_of_the_list(sink, window, chunk, live, grad, budget, pinned, chunks):
-    sight = Sight(budget, pinned=("sink",) if pinned else ())
+    sight = Visibility(budget, pinned=("sink",) if pinned else ())
     cache = KVCache([Sink(sink), Window(window)], SHAPE, flight=6)
     past: list[int] = []
     with torch.set_grad_enabled(grad):
         for number in range(chunks + 1):
             own = list(range(number * chunk, (number + 1) * chunk))
             alive = list(range(number * chunk, number * chunk + live))
-            assert attended(cache, Group(alive[0], live, sight)) == brute_force(past, sink, window, sight, alive)
-            assert attended(cache, Group(own[0], chunk, sight, commit=True)) == brute_force(
+            assert attended(cache, LatentGroup(alive[0], live, sight)) == brute_force(past, sink, window, sight, alive)
+            assert attended(cache, LatentGroup(own[0], chunk, sight, commit=True)) == brute_force(
                 past, sink, window, sight, own
             )
             past += own
@@ -78,9 +78,12 @@ def test_attended_latents_are_those_of_the_list(sink, window, chunk, live, grad,
 def test_two_groups_in_one_call_see_what_two_calls_see():
     one, two = (KVCache([Sink(2), Window(3)], SHAPE, flight=4) for _ in range(2))
     for number in range(5):
-        commit, live = Group(2 * number, 2, Sight(), commit=True), Group(2 * number + 2, 4, Sight())
+        commit, live = (
+            LatentGroup(2 * number, 2, Visibility(), commit=True),
+            LatentGroup(2 * number + 2, 4, Visibility()),
+        )
         both: list[list[int]] = []
-        memory = Memory(one, [commit, live])
+        memory = CallMemory(one, [commit, live])
         own = marked(commit.start, 6)
 
         def spy(q, k, v, mask, both=both):
@@ -122,7 +125,7 @@ def test_turning_the_sink_for_ever_does_not_wear_it_out():
     cache = KVCache([Sink(1), Window(1)], SHAPE, flight=1, dtype=torch.bfloat16)
     first = KVBlock(torch.randn(1, 2, 3, 16).bfloat16(), torch.randn(1, 2, 3, 16).bfloat16())
     for index in range(500):
-        memory = Memory(cache, [Group(index, 1, Sight(), commit=True)])
+        memory = CallMemory(cache, [LatentGroup(index, 1, Visibility(), commit=True)])
         for layer in range(SHAPE.layers):
             memory.attend(layer, first.key, first, lambda q, k, v, mask: q)
     assert torch.equal(cache.arena.masters["sink"][0], first.key)
@@ -135,4 +138,4 @@ def test_two_tiers_of_a_kind_are_refused():
 
 def test_a_budget_of_nothing_is_refused():
     with pytest.raises(ConfigError, match="at least 1"):
-        Sight(0)
+        Visibility(0)

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollforce.cli.prompt_files import Job, parse_time, read_jobs, slug
+from rollforce.cli.prompt_files import PromptJob, parse_time, read_jobs, slug
 from rollforce.engine.transitions import Blend, Flush
 from rollforce.errors import ConfigError
 from rollforce.streaming.events import Cue
 
 
-def jobs(content: str | bytes, source: str = "prompts.jsonl") -> list[Job]:
+def jobs(content: str | bytes, source: str = "prompts.jsonl") -> list[PromptJob]:
     return read_jobs(content.encode() if isinstance(content, str) else content, source, seed=7, seconds=10)
 
 
@@ -30,7 +30,7 @@ def test_text_files_with_every_line_ending_and_a_byte_order_mark() -> None:
 
 def test_a_line_of_its_own_settings() -> None:
     (job,) = jobs('{"id": "Koi pond!", "prompt": "a red ball", "seed": 3, "seconds": 2.5}')
-    assert job == Job("a red ball", 3, 2.5, "0000-koi-pond-seed3", "prompts.jsonl:1")
+    assert job == PromptJob("a red ball", 3, 2.5, "0000-koi-pond-seed3", "prompts.jsonl:1")
 
 
 def test_every_bad_line_is_listed_at_once() -> None:

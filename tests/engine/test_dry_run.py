@@ -17,12 +17,12 @@ from rollforce.cache.kv_cache import KVCache
 from rollforce.cache.policies import Spaced
 from rollforce.cache.positions import Anchored, RunningAhead
 from rollforce.config import build, resource
-from rollforce.engine.dry_run import Call, Look, trace
+from rollforce.engine.dry_run import CallTrace, GroupTrace, trace
 from rollforce.engine.rollout import Rollout, Stepping
 from rollforce.engine.settings import LayoutSettings, StreamSettings
-from rollforce.models.geometry import Shape
+from rollforce.models.geometry import KVShape
 
-SHAPE = Shape(6, 1, 4, 16, 48, 4)  # the bundled model's
+SHAPE = KVShape(6, 1, 4, 16, 48, 4)  # the bundled model's
 presets = pytest.mark.parametrize("name", sorted(path.stem for path in resource("configs/stream").glob("*.yaml")))
 FAR = 10**6
 
@@ -32,7 +32,7 @@ def preset(name: str) -> StreamSettings:
 
 
 def walked(stream: StreamSettings, chunks: int, events: dict[int, Callable[[Rollout], object]] | None = None
-           ) -> list[Call]:  # fmt: skip
+           ) -> list[CallTrace]:  # fmt: skip
     """Calls of so many chunks. Steps of a chunk see the same: one is enough."""
     if stream.layout.kind == "chunkwise":
         stream = replace(stream, layout=replace(stream.layout, levels=stream.layout.levels[:1]))
@@ -95,11 +95,11 @@ def test_memory_is_flat(name, chunks) -> None:
         assert len(held) <= max(len(call.held[region]) for call in cold)
 
 
-def most(calls: list[Call], value: Callable[[Look], int]) -> int:
+def most(calls: list[CallTrace], value: Callable[[GroupTrace], int]) -> int:
     return max(value(look) for call in calls for look in call.looks)
 
 
-def farthest(stream: StreamSettings, look: Look) -> tuple[int, int]:
+def farthest(stream: StreamSettings, look: GroupTrace) -> tuple[int, int]:
     """The places, relative to the newest latent, between which a call may see anything: what was seen in training."""
     positions = (stream.stepping.commit if look.commit else stream.stepping.denoise).positions
     if isinstance(positions, Anchored):
@@ -109,11 +109,11 @@ def farthest(stream: StreamSettings, look: Look) -> tuple[int, int]:
     return 1 - look.attended - gaps, ahead
 
 
-def promised(stream: StreamSettings, look: Look) -> bool:
+def promised(stream: StreamSettings, look: GroupTrace) -> bool:
     return (stream.stepping.commit if look.commit else stream.stepping.denoise).positions != "absolute"
 
 
-def outside(stream: StreamSettings, calls: list[Call]) -> list[Look]:
+def outside(stream: StreamSettings, calls: list[CallTrace]) -> list[GroupTrace]:
     """What calls saw where nothing was in training."""
     wrong = []
     for look in (look for call in calls for look in call.looks):
@@ -124,7 +124,7 @@ def outside(stream: StreamSettings, calls: list[Call]) -> list[Look]:
     return wrong
 
 
-def aged(calls: list[Call], by: int) -> Callable[[Rollout], None]:
+def aged(calls: list[CallTrace], by: int) -> Callable[[Rollout], None]:
     """Let a stream be `by` latents older: what never leaves stays where it is, all else and the clock move on."""
     stays = {name for name, held in calls[-1].held.items() if held and held == calls[len(calls) // 2].held[name]}
 

@@ -28,9 +28,9 @@ from goldens import (
 from torch import Tensor
 
 from rollforce.cache.commit_plan import Tier
-from rollforce.cache.kv_cache import Group, KVCache, Memory
+from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup
 from rollforce.cache.policies import Sink, Window
-from rollforce.cache.visibility import Sight
+from rollforce.cache.visibility import Visibility
 from rollforce.engine import flow, schedule
 from rollforce.engine.layout import chunkwise, rolling
 from rollforce.engine.rollout import Rollout, Stepping
@@ -97,8 +97,8 @@ def replay(
         x, sigma = video_order(tensors[f"{name}.x"]), tensors[f"{name}.t"] / 1000
         updating = call.get("updating_cache", False)
         sight = stepping.commit if updating else stepping.denoise
-        group = Group(start, x.shape[1], sight, commit=last[start] == call["call"])
-        out = model(x, sigma, index_range(start, x.shape[1]), condition, Memory(cache, [group]))
+        group = LatentGroup(start, x.shape[1], sight, commit=last[start] == call["call"])
+        out = model(x, sigma, index_range(start, x.shape[1]), condition, CallMemory(cache, [group]))
         close(video_order(out), tensors[f"{name}.out"], FORWARD, name)
 
 
@@ -109,7 +109,9 @@ def test_self_forcing_calls(path: Path) -> None:
     x = tensors["call00.x"]
     cache = arena(model, self_forcing_tiers(spec, x.shape[2]), x.shape[0], x, flight=x.shape[2])
     with torch.no_grad():
-        replay(spec, tensors, model, cache, Stepping(Sight(positions="absolute"), Sight(positions="absolute")))
+        replay(
+            spec, tensors, model, cache, Stepping(Visibility(positions="absolute"), Visibility(positions="absolute"))
+        )
 
 
 def self_forcing_tiers(spec: dict[str, Any], chunk: int) -> list[Tier]:
@@ -153,7 +155,10 @@ def test_self_forcing_rollout(path: Path, ride: bool) -> None:
     noise, chunk = tensors["noise"], spec["num_frame_per_block"]
     cache = arena(model, self_forcing_tiers(spec, chunk), noise.shape[0], noise, flight=chunk)
     stepping = Stepping(
-        Sight(positions="absolute"), Sight(positions="absolute"), context_sigma=spec["context_noise"] / 1000, ride=ride
+        Visibility(positions="absolute"),
+        Visibility(positions="absolute"),
+        context_sigma=spec["context_noise"] / 1000,
+        ride=ride,
     )
     layout = chunkwise(ladder_of(spec, tensors), chunk)
     rollout = Rollout(model, condition, cache, layout, GoldenNoise(tensors, chunk), stepping, length=noise.shape[1])

@@ -16,12 +16,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from rollforce.cache.kv_cache import KVCache, Memory
+from rollforce.cache.kv_cache import CallMemory, KVCache
 from rollforce.config import build, resource
 from rollforce.engine import schedule
 from rollforce.engine.rollout import Rollout
 from rollforce.engine.settings import StreamSettings
-from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer import rope
 
 WIDTH = 16  # channels of the stand-in's only head; each latent is one token
@@ -70,7 +70,7 @@ class StandIn:
         self.committed: list[Call] = []
 
     def __call__(
-        self, x: Tensor, sigma_BT: Tensor, index_T: Tensor, condition: Any, memory: Memory,
+        self, x: Tensor, sigma_BT: Tensor, index_T: Tensor, condition: Any, memory: CallMemory,
         phase_T: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         seen: list[dict[int, int]] = []
@@ -114,7 +114,7 @@ def walk(name: str, chunks: int, length: int | None = None) -> tuple[StandIn, di
     """Stream `chunks` chunks and one tick more, so that the last one's clean pass has run; latents by stream index."""
     settings, model = settings_of(name), StandIn()
     layout = settings.layout.build()
-    arena = KVCache(settings.cache, Shape(1, 1, 1, 1, WIDTH), layout.slots)
+    arena = KVCache(settings.cache, KVShape(1, 1, 1, 1, WIDTH), layout.slots)
     rollout = Rollout(model, OneStream(), arena, layout, noise, settings.stepping, length=length)  # type: ignore[arg-type]
     clean: dict[int, Tensor] = {}
     for commit in rollout.commits():

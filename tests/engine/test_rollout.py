@@ -9,16 +9,16 @@ from conftest import tiny_transformer
 from policies import HEIGHT, LADDER, LAYOUTS, SIGHTS, TIERS, WIDTH, condition, latents, policies, room, start
 
 from rollforce.cache.policies import Window
-from rollforce.cache.visibility import Sight
+from rollforce.cache.visibility import Visibility
 from rollforce.engine.layout import chunkwise
 from rollforce.engine.noise import Noise
 from rollforce.engine.rollout import Stepping
 from rollforce.models.geometry import index_range
-from rollforce.streaming.snapshot import forked
+from rollforce.streaming.snapshot import fork
 from rollforce.training.masks import additive, block_causal, teacher_forcing
 
 FULL = (Window(40),)
-EXACT = Stepping(Sight(positions="absolute"), Sight(positions="absolute"))
+EXACT = Stepping(Visibility(positions="absolute"), Visibility(positions="absolute"))
 
 
 @policies("layout", "tiers")
@@ -50,7 +50,7 @@ def resumes_and_forks(model, layout, tiers, stepping, ticks: set[int]) -> None:
     for tick in range(max(ticks) + 1):
         if tick in ticks:
             low = rollout.live[0] if rollout.pending is None else rollout.pending.stop
-            twins.append((low, forked(rollout), rollout.state_dict()))
+            twins.append((low, fork(rollout), rollout.state_dict()))
         rollout.tick()
         rollout.commit()
     rollout = start(model, layout, tiers, stepping)
@@ -174,14 +174,14 @@ def test_committed_memory_is_one_block_causal_pass(model):
     clean = latents(rollout, 6)
     mask = additive(block_causal(6, chunk, tokens))
     whole = model(clean, torch.zeros(1, 6), index_range(0, 6), condition(model), mask=mask)
-    from rollforce.cache.kv_cache import Group, KVCache, Memory
+    from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup
 
     cache = KVCache(FULL, rollout.cache.shape, chunk)
     parts = []
     with torch.no_grad():
         for at in range(0, 6, chunk):
-            group = Group(at, chunk, EXACT.commit, commit=True)
-            memory = Memory(cache, [group])
+            group = LatentGroup(at, chunk, EXACT.commit, commit=True)
+            memory = CallMemory(cache, [group])
             parts.append(
                 model(
                     clean[:, at : at + chunk], torch.zeros(1, chunk), index_range(at, chunk), condition(model), memory

@@ -4,9 +4,9 @@ import pytest
 import torch
 from policies import LAYOUTS, condition, latents, same, start
 
-from rollforce.cache.kv_cache import Group
+from rollforce.cache.kv_cache import LatentGroup
 from rollforce.cache.policies import Junction, Sink, Window
-from rollforce.cache.visibility import Sight
+from rollforce.cache.visibility import Visibility
 from rollforce.engine.rollout import Rollout, Stepping
 from rollforce.engine.transitions import Anchors, Cut, Flush, Keep, Recache, Shot, check, transition
 from rollforce.errors import ConfigError
@@ -25,7 +25,7 @@ def rollout(model) -> Rollout:
 def test_flush_leaves_the_sink_and_the_newest(rollout, model):
     Flush(keep=2).begin(rollout, condition(model))
     assert rollout.cache.held() == {"sink": (0, 1), "window": (10, 11)}
-    moves = dict(rollout.cache.view(Group(12, 2, Sight())).moves)
+    moves = dict(rollout.cache.view(LatentGroup(12, 2, Visibility())).moves)
     assert moves == {"sink": 8, "window": 0}  # 8 9 | 10 11 | 12 13: no gap, right after it as ever
     assert latents(rollout, 6).isfinite().all()
 

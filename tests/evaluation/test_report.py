@@ -20,7 +20,7 @@ from rollforce.errors import ConfigError, ShapeError
 from rollforce.evaluation import runner
 from rollforce.evaluation.journal import Journal
 from rollforce.evaluation.plots import save_curves
-from rollforce.evaluation.report import Streamed, compared, saved_runs, summary
+from rollforce.evaluation.report import StreamedVideo, compared, saved_runs, summary
 from rollforce.evaluation.stats import difference, interval
 from rollforce.evaluation.tables import markdown, terminal
 from rollforce.models.text.encoder import TextConfig, TextEncoder
@@ -163,7 +163,7 @@ def test_drift_over_time() -> None:
 # ---------------------------------------------------------------------------------------------------------- reports
 
 
-def streams(run: str, shape: float = 0.8, loss: float = 0.0, prompts: int = 12, seeds: int = 2) -> list[Streamed]:
+def streams(run: str, shape: float = 0.8, loss: float = 0.0, prompts: int = 12, seeds: int = 2) -> list[StreamedVideo]:
     """Made-up results: `shape` on average, and `loss` less of it in the last 10 s; same prompts, same difficulty."""
     found = []
     for number in range(prompts):
@@ -174,8 +174,11 @@ def streams(run: str, shape: float = 0.8, loss: float = 0.0, prompts: int = 12, 
             parts = {"model": {"scene": 1.0, "shape": value, "seams.chunk_to_real": 1.2, "recognised": None},
                      "first_10s": {"scene": 1.0, "shape": value}, "truth": {"scene": 1.0, "shape": 1.0},
                      "last_10s": {"scene": 1.0, "shape": value - loss + 0.01 * rng.normal()}}
-            found.append(Streamed(run, number, repeat, f"prompt {number}", number + 100 * repeat, 20.0, 2.0, "", parts,
-                                  curve))
+            found.append(
+                StreamedVideo(
+                    run, number, repeat, f"prompt {number}", number + 100 * repeat, 20.0, 2.0, "", parts, curve
+                )
+            )
     return found
 
 
@@ -293,10 +296,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_runs_by_name(program: ModuleType) -> None:
     sink = "cache=[{kind: sink, latents: 3}, {kind: window, latents: 3}]"
-    assert program.parsed("plain=") == ("plain", runner.Run())
-    assert program.parsed("a=runs/b:chunkwise") == ("a", runner.Run("runs/b", "chunkwise"))
+    assert program.parsed("plain=") == ("plain", runner.Configuration())
+    assert program.parsed("a=runs/b:chunkwise") == ("a", runner.Configuration("runs/b", "chunkwise"))
     assert program.parsed(f"s=:rolling {sink}  layout.levels=[1, 0.5]") == (
-        "s", runner.Run(None, "rolling", (sink, "layout.levels=[1, 0.5]")))
+        "s", runner.Configuration(None, "rolling", (sink, "layout.levels=[1, 0.5]")))
     for wrong in ("plain", "=tiny", "a=tiny rolling"):
         with pytest.raises(ConfigError, match="is not NAME="):
             program.parsed(wrong)
@@ -334,10 +337,12 @@ def test_two_runs_from_end_to_end(program: ModuleType, model: Path, tmp_path: Pa
 
 def test_streams_that_share_their_calls_are_the_same(program: ModuleType, model: Path) -> None:
     scene = sample_scene(1, count=1)
-    tasks = [runner.Task(0, repeat, scene, caption(scene, 1, full=True), repeat) for repeat in range(3)]
-    run = runner.Run(str(model), "chunkwise")
-    alone, shared = (list(runner.films(runner.loaded(run), runner.Job("a", run, "", tasks, 4.0, together, False)))
-                     for together in (1, 2))
+    tasks = [runner.EvaluationTask(0, repeat, scene, caption(scene, 1, full=True), repeat) for repeat in range(3)]
+    run = runner.Configuration(str(model), "chunkwise")
+    alone, shared = (
+        list(runner.films(runner.loaded(run), runner.EvaluationJob("a", run, "", tasks, 4.0, together, False)))
+        for together in (1, 2)
+    )
     for (task, video, _), (same_task, same_video, _) in zip(alone, shared, strict=True):
         assert task == same_task and np.array_equal(video, same_video)
     assert not np.array_equal(alone[0][1], alone[1][1])
@@ -345,10 +350,12 @@ def test_streams_that_share_their_calls_are_the_same(program: ModuleType, model:
 
 def test_the_ends_alone_are_judged_as_within_the_whole(program: ModuleType, model: Path) -> None:
     scene = sample_scene(1, count=1)
-    tasks = [runner.Task(0, repeat, scene, caption(scene, 1, full=True), repeat) for repeat in range(2)]
-    run = runner.Run(str(model), "chunkwise")
-    whole, ends = (list(runner.work(runner.Job("a", run, runner.told(run)["weights"], tasks, 25.0, 2, only_ends)))
-                   for only_ends in (False, True))
+    tasks = [runner.EvaluationTask(0, repeat, scene, caption(scene, 1, full=True), repeat) for repeat in range(2)]
+    run = runner.Configuration(str(model), "chunkwise")
+    whole, ends = (
+        list(runner.work(runner.EvaluationJob("a", run, runner.told(run)["weights"], tasks, 25.0, 2, only_ends)))
+        for only_ends in (False, True)
+    )
     for stream, short in zip(whole, ends, strict=True):
         assert short.parts["first_10s"] == pytest.approx(stream.parts["first_10s"], abs=1e-3)
         assert short.parts["last_10s"] == pytest.approx(stream.parts["last_10s"], abs=1e-3)

@@ -20,20 +20,20 @@ from small_model import FOR_ANY_MODEL, make_model_folder
 from rollforce.cache.head_groups import HeadGroups
 from rollforce.cache.policies import Sink, Window
 from rollforce.config import build, resource
-from rollforce.engine.batched_call import answered, kind
-from rollforce.engine.rollout import Ask, Rollout
+from rollforce.engine.batched_call import group_key, run_together
+from rollforce.engine.rollout import ModelCall, Rollout
 from rollforce.engine.settings import StreamSettings
 from rollforce.engine.transitions import Keep
 from rollforce.errors import ConfigError, RollforceError, SessionClosed
 from rollforce.evaluation.process import resident_mb
-from rollforce.models.runtime.options import Running
+from rollforce.models.runtime.options import RuntimeOptions
 from rollforce.models.transformer.transformer import Condition
 from rollforce.streaming import batch as batch_module
 from rollforce.streaming.batch import Batch
 from rollforce.streaming.events import Cue
 from rollforce.streaming.load import load
 from rollforce.streaming.model import Model
-from rollforce.streaming.prefetch import Advance
+from rollforce.streaming.prefetch import ChunkResult
 from rollforce.streaming.session import Session
 
 PROMPTS = ("a red ball bounces over green hills", "the blue star", "a green ball", "the red star bounces")
@@ -55,13 +55,13 @@ def lone(model: Model, number: int, seconds: float, **more) -> np.ndarray:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[Ask]]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[ModelCall]]:
     """What was asked for in each joint call."""
-    made: list[list[Ask]] = []
+    made: list[list[ModelCall]] = []
 
     def watched(asks, model):
         made.append(list(asks))
-        return answered(asks, model)
+        return run_together(asks, model)
 
     monkeypatch.setattr(batch_module, "answered", watched)
     return made
@@ -90,10 +90,10 @@ def ticked_together(model, streams: list[Rollout], ticks: int) -> list[torch.Ten
     """What each committed, every tick of all being one call."""
     done: list[list[torch.Tensor]] = [[] for _ in streams]
     for _ in range(ticks):
-        asks = [stream.ask() for stream in streams]
-        assert len({kind(ask) for ask in asks}) == 1
-        for stream, velocity, mine in zip(streams, answered(asks, model), done, strict=True):
-            stream.answer(velocity)
+        asks = [stream.next_call() for stream in streams]
+        assert len({group_key(ask) for ask in asks}) == 1
+        for stream, velocity, mine in zip(streams, run_together(asks, model), done, strict=True):
+            stream.apply(velocity)
             commit = stream.commit()
             mine += [] if commit is None else [commit.latents_BTCHW]
     return [torch.cat(each, dim=1) for each in done]
@@ -127,11 +127,11 @@ def test_a_call_for_many_keeps_prompts_and_images_apart():
 
 def test_other_sizes_and_lengths_are_other_calls(model):
     one, other = (start(model, LAYOUTS["chunkwise"], (), SIGHTS["euler"]) for _ in range(2))
-    first, second = one.ask(), other.ask()
-    assert kind(first) == kind(replace(second, index_T=second.index_T + 5))
-    assert kind(first) != kind(replace(second, x_BTCHW=second.x_BTCHW[..., :2]))
+    first, second = one.next_call(), other.next_call()
+    assert group_key(first) == group_key(replace(second, index_T=second.index_T + 5))
+    assert group_key(first) != group_key(replace(second, x_BTCHW=second.x_BTCHW[..., :2]))
     shorter = tuple(tuple(block.latents(0, 4, 1) for block in given) for given in second.condition.layers)
-    assert kind(first) != kind(replace(second, condition=Condition(shorter)))
+    assert group_key(first) != group_key(replace(second, condition=Condition(shorter)))
 
 
 # -- sessions --------------------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_joining_leaving_and_other_sizes(small, calls):
     assert np.array_equal(mine, lone(small, 0, 6))
     assert np.array_equal(np.concatenate([row[1] for row in pulled]), lone(small, 1, 3))
     assert np.array_equal(np.concatenate([row[2] for row in pulled]), lone(small, 2, 3, size=(48, 32)))
-    assert all(len({kind(ask) for ask in asks}) == 1 for asks in calls)
+    assert all(len({group_key(ask) for ask in asks}) == 1 for asks in calls)
 
 
 def test_fork_rewind_snapshot_and_resume_in_a_batch(small):
@@ -206,7 +206,7 @@ def test_a_batch_is_of_one_model(small, tmp_path):
     with pytest.raises(ConfigError, match="batch of their own"):
         other.session(PROMPTS[0], batch=small.batch())
     with pytest.raises(ConfigError, match="Use 1 lane"):
-        replace(small, running=Running(offload=("blocks",))).batch(lanes=2)
+        replace(small, running=RuntimeOptions(offload=("blocks",))).batch(lanes=2)
     with pytest.raises(ConfigError, match="limit 0 and 1 lanes"):
         small.batch(limit=0)
 
@@ -214,7 +214,7 @@ def test_a_batch_is_of_one_model(small, tmp_path):
 # -- who goes first, and who waits -----------------------------------------------------------------------------------
 
 
-def who(calls: list[list[Ask]], sessions: list[Session]) -> list[tuple[int, ...]]:
+def who(calls: list[list[ModelCall]], sessions: list[Session]) -> list[tuple[int, ...]]:
     """In each call, the numbers of the sessions that took part."""
     caches = [id(session._stand.rollout.cache) for session in sessions]
     return [tuple(sorted(caches.index(id(ask.cache)) for ask in asks)) for asks in calls]
@@ -484,7 +484,7 @@ def test_cancelling_and_leaving_drop_nothing(small, together):
 def test_what_a_task_is_told(small):
     session = small.session(PROMPTS[0], batch=small.batch())
 
-    def wrong(*_) -> Advance:
+    def wrong(*_) -> ChunkResult:
         raise Broken
 
     session._stand.steering.step = wrong

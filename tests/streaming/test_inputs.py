@@ -14,7 +14,7 @@ from rollforce.engine.layout import rolling
 from rollforce.engine.settings import LayoutSettings
 from rollforce.errors import ConfigError, ShapeError, SnapshotError
 from rollforce.streaming.events import Cue
-from rollforce.streaming.inputs import Follower, Following, Given
+from rollforce.streaming.inputs import Follower, FollowSettings, StreamInputs
 from rollforce.streaming.load import load
 from rollforce.streaming.model import Model
 from rollforce.streaming.session import Session
@@ -122,7 +122,7 @@ def test_a_video_is_followed_while_it_comes(small: Model) -> None:
     with small.session(PROMPT, follow=camera(), strength=0.99) as session:
         assert not pulled
         next(session.stream())
-        in_flight = Following(0.99).layout(small.stream_settings.layout).build().slots
+        in_flight = FollowSettings(0.99).layout(small.stream_settings.layout).build().slots
         assert len(pulled) == 4 * in_flight
         with pytest.raises(SnapshotError, match="follows a video"):
             session.snapshot()
@@ -130,18 +130,18 @@ def test_a_video_is_followed_while_it_comes(small: Model) -> None:
 
 def test_the_layout_of_a_followed_video_begins_at_its_strength() -> None:
     settings = LayoutSettings("rolling", 3, (1.0, 0.8, 0.5, 0.2), shift=1.0)
-    assert Following(0.7, yielding=0.1).layout(settings).build() == rolling((0.7, 0.5, 0.2), 3)
-    assert Following(0.55, yielding=0.1).layout(settings).build() == rolling((0.55, 0.2), 3)
-    assert Following(1.0, yielding=0).layout(settings).build() == settings.build()
+    assert FollowSettings(0.7, yielding=0.1).layout(settings).build() == rolling((0.7, 0.5, 0.2), 3)
+    assert FollowSettings(0.55, yielding=0.1).layout(settings).build() == rolling((0.55, 0.2), 3)
+    assert FollowSettings(1.0, yielding=0).layout(settings).build() == settings.build()
 
 
 def test_noise_falls_where_the_video_moves(small: Model) -> None:
     still, moving = np.zeros((36, *SIZE, 3), np.uint8), np.zeros((36, *SIZE, 3), np.uint8)
     moving[::2] = 60  # 60 / 255 is more than `full`
-    settings = Following(0.8, yielding=0.2, full=0.1, inertia=0.5)
+    settings = FollowSettings(0.8, yielding=0.2, full=0.1, inertia=0.5)
 
     def levels(clip: np.ndarray) -> list[float]:
-        follower = Follower(Given(follow=clip, following=settings), small.autoencoder, SIZE, 12, chunk=3)
+        follower = Follower(StreamInputs(follow=clip, following=settings), small.autoencoder, SIZE, 12, chunk=3)
         found = [follower(index) for index in range(10)]
         assert found[9] is None
         return [entering[1] for entering in found[:9:3] if entering is not None]

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from small_model import FOR_ANY_MODEL, make_model_folder
 
-from rollforce.cache.visibility import Sight
+from rollforce.cache.visibility import Visibility
 from rollforce.config import build, resource
-from rollforce.engine.quality import Rung, rungs_of
+from rollforce.engine.quality import QualityLevel, quality_levels
 from rollforce.engine.settings import StreamSettings
 from rollforce.engine.transitions import Cut
 from rollforce.errors import ConfigError
 from rollforce.streaming.events import Cue, Timings
 from rollforce.streaming.load import load
 from rollforce.streaming.model import Model
-from rollforce.streaming.pace import RECENT, Ladder, Meter, Pace, percentile
+from rollforce.streaming.pace import RECENT, LatencyMeter, LevelChooser, Pace, percentile
 from rollforce.streaming.session import Session
 from rollforce.streaming.snapshot import Snapshot
 
@@ -74,7 +74,7 @@ def pictures(session: Session, seconds: float) -> np.ndarray:
 
 def test_measures_of_a_stream_by_hand():
     clock = Clock()
-    meter = Meter(fps=10, grace=0.1, clock=clock)
+    meter = LatencyMeter(fps=10, grace=0.1, clock=clock)
     found = []
     for wait, takes in ((0, 2.0), (0, 0.5), (0.4, 0.3), (5, 0.05), (0, 1.2)):  # ten frames each: 1 s to show
         clock.now += wait
@@ -93,7 +93,7 @@ def test_measures_of_a_stream_by_hand():
 
 def test_who_is_late_once_is_not_late_for_ever():
     clock = Clock()
-    meter = Meter(10, 0.0, clock)
+    meter = LatencyMeter(10, 0.0, clock)
     late = []
     for takes in (1.0, 1.5, 1.0, 1.0, 1.01):
         asked = clock.now
@@ -104,7 +104,7 @@ def test_who_is_late_once_is_not_late_for_ever():
 
 def test_percentiles_are_of_recent_chunks_and_of_bounded_memory():
     clock = Clock()
-    meter = Meter(10, 0.0, clock)
+    meter = LatencyMeter(10, 0.0, clock)
     for takes in [9.0] * 50 + [1.0] * RECENT:
         asked = clock.now
         clock.now += takes
@@ -126,12 +126,12 @@ def test_a_session_is_measured(model):
 
 # -- the ladder --------------------------------------------------------------------------------------------------
 
-RUNGS = (Rung(4), Rung(3), Rung(2), Rung(2, 0.5))
+RUNGS = (QualityLevel(4), QualityLevel(3), QualityLevel(2), QualityLevel(2, 0.5))
 
 
 def walked(pace: Pace, chunks: str, at: int = 0) -> list[int]:
     """The rung of each chunk; a change comes at once. `!` late, `.` in time, `_` in time with much left."""
-    ladder, arrived, rungs = Ladder(pace, RUNGS, at), None, []
+    ladder, arrived, rungs = LevelChooser(pace, RUNGS, at), None, []
     for chunk in chunks:
         rungs.append(ladder.at if arrived is None else RUNGS.index(arrived))
         arrived = ladder.judge(chunk == "!", {"!": 1.5, ".": 0.8, "_": 0.4}[chunk], arrived)
@@ -153,26 +153,26 @@ def test_the_ladder_goes_down_and_up_where_it_should(chunks, rungs):
 
 
 def test_nothing_is_counted_while_a_change_is_under_way():
-    ladder = Ladder(Pace(), RUNGS)
+    ladder = LevelChooser(Pace(), RUNGS)
     assert [ladder.judge(True, 2.0) for _ in range(6)] == [None, RUNGS[1], None, None, None, None]
     assert ladder.judge(True, 2.0, RUNGS[1]) is None and ladder.at == 1
     assert [ladder.judge(True, 2.0) for _ in range(2)] == [None, RUNGS[2]]
 
 
 def test_rungs_are_derived_from_the_stream():
-    def of(*overrides: str) -> tuple[Rung, ...]:
-        return rungs_of(build(StreamSettings, resource("configs/stream/chunkwise.yaml"), overrides=overrides))
+    def of(*overrides: str) -> tuple[QualityLevel, ...]:
+        return quality_levels(build(StreamSettings, resource("configs/stream/chunkwise.yaml"), overrides=overrides))
 
-    assert of() == (Rung(4), Rung(3), Rung(2), Rung(2, 0.5))
-    assert of("cache=[]") == (Rung(4), Rung(3), Rung(2))
-    assert of("layout.levels=[1]") == (Rung(1), Rung(1, 0.5))
-    assert of("layout.kind=partitioned", "layout.micro=2") == (Rung(4), Rung(2), Rung(2, 0.5))
+    assert of() == (QualityLevel(4), QualityLevel(3), QualityLevel(2), QualityLevel(2, 0.5))
+    assert of("cache=[]") == (QualityLevel(4), QualityLevel(3), QualityLevel(2))
+    assert of("layout.levels=[1]") == (QualityLevel(1), QualityLevel(1, 0.5))
+    assert of("layout.kind=partitioned", "layout.micro=2") == (QualityLevel(4), QualityLevel(2), QualityLevel(2, 0.5))
 
 
 @pytest.mark.parametrize("preset", FOR_ANY_MODEL)
 def test_no_rung_goes_below_what_is_pinned_nor_changes_memory(preset):
     settings = build(StreamSettings, resource(f"configs/stream/{preset}.yaml"))
-    rungs = rungs_of(settings)
+    rungs = quality_levels(settings)
     assert rungs[0].on(settings) == settings
     for rung in rungs[1:]:
         less = rung.on(settings)  # which checks the budget
@@ -192,9 +192,9 @@ def test_no_rung_goes_below_what_is_pinned_nor_changes_memory(preset):
 def test_half_the_past_is_the_newest_half():
     settings = build(StreamSettings, resource("configs/stream/chunkwise.yaml"), overrides=[
         "cache=[{kind: sink, latents: 2}, {kind: window, latents: 6}]"])  # fmt: skip
-    sight = Rung(4, 0.5).on(settings).stepping.denoise
+    sight = QualityLevel(4, 0.5).on(settings).stepping.denoise
     held = {"sink": (0, 1), "window": (10, 11, 12, 13, 14, 15)}
-    assert sight == Sight(budget=8) and sight.visible(held, 3) == {"sink": (0, 1), "window": (13, 14, 15)}
+    assert sight == Visibility(budget=8) and sight.visible(held, 3) == {"sink": (0, 1), "window": (13, 14, 15)}
 
 
 # -- streams -----------------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def test_a_late_stream_does_less_and_more_again_and_its_cues_tell(model):
         cost[0] = 0.001
         rest, went_up = rungs_shown(session, 6, clock)
         cues, measures = session.cues, session.measures
-    rungs = rungs_of(settings)
+    rungs = quality_levels(settings)
     assert [rung for *_, rung in went_down] == [rungs[1]] and went_down[0][0] == 6  # after two that were late
     assert [rung for *_, rung in went_up] == [rungs[0]]
     assert measures.misses == 2 + (layout.kind == "rolling")  # where three chunks in flight are begun anew
@@ -245,32 +245,36 @@ def test_a_stream_that_is_ahead_says_when_it_changed(model):
     with model.session(PROMPT, seed=3, ahead=True, pace=Pace(fps=1e6, grace=0)) as session:
         shown, changes = rungs_shown(session, 14)
         cues, measures = session.cues, session.measures
-    assert [rung for *_, rung in changes] == list(rungs_of(model.stream_settings))[1:] and measures.misses == 13
+    assert [rung for *_, rung in changes] == list(quality_levels(model.stream_settings))[1:] and measures.misses == 13
     with model.session(PROMPT, seed=3, cues=cues) as again:
         assert np.array_equal(pictures(again, 14), shown)
 
 
-@pytest.mark.parametrize("rung", [Rung(2), Rung(2, 0.5), Rung(4, 0)])
+@pytest.mark.parametrize("rung", [QualityLevel(2), QualityLevel(2, 0.5), QualityLevel(4, 0)])
 def test_a_stream_on_a_rung_is_the_stream_of_those_settings(model, rung):
     less = replace(model, stream_settings=rung.on(model.stream_settings))
-    with on_rung(model, rung) as session, less.session(PROMPT, seed=3) as plain, on_rung(model, Rung(4)) as full:
+    with (
+        on_rung(model, rung) as session,
+        less.session(PROMPT, seed=3) as plain,
+        on_rung(model, QualityLevel(4)) as full,
+    ):
         shown = pictures(session, 3)
         assert np.array_equal(shown, pictures(plain, 3)) and not np.array_equal(shown, pictures(full, 3))
 
 
-def on_rung(model: Model, rung: Rung) -> Session:
+def on_rung(model: Model, rung: QualityLevel) -> Session:
     return model.session(PROMPT, seed=3, cues=[Cue(0, rung=rung)])
 
 
 def test_the_highest_rung_is_the_stream_itself(model):
-    with on_rung(model, Rung(4)) as session, model.session(PROMPT, seed=3) as plain:
+    with on_rung(model, QualityLevel(4)) as session, model.session(PROMPT, seed=3) as plain:
         assert np.array_equal(pictures(session, 3), pictures(plain, 3))
 
 
 def test_what_a_rung_did_is_forgotten_with_memory(model):
     """Down and up again, then a cut: from there on it is the stream that was never slower."""
     cut = Cue(4, PROMPT, Cut())
-    slower = latents(model, [Cue(1, rung=Rung(2, 0.5)), Cue(3, rung=Rung(4)), cut])
+    slower = latents(model, [Cue(1, rung=QualityLevel(2, 0.5)), Cue(3, rung=QualityLevel(4)), cut])
     plain = latents(model, [cut])  # not frames: a decoder remembers what it drew before
     assert np.array_equal(slower[4:], plain[4:]) and np.array_equal(slower[:1], plain[:1])
     assert not any(np.array_equal(slower[i], plain[i]) for i in (1, 2, 3))
@@ -282,7 +286,7 @@ def latents(model: Model, cues: list[Cue]) -> np.ndarray:
 
 
 def test_a_snapshot_and_a_fork_keep_the_rung(model, tmp_path):
-    cues = [Cue(1, rung=Rung(2, 0.5)), Cue(5, rung=Rung(4))]
+    cues = [Cue(1, rung=QualityLevel(2, 0.5)), Cue(5, rung=QualityLevel(4))]
     with model.session(PROMPT, seed=3, cues=cues) as session:
         whole = pictures(session, 8)
     with model.session(PROMPT, seed=3, cues=cues, remember=3) as session:
@@ -299,13 +303,13 @@ def test_a_snapshot_and_a_fork_keep_the_rung(model, tmp_path):
 
 def test_a_paced_stream_is_resumed_on_its_rung(model):
     clock = Clock()
-    with model.session(PROMPT, cues=[Cue(0, rung=Rung(2))]) as session:
+    with model.session(PROMPT, cues=[Cue(0, rung=QualityLevel(2))]) as session:
         pictures(session, 1)
         saved = session.snapshot()
     with taking(model, clock, [0.001]), model.resume(saved, pace=Pace(clock=clock, calm=2)) as again:
         _, changes = rungs_shown(again, 8)
-    ladder = rungs_of(model.stream_settings)
-    assert [rung for *_, rung in changes] == list(reversed(ladder[: ladder.index(Rung(2))]))
+    ladder = quality_levels(model.stream_settings)
+    assert [rung for *_, rung in changes] == list(reversed(ladder[: ladder.index(QualityLevel(2))]))
 
 
 @pytest.mark.parametrize(("make", "words"), [
@@ -314,10 +318,10 @@ def test_a_paced_stream_is_resumed_on_its_rung(model):
     (lambda: Pace(misses=5), "among"),
     (lambda: Pace(ample=1.0), "ample"),
     (lambda: Pace(rungs=()), "at least one"),
-    (lambda: Rung(0), "at least 1"),
-    (lambda: Rung(1, 1.5), "share"),
-    (lambda: Rung(5).on(StreamSettings()), "has 4"),
-    (lambda: Pace(rungs=(Rung(9),)).ladder(StreamSettings()), "has 4"),
+    (lambda: QualityLevel(0), "at least 1"),
+    (lambda: QualityLevel(1, 1.5), "share"),
+    (lambda: QualityLevel(5).on(StreamSettings()), "has 4"),
+    (lambda: Pace(rungs=(QualityLevel(9),)).ladder(StreamSettings()), "has 4"),
 ])  # fmt: skip
 def test_what_cannot_be_paced(make, words):
     with pytest.raises(ConfigError, match=words):
@@ -327,6 +331,6 @@ def test_what_cannot_be_paced(make, words):
 def test_a_stream_that_follows_a_video_keeps_its_pace(model):
     clip = np.zeros((30, 32, 48, 3), np.uint8)
     with pytest.raises(ConfigError, match="follows a video"):
-        model.session(PROMPT, follow=clip, cues=[Cue(0, rung=Rung(2))])
+        model.session(PROMPT, follow=clip, cues=[Cue(0, rung=QualityLevel(2))])
     with pytest.raises(ConfigError, match="follows a video"):
         model.session(PROMPT, follow=clip, pace=Pace())

@@ -14,7 +14,7 @@ from rollforce.streaming.events import Cue, Event
 from rollforce.streaming.load import load
 from rollforce.streaming.model import Model
 from rollforce.streaming.session import Session
-from rollforce.streaming.snapshot import Snapshot, forked
+from rollforce.streaming.snapshot import Snapshot, fork
 
 PROMPT, OTHER, THIRD = "a red ball bounces", "the blue star", "a green ball"
 STREAMS = ("chunkwise", "rolling", "streamdit", "anchor_forcing", "tempcache", "kivi4", "hybrid_forcing")
@@ -216,7 +216,7 @@ def test_what_was_resumed_from_a_file_can_be_forked(small, tmp_path):
 
 def test_memory_of_others_is_copied():
     mine = np.zeros(4, dtype=np.float32)
-    twin = forked({"x": torch.from_numpy(mine)})["x"]
+    twin = fork({"x": torch.from_numpy(mine)})["x"]
     mine[:] = 1
     assert torch.equal(twin, torch.zeros(4))
 

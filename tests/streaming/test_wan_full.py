@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from rollforce.engine.budget.model_sizes import sizes_of
-from rollforce.engine.budget.requirements import Setup, needs, parts
+from rollforce.engine.budget.requirements import MemorySetup, needs, parts
 from rollforce.engine.layout import chunkwise
 from rollforce.engine.settings import LayoutSettings, StreamSettings
 from rollforce.evaluation.process import peak_mb
 from rollforce.models.autoencoder.wan import WanAutoencoder
-from rollforce.models.runtime.options import Running
+from rollforce.models.runtime.options import RuntimeOptions
 from rollforce.models.transformer.transformer import WAN_1_3B, VideoTransformer
 from rollforce.streaming.model import Model
 
@@ -61,7 +61,7 @@ def test_one_chunk_of_480p_on_a_cpu() -> None:
     model = Model(
         name="wan-1.3b", licence="none: random weights", fps=16, size=SIZE, transformer=transformer(),
         text=RandomText(), autoencoder=autoencoder, stream_settings=settings, fingerprint="random",
-        threads=torch.get_num_threads(), running=Running(), device=torch.device("cpu"),
+        threads=torch.get_num_threads(), running=RuntimeOptions(), device=torch.device("cpu"),
     )  # fmt: skip
     assert sum(p.numel() for p in model.transformer.parameters()) == 1_418_996_800
     with model.session("anything") as session:
@@ -69,5 +69,5 @@ def test_one_chunk_of_480p_on_a_cpu() -> None:
     assert chunk.frames.shape == (9, *SIZE, 3) and chunk.frames.dtype == np.uint8
     assert chunk.frames.std() > 1  # neither black nor one colour, as not-a-number would be
     sizes = replace(sizes_of("wan-1.3b"), text=0)
-    planned = needs(parts(Setup(sizes, settings, SIZE, torch.float32, torch.device("cpu")))) / 1e6
+    planned = needs(parts(MemorySetup(sizes, settings, SIZE, torch.float32, torch.device("cpu")))) / 1e6
     assert 0.8 * planned < peak_mb() < planned + 1000  # and Python with its libraries

@@ -19,7 +19,7 @@ from rollforce.checkpoints.names import to_original  # noqa: E402
 from rollforce.errors import CheckpointError, ConfigError, ShapeError  # noqa: E402
 from rollforce.models.autoencoder.taehv import TaehvAutoencoder, TaehvConfig  # noqa: E402
 from rollforce.models.autoencoder.wan import WanAutoencoder  # noqa: E402
-from rollforce.models.runtime.options import Running  # noqa: E402
+from rollforce.models.runtime.options import RuntimeOptions  # noqa: E402
 from rollforce.streaming.load import load  # noqa: E402
 from rollforce.streaming.model import Model  # noqa: E402
 from rollforce.training.data import LatentFolder, write_latents  # noqa: E402
@@ -138,7 +138,7 @@ def test_a_small_decoder_in_the_place_of_the_full_one(student: Path, model: Mode
     torch.manual_seed(0)
     small = TaehvAutoencoder(TaehvConfig(encoder_width=8, decoder_widths=(16, 8, 8, 8)))
     torch.save(small.layers.state_dict(), tmp_path / "taew.pth")
-    fast = load(student, running=Running(decoder=str(tmp_path / "taew.pth")))
+    fast = load(student, running=RuntimeOptions(decoder=str(tmp_path / "taew.pth")))
     shown, full = frames(fast.session(PROMPT, seed=1), 1), frames(model.session(PROMPT, seed=1), 1)
     assert shown.shape == full.shape == (16, *SIZE, 3) and not np.array_equal(shown, full)
     clip = np.zeros((9, *SIZE, 3), np.uint8)

@@ -17,12 +17,12 @@ from rollforce.cache.policies import Sink, Window
 from rollforce.config import resource
 from rollforce.engine.noise import Noise
 from rollforce.engine.rollout import Rollout, Stepping
-from rollforce.models.geometry import Shape
+from rollforce.models.geometry import KVShape
 from rollforce.training.head_gates import Gating, Twofold, labels_of_gates
 
 CONFIG = replace(TINY, num_attention_heads=3)
 FULL, SHORT = (Window(6),), (Sink(1), Window(1))
-SHAPE = Shape(CONFIG.num_layers, 1, 3, HEIGHT * WIDTH // CONFIG.patch**2, CONFIG.attention_head_dim)
+SHAPE = KVShape(CONFIG.num_layers, 1, 3, HEIGHT * WIDTH // CONFIG.patch**2, CONFIG.attention_head_dim)
 
 
 def begun(gates: torch.Tensor, full: Any = FULL, short: Any = SHORT) -> tuple[Gating, Rollout]:

@@ -11,7 +11,7 @@ import torch
 
 from rollforce.cache.policies import Window
 from rollforce.engine import flow
-from rollforce.engine.rollout_group import Streams
+from rollforce.engine.rollout_group import RolloutGroup
 from rollforce.engine.settings import LayoutSettings, StreamSettings
 from rollforce.errors import ConfigError
 from rollforce.models.autoencoder.tiny import AutoencoderConfig, TinyAutoencoder
@@ -290,12 +290,12 @@ def test_checks() -> None:
 # ---- persistent streams
 
 
-def two_streams(student: VideoTransformer) -> Streams:
+def two_streams(student: VideoTransformer) -> RolloutGroup:
     """Rolling, two latents in flight; of a student whose weights all matter."""
     for parameter in student.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     layout = LayoutSettings(kind="rolling", chunk=1, levels=(1.0, 0.5), shift=1.0)
-    return Streams(student, StreamSettings(layout, (Window(2),)), torch.randn(2, 3, 8), (5, 6), (4, 4, 4))
+    return RolloutGroup(student, StreamSettings(layout, (Window(2),)), torch.randn(2, 3, 8), (5, 6), (4, 4, 4))
 
 
 def test_streams_learn_from_every_tick_and_never_through_the_past() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rollforce.errors import ConfigError, ShapeError
-from rollforce.video.writer import Codec, VideoWriter, check_output, default_scale, read_frames
+from rollforce.video.writer import VideoCodec, VideoWriter, check_output, default_scale, read_frames
 
 COLOURS = np.array([[220, 40, 40], [250, 160, 30], [240, 230, 60], [50, 180, 70], [40, 80, 220], [140, 60, 190],
                     [255, 255, 255], [0, 0, 0]], np.uint8)
@@ -23,16 +23,16 @@ def bars(count: int, height: int = 48, width: int = 64) -> np.ndarray:
     return np.stack([np.broadcast_to(np.roll(row, i, axis=0), (height, width, 3)) for i in range(count)])
 
 
-def write(path: Path, frames: np.ndarray, scale: int = 1, fps: float = 12, codec: Codec | None = None) -> bytes:
+def write(path: Path, frames: np.ndarray, scale: int = 1, fps: float = 12, codec: VideoCodec | None = None) -> bytes:
     with VideoWriter(path, fps, (frames.shape[1], frames.shape[2]), scale=scale, codec=codec) as video:
         for i in range(0, len(frames), 5):
             video.write(frames[i : i + 5])
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("codec", [Codec(), Codec(name="mpeg4"), Codec(enlarge="pixels")])
+@pytest.mark.parametrize("codec", [VideoCodec(), VideoCodec(name="mpeg4"), VideoCodec(enlarge="pixels")])
 @pytest.mark.parametrize("scale", [1, 3, 4])
-def test_frames_come_back(tmp_path: Path, scale: int, codec: Codec) -> None:
+def test_frames_come_back(tmp_path: Path, scale: int, codec: VideoCodec) -> None:
     frames = bars(17)
     write(tmp_path / "a.mp4", frames, scale, codec=codec)
     back = read_frames(tmp_path / "a.mp4")
@@ -86,9 +86,9 @@ def test_a_truncated_file_gives_its_whole_frames(tmp_path: Path) -> None:
     assert 20 <= len(read_frames(tmp_path / "b.mp4")) < 48
 
 
-@pytest.mark.parametrize("codec", [Codec(), Codec(name="mpeg4")])
+@pytest.mark.parametrize("codec", [VideoCodec(), VideoCodec(name="mpeg4")])
 @pytest.mark.parametrize("cut", [1, 6, 7, 30, 40])
-def test_a_video_goes_on_behind_any_frame(tmp_path: Path, codec: Codec, cut: int) -> None:
+def test_a_video_goes_on_behind_any_frame(tmp_path: Path, codec: VideoCodec, cut: int) -> None:
     path, frames = tmp_path / "a.mp4", bars(40)
     write(path, frames, 2, codec=codec)
     before = read_frames(path)
@@ -137,7 +137,7 @@ def test_wrong_frames_and_sizes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="scale"):
         VideoWriter(tmp_path / "b.mp4", 12, (48, 64), scale=0)
     with pytest.raises(ConfigError, match="quality 99"):
-        Codec(quality=99)
+        VideoCodec(quality=99)
     assert not (tmp_path / "b.mp4").exists()
 
 

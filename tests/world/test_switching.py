@@ -8,7 +8,7 @@ import pytest
 from rollforce.world import render, sample_scene, wish_of
 from rollforce.world.eyes import Eyes
 from rollforce.world.scenes import Scene, Thing
-from rollforce.world.switching import Switched, switched
+from rollforce.world.switching import SwitchResult, switched
 
 CIRCLING = Scene("hills", "day", (Thing("red", "ball", "circles", y=0.45, reach=0.2),))
 BLUE = replace(CIRCLING, things=(replace(CIRCLING.things[0], colour="blue"),))
@@ -20,7 +20,7 @@ def eyes() -> Eyes:
     return Eyes.load()
 
 
-def found(eyes: Eyes, after: Scene, goal: Scene, late: int = 0, skipped: int = 0) -> Switched:
+def found(eyes: Eyes, after: Scene, goal: Scene, late: int = 0, skipped: int = 0) -> SwitchResult:
     """A clip of CIRCLING that goes on as `after`, `late` frames after frame 72, having missed out on some frames."""
     first = render(CIRCLING, 0, AT + late, 64)
     rest = render(after, AT + late + skipped, 72, 64)

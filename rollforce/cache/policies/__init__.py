@@ -4,7 +4,7 @@ from rollforce.cache.policies.compressed import Compressed
 from rollforce.cache.policies.ema_sink import EmaSink
 from rollforce.cache.policies.junction import Junction
 from rollforce.cache.policies.linear_memory import LinearMemory
-from rollforce.cache.policies.quantized import Coded
+from rollforce.cache.policies.quantized import Quantized
 from rollforce.cache.policies.routed import Routed
 from rollforce.cache.policies.segments import Segments
 from rollforce.cache.policies.sink import Sink
@@ -22,7 +22,7 @@ AnyTier = (  # the union is the registry: a new tier is a file and a name here
     | Segments
     | Compressed
     | Surprising
-    | Coded
+    | Quantized
     | TempCache
     | Spaced
     | Routed
@@ -30,11 +30,11 @@ AnyTier = (  # the union is the registry: a new tier is a file and a name here
 
 __all__ = [
     "AnyTier",
-    "Coded",
     "Compressed",
     "EmaSink",
     "Junction",
     "LinearMemory",
+    "Quantized",
     "Routed",
     "Segments",
     "Sink",

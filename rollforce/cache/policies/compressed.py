@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rollforce.cache.commit_plan import Held
-from rollforce.cache.region import Committing
-from rollforce.cache.token_pool import Pool, Tokens, best
+from rollforce.cache.commit_plan import Candidates
+from rollforce.cache.region import LayerCommit
+from rollforce.cache.token_pool import TokenPool, Tokens, pick_best
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import Shape
+from rollforce.models.geometry import KVShape
 from rollforce.models.transformer import rope
 
 
@@ -46,14 +46,14 @@ class Compressed:
         if self.max_reuse is not None and self.max_reuse < 1:
             raise ConfigError(f"max_reuse {self.max_reuse} must be at least 1, or null for no limit.")
 
-    def keep(self, held: Held) -> tuple[int, ...]:
+    def keep(self, held: Candidates) -> tuple[int, ...]:
         """All is taken; `choose` decides."""
         return held.indices
 
-    def region(self, shape: Shape, dtype: torch.dtype, device: torch.device | str) -> Pool:
-        return Pool(self, self.latents, shape, dtype, device, holes=False)
+    def region(self, shape: KVShape, dtype: torch.dtype, device: torch.device | str) -> TokenPool:
+        return TokenPool(self, self.latents, shape, dtype, device, holes=False)
 
-    def choose(self, held: Tokens, fallen: Tokens, commit: Committing) -> Tokens:
+    def choose(self, held: Tokens, fallen: Tokens, commit: LayerCommit) -> Tokens:
         """`Tokens.mass` is 1 more than the number of times that a token was chosen."""
         both = held.beside(fallen)
         lowest = fallen.index.amax(dim=1, keepdim=True) - (self.latents - 1)
@@ -61,7 +61,7 @@ class Compressed:
         score = participation(commit.query, turned)
         if self.max_reuse is not None:
             score = score.masked_fill(both.mass > self.max_reuse, torch.finfo(score.dtype).min)
-        kept = both.pick(best(score, both.mass > 0, held.index.shape[1]))
+        kept = both.pick(pick_best(score, both.mass > 0, held.index.shape[1]))
         return replace(kept, mass=kept.mass + (kept.mass > 0))
 
 

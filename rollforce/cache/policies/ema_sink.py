@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rollforce.cache.commit_plan import Held, Marks
+from rollforce.cache.commit_plan import Candidates, Marks
 from rollforce.errors import ConfigError
 
 
@@ -27,7 +27,7 @@ class EmaSink:
         if not 0 <= self.decay <= 1:
             raise ConfigError(f"decay {self.decay:g} must lie in [0, 1]: 1 is a plain sink, 0 forgets at once.")
 
-    def keep(self, held: Held) -> tuple[int, ...]:
+    def keep(self, held: Candidates) -> tuple[int, ...]:
         return held.indices[: self.latents]
 
     def share(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rollforce.cache.commit_plan import Held
+from rollforce.cache.commit_plan import Candidates
 from rollforce.errors import ConfigError
 
 
@@ -29,7 +29,7 @@ class Junction:
         if self.every is not None and self.every < max(1, self.latents):
             raise ConfigError(f"every {self.every} must be at least the junction's latents, {self.latents}.")
 
-    def keep(self, held: Held) -> tuple[int, ...]:
+    def keep(self, held: Candidates) -> tuple[int, ...]:
         """Which latents stay."""
         starts = list(held.marks.get(self.of, ()))
         if self.every is not None:

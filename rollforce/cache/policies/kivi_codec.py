@@ -29,7 +29,7 @@ LARGEST = 448.0  # the largest of e4m3
 
 
 @dataclass(frozen=True)
-class Codec:
+class KIVICodec:
     """Codes of `bits` in blocks of `tokens` x `channels`. `none` keeps numbers as they are."""
 
     bits: Bits

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rollforce.cache.commit_plan import Held
-from rollforce.cache.region import Asking, Committing, Fallen
+from rollforce.cache.commit_plan import Candidates
+from rollforce.cache.region import Evicted, LayerCommit, Query
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import Shape
+from rollforce.models.geometry import KVShape
 from rollforce.models.transformer import rope
 
 EPS = 1e-6
@@ -44,7 +44,7 @@ class LinearMemory:
         """None is kept as it is."""
         return 0
 
-    def keep(self, held: Held) -> tuple[int, ...]:
+    def keep(self, held: Candidates) -> tuple[int, ...]:
         """None."""
         return ()
 
@@ -52,7 +52,7 @@ class LinearMemory:
         """`proj` of every layer, shared by its heads."""
         return layers, width, width
 
-    def region(self, shape: Shape, dtype: torch.dtype, device: torch.device | str) -> LinearState:
+    def region(self, shape: KVShape, dtype: torch.dtype, device: torch.device | str) -> LinearState:
         """ConfigError if it is not known how many tokens a row of the picture has."""
         if not shape.columns and shape.tokens > 1:
             raise ConfigError("linear_memory turns keys back in space: this cache's Shape must say its `columns`.")
@@ -62,7 +62,7 @@ class LinearMemory:
 class LinearState:
     """The Region of a LinearMemory: float32, per layer [B, N, K] and [B, N, K, K]."""
 
-    def __init__(self, shape: Shape, device: torch.device | str, compat: bool) -> None:
+    def __init__(self, shape: KVShape, device: torch.device | str, compat: bool) -> None:
         self.shape, self.compat = shape, compat
         sizes = [shape.of(layer, 1) for layer in range(shape.layers)]
         self.key_mean = [torch.zeros(b, n, k, device=device) for b, n, _, k in sizes]
@@ -73,7 +73,7 @@ class LinearState:
     def bytes(self) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in (*self.key_mean, *self.kv))
 
-    def absorb(self, fallen: Fallen, commit: Committing) -> None:
+    def absorb(self, fallen: Evicted, commit: LayerCommit) -> None:
         """Into the means, out of place: a backward pass may still want the old ones."""
         layer, following = commit.layer, commit.start + commit.own.key.shape[2] // self.shape.tokens
         places = torch.tensor(fallen.indices, device=fallen.block.key.device)
@@ -84,7 +84,7 @@ class LinearState:
         self.key_mean[layer] = self.key_mean[layer].lerp(bare.mean(2), share)
         self.kv[layer] = self.kv[layer].lerp(turned.transpose(2, 3) @ fallen.block.value.float() / count, share)
 
-    def adds(self, asking: Asking) -> Tensor | None:
+    def adds(self, asking: Query) -> Tensor | None:
         """What history says to these queries; None before anything fell or where no weights say how to read it."""
         layer, proj = asking.layer, asking.learned.get("linear_memory")
         if proj is None or not self.count[layer]:

@@ -16,16 +16,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rollforce.cache.commit_plan import Held
-from rollforce.cache.policies.kivi_codec import Bits, Codec, Codes
-from rollforce.cache.region import Committing, Fallen, Placed, Seen
+from rollforce.cache.commit_plan import Candidates
+from rollforce.cache.policies.kivi_codec import Bits, Codes, KIVICodec
+from rollforce.cache.region import BiasedKV, Evicted, LayerCommit, Placement
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import Shape
+from rollforce.models.geometry import KVShape
 from rollforce.models.transformer import rope
 
 
 @dataclass(frozen=True)
-class Coded:
+class Quantized:
     """Keeps the newest `latents` that fall to it, in codes of `bits` (fp8: e4m3, a step per head and token; none: as
     they are, which is a second window).
 
@@ -54,19 +54,19 @@ class Coded:
             if value is not None and value < 1:
                 raise ConfigError(f"coded.{name} {value} must be at least 1.")
 
-    def keep(self, held: Held) -> tuple[int, ...]:
+    def keep(self, held: Candidates) -> tuple[int, ...]:
         return held.indices[-self.latents :]
 
-    def codecs(self, shape: Shape) -> tuple[Codec, Codec]:
+    def codecs(self, shape: KVShape) -> tuple[KIVICodec, KIVICodec]:
         """How keys and how values are stored. ConfigError where groups do not divide what they group."""
         if self.bits == "fp8":
-            return (Codec("fp8", 1, shape.width),) * 2
+            return (KIVICodec("fp8", 1, shape.width),) * 2
         group = _divisor("group", self.group, shape.tokens, "tokens of a latent")
         channels = _divisor("channels", self.channels, shape.width, "channels of a head")
-        return Codec(self.bits, group, 1), Codec(self.bits, 1, channels)
+        return KIVICodec(self.bits, group, 1), KIVICodec(self.bits, 1, channels)
 
-    def region(self, shape: Shape, dtype: torch.dtype, device: torch.device | str) -> CodedRegion:
-        return CodedRegion(self, shape, dtype, device)
+    def region(self, shape: KVShape, dtype: torch.dtype, device: torch.device | str) -> QuantizedRegion:
+        return QuantizedRegion(self, shape, dtype, device)
 
 
 def _divisor(name: str, value: int | None, whole: int, what: str) -> int:
@@ -78,10 +78,10 @@ def _divisor(name: str, value: int | None, whole: int, what: str) -> int:
     return value
 
 
-class CodedRegion:
+class QuantizedRegion:
     """A ring of coded latents in each layer: codes [B, N, latents, ...]."""
 
-    def __init__(self, tier: Coded, shape: Shape, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(self, tier: Quantized, shape: KVShape, dtype: torch.dtype, device: torch.device | str) -> None:
         self.latents, self.shape, self.dtype, self.device = tier.latents, shape, dtype, torch.device(device)
         self.rotated = tier.rotated or tier.bits == "none"
         self.codecs = tier.codecs(shape)
@@ -99,7 +99,7 @@ class CodedRegion:
         tensors = (tensor for layer in self.codes for codes in layer for tensor in codes)
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    def absorb(self, fallen: Fallen, commit: Committing) -> None:
+    def absorb(self, fallen: Evicted, commit: LayerCommit) -> None:
         layer, tokens, count = commit.layer, self.shape.tokens, len(fallen.indices)
         kept = fallen.indices[-self.latents :]
         block = fallen.block.latents(count - len(kept), count, tokens)
@@ -113,7 +113,7 @@ class CodedRegion:
             self.index[layer][slot] = index
         self.next[layer] = (self.next[layer] + len(kept)) % self.latents
 
-    def seen(self, layer: int, placed: Placed) -> Seen | None:
+    def seen(self, layer: int, placed: Placement) -> BiasedKV | None:
         key, value = (codec.decode(tuple(part[:, :, : placed.filled] for part in codes)).flatten(2, 3)
                       for codec, codes in zip(self.codecs, self.codes[layer], strict=True))  # fmt: skip
         if not self.rotated:
@@ -121,7 +121,7 @@ class CodedRegion:
             key = rope.rotate(key, self._angle(stands))
         elif placed.move:
             key = rope.turn(key, placed.move)
-        return Seen(key.to(self.dtype), value.to(self.dtype))
+        return BiasedKV(key.to(self.dtype), value.to(self.dtype))
 
     def _angle(self, stands: tuple[int, ...]) -> Tensor:
         """cos and sin [2, L, K / 2] of latents that stand there; where the rows of a latent are not known, of time."""

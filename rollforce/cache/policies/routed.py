@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rollforce.cache.commit_plan import Held, Marks
+from rollforce.cache.commit_plan import Candidates, Marks
 from rollforce.errors import ConfigError
 
 APPEND, AVERAGE = "append", "average"  # the marks of chunks, at their first latent
@@ -41,7 +41,7 @@ class Routed:
         if not 0 <= self.decay <= 1:
             raise ConfigError(f"routed.decay {self.decay:g} must lie in [0, 1]: 1 changes nothing, 0 forgets at once.")
 
-    def keep(self, held: Held) -> tuple[int, ...]:
+    def keep(self, held: Candidates) -> tuple[int, ...]:
         """Which latents stay: all that did, and of those that arrive the first ever and the marked ones."""
         kept = [index for index in held.indices if index not in held.arriving]
         for index in held.arriving:

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rollforce.cache.commit_plan import Held
-from rollforce.cache.region import Committing
-from rollforce.cache.token_pool import Pool, Tokens, best
+from rollforce.cache.commit_plan import Candidates
+from rollforce.cache.region import LayerCommit
+from rollforce.cache.token_pool import TokenPool, Tokens, pick_best
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import Shape
+from rollforce.models.geometry import KVShape
 
 NOTE = "segments"
 CHANGES = -2.0  # of what nothing follows yet: below every cosine, so that it stays
@@ -43,20 +43,20 @@ class Segments:
             if getattr(self, name) < low:
                 raise ConfigError(f"{name} {getattr(self, name)} must be at least {low}.")
 
-    def keep(self, held: Held) -> tuple[int, ...]:
+    def keep(self, held: Candidates) -> tuple[int, ...]:
         """None as they are."""
         return ()
 
-    def region(self, shape: Shape, dtype: torch.dtype, device: torch.device | str) -> Pool:
+    def region(self, shape: KVShape, dtype: torch.dtype, device: torch.device | str) -> TokenPool:
         """ConfigError if a latent's tokens cannot be cut evenly."""
         if shape.tokens % self.segments:
             fits = [n for n in range(1, shape.tokens + 1) if not shape.tokens % n]
             near = min(fits, key=lambda n: abs(n - self.segments))
             raise ConfigError(f"segments {self.segments}: a latent of {shape.tokens} tokens cannot be cut evenly. "
                               f"Nearest: {near}.")  # fmt: skip
-        return Pool(self, self.latents, shape, dtype, device, holes=False)
+        return TokenPool(self, self.latents, shape, dtype, device, holes=False)
 
-    def choose(self, held: Tokens, fallen: Tokens, commit: Committing) -> Tokens:
+    def choose(self, held: Tokens, fallen: Tokens, commit: LayerCommit) -> Tokens:
         """The least alike of `fallen` in the order of time; after them what is left of `held`."""
         places, tokens = held.index.shape[1], held.index.shape[1] // self.latents
         room = min(places, fallen.index.shape[1])
@@ -69,7 +69,7 @@ class Segments:
                 commit.notes[NOTE] = chosen
         within = torch.arange(run, device=chosen.device)
         new = fallen.pick((chosen[:, :, None] * run + within).flatten(1))
-        return new.beside(held.pick(best(held.index, held.mass > 0, places - room)))
+        return new.beside(held.pick(pick_best(held.index, held.mass > 0, places - room)))
 
 
 def least_alike(key_BNLK: Tensor, after_BNLK: Tensor | None, tokens: int, segments: int, count: int) -> Tensor:

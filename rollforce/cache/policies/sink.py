@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rollforce.cache.commit_plan import Held
+from rollforce.cache.commit_plan import Candidates
 
 
 @dataclass(frozen=True)
@@ -15,6 +15,6 @@ class Sink:
     latents: int
     kind: Literal["sink"] = "sink"
 
-    def keep(self, held: Held) -> tuple[int, ...]:
+    def keep(self, held: Candidates) -> tuple[int, ...]:
         """Which latents stay."""
         return held.indices[: self.latents]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rollforce.cache.commit_plan import Held
+from rollforce.cache.commit_plan import Candidates
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Spaced:
     every: int = 6
     kind: Literal["spaced"] = "spaced"
 
-    def keep(self, held: Held) -> tuple[int, ...]:
+    def keep(self, held: Candidates) -> tuple[int, ...]:
         """Which latents stay."""
         spaced: list[int] = []
         for index in held.indices:

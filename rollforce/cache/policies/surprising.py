@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rollforce.cache.commit_plan import Held
-from rollforce.cache.region import Committing
-from rollforce.cache.token_pool import Pool, Tokens, best
+from rollforce.cache.commit_plan import Candidates
+from rollforce.cache.region import LayerCommit
+from rollforce.cache.token_pool import TokenPool, Tokens, pick_best
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import Shape
+from rollforce.models.geometry import KVShape
 from rollforce.models.transformer import rope
 
 
@@ -49,19 +49,19 @@ class Surprising:
             if value < 1:
                 raise ConfigError(f"{name} {value} must be at least 1.")
 
-    def keep(self, held: Held) -> tuple[int, ...]:
+    def keep(self, held: Candidates) -> tuple[int, ...]:
         """All is taken; `choose` decides."""
         return held.indices
 
-    def region(self, shape: Shape, dtype: torch.dtype, device: torch.device | str) -> Pool:
-        return Pool(self, self.latents, shape, dtype, device, holes=True, packed=True)
+    def region(self, shape: KVShape, dtype: torch.dtype, device: torch.device | str) -> TokenPool:
+        return TokenPool(self, self.latents, shape, dtype, device, holes=True, packed=True)
 
-    def choose(self, held: Tokens, fallen: Tokens, commit: Committing) -> Tokens:
+    def choose(self, held: Tokens, fallen: Tokens, commit: LayerCommit) -> Tokens:
         tokens = held.index.shape[1] // self.latents
         news = self.surprises(held, fallen, tokens).repeat_interleave(tokens, dim=1)
         both = held.beside(replace(fallen, mass=fallen.mass * news))
         index, mass = both.index[:, ::tokens], both.mass[:, ::tokens]
-        return both.pick(_tokens(best(index, mass > 0, self.latents), tokens))
+        return both.pick(_tokens(pick_best(index, mass > 0, self.latents), tokens))
 
     def surprises(self, held: Tokens, fallen: Tokens, tokens: int) -> Tensor:
         """Which of the fallen latents, oldest first, surprised: bool [B, T]."""

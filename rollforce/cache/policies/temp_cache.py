@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from rollforce.cache.commit_plan import Held
-from rollforce.cache.region import Committing
-from rollforce.cache.token_pool import Pool, Tokens
+from rollforce.cache.commit_plan import Candidates
+from rollforce.cache.region import LayerCommit
+from rollforce.cache.token_pool import TokenPool, Tokens
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import Shape
+from rollforce.models.geometry import KVShape
 from rollforce.models.transformer import rope
 
 
@@ -46,13 +46,13 @@ class TempCache:
         if self.heaviest is not None and self.heaviest < 1:
             raise ConfigError(f"tempcache.heaviest {self.heaviest} must be at least 1, or null for no limit.")
 
-    def keep(self, held: Held) -> tuple[int, ...]:
+    def keep(self, held: Candidates) -> tuple[int, ...]:
         return held.indices[-self.latents :]
 
-    def region(self, shape: Shape, dtype: torch.dtype, device: torch.device | str) -> Pool:
-        return Pool(self, self.latents, shape, dtype, device, holes=True)
+    def region(self, shape: KVShape, dtype: torch.dtype, device: torch.device | str) -> TokenPool:
+        return TokenPool(self, self.latents, shape, dtype, device, holes=True)
 
-    def choose(self, held: Tokens, fallen: Tokens, commit: Committing) -> Tokens:
+    def choose(self, held: Tokens, fallen: Tokens, commit: LayerCommit) -> Tokens:
         count = len(held.key[0, 0]) // self.latents  # tokens of a latent
         for at in range(0, fallen.index.shape[1], count):
             held = self._with(held, _part(fallen, at, at + count))

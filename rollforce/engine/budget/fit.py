@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from rollforce.engine.budget.requirements import Part, Setup, busiest, needs, parts
+from rollforce.engine.budget.requirements import MemoryPart, MemorySetup, busiest, needs, parts
 from rollforce.errors import ConfigError, DoesNotFit
 from rollforce.models.autoencoder.tiling import Tiling
 
@@ -34,8 +34,8 @@ class Fit:
     """The answer. `remedies`: as many as it takes to fit, those that cost least first; `then`: what is needed with
     them. If `helps` is False all that would save something are not enough."""
 
-    setup: Setup
-    parts: tuple[Part, ...]
+    setup: MemorySetup
+    parts: tuple[MemoryPart, ...]
     free: int
     then: int
     remedies: tuple[Remedy, ...] = ()
@@ -68,7 +68,7 @@ class Fit:
                 "use a smaller --size, a smaller model or another device.")  # fmt: skip
 
 
-def fit(setup: Setup, free: int | None = None) -> Fit:
+def fit(setup: MemorySetup, free: int | None = None) -> Fit:
     """Bytes of every part against `free` (None: what the device has free now), and what would make it fit."""
     free = free_bytes(setup.device) if free is None else free
     found = parts(setup)
@@ -82,7 +82,7 @@ def fit(setup: Setup, free: int | None = None) -> Fit:
                _without(setup, chosen, option, better.window) - then) for option in chosen))  # fmt: skip
 
 
-def check_fits(setup: Setup, free: int | None = None) -> Fit:
+def check_fits(setup: MemorySetup, free: int | None = None) -> Fit:
     """`fit`, or DoesNotFit with the sum, what is free, and what to do: call it before anything is allocated."""
     found = fit(setup, free)
     if not found.fits:
@@ -106,7 +106,7 @@ def free_bytes(device: torch.device) -> int:
 # -- remedies --------------------------------------------------------------------------------------------------------
 
 
-def _chosen(setup: Setup, free: int) -> list[str]:
+def _chosen(setup: MemorySetup, free: int) -> list[str]:
     """The options it takes, in the order in which they cost the least; or all that save something."""
     chosen: list[str] = []
     for option in OPTIONS:
@@ -122,7 +122,7 @@ def _chosen(setup: Setup, free: int) -> list[str]:
     return chosen
 
 
-def _without(setup: Setup, chosen: list[str], option: str, window: int | None) -> int:
+def _without(setup: MemorySetup, chosen: list[str], option: str, window: int | None) -> int:
     """Bytes needed with all that were chosen but one."""
     rest = [other for other in chosen if other not in (option, WINDOW)]
     if WINDOW in chosen and option != WINDOW and window is not None:
@@ -130,26 +130,26 @@ def _without(setup: Setup, chosen: list[str], option: str, window: int | None) -
     return needs(parts(_with(setup, rest, 0)))
 
 
-def _all_bytes(setup: Setup) -> int:
+def _all_bytes(setup: MemorySetup) -> int:
     return sum(part.bytes for part in parts(setup))
 
 
-def _with(setup: Setup, options: list[str], free: int) -> Setup:
+def _with(setup: MemorySetup, options: list[str], free: int) -> MemorySetup:
     """With these options; the window last, so that it is no shorter than it must be."""
     for option in sorted(options, key=lambda option: option == WINDOW):
         setup = OPTIONS[option](setup, free)
     return setup
 
 
-def _fits_with(setup: Setup, options: list[str], free: int) -> bool:
+def _fits_with(setup: MemorySetup, options: list[str], free: int) -> bool:
     return needs(parts(_with(setup, options, free))) <= free
 
 
-def _offloaded(setup: Setup, free: int) -> Setup:
+def _offloaded(setup: MemorySetup, free: int) -> MemorySetup:
     return setup if setup.loaded else dataclasses.replace(setup, offload=(*setup.offload, "text"))
 
 
-def _shorter(setup: Setup, free: int) -> Setup:
+def _shorter(setup: MemorySetup, free: int) -> MemorySetup:
     """The longest window that fits, at least one chunk."""
     longest, shortest = setup.window or 0, setup.stream.layout.build().shift
     for latents in range(longest - 1, shortest - 1, -1):
@@ -158,25 +158,25 @@ def _shorter(setup: Setup, free: int) -> Setup:
     return setup.with_window(shortest) if longest > shortest else setup
 
 
-def _quantised(setup: Setup, free: int) -> Setup:
+def _quantised(setup: MemorySetup, free: int) -> MemorySetup:
     return setup if setup.loaded or setup.quantize else dataclasses.replace(setup, quantize="int8")
 
 
-def _halved(setup: Setup, free: int) -> Setup:
+def _halved(setup: MemorySetup, free: int) -> MemorySetup:
     smaller = setup.dtype.itemsize > 2 and not setup.loaded
     return dataclasses.replace(setup, dtype=torch.bfloat16) if smaller else setup
 
 
-def _tiled(setup: Setup, free: int) -> Setup:
+def _tiled(setup: MemorySetup, free: int) -> MemorySetup:
     return dataclasses.replace(setup, tiling=TILES) if setup.tiling is None else setup
 
 
-def _in_turns(setup: Setup, free: int) -> Setup:
+def _in_turns(setup: MemorySetup, free: int) -> MemorySetup:
     return setup if setup.loaded else dataclasses.replace(setup, offload=(*setup.offload, "blocks"))
 
 
 WINDOW = "--window"
-OPTIONS: dict[str, Callable[[Setup, int], Setup]] = {
+OPTIONS: dict[str, Callable[[MemorySetup, int], MemorySetup]] = {
     "--offload text": _offloaded, WINDOW: _shorter, "--quantize int8": _quantised, "--dtype bfloat16": _halved,
     "--tiling": _tiled, "--offload blocks": _in_turns,
 }  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from rollforce.cache.kv_cache import Group, KVCache
+from rollforce.cache.kv_cache import KVCache, LatentGroup
 from rollforce.engine.budget.model_sizes import ModelSizes, TaehvDecoding, matrices_of, parameters_of
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
@@ -27,7 +27,7 @@ PLACES = 2  # blocks that offloading keeps room for: one in work, one on its way
 
 
 @dataclass(frozen=True)
-class Part:
+class MemoryPart:
     """Bytes on the device, and when they are there: always, while streaming, or while a prompt is encoded."""
 
     name: str
@@ -37,7 +37,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Setup:
+class MemorySetup:
     """What one wants to run. `loaded`: the weights are on the device already and count no more. `small`: a decoder in
     TAEHV's format draws in the place of the full one."""
 
@@ -74,54 +74,54 @@ class Setup:
         """Latents of the memory's window; None if it has none."""
         return next((tier.latents for tier in self.stream.cache if tier.kind == "window"), None)
 
-    def with_window(self, latents: int) -> Setup:
+    def with_window(self, latents: int) -> MemorySetup:
         return dataclasses.replace(self, stream=self.stream.with_window(latents))
 
 
-def busiest(found: tuple[Part, ...]) -> tuple[Part, ...]:
+def busiest(found: tuple[MemoryPart, ...]) -> tuple[MemoryPart, ...]:
     """The parts that are there when most is: while streaming, or while a prompt is encoded."""
     at = [tuple(part for part in found if part.when in ("always", when)) for when in ("stream", "prompt")]
     return max(at, key=lambda some: sum(part.bytes for part in some))
 
 
-def needs(found: tuple[Part, ...]) -> int:
+def needs(found: tuple[MemoryPart, ...]) -> int:
     """The most bytes that are there at once, if no prompt is new while streaming."""
     return sum(part.bytes for part in busiest(found))
 
 
-def needs_with_prompt(found: tuple[Part, ...]) -> int:
+def needs_with_prompt(found: tuple[MemoryPart, ...]) -> int:
     """Bytes while a prompt is encoded beside a stream that goes on."""
     return sum(part.bytes for part in found)
 
 
-def parts(setup: Setup) -> tuple[Part, ...]:
+def parts(setup: MemorySetup) -> tuple[MemoryPart, ...]:
     """All parts of a stream, weights first. Those of zero bytes are left out."""
     weights = () if setup.loaded else tuple(_weights(setup))
     return tuple(part for part in (*weights, *_streaming(setup)) if part.bytes)
 
 
-def _weights(setup: Setup) -> Iterator[Part]:
+def _weights(setup: MemorySetup) -> Iterator[MemoryPart]:
     sizes, item = setup.sizes, setup.dtype.itemsize
     other = item if sizes.follows_dtype else 4
     yield from _text(setup)
     note = f"{sizes.parameters / 1e6:.0f} M parameters{f', {setup.quantize}' if setup.quantize else ''}"
-    yield Part("transformer", transformer_bytes(setup), note)
+    yield MemoryPart("transformer", transformer_bytes(setup), note)
     drawing = sizes.decoding.parameters + (TaehvDecoding().parameters if setup.small else 0)
-    yield Part("autoencoder", drawing * other, f"{drawing / 1e6:.0f} M parameters")
+    yield MemoryPart("autoencoder", drawing * other, f"{drawing / 1e6:.0f} M parameters")
 
 
-def _text(setup: Setup) -> Iterator[Part]:
+def _text(setup: MemorySetup) -> Iterator[MemoryPart]:
     """The bundled text encoder stays; Wan's comes for a prompt that is new, to the device or else to the CPU."""
     sizes, on_cpu = setup.sizes, setup.device.type == "cpu"
     if not sizes.follows_dtype:
-        yield Part("text encoder", sizes.text * 4, f"{sizes.text / 1e6:.1f} M parameters")
+        yield MemoryPart("text encoder", sizes.text * 4, f"{sizes.text / 1e6:.1f} M parameters")
     elif on_cpu or "text" not in setup.offload:
         item = sizes.text_item if on_cpu else setup.dtype.itemsize
         note = f"{sizes.text / 1e9:.2f} B parameters, for a prompt only"
-        yield Part("text encoder", sizes.text * item, note, "prompt")
+        yield MemoryPart("text encoder", sizes.text * item, note, "prompt")
 
 
-def transformer_bytes(setup: Setup) -> int:
+def transformer_bytes(setup: MemorySetup) -> int:
     """Of its weights on the device: one byte per number of the blocks' matrices when quantised, and a float32 scale
     per row; with offloaded blocks those in work only."""
     config, item = setup.sizes.transformer, setup.dtype.itemsize
@@ -135,22 +135,22 @@ def transformer_bytes(setup: Setup) -> int:
     return ends + (full - ends) * PLACES // config.num_layers
 
 
-def _streaming(setup: Setup) -> Iterator[Part]:
+def _streaming(setup: MemorySetup) -> Iterator[MemoryPart]:
     config, grid, layout = setup.sizes.transformer, setup.grid, setup.stream.layout.build()
     item = setup.dtype.itemsize
     kept, gathered = memory_bytes(setup)
     held = " or ".join(str(sum(tier.latents for tier in tiers)) for tiers in setup.stream.memories)
-    yield Part("KV cache", kept, f"{held} latents and {max(layout.slots, layout.shift)} in flight", "stream")
+    yield MemoryPart("KV cache", kept, f"{held} latents and {max(layout.slots, layout.shift)} in flight", "stream")
     text = 2 * config.num_layers * setup.sizes.text_len * config.width * item
-    yield Part("text keys", text, f"{setup.sizes.text_len} tokens", "stream")
+    yield MemoryPart("text keys", text, f"{setup.sizes.text_len} tokens", "stream")
     latents = layout.slots + (layout.shift if setup.stream.stepping.ride else 0)
     busy = activation_bytes(config, latents, grid.tokens_per_latent, item, gathered,
                             setup.stream.float32_islands)  # fmt: skip
-    yield Part("activations", busy, f"{latents} latents of {grid.tokens_per_latent} tokens in a call", "stream")
+    yield MemoryPart("activations", busy, f"{latents} latents of {grid.tokens_per_latent} tokens in a call", "stream")
     yield from _decoding(setup)
 
 
-def _decoding(setup: Setup) -> Iterator[Part]:
+def _decoding(setup: MemorySetup) -> Iterator[MemoryPart]:
     grid, sizes = setup.grid, setup.sizes
     item = setup.dtype.itemsize if sizes.follows_dtype else 4
     tiling = setup.tiling if sizes.follows_dtype and not setup.small else None  # the small ones know no tiles
@@ -159,11 +159,11 @@ def _decoding(setup: Setup) -> Iterator[Part]:
     tile = (tiles.rows.length, tiles.columns.length)
     kept = 1 if tiling is not None and tiling.host else len(tiles)
     note = f"{len(tiles)} tiles{', in host memory but one' if tiling and tiling.host else ''}" if len(tiles) > 1 else ""
-    yield Part("decoder features", kept * drawing.features(*tile, item), note, "stream")
-    yield Part("decoding", drawing.activations(*tile, item), "one latent, beside the next call", "stream")
+    yield MemoryPart("decoder features", kept * drawing.features(*tile, item), note, "stream")
+    yield MemoryPart("decoding", drawing.activations(*tile, item), "one latent, beside the next call", "stream")
 
 
-def memory_bytes(setup: Setup) -> tuple[int, int]:
+def memory_bytes(setup: MemorySetup) -> tuple[int, int]:
     """Bytes of the KV cache once it is full, and the most that one layer gathers where what it sees is not one slice.
 
     A memory on the meta device, which holds nothing, walks through commits until it repeats itself."""
@@ -187,8 +187,8 @@ def _walked(cache: KVCache, settings: StreamSettings) -> tuple[int, int]:
     gathered = 0
     for chunk in range((cache.capacity + max(layout.slots, layout.shift)) // layout.shift + 3):
         start = chunk * layout.shift
-        for group in (Group(start, layout.shift, stepping.commit, commit=True),
-                      Group(start + layout.shift, layout.slots, stepping.denoise)):  # fmt: skip
+        for group in (LatentGroup(start, layout.shift, stepping.commit, commit=True),
+                      LatentGroup(start + layout.shift, layout.slots, stepping.denoise)):  # fmt: skip
             view = cache.view(group)
             moved |= {region for region, move in view.moves if move}
             seen = len(view.slots) + sum(placed.filled for _, placed in view.apart) + group.latents

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from rollforce.cache.head_groups import Labels
-from rollforce.cache.kv_cache import Group, KVCache, Memory, View
+from rollforce.cache.kv_cache import CacheView, CallMemory, KVCache, LatentGroup
 from rollforce.cache.policies import Sink, Window
-from rollforce.cache.visibility import Sight
+from rollforce.cache.visibility import Visibility
 from rollforce.engine.noise import Noise
 from rollforce.engine.rollout import Rollout
 from rollforce.engine.threads import computing_on
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer.attention import Kernel
-from rollforce.streaming.bundle import Loaded
+from rollforce.streaming.bundle import ModelBundle
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Profile:
 class Watching(KVCache):
     """A KVCache that sums up where the queries of full denoising calls look: [layers, heads], near and in all."""
 
-    def __init__(self, profile: Profile, shape: Shape, flight: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, profile: Profile, shape: KVShape, flight: int, dtype: torch.dtype, device: torch.device) -> None:
         room = profile.reach - profile.first - flight
         if room <= profile.recent:
             raise ConfigError(f"reach {profile.reach} leaves no past beside {flight} latents in flight: "
@@ -61,10 +61,10 @@ class Watching(KVCache):
         self.profile, self.calls = profile, 0
         self.near, self.all = (torch.zeros(shape.layers, shape.of(0, 1)[1], dtype=torch.float64) for _ in range(2))
 
-    def memory(self, groups: Sequence[Group]) -> Memory:
+    def memory(self, groups: Sequence[LatentGroup]) -> CallMemory:
         return _Watched(self, groups)
 
-    def look(self, layer: int, group: Group, view: View, query: Tensor, key: Tensor) -> None:
+    def look(self, layer: int, group: LatentGroup, view: CacheView, query: Tensor, key: Tensor) -> None:
         """Add up one layer of a call, if it reaches as far as is asked for. `key`: the slots of `view`, and its own."""
         profile, tokens = self.profile, self.shape.tokens
         if group.commit or len(view.slots) + group.latents != profile.reach:
@@ -83,7 +83,7 @@ class Watching(KVCache):
         self.calls += layer == 0
 
 
-class _Watched(Memory):
+class _Watched(CallMemory):
     cache: Watching
 
     def attend(self, layer: int, query: Tensor, own: KVBlock, attend: Kernel) -> Tensor:
@@ -97,14 +97,14 @@ class _Watched(Memory):
 
 
 @torch.no_grad()
-def near_shares(model: Loaded, prompts: Sequence[str], seconds: float, profile: Profile | None = None) -> Tensor:
+def near_shares(model: ModelBundle, prompts: Sequence[str], seconds: float, profile: Profile | None = None) -> Tensor:
     """Of each head, the share of attention that stays near, [layers, heads], over streams of a loaded model.
 
     ConfigError if they are too short to look back so far."""
     profile, settings, grid = profile or Profile(), model.stream_settings, model.grid()
     layout, config = settings.layout.build(), model.transformer.config
     shape = config.shape(grid)
-    stepping = replace(settings.stepping, denoise=Sight(), commit=Sight())
+    stepping = replace(settings.stepping, denoise=Visibility(), commit=Visibility())
     count = -(-round(seconds * model.fps) // model.frames_per_latent)
     near = everything = torch.zeros(config.num_layers, config.num_attention_heads, dtype=torch.float64)
     for seed, prompt in enumerate(prompts):

@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from rollforce.cache.region import Absorbing
+from rollforce.cache.region import RegionTier
 from rollforce.checkpoints.catalog import Card, bundled, preset_file
 from rollforce.config import build, resource
 from rollforce.engine.budget.model_sizes import sizes_of
-from rollforce.engine.budget.requirements import Setup
-from rollforce.engine.dry_run import Call, Event, Look, trace
+from rollforce.engine.budget.requirements import MemorySetup
+from rollforce.engine.dry_run import CallTrace, GroupTrace, StreamEvent, trace
 from rollforce.engine.settings import StreamSettings
 from rollforce.engine.transitions import NAMES, check, transition
 from rollforce.errors import ConfigError
@@ -36,7 +36,7 @@ class Inspection:
     stream: StreamSettings
     seconds: float
     pace: float
-    calls: tuple[Call, ...] = field(repr=False)
+    calls: tuple[CallTrace, ...] = field(repr=False)
 
 
 def inspect(
@@ -48,7 +48,7 @@ def inspect(
     settings = build(StreamSettings, preset_file(stream), overrides=overrides)
     sizes = sizes_of(model)
     config = sizes.transformer
-    grid = Setup(sizes, settings, sizes.size, torch.float32, torch.device("cpu")).grid
+    grid = MemorySetup(sizes, settings, sizes.size, torch.float32, torch.device("cpu")).grid
     shape = config.shape(grid)
     dtype = torch.bfloat16 if sizes.follows_dtype else torch.float32
     fps = build(Card, resource(f"assets/{model}/model.yaml")).fps if model in bundled() else WAN_FPS
@@ -59,7 +59,7 @@ def inspect(
     return Inspection(stream, sizes.name, settings, seconds, pace, tuple(calls))
 
 
-def _event(text: str, pace: float, settings: StreamSettings) -> tuple[int, Event]:
+def _event(text: str, pace: float, settings: StreamSettings) -> tuple[int, StreamEvent]:
     name, _, at = text.partition("@")
     try:
         seconds = float(at)
@@ -102,7 +102,7 @@ def _purpose(stream: StreamSettings, region: str) -> str:
     tier = next((tier for tier in stream.tiers if tier.kind == region.split()[-1]), None)
     words = " ".join((sys.modules[type(tier).__module__].__doc__ or "").split("\n\n")[0].split())
     purpose = re.split(r" \(|\. |;|\.$", words.partition(": ")[2])[0] if tier else ""
-    stands = " (drawn: the stretch of time it stands for)" if isinstance(tier, Absorbing) and tier.latents else ""
+    stands = " (drawn: the stretch of time it stands for)" if isinstance(tier, RegionTier) and tier.latents else ""
     return f": {purpose}{stands}" if purpose else stands
 
 
@@ -131,7 +131,7 @@ def rows(inspection: Inspection) -> list[tuple[str, str, str, str, str]]:
     ]  # fmt: skip
 
 
-def _span(looks: Sequence[Look], region: str) -> str:
+def _span(looks: Sequence[GroupTrace], region: str) -> str:
     if region.endswith("in flight"):
         places = [index - look.own[-1] for look in looks for index in look.own]
     else:

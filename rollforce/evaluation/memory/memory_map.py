@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from rollforce.engine.dry_run import Call, Look
+from rollforce.engine.dry_run import CallTrace, GroupTrace
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw
@@ -43,7 +43,7 @@ class Page:
 class Row:
     """One attention group of a call: a row of the maps."""
 
-    look: Look
+    look: GroupTrace
     newest: int  # the newest latent of its own: RoPE knows differences only
 
 
@@ -65,7 +65,7 @@ class Box:
         return min(max(self.x(value), self.left), self.left + self.width)
 
 
-def draw(calls: Sequence[Call], page: Page) -> Image.Image:
+def draw(calls: Sequence[CallTrace], page: Page) -> Image.Image:
     """The page of a stream's calls, RGB. At least one call."""
     from PIL import Image, ImageDraw
 
@@ -224,13 +224,13 @@ class _Brush:
 
     # -- the two curves ---------------------------------------------------------------------------------------
 
-    def bytes_over_time(self, box: Box, calls: Sequence[Call]) -> None:
+    def bytes_over_time(self, box: Box, calls: Sequence[CallTrace]) -> None:
         """What memory takes, and what attention reads of it."""
         held = [call.bytes for call in calls]
         taken = (f"memory takes {size(held[-1])}", HELD, [call.looks[-1].start for call in calls], held)
         self._curves(box, "Bytes", "reads", size, _curves_of(calls, lambda look: look.read), [taken])
 
-    def latents_over_time(self, box: Box, calls: Sequence[Call]) -> None:
+    def latents_over_time(self, box: Box, calls: Sequence[CallTrace]) -> None:
         """How many latents attention goes over, its own included."""
         self._curves(box, "Latents attended to, those in work included", "up to", lambda count: f"{count:g}",
                      _curves_of(calls, lambda look: look.attended), [])  # fmt: skip
@@ -257,7 +257,7 @@ class _Brush:
                 self.pen.line(points, fill=colour, width=3 if number == len(curves) - 1 else 7)
 
 
-def _curves_of(calls: Sequence[Call], value: Callable[[Look], float]) -> list[Curve]:
+def _curves_of(calls: Sequence[CallTrace], value: Callable[[GroupTrace], float]) -> list[Curve]:
     """A curve of the groups that denoise, and one of those that write to memory."""
     looks = [look for call in calls for look in call.looks]
     kinds = (("denoising", CLEAN, [look for look in looks if not look.commit]),

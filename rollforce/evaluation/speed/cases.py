@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from rollforce.cache.policies import Sink, Window
-from rollforce.cache.visibility import Sight
+from rollforce.cache.visibility import Visibility
 from rollforce.engine.rollout import Stepping
 from rollforce.engine.settings import LayoutSettings, StreamSettings
 from rollforce.errors import ConfigError
@@ -34,14 +34,14 @@ class Case:
 
 
 def _chunkwise(levels: tuple[float, ...], sink: int, budget: int) -> StreamSettings:
-    sight = Sight(budget, positions="absolute")
+    sight = Visibility(budget, positions="absolute")
     tiers = (Window(budget - 3),) if not sink else (Sink(sink), Window(budget - 3 - sink))
     return StreamSettings(LayoutSettings("chunkwise", 3, levels, 5.0), tiers, Stepping(sight, sight), False)
 
 
 ROLLING = StreamSettings(
     LayoutSettings("rolling", 3, (1.0, 0.8, 0.6, 0.4, 0.2), 5.0), (Sink(3), Window(18)),
-    Stepping(Sight(21), Sight(21, (), "absolute")), False,
+    Stepping(Visibility(21), Visibility(21, (), "absolute")), False,
 )  # fmt: skip
 CASES = {
     case.name: case

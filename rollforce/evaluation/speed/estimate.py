@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import islice
 
 from rollforce.engine.budget.model_sizes import ModelSizes, WanDecoding
-from rollforce.engine.budget.requirements import Part, Setup, parts
+from rollforce.engine.budget.requirements import MemoryPart, MemorySetup, parts
 from rollforce.engine.dry_run import trace
 from rollforce.evaluation.speed.cases import Case, Setting
-from rollforce.models.geometry import Shape
+from rollforce.models.geometry import KVShape
 
 
 def work(case: Case, setting: Setting) -> dict[str, int]:
@@ -28,15 +28,17 @@ def work(case: Case, setting: Setting) -> dict[str, int]:
     }
 
 
-def memory(case: Case, setting: Setting) -> tuple[Part, ...]:
+def memory(case: Case, setting: Setting) -> tuple[MemoryPart, ...]:
     """Bytes of every part; no text encoder, for texts are random too."""
     sizes = ModelSizes(case.name, setting.config, WanDecoding(), 0, setting.text, case.name)
-    return parts(Setup(sizes, case.stream, setting.size, setting.dtype, setting.device, quantize=setting.quantize))
+    return parts(
+        MemorySetup(sizes, case.stream, setting.size, setting.dtype, setting.device, quantize=setting.quantize)
+    )
 
 
 def _calls(case: Case) -> list[tuple[int, int]]:
     """(own latents, latents seen with them) of every attention group of a chunk, once the memory is full."""
     layout, capacity = case.stream.layout.build(), sum(tier.latents for tier in case.stream.cache)
     chunks = capacity // layout.shift + layout.slots // layout.shift + 2
-    calls = list(islice(trace(case.stream, Shape(1, 1, 1, 1, 2)), chunks * layout.ticks))[-layout.ticks :]
+    calls = list(islice(trace(case.stream, KVShape(1, 1, 1, 1, 2)), chunks * layout.ticks))[-layout.ticks :]
     return [(len(look.sigma), look.attended) for call in calls for look in call.looks]

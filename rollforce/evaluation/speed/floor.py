@@ -19,7 +19,7 @@ INPUTS = 2  # of what is multiplied with it
 
 
 @dataclass(frozen=True)
-class Call:
+class MatmulCall:
     """A linear layer (rows, inside, outside) or an attention call (heads, queries, keys, head width)."""
 
     kind: str
@@ -34,25 +34,25 @@ class Call:
         return product
 
 
-def flops(calls: list[Call]) -> dict[str, int]:
+def flops(calls: list[MatmulCall]) -> dict[str, int]:
     """Operations of each kind."""
     return {kind: sum(call.flops for call in calls if call.kind == kind) for kind in ("linear", "attention")}
 
 
 @contextmanager
-def recording(model: VideoTransformer) -> Iterator[list[Call]]:
+def recording(model: VideoTransformer) -> Iterator[list[MatmulCall]]:
     """Within it, the list grows by every linear layer and attention call that the model makes."""
-    calls: list[Call] = []
+    calls: list[MatmulCall] = []
     attend, halves = model.attend, model.halves
 
     def watched(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        calls.append(Call("attention", (q.shape[0] * q.shape[1], q.shape[2], k.shape[2], q.shape[3])))
+        calls.append(MatmulCall("attention", (q.shape[0] * q.shape[1], q.shape[2], k.shape[2], q.shape[3])))
         return attend(q, k, v, mask)
 
     def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert isinstance(module, nn.Linear)
         rows = inputs[0].numel() // inputs[0].shape[-1]
-        calls.append(Call("linear", (rows, module.in_features, module.out_features)))
+        calls.append(MatmulCall("linear", (rows, module.in_features, module.out_features)))
 
     handles = [part.register_forward_pre_hook(watch) for part in model.modules() if isinstance(part, nn.Linear)]
     model.attend, model.halves = watched, HALVES  # hooks see eager modules only; shapes are the same
@@ -67,7 +67,7 @@ def recording(model: VideoTransformer) -> Iterator[list[Call]]:
 class Bare:
     """Replays recorded calls on random tensors, and nothing but them."""
 
-    def __init__(self, calls: list[Call], attend: Kernel, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, calls: list[MatmulCall], attend: Kernel, dtype: torch.dtype, device: torch.device) -> None:
         self._attend, self._dtype, self._device = attend, dtype, device
         self._pools: dict[tuple[int, ...], list[Tensor]] = {}
         self._turn = 0
@@ -86,7 +86,7 @@ class Bare:
         shares = {kind: round(time / ours, 3) for kind, time in self.last.items()}
         return shares | {"rest": round(1 - sum(shares.values()), 3)}
 
-    def _prepared(self, call: Call) -> Callable[[], Tensor]:
+    def _prepared(self, call: MatmulCall) -> Callable[[], Tensor]:
         if call.kind == "linear":
             rows, inside, outside = call.sizes
             x, weight, bias = self._tensor(INPUTS, rows, inside), *self._weight(inside, outside)
@@ -115,7 +115,7 @@ def matmul_rate(dtype: torch.dtype, device: torch.device, side: int | None = Non
     return 2 * side**3 / clock.median(lambda: a @ b, device)
 
 
-def attention_rate(calls: list[Call], attend: Kernel, dtype: torch.dtype, device: torch.device) -> float:
+def attention_rate(calls: list[MatmulCall], attend: Kernel, dtype: torch.dtype, device: torch.device) -> float:
     """Operations per second of the largest attention call of a chunk, with the kernel that the model uses."""
     largest = max((call for call in calls if call.kind == "attention"), key=lambda call: call.flops)
     work = Bare([largest], attend, dtype, device)._prepared(largest)

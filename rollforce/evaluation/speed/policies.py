@@ -14,11 +14,11 @@ from typing import Any
 from rollforce.cache.head_groups import Labels
 from rollforce.cache.policies import (
     AnyTier,
-    Coded,
     Compressed,
     EmaSink,
     Junction,
     LinearMemory,
+    Quantized,
     Routed,
     Segments,
     Sink,
@@ -29,14 +29,14 @@ from rollforce.cache.policies import (
 )
 from rollforce.cache.policies.kivi_codec import Bits
 from rollforce.cache.positions import Anchored, AnyPositions, RunningAhead
-from rollforce.cache.visibility import Sight
+from rollforce.cache.visibility import Visibility
 from rollforce.engine.rollout import Rollout, Stepping
 from rollforce.engine.settings import HeadSettings, LayoutSettings, StreamSettings
 from rollforce.errors import ConfigError
 from rollforce.evaluation.speed import clock, streaming
 from rollforce.evaluation.speed.cases import Case, Setting
 from rollforce.models.transformer.block_sparse import BlockSparse
-from rollforce.models.transformer.hash_attention import Buckets, TextBuckets
+from rollforce.models.transformer.hash_attention import HashAttention, HashTextAttention
 
 Lap = tuple[float, float]  # seconds that passed, and those that this process had a processor: for busy machines
 PLAIN, DENSE = "plain", "dense"
@@ -65,41 +65,42 @@ def policies(layout: LayoutSettings, past: int, times: int, labels: Path) -> lis
     part, long = past // 4, past * times
     first, near = Sink(part), Window(past - 2 * part)  # and `part` of something else
 
-    def beside(against: str, name: str, what: str, *tiers: AnyTier, sight: Sight | None = None) -> Policy:
-        stepping = Stepping(sight or Sight(), sight or Sight())
+    def beside(against: str, name: str, what: str, *tiers: AnyTier, sight: Visibility | None = None) -> Policy:
+        stepping = Stepping(sight or Visibility(), sight or Visibility())
         return Policy(name, StreamSettings(layout, tiers, stepping), against, what)
 
     plain, dense = (Sink(part), Window(past - part)), (Sink(part), Window(long - part))
-    block, buckets = BlockSparse(top=0.2, block=64), Buckets(bits=3, chunk=64, layers=1.0)
+    block, buckets = BlockSparse(top=0.2, block=64), HashAttention(bits=3, chunk=64, layers=1.0)
     reach = Anchored(past + 2 * layout.chunk, {"sink": 0, "junction": part + 1})
     return [
         beside(PLAIN, PLAIN, "sink + window", *plain),
-        beside(PLAIN, "absolute", "positions as they are", *plain, sight=Sight(positions="absolute")),
+        beside(PLAIN, "absolute", "positions as they are", *plain, sight=Visibility(positions="absolute")),
         beside(PLAIN, "infinity_rope", "sink of 1", Sink(1), Window(past - 1)),
         beside(PLAIN, "reward_forcing", "EMA sink", Window(past - part), EmaSink(part)),
         beside(PLAIN, "knot_forcing", "reference ahead", *plain, sight=_sight(RunningAhead())),
         beside(PLAIN, "anchor_forcing", "three regions", first, near, Junction(part, every=past),
-               sight=Sight(pinned=ALWAYS, positions=reach)),
+               sight=Visibility(pinned=ALWAYS, positions=reach)),
         beside(PLAIN, "deep_forcing", "most asked for", Sink(past // 2), Window(past - past // 2 - part),
                Compressed(part)),
         beside(PLAIN, "context_forcing", "what surprised", first, near, Surprising(part, tau=2.0, interval=1)),
         beside(PLAIN, "tempcache", "merged", first, near, TempCache(part)),
         beside(PLAIN, "longlive2", "first of so many", first, near, Junction(part, every=past),
-               sight=Sight(pinned=ALWAYS)),
+               sight=Visibility(pinned=ALWAYS)),
         beside(PLAIN, "stream_t1", "what a search marked", Window(past - part), Routed(part, first=part)),
         beside(PLAIN, "spaced", "one in so many", first, near, Spaced(part, every=2)),
-        beside(PLAIN, "annca", "part of the prompt", *plain, sight=Sight(text=TextBuckets(bits=3))),
-        *(beside(PLAIN, name, what, first, Window(part), Coded(past - 2 * part, bits)) for name, what, bits in BITS),
+        beside(PLAIN, "annca", "part of the prompt", *plain, sight=Visibility(text=HashTextAttention(bits=3))),
+        *(beside(PLAIN, name, what, first, Window(part), Quantized(past - 2 * part, bits))
+          for name, what, bits in BITS),
         _grouped(beside(PLAIN, "forcing_kv", "head groups of equal length", *plain), labels, plain,
                  (first, near, Segments(part, segments=4))),
         beside(DENSE, DENSE, f"{times} x the context, all of it", *dense),
-        beside(DENSE, "hybrid_forcing", "a fifth of the blocks", *dense, sight=Sight(sparse=block)),
-        beside(DENSE, "annsa", "buckets", *dense, sight=Sight(sparse=buckets)),
+        beside(DENSE, "hybrid_forcing", "a fifth of the blocks", *dense, sight=Visibility(sparse=block)),
+        beside(DENSE, "annsa", "buckets", *dense, sight=Visibility(sparse=buckets)),
         beside(DENSE, "linear_memory", "window and a state of the rest", *plain, LinearMemory()),
         beside(DENSE, "deep_forcing", "most asked for, of all", Sink(past // 2), Window(past - past // 2 - part),
                Compressed(part)),
         beside(DENSE, "tempcache", "merged, of all", first, near, TempCache(part)),
-        beside(DENSE, "kivi4", "4 bits", first, Window(part), Coded(long - 2 * part, 4)),
+        beside(DENSE, "kivi4", "4 bits", first, Window(part), Quantized(long - 2 * part, 4)),
         _grouped(beside(DENSE, "forcing_kv", "heads that remember little, and more", *plain), labels,
                  (Sink(1), Window(1)), (first, near, Segments(part, segments=4))),
         _grouped(beside(DENSE, "duo_attention", "one head in three remembers all", *plain), labels, dense,
@@ -107,8 +108,8 @@ def policies(layout: LayoutSettings, past: int, times: int, labels: Path) -> lis
     ]  # fmt: skip
 
 
-def _sight(positions: AnyPositions) -> Sight:
-    return Sight(positions=positions)
+def _sight(positions: AnyPositions) -> Visibility:
+    return Visibility(positions=positions)
 
 
 def _grouped(policy: Policy, labels: Path, static: tuple[AnyTier, ...], dynamic: tuple[AnyTier, ...]) -> Policy:

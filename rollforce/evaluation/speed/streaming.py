@@ -12,10 +12,10 @@ from rollforce.engine.noise import Noise
 from rollforce.engine.rollout import Commit, Rollout
 from rollforce.evaluation.speed import clock
 from rollforce.evaluation.speed.cases import FRAMES, Case, Setting
-from rollforce.evaluation.speed.floor import Bare, Call, attention_rate, flops, matmul_rate, recording
+from rollforce.evaluation.speed.floor import Bare, MatmulCall, attention_rate, flops, matmul_rate, recording
 from rollforce.models.autoencoder.interface import Autoencoder
 from rollforce.models.transformer.transformer import VideoTransformer
-from rollforce.streaming.prefetch import Advance, Ahead
+from rollforce.streaming.prefetch import ChunkResult, Prefetcher
 
 
 @torch.no_grad()
@@ -69,7 +69,7 @@ def steady(rollout: Rollout) -> int:
     return rollout.cache.capacity // rollout.layout.shift + 2
 
 
-def calls_of(rollout: Rollout) -> list[Call]:
+def calls_of(rollout: Rollout) -> list[MatmulCall]:
     """The matrix products and attention calls of the next chunk."""
     with recording(rollout.model) as calls:
         chunk(rollout)
@@ -131,7 +131,7 @@ def decoding(rollout: Rollout, autoencoder: Autoencoder, device: torch.device, c
     decoder, latents = autoencoder.decoder(), chunk(rollout).latents_BTCHW
     alone = clock.median(lambda: decoder.decode(latents), device)
     decoder = autoencoder.decoder()
-    ahead = Ahead(lambda: Advance(chunk(rollout), 0.0), device)
+    ahead = Prefetcher(lambda: ChunkResult(chunk(rollout), 0.0), device)
     counts: list[int] = []
 
     def step() -> None:

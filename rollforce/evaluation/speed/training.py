@@ -28,7 +28,7 @@ from rollforce.training.self_rollout import exits, lesson
 GUIDANCE = 3.0
 
 
-class Bench:
+class TrainingBench:
     """Three networks, two optimisers, and the two halves of a step."""
 
     def __init__(self, case: Case, setting: Setting, latents: int, checkpointing: bool) -> None:
@@ -105,7 +105,7 @@ def measure_step(case: Case, setting: Setting, latents: int, checkpointing: bool
     """Median seconds and peak bytes of both halves of a step; `None` where the device has not the memory."""
     told: dict[str, Any] = {"case": case.name, "latents": latents, "checkpointing": checkpointing}
     try:
-        bench = Bench(case, setting, latents, checkpointing)
+        bench = TrainingBench(case, setting, latents, checkpointing)
         for name, half in (("generator", bench.generator), ("critic", bench.judge)):
             told |= _measured(name, half, setting.device, count)
     except torch.cuda.OutOfMemoryError:

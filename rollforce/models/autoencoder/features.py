@@ -14,7 +14,7 @@ from rollforce.models.autoencoder.tiling import Mosaic, Tiling, mosaic
 Features = list[Any]  # a tensor per causal layer; None before its first input; "Rep" after a first one without history
 
 
-class Stream:
+class FeatureStream:
     """Calls `step(input, features)` for every next piece of a stream and keeps the features between.
 
     Pictures are cut into tiles, each with features of its own, where `tiling` says so. `scale_in` and `scale_out` are

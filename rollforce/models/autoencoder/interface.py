@@ -72,7 +72,7 @@ class Autoencoder(Protocol):
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedAutoencoder:
     """Encodes with one autoencoder and decodes with another, smaller one that knows the same latents."""
 
     full: Autoencoder
@@ -101,7 +101,7 @@ class Paired:
         return self.full.encoder()
 
 
-class Drawing(Protocol):
+class LatentBasis(Protocol):
     """What TinyDecoder and TinyEncoder need of the bundled autoencoder."""
 
     basis: Tensor
@@ -119,7 +119,7 @@ class Drawing(Protocol):
 class TinyDecoder:
     """Decoder of the bundled autoencoder: every latent gives its frames at once; the causal past is its state."""
 
-    def __init__(self, autoencoder: Drawing) -> None:
+    def __init__(self, autoencoder: LatentBasis) -> None:
         self.autoencoder = autoencoder
         self.past: State | None = None
 
@@ -145,7 +145,7 @@ class TinyDecoder:
 class TinyEncoder:
     """Encoder of the bundled autoencoder: every four frames are a latent; those that are not yet four wait."""
 
-    def __init__(self, autoencoder: Drawing) -> None:
+    def __init__(self, autoencoder: LatentBasis) -> None:
         self.autoencoder = autoencoder
         self.waiting: np.ndarray | None = None
 

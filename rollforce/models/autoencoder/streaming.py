@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from rollforce.errors import ShapeError
-from rollforce.models.autoencoder.features import Stream
+from rollforce.models.autoencoder.features import FeatureStream
 from rollforce.models.autoencoder.pixels import as_bytes, check_count, check_latents, check_stream, on_host, planes
 
 
-class Causal(Protocol):
+class CausalAutoencoder(Protocol):
     """An autoencoder whose first latent holds `first_frames` frames and every other `frames`, and that looks back only.
 
     `again`: how many of a latent's last frames are read once more with those of the next."""
@@ -37,11 +37,11 @@ class Causal(Protocol):
         """Any weight: it is on the device of all."""
         ...
 
-    def drawing(self) -> Stream:
+    def drawing(self) -> FeatureStream:
         """A new past for drawing: a latent [1, 1, C, h, w] in, its frames [1, F, 3, H, W] out, near 0..1."""
         ...
 
-    def reading(self) -> Stream:
+    def reading(self) -> FeatureStream:
         """A new past for reading: frames [1, F, 3, H, W] in 0..1 in, their latent [1, 1, C, h, w] out."""
         ...
 
@@ -49,7 +49,7 @@ class Causal(Protocol):
 class CausalDecoder:
     """Decoder of one stream. Every latent gives its frames at once; none are held back."""
 
-    def __init__(self, autoencoder: Causal) -> None:
+    def __init__(self, autoencoder: CausalAutoencoder) -> None:
         self.autoencoder = autoencoder
         self._drawing = autoencoder.drawing()
 
@@ -80,7 +80,7 @@ class CausalDecoder:
 class CausalEncoder:
     """Encoder of one stream. Frames that do not yet fill a latent wait."""
 
-    def __init__(self, autoencoder: Causal) -> None:
+    def __init__(self, autoencoder: CausalAutoencoder) -> None:
         self.autoencoder = autoencoder
         self._reading = autoencoder.reading()
         self._waiting: np.ndarray | None = None
@@ -106,7 +106,7 @@ class CausalEncoder:
         self._waiting = None
 
 
-def decode_clip(model: Causal, latents_BTCHW: Tensor) -> Tensor:
+def decode_clip(model: CausalAutoencoder, latents_BTCHW: Tensor) -> Tensor:
     """All latents [B, T, C, h, w] of videos from their beginning -> frames [B, F, H, W, 3], float32 in 0..1."""
     check_latents(latents_BTCHW, model.channels)
     if 0 in latents_BTCHW.shape[:2]:
@@ -115,7 +115,7 @@ def decode_clip(model: Causal, latents_BTCHW: Tensor) -> Tensor:
     return torch.cat([torch.cat(list(_drawn(video, model.drawing())), dim=1) for video in videos])
 
 
-def encode_clip(model: Causal, frames_BFHWC: Tensor) -> Tensor:
+def encode_clip(model: CausalAutoencoder, frames_BFHWC: Tensor) -> Tensor:
     """Videos from their beginning, uint8 or float in 0..1 -> latents [B, T, C, h, w], float32."""
     frames = planes(frames_BFHWC, model.stride, model.weight.device)
     check_count(frames.shape[1], model.first_frames, model.frames)
@@ -126,13 +126,13 @@ def encode_clip(model: Causal, frames_BFHWC: Tensor) -> Tensor:
     return torch.cat(videos)
 
 
-def _drawn(latents_BTCHW: Tensor, drawing: Stream) -> Iterator[Tensor]:
+def _drawn(latents_BTCHW: Tensor, drawing: FeatureStream) -> Iterator[Tensor]:
     """The frames [1, F, H, W, 3], in 0..1, of one latent after the other."""
     for t in range(latents_BTCHW.shape[1]):
         yield drawing(latents_BTCHW[:, t : t + 1]).clamp(0, 1).movedim(2, -1)
 
 
-def _groups(model: Causal, count: int, begun: bool) -> Iterator[slice]:
+def _groups(model: CausalAutoencoder, count: int, begun: bool) -> Iterator[slice]:
     """Where the frames of each next latent lie among `count`, which begin with those to be read again."""
     at = 0
     while (stop := at + (model.again + model.frames if begun else model.first_frames)) <= count:

@@ -22,7 +22,7 @@ from rollforce.checkpoints.pickles import read_pickle, unpack
 from rollforce.checkpoints.safetensors_folder import read_safetensors
 from rollforce.checkpoints.shapes import same_shape
 from rollforce.errors import CheckpointError
-from rollforce.models.autoencoder.features import Features, Stream
+from rollforce.models.autoencoder.features import Features, FeatureStream
 from rollforce.models.autoencoder.streaming import CausalDecoder, CausalEncoder, decode_clip, encode_clip
 
 DEPTH = 3  # blocks with memory at each resolution
@@ -58,7 +58,7 @@ class Recall(nn.Module):
         return F.relu(x_FCHW + self.conv(torch.cat([x_FCHW, before_FCHW], dim=1)))
 
 
-class Pool(nn.Module):
+class TimePool(nn.Module):
     """`count` neighbouring frames become one."""
 
     def __init__(self, width: int, count: int) -> None:
@@ -97,7 +97,7 @@ class Layers(nn.Module):
         width, widths = c.encoder_width, c.decoder_widths
         reading: list[nn.Module] = [nn.Conv2d(3 * c.patch**2, width, 3, padding=1), nn.ReLU()]
         for count in c.pool:
-            reading += [Pool(width, count), nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False)]
+            reading += [TimePool(width, count), nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False)]
             reading += [Recall(width) for _ in range(DEPTH)]
         self.encoder = nn.Sequential(*reading, nn.Conv2d(width, c.channels, 3, padding=1))
         drawing: list[nn.Module] = [Soften(), nn.Conv2d(c.channels, widths[0], 3, padding=1), nn.ReLU()]
@@ -180,13 +180,13 @@ class TaehvAutoencoder(nn.Module):
         """A new stream of latents."""
         return CausalEncoder(self)
 
-    def drawing(self) -> Stream:
+    def drawing(self) -> FeatureStream:
         """A new past for `draw`."""
-        return Stream(self.draw, len(self.layers.decoder), 1, self.stride, None, self.stride)
+        return FeatureStream(self.draw, len(self.layers.decoder), 1, self.stride, None, self.stride)
 
-    def reading(self) -> Stream:
+    def reading(self) -> FeatureStream:
         """A new past for `read`."""
-        return Stream(self.read, len(self.layers.encoder), self.stride, 1, None, self.stride)
+        return FeatureStream(self.read, len(self.layers.encoder), self.stride, 1, None, self.stride)
 
     def draw(self, latent_BTCHW: Tensor, past: Features) -> Tensor:
         """One latent [1, 1, C, h, w] -> its frames [1, F, 3, H, W] near 0..1. `past` goes on in place."""

@@ -18,7 +18,7 @@ from rollforce.checkpoints.names import recognise, to_ours
 from rollforce.checkpoints.read import expect, read_checkpoint
 from rollforce.checkpoints.shapes import autoencoder_config_of, same_shape
 from rollforce.errors import CheckpointError
-from rollforce.models.autoencoder.features import Features, Stream
+from rollforce.models.autoencoder.features import Features, FeatureStream
 from rollforce.models.autoencoder.streaming import CausalDecoder, CausalEncoder, decode_clip, encode_clip
 from rollforce.models.autoencoder.tiling import Tiling
 
@@ -108,13 +108,13 @@ class WanAutoencoder(nn.Module):
         """A new stream of latents."""
         return WanEncoder(self)
 
-    def drawing(self) -> Stream:
+    def drawing(self) -> FeatureStream:
         """A new past for `draw`."""
-        return Stream(self.draw, _slots(self.vae.decoder), 1, self.stride, self.tiling, self.stride)
+        return FeatureStream(self.draw, _slots(self.vae.decoder), 1, self.stride, self.tiling, self.stride)
 
-    def reading(self) -> Stream:
+    def reading(self) -> FeatureStream:
         """A new past for `read`."""
-        return Stream(self.read, _slots(self.vae.encoder), self.stride, 1, self.tiling, self.stride)
+        return FeatureStream(self.read, _slots(self.vae.encoder), self.stride, 1, self.tiling, self.stride)
 
     def draw(self, latent_BTCHW: Tensor, past: Features) -> Tensor:
         """One latent -> its frames [B, F, 3, H, W], 0 black and 1 white, not clamped. `past` goes on in place."""

@@ -14,7 +14,7 @@ from rollforce.models.transformer.transformer import VideoTransformer
 
 
 @dataclass(frozen=True)
-class Running:
+class RuntimeOptions:
     """What changes speed, memory or the last digits, but not what is streamed.
 
     `attention`: a name of attention.py; `loras`: files to bake in, each FILE or FILE=SCALE (live ones: models/lora.py);

@@ -21,7 +21,7 @@ HELD = 64  # prompts held in memory where the disk cannot hold them
 
 
 @dataclass(frozen=True)
-class Encoded:
+class CachedText:
     """One prompt's vectors `rows_LD` (no padding), its own length in tokens, and where it was cut if that is more."""
 
     rows_LD: Tensor
@@ -40,13 +40,13 @@ class TextCache:
 
     def __init__(self, folder: str | Path | None = None) -> None:
         self.folder = cache_folder() if folder is None else Path(folder)
-        self._held: dict[str, Encoded] = {}
+        self._held: dict[str, CachedText] = {}
         self._warned = False
 
     def path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
 
-    def read(self, key: str) -> Encoded | None:
+    def read(self, key: str) -> CachedText | None:
         """What was written under `key`; None if nothing was, or nothing that is whole."""
         if key in self._held:
             return self._held[key]
@@ -57,14 +57,14 @@ class TextCache:
             with safe_open(path, framework="pt") as file:
                 said = file.metadata() or {}
                 # A copy: the file may be replaced while a mapping of it is in use.
-                return Encoded(file.get_tensor("rows").clone(), int(said["tokens"]), said["cut"])
+                return CachedText(file.get_tensor("rows").clone(), int(said["tokens"]), said["cut"])
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             log.warning("%s cannot be read (%s): the prompt is encoded again", path, error)
             if not isinstance(error, OSError):
                 _remove(path)
             return None
 
-    def write(self, key: str, encoded: Encoded) -> None:
+    def write(self, key: str, encoded: CachedText) -> None:
         """Keep `encoded`: on disk, or in memory with one warning if the disk refuses."""
         said = {"tokens": str(encoded.tokens), "cut": encoded.cut}
         part = self.folder / f"{key}.{os.getpid()}-{threading.get_ident()}.part"
@@ -76,7 +76,7 @@ class TextCache:
             self._hold(key, encoded, error)
             _remove(part)
 
-    def _hold(self, key: str, encoded: Encoded, error: OSError) -> None:
+    def _hold(self, key: str, encoded: CachedText, error: OSError) -> None:
         if not self._warned:
             log.warning(
                 "text vectors cannot be kept in %s (%s): prompts will be encoded again next time. "

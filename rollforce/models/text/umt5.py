@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rollforce.errors import CheckpointError, ConfigError
-from rollforce.models.text.text_cache import Encoded, TextCache
+from rollforce.models.text.text_cache import CachedText, TextCache
 from rollforce.models.text.umt5_files import ENCODER, REMEDY, TOKENIZER, read_json, read_weights, sample, weight_files
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class WanText:
         self._model: Any = None
         self._tokenizer: Any = None
         self._lock = threading.Lock()
-        self._cleaner = Cleaner()
+        self._cleaner = PromptCleaner()
 
     @classmethod
     def load(
@@ -132,7 +132,7 @@ class WanText:
 
     # -- one prompt ---------------------------------------------------------------------------------------------
 
-    def _encoded(self, prompts: Sequence[str]) -> dict[str, Encoded]:
+    def _encoded(self, prompts: Sequence[str]) -> dict[str, CachedText]:
         """Every prompt from the cache, or encoded now with one loading of the weights for all."""
         found = {prompt: known for prompt in prompts if (known := self._cached(prompt)) is not None}
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
@@ -150,12 +150,12 @@ class WanText:
     def _key(self, prompt: str) -> str:
         return hashlib.sha256(f"{self.fingerprint}\0{self.length}\0{prompt}".encode()).hexdigest()
 
-    def _cached(self, prompt: str) -> Encoded | None:
+    def _cached(self, prompt: str) -> CachedText | None:
         known = self.cache.read(self._key(prompt))
         return known if known is not None and known.rows_LD.shape[1:] == (self.dim,) else None
 
     @torch.no_grad()
-    def _run(self, prompt: str) -> Encoded:
+    def _run(self, prompt: str) -> CachedText:
         """As the reference: padded to 512 tokens, padding masked; only the rows of real tokens are handed on."""
         tokenizer = self._ready_tokenizer()
         whole = tokenizer(prompt, add_special_tokens=True, verbose=False)["input_ids"]
@@ -170,14 +170,14 @@ class WanText:
         cut = ""
         if len(whole) > self.length:
             cut = tokenizer.decode(whole[self.length - 9 : self.length - 1], skip_special_tokens=True).strip()
-        encoded = Encoded(out[0, : int(mask.sum())].cpu(), len(whole), cut)
+        encoded = CachedText(out[0, : int(mask.sum())].cpu(), len(whole), cut)
         self.cache.write(self._key(prompt), encoded)
         return encoded
 
     def _padded(self, rows_LD: Tensor) -> Tensor:
         return F.pad(rows_LD.to(self.device, torch.float32), (0, 0, 0, self.length - rows_LD.shape[0]))
 
-    def _warn_of_length(self, number: int, encoded: Encoded) -> None:
+    def _warn_of_length(self, number: int, encoded: CachedText) -> None:
         if encoded.tokens > self.length:
             log.warning(
                 'Prompt %d has %d tokens; only the first %d are used (cut at "...%s").',
@@ -214,7 +214,7 @@ class WanText:
         return model.eval().requires_grad_(False)
 
 
-class Cleaner:
+class PromptCleaner:
     """The reference's cleaning of a prompt: broken characters mended, HTML unescaped twice, one space between words."""
 
     def __init__(self) -> None:

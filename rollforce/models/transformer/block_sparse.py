@@ -18,7 +18,7 @@ from rollforce.errors import ConfigError
 from rollforce.models.transformer.attention import Kernel
 
 
-class Sparse(Protocol):
+class SparseAttention(Protocol):
     """How a call attends to less than it could see."""
 
     @property
@@ -103,7 +103,7 @@ class BlockSparse:
         return score.masked_fill(~there[:, :, None], float("-inf")).topk(count, dim=-1, sorted=False).indices
 
 
-def check(sparse: Sparse) -> None:
+def check(sparse: SparseAttention) -> None:
     """ConfigError for shares that are none."""
     if not 0 < sparse.layers <= 1 or not 0 < sparse.below <= 1:
         raise ConfigError(f"layers {sparse.layers:g} and below {sparse.below:g} must lie above 0, up to 1.")

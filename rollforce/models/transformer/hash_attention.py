@@ -25,7 +25,7 @@ NEVER = float("-inf")
 
 
 @dataclass(frozen=True)
-class Buckets:
+class HashAttention:
     """AnnSA: 2 ** `bits` buckets of keys.
 
     Deviation: buckets are uneven and differ from query to query, which saves no time in one batched call. So keys are
@@ -110,7 +110,7 @@ class Buckets:
 
 
 @dataclass(frozen=True)
-class TextBuckets:
+class HashTextAttention:
     """AnnCA: of the prompt, a latent attends to the tokens in whose bucket at least one of its queries lies, per head.
 
     How many that are is different for each latent and head, so the rule needs a mask and saves no time. `share` keeps a

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from rollforce.checkpoints import model_folder
 from rollforce.checkpoints.safetensors_folder import LIMIT
 from rollforce.errors import CheckpointError, ConfigError, ShapeError
-from rollforce.models.geometry import Grid, KVBlock, Shape
+from rollforce.models.geometry import Grid, KVBlock, KVShape
 from rollforce.models.transformer import rope
 from rollforce.models.transformer.attention import Kernel, kernel
 from rollforce.models.transformer.block import Block, modulated, table
@@ -33,7 +33,7 @@ from rollforce.models.transformer.embedder import ConditionEmbedder
 
 
 @runtime_checkable
-class Learned(Protocol):
+class LearnedTier(Protocol):
     """A tier that has weights: they are the transformer's, under `policy.` and the tier's kind."""
 
     @property
@@ -82,9 +82,9 @@ class TransformerConfig:
     def patch(self) -> int:
         return self.patch_size[1]
 
-    def shape(self, grid: Grid, batch: int = 1) -> Shape:
+    def shape(self, grid: Grid, batch: int = 1) -> KVShape:
         """Sizes of a memory of `batch` streams of latents on this grid."""
-        return Shape(self.num_layers, batch, self.num_attention_heads, grid.tokens_per_latent,
+        return KVShape(self.num_layers, batch, self.num_attention_heads, grid.tokens_per_latent,
                      self.attention_head_dim, grid.columns)  # fmt: skip
 
 
@@ -167,9 +167,9 @@ class VideoTransformer(nn.Module):
             like = self.scale_shift_table
             self.policy[tier.kind] = nn.Parameter(like.new_zeros(shape), requires_grad=like.requires_grad)
 
-    def unlearned(self, tiers: Iterable[object]) -> list[Learned]:
+    def unlearned(self, tiers: Iterable[object]) -> list[LearnedTier]:
         """The tiers that have weights which this transformer does not hold."""
-        return [tier for tier in tiers if isinstance(tier, Learned) and tier.kind not in self.policy]
+        return [tier for tier in tiers if isinstance(tier, LearnedTier) and tier.kind not in self.policy]
 
     def make_room(self, weights: Mapping[str, Tensor]) -> None:
         """Hold weights for those tiers that have some in a state dict, to be loaded next."""

@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 from policies import LAYOUTS, latents, start
 from torch import Tensor
 
-from rollforce.cache.kv_cache import Group, KVCache, Memory
+from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup
 from rollforce.cache.policies import Compressed, Sink, Window
 from rollforce.cache.policies.compressed import participation
-from rollforce.cache.token_pool import Pool
-from rollforce.cache.visibility import Sight
+from rollforce.cache.token_pool import TokenPool
+from rollforce.cache.visibility import Visibility
 from rollforce.engine.rollout import Stepping
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer import rope
 
 ROWS, COLUMNS, WIDTH = 1, 2, 16
-SHAPE = Shape(layers=2, batch=2, heads=2, tokens=ROWS * COLUMNS, width=WIDTH)
+SHAPE = KVShape(layers=2, batch=2, heads=2, tokens=ROWS * COLUMNS, width=WIDTH)
 
 
 @remembered
@@ -40,7 +40,10 @@ def at(kind: str, latent: int, layer: int, place: int) -> Tensor:
 
 def committed(cache: KVCache, first: int, count: int) -> None:
     """Commit latents of random keys, values and queries."""
-    memory, indices = Memory(cache, [Group(first, count, Sight(), commit=True)]), range(first, first + count)
+    memory, indices = (
+        CallMemory(cache, [LatentGroup(first, count, Visibility(), commit=True)]),
+        range(first, first + count),
+    )
     for layer in range(SHAPE.layers):
         key, query = (torch.cat([at(kind, i, layer, i) for i in indices], dim=2) for kind in "kq")
         value = torch.cat([unturned("v", i, layer) for i in indices], dim=2)
@@ -88,7 +91,7 @@ def test_what_is_held_is_what_a_list_holds(latents, window, chunk, chunks, reuse
     for number in range(chunks):
         committed(cache, number * chunk, chunk)
     pool = cache.regions["compressed"]
-    assert isinstance(pool, Pool)
+    assert isinstance(pool, TokenPool)
     for layer in range(SHAPE.layers):
         for row in range(SHAPE.batch):
             wanted, times = by_list(row, layer, latents, window, chunk, chunks, reuse)
@@ -125,7 +128,7 @@ def test_a_needle_that_is_asked_for_is_always_kept():
         indices = range(2 * number, 2 * number + 2)
         angle = rope.angles(torch.tensor(list(indices)), ROWS, COLUMNS, WIDTH)
         for_all = wish.expand(-1, -1, 2 * SHAPE.tokens, -1)
-        memory = Memory(cache, [Group(indices[0], 2, Sight(), commit=True)])
+        memory = CallMemory(cache, [LatentGroup(indices[0], 2, Visibility(), commit=True)])
         for layer in range(SHAPE.layers):
             key = torch.cat([unturned("k", i, layer) for i in indices], dim=2)
             if number == 1:
@@ -164,7 +167,7 @@ def test_places_follow_each_other_and_their_number_is_constant():
     """Sink, chosen tokens, window, the call: without a gap and without an overlap, however long the stream."""
     cache, seen = KVCache([Sink(5), Window(2), Compressed(1)], SHAPE, flight=3), []
     for number in range(12):
-        group = Group(3 * number, 3, Sight())
+        group = LatentGroup(3 * number, 3, Visibility())
         view, held = cache.view(group), cache.held()
         if number > 2:
             placed, moves = dict(view.apart)["compressed"], dict(view.moves)

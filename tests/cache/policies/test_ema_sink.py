@@ -6,14 +6,14 @@ import pytest
 import torch
 from test_presets import settings_of, spans, walk
 
-from rollforce.cache.kv_cache import Group, KVCache, Memory
+from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup
 from rollforce.cache.policies import EmaSink, Window
-from rollforce.cache.visibility import Sight
+from rollforce.cache.visibility import Visibility
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer import rope
 
-SHAPE = Shape(layers=2, batch=1, heads=2, tokens=6, width=16)
+SHAPE = KVShape(layers=2, batch=1, heads=2, tokens=6, width=16)
 DECAY = 0.75
 
 
@@ -25,7 +25,7 @@ def unrotated(latent: int, layer: int) -> KVBlock:
 def committed(cache: KVCache, latents: int, chunk: int) -> None:
     """Write latents 0.. chunk by chunk, keys rotated at their own index."""
     for start in range(0, latents, chunk):
-        memory = Memory(cache, [Group(start, chunk, Sight(), commit=True)])
+        memory = CallMemory(cache, [LatentGroup(start, chunk, Visibility(), commit=True)])
         angle = rope.angles(torch.arange(start, start + chunk), 2, 3, 16)
         for layer in range(SHAPE.layers):
             blocks = [unrotated(index, layer) for index in range(start, start + chunk)]

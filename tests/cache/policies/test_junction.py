@@ -4,15 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollforce.cache.commit_plan import Held
-from rollforce.cache.kv_cache import Group, KVCache
+from rollforce.cache.commit_plan import Candidates
+from rollforce.cache.kv_cache import KVCache, LatentGroup
 from rollforce.cache.policies import Junction, Sink, Window
 from rollforce.cache.positions import Anchored, RunningAhead
-from rollforce.cache.visibility import Sight
+from rollforce.cache.visibility import Visibility
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import Shape
+from rollforce.models.geometry import KVShape
 
-SHAPE = Shape(layers=1, batch=1, heads=1, tokens=1, width=8)
+SHAPE = KVShape(layers=1, batch=1, heads=1, tokens=1, width=8)
 
 
 def walked(cache: KVCache, start: int, stop: int, chunk: int = 3) -> None:
@@ -43,7 +43,7 @@ def test_the_first_chunk_of_a_prompt_is_kept_from_when_it_leaves_the_window():
 
 
 def test_without_marks_it_can_begin_anew_by_itself():
-    held = Held(tuple(range(4, 30)))
+    held = Candidates(tuple(range(4, 30)))
     assert Junction(3, every=18).keep(held) == (18, 19, 20)
     assert Junction(3).keep(held) == ()
     with pytest.raises(ConfigError, match="every 2"):
@@ -51,17 +51,17 @@ def test_without_marks_it_can_begin_anew_by_itself():
 
 
 def test_shots_are_other_marks():
-    held = Held(tuple(range(4, 30)), {"switch": (9,), "shot": (15,)})
+    held = Candidates(tuple(range(4, 30)), {"switch": (9,), "shot": (15,)})
     assert Junction(3, of="shot").keep(held) == (15, 16, 17)
 
 
 def test_anchor_forcing_stands_in_three_places_of_the_trained_range():
-    sight = Sight(positions=Anchored(21, {"sink": 0, "junction": 6}))
+    sight = Visibility(positions=Anchored(21, {"sink": 0, "junction": 6}))
     cache = KVCache([Sink(3), Window(6), Junction(3)], SHAPE, 3)
     walked(cache, 0, 90)
     cache.mark("switch", 90)
     walked(cache, 90, 120)
-    moves = dict(cache.view(Group(120, 3, sight)).moves)
+    moves = dict(cache.view(LatentGroup(120, 3, sight)).moves)
     zero = 122 - 20  # the trained range ends with the newest latent
     placed = {name: [i + moves[name] - zero for i in held] for name, held in cache.held().items()}
     assert placed == {"sink": [0, 1, 2], "junction": [6, 7, 8], "window": [12, 13, 14, 15, 16, 17]}

@@ -10,16 +10,16 @@ from policies import LAYOUTS, TIERS, latents, learned, start
 from small_model import make_model_folder
 from torch import Tensor
 
-from rollforce.cache.kv_cache import Group, KVCache, Memory
+from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup
 from rollforce.cache.policies import LinearMemory, Sink, Window
-from rollforce.cache.region import Asking
-from rollforce.cache.visibility import Sight
+from rollforce.cache.region import Query
+from rollforce.cache.visibility import Visibility
 from rollforce.config import build
 from rollforce.engine.rollout import Stepping
-from rollforce.engine.rollout_group import Streams
+from rollforce.engine.rollout_group import RolloutGroup
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer import rope
 from rollforce.models.transformer.transformer import VideoTransformer
 from rollforce.streaming import load
@@ -29,7 +29,7 @@ from rollforce.training.recipes import Optimiser
 
 ROWS, COLUMNS, WINDOW, SINK, CHUNK = 2, 3, 3, 1, 2
 TOKENS = ROWS * COLUMNS
-SHAPE = Shape(layers=1, batch=2, heads=2, tokens=TOKENS, width=16, columns=COLUMNS)
+SHAPE = KVShape(layers=1, batch=2, heads=2, tokens=TOKENS, width=16, columns=COLUMNS)
 
 
 def bare(count: int, seed: int) -> Tensor:
@@ -47,14 +47,14 @@ def stream(tier: LinearMemory, chunks: int, proj: Tensor | None) -> tuple[KVCach
     cache.learned = {} if proj is None else {"linear_memory": proj}
     keys, values = ([bare(CHUNK, seed=2 * i + part) for i in range(chunks)] for part in (0, 1))
     for i in range(chunks):
-        memory = Memory(cache, [Group(CHUNK * i, CHUNK, Sight(), commit=True)])
+        memory = CallMemory(cache, [LatentGroup(CHUNK * i, CHUNK, Visibility(), commit=True)])
         own = KVBlock(turned(keys[i], CHUNK * i), values[i])
         memory.attend(0, own.key, own, lambda q, k, v, mask: q)
     return cache, keys, values
 
 
-def asked(cache: KVCache, query: Tensor, start: int) -> Asking:
-    return Asking(0, start, query, cache.learned)
+def asked(cache: KVCache, query: Tensor, start: int) -> Query:
+    return Query(0, start, query, cache.learned)
 
 
 def expected(keys: list[Tensor], values: list[Tensor], query: Tensor, proj: Tensor, compat: bool) -> Tensor:
@@ -124,7 +124,7 @@ def test_the_state_does_not_grow():
 
 def test_a_shape_without_columns_is_refused():
     with pytest.raises(ConfigError, match="columns"):
-        KVCache([LinearMemory()], Shape(1, 1, 1, 6, 16), 1)
+        KVCache([LinearMemory()], KVShape(1, 1, 1, 6, 16), 1)
 
 
 # -- the weights ------------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_distillation_trains_them(tmp_path):
     student.transformer.learn(settings.tiers)
     (made,) = optimisers(student.transformer, Optimiser(kind="adamw", lr=0.1))
     text = student.text(student.text.numbers(["a red ball"])).detach()
-    streams = Streams(student.transformer, settings, text, (0,), (8, 4, 6))
+    streams = RolloutGroup(student.transformer, settings, text, (0,), (8, 4, 6))
     for _ in range(5):
         made.zero_grad()
         streams.tick().square().mean().backward()

@@ -10,18 +10,18 @@ from policies import LAYOUTS, latents, same, start
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as attention
 
-from rollforce.cache.kv_cache import Group, KVCache, Memory
-from rollforce.cache.policies import Coded, Sink, Window
-from rollforce.cache.policies.kivi_codec import STEP, Bits, Codec, pack, unpack
-from rollforce.cache.region import Placed
-from rollforce.cache.visibility import Sight
+from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup
+from rollforce.cache.policies import Quantized, Sink, Window
+from rollforce.cache.policies.kivi_codec import STEP, Bits, KIVICodec, pack, unpack
+from rollforce.cache.region import Placement
+from rollforce.cache.visibility import Visibility
 from rollforce.engine.rollout import Stepping
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer import rope
 
 ROWS, COLUMNS, WIDTH = 2, 4, 24
-SHAPE = Shape(layers=2, batch=2, heads=3, tokens=ROWS * COLUMNS, width=WIDTH, columns=COLUMNS)
+SHAPE = KVShape(layers=2, batch=2, heads=3, tokens=ROWS * COLUMNS, width=WIDTH, columns=COLUMNS)
 INTEGERS = (2, 4, 8)
 ALL: tuple[Bits, ...] = (2, 4, 8, "fp8")
 
@@ -52,7 +52,7 @@ def test_packing_loses_nothing(bits: int, width: int, seed: int) -> None:
 def test_the_error_is_at_most_half_a_step_of_a_small_range(
     bits: int, tokens: int, channels: int, seed: int, size: float
 ) -> None:
-    codec, x = Codec(bits, tokens, channels), numbers(seed, size)  # type: ignore[arg-type]
+    codec, x = KIVICodec(bits, tokens, channels), numbers(seed, size)  # type: ignore[arg-type]
     codes = codec.encode(x)
     found = codec.decode(codes)
     for row in range(0, 8, tokens):
@@ -67,7 +67,7 @@ def test_the_error_is_at_most_half_a_step_of_a_small_range(
 
 
 def test_eight_bit_floats_have_three_bits_behind_the_point() -> None:
-    codec, x = Codec("fp8", 1, WIDTH), numbers()
+    codec, x = KIVICodec("fp8", 1, WIDTH), numbers()
     codes = codec.encode(x)
     error, step = (x - codec.decode(codes)).abs(), codes[1].float()
     assert (error <= torch.maximum(x.abs() / 16, step * 2**-10) * 1.0001).all()
@@ -77,7 +77,7 @@ def test_eight_bit_floats_have_three_bits_behind_the_point() -> None:
 @pytest.mark.parametrize("bits", ALL)
 @pytest.mark.parametrize("value", [0.0, 1e-9, 0.3, -7.7, 3e4, 1e6])
 def test_a_group_of_one_value_is_finite(bits: Bits, value: float) -> None:
-    codec = Codec(bits, 1, WIDTH) if bits == "fp8" else Codec(bits, 8, 1)
+    codec = KIVICodec(bits, 1, WIDTH) if bits == "fp8" else KIVICodec(bits, 8, 1)
     found = codec.decode(codec.encode(torch.full((1, 1, 8, WIDTH), value)))
     bound = max(abs(value) / 16 if bits == "fp8" else abs(value) * 2**-11, STEP)
     assert torch.isfinite(found).all()
@@ -88,7 +88,7 @@ def test_a_group_of_one_value_is_finite(bits: Bits, value: float) -> None:
 @pytest.mark.parametrize("bits", ALL)
 @pytest.mark.parametrize("size", [1e-2, 1.0, 50.0])
 def test_coding_twice_is_coding_once(bits: Bits, size: float) -> None:
-    codec = Codec(bits, 1, WIDTH) if bits == "fp8" else Codec(bits, 8, 3)
+    codec = KIVICodec(bits, 1, WIDTH) if bits == "fp8" else KIVICodec(bits, 8, 3)
     x = size * torch.randn(2, 3, 8, WIDTH, generator=torch.Generator().manual_seed(3))
     once = codec.decode(codec.encode(x))
     torch.testing.assert_close(codec.decode(codec.encode(once)), once, atol=1e-6 * size, rtol=0)
@@ -97,7 +97,7 @@ def test_coding_twice_is_coding_once(bits: Bits, size: float) -> None:
 @pytest.mark.parametrize("bits", INTEGERS)
 def test_logits_move_by_no_more_than_the_steps_allow(bits: Bits) -> None:
     """|change| <= sum over channels of |q| step / (2 sqrt(K))."""
-    codec, key = Codec(bits, 8, 1), numbers()
+    codec, key = KIVICodec(bits, 8, 1), numbers()
     query = torch.randn(2, 3, 5, WIDTH, generator=torch.Generator().manual_seed(9))
     codes = codec.encode(key)
     change = query @ (codec.decode(codes) - key).transpose(-1, -2) / WIDTH**0.5
@@ -107,7 +107,9 @@ def test_logits_move_by_no_more_than_the_steps_allow(bits: Bits) -> None:
 
 
 def test_fewer_bits_are_worse() -> None:
-    errors = [(Codec(bits, 8, 1).decode(Codec(bits, 8, 1).encode(numbers())) - numbers()).norm() for bits in INTEGERS]
+    errors = [
+        (KIVICodec(bits, 8, 1).decode(KIVICodec(bits, 8, 1).encode(numbers())) - numbers()).norm() for bits in INTEGERS
+    ]
     assert errors[0] > 3 * errors[1] > 30 * errors[2]
 
 
@@ -126,7 +128,7 @@ def rotated(key: Tensor, place: int) -> Tensor:
 def filled(cache: KVCache, count: int, chunk: int, at: int = 0) -> None:
     """Commit latents `at`.. chunk by chunk."""
     for first in range(0, count, chunk):
-        memory = Memory(cache, [Group(at + first, chunk, Sight(), commit=True)])
+        memory = CallMemory(cache, [LatentGroup(at + first, chunk, Visibility(), commit=True)])
         for layer in range(SHAPE.layers):
             blocks = [plain(i, layer) for i in range(first, first + chunk)]
             key = torch.cat([rotated(b.key, at + first + i) for i, b in enumerate(blocks)], dim=2)
@@ -137,7 +139,7 @@ def filled(cache: KVCache, count: int, chunk: int, at: int = 0) -> None:
 def past(cache: KVCache, layer: int, start: int) -> tuple[Tensor, Tensor]:
     """Keys and values that a call of one latent sees, its own left out."""
     block = KVBlock(torch.zeros(2, 3, SHAPE.tokens, WIDTH), torch.zeros(2, 3, SHAPE.tokens, WIDTH))
-    group = Group(start, 1, Sight())
+    group = LatentGroup(start, 1, Visibility())
     with torch.no_grad():
         seen = cache.read(layer, cache.view(group), block)
     assert seen.bias is None
@@ -148,8 +150,8 @@ def past(cache: KVCache, layer: int, start: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(("chunk", "window", "coded"), [(3, 3, 6), (2, 3, 4), (1, 0, 5), (5, 2, 3)])
 def test_it_holds_the_newest_that_fell_each_coded_alone(bits: Bits, chunk: int, window: int, coded: int) -> None:
     """And the window behind it is exact."""
-    cache, count = KVCache([Window(window), Coded(coded, bits)], SHAPE, chunk), chunk * 7
-    keys, values = Coded(coded, bits).codecs(SHAPE)
+    cache, count = KVCache([Window(window), Quantized(coded, bits)], SHAPE, chunk), chunk * 7
+    keys, values = Quantized(coded, bits).codecs(SHAPE)
     filled(cache, count, chunk)
     latest = range(count - window - coded, count - window)
     assert cache.held() == {"window": tuple(range(count - window, count)), "coded": tuple(latest)}
@@ -172,18 +174,18 @@ def test_it_holds_the_newest_that_fell_each_coded_alone(bits: Bits, chunk: int, 
 @pytest.mark.parametrize("rotated_keys", [False, True])
 def test_it_is_moved_as_a_whole(rotated_keys: bool) -> None:
     """Where a gap is closed, the keys stand where plain ones would."""
-    stream = [Sink(1), Window(2), Coded(3, 8, rotated=rotated_keys)]
+    stream = [Sink(1), Window(2), Quantized(3, 8, rotated=rotated_keys)]
     cache = KVCache(stream, SHAPE, 1)
     filled(cache, 9, 1)
     region = cache.regions["coded"]
-    still, moved = (region.seen(0, Placed(move, None, 3)) for move in (0, -4))
+    still, moved = (region.seen(0, Placement(move, None, 3)) for move in (0, -4))
     assert still is not None and moved is not None
     torch.testing.assert_close(moved.key, rope.turn(still.key, -4), atol=2e-5, rtol=1e-5)
     assert torch.equal(moved.value, still.value)
 
 
 def test_its_codes_do_not_depend_on_the_time_of_the_stream() -> None:
-    near, far = (KVCache([Coded(4, 4)], SHAPE, 2) for _ in range(2))
+    near, far = (KVCache([Quantized(4, 4)], SHAPE, 2) for _ in range(2))
     filled(near, 6, 2)
     filled(far, 6, 2, at=100_000)
     for one, two in zip(near.regions["coded"].codes[0], far.regions["coded"].codes[0], strict=True):
@@ -193,7 +195,7 @@ def test_its_codes_do_not_depend_on_the_time_of_the_stream() -> None:
 
 @pytest.mark.parametrize("bits", ALL)
 def test_the_order_of_the_ring_does_not_matter(bits: Bits) -> None:
-    cache = KVCache([Coded(5, bits)], SHAPE, 1)
+    cache = KVCache([Quantized(5, bits)], SHAPE, 1)
     filled(cache, 8, 1)
     region, query = cache.regions["coded"], torch.randn(2, 3, 4, WIDTH)
 
@@ -211,7 +213,7 @@ def test_the_order_of_the_ring_does_not_matter(bits: Bits) -> None:
 
 def test_no_codes_is_a_longer_window() -> None:
     """The exact reference: bits none."""
-    one, two = KVCache([Window(2), Coded(4, "none")], SHAPE, 2), KVCache([Window(6)], SHAPE, 2)
+    one, two = KVCache([Window(2), Quantized(4, "none")], SHAPE, 2), KVCache([Window(6)], SHAPE, 2)
     for cache in (one, two):
         filled(cache, 14, 2)
     query = torch.randn(2, 3, 4, WIDTH)
@@ -223,10 +225,10 @@ def test_no_codes_is_a_longer_window() -> None:
 @pytest.mark.parametrize("bits", [*ALL, "none"])
 def test_bfloat16_goes_in_and_comes_out(bits: Bits) -> None:
     """With no more error than its codes and its own rounding make."""
-    cache, plain_cache = KVCache([Coded(4, bits)], SHAPE, 2, torch.bfloat16), KVCache([Window(4)], SHAPE, 2)
+    cache, plain_cache = KVCache([Quantized(4, bits)], SHAPE, 2, torch.bfloat16), KVCache([Window(4)], SHAPE, 2)
     for each in (cache, plain_cache):
         filled(each, 4, 2)
-    found, (exact_key, exact_value) = cache.regions["coded"].seen(1, Placed(0, None, 4)), past(plain_cache, 1, 4)
+    found, (exact_key, exact_value) = cache.regions["coded"].seen(1, Placement(0, None, 4)), past(plain_cache, 1, 4)
     assert found is not None and found.key.dtype == found.value.dtype == torch.bfloat16
     share = {2: 0.25, 4: 0.05, 8: 0.01, "fp8": 0.05, "none": 0.01}[bits]
     assert (found.key - exact_key).norm() <= share * exact_key.norm()
@@ -239,7 +241,7 @@ def test_bfloat16_goes_in_and_comes_out(bits: Bits) -> None:
 @pytest.mark.parametrize(("bits", "group", "channels"), [(4, 8, 24), (2, 4, 12), (8, 2, 6), ("fp8", None, None)])
 def test_bytes_are_those_of_the_formula(bits: Bits, group: int | None, channels: int | None) -> None:
     """Bits of a number: b + 32 / group for keys and b + 32 / channels for values; 8 + 16 / K for fp8."""
-    cache = KVCache([Coded(6, bits, group, channels)], SHAPE, 1)
+    cache = KVCache([Quantized(6, bits, group, channels)], SHAPE, 1)
     each = 2 * (8 + 16 / WIDTH) if bits == "fp8" else 2 * bits + 32 / group + 32 / channels
     count = SHAPE.layers * 2 * 3 * 6 * SHAPE.tokens * WIDTH
     assert cache.regions["coded"].bytes == round(count * each / 8, 6)
@@ -248,18 +250,18 @@ def test_bytes_are_those_of_the_formula(bits: Bits, group: int | None, channels:
 @pytest.mark.parametrize(("tokens", "width", "group", "channels"), [(16, 48, None, None), (1560, 128, 60, 64)])
 def test_four_bits_are_a_third_of_bfloat16(tokens: int, width: int, group: int | None, channels: int | None) -> None:
     """At the geometry of the bundled model and at Wan's."""
-    shape = Shape(1, 1, 4, tokens, width)
-    coded = Coded(12, 4, group, channels).region(shape, torch.float32, "meta")
+    shape = KVShape(1, 1, 4, tokens, width)
+    coded = Quantized(12, 4, group, channels).region(shape, torch.float32, "meta")
     for dtype in (torch.float32, torch.bfloat16):
         window = KVCache([Window(12)], shape, 0, dtype, "meta")
         assert window.bytes >= 3 * coded.bytes
 
 
 @pytest.mark.parametrize(("setting", "message"), [
-    (Coded(3, group=3), "divide the 8 tokens of a latent. Use one of: 1, 2, 4, 8"),
-    (Coded(3, channels=7), "divide the 24 channels of a head. Use one of: 1, 2, 3, 4, 6, 8, 12, 24"),
+    (Quantized(3, group=3), "divide the 8 tokens of a latent. Use one of: 1, 2, 4, 8"),
+    (Quantized(3, channels=7), "divide the 24 channels of a head. Use one of: 1, 2, 3, 4, 6, 8, 12, 24"),
 ])  # fmt: skip
-def test_groups_that_do_not_fit_name_those_that_do(setting: Coded, message: str) -> None:
+def test_groups_that_do_not_fit_name_those_that_do(setting: Quantized, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         KVCache([setting], SHAPE, 1)
 
@@ -267,7 +269,7 @@ def test_groups_that_do_not_fit_name_those_that_do(setting: Coded, message: str)
 @pytest.mark.parametrize("settings_", [{"latents": 0}, {"latents": 3, "group": 0}, {"latents": 3, "channels": -1}])
 def test_sizes_of_nothing_are_refused(settings_: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="at least 1"):
-        Coded(**settings_)
+        Quantized(**settings_)
 
 
 # -- streams ----------------------------------------------------------------------------------------------------------
@@ -277,7 +279,7 @@ def test_sizes_of_nothing_are_refused(settings_: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("bits", ALL)
 def test_a_saved_stream_goes_on_to_the_same_bytes(model, bits: Bits) -> None:
-    layout, tiers = LAYOUTS["rolling"], (Sink(2), Window(2), Coded(4, bits))
+    layout, tiers = LAYOUTS["rolling"], (Sink(2), Window(2), Quantized(4, bits))
     rollout = start(model, layout, tiers, Stepping(), seeds=(1, 2))
     latents(rollout, 12)
     state = rollout.state_dict()
@@ -289,7 +291,7 @@ def test_a_saved_stream_goes_on_to_the_same_bytes(model, bits: Bits) -> None:
 
 @pytest.mark.parametrize("bits", ALL)
 def test_a_denoising_tick_writes_nothing(model, bits: Bits) -> None:
-    rollout = start(model, LAYOUTS["chunkwise"], (Window(2), Coded(4, bits)), Stepping())
+    rollout = start(model, LAYOUTS["chunkwise"], (Window(2), Quantized(4, bits)), Stepping())
     latents(rollout, 12)
     with torch.no_grad():
         rollout.tick()
@@ -304,7 +306,7 @@ def test_more_bits_come_closer_to_the_plain_stream(model) -> None:
     wanted = latents(start(model, layout, (Window(6),), Stepping(), seeds=(5, 6)), 8)
     errors = []
     for bits in INTEGERS:
-        tiers = (Window(2), Coded(4, bits))
+        tiers = (Window(2), Quantized(4, bits))
         found = latents(start(model, layout, tiers, Stepping(), seeds=(5, 6)), 8)
         errors.append((found - wanted).norm().item())
         for row, seed in enumerate((5, 6)):

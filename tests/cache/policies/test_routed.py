@@ -10,15 +10,15 @@ from policies import LAYOUTS, latents, start
 from test_presets import OneStream, StandIn, noise, settings_of, spans
 
 from rollforce.cache.commit_plan import MARKS
-from rollforce.cache.kv_cache import Group, KVCache, Memory
+from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup
 from rollforce.cache.policies import Routed, Window
-from rollforce.cache.visibility import Sight
+from rollforce.cache.visibility import Visibility
 from rollforce.engine.rollout import Rollout, Stepping
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer import rope
 
-SHAPE = Shape(layers=1, batch=1, heads=1, tokens=2, width=16)
+SHAPE = KVShape(layers=1, batch=1, heads=1, tokens=2, width=16)
 DECAY = 0.75
 ROUTES = {"append": "append", "average": "average", "drop": None}
 
@@ -39,7 +39,9 @@ def stream(window: int, tier: Routed, routes: list[str], late: bool = False) -> 
         key = rope.rotate(torch.cat([block.key for block in blocks], dim=2),
                           rope.angles(torch.arange(begun, begun + tier.chunk), 1, 2, 16))  # fmt: skip
         own = KVBlock(key, torch.cat([block.value for block in blocks], dim=2))
-        Memory(cache, [Group(begun, tier.chunk, Sight(), commit=True)]).attend(0, key, own, lambda q, k, v, mask: q)
+        CallMemory(cache, [LatentGroup(begun, tier.chunk, Visibility(), commit=True)]).attend(
+            0, key, own, lambda q, k, v, mask: q
+        )
         if mark and late:
             cache.mark(mark, begun)
     return cache
@@ -124,7 +126,7 @@ def test_the_preset_sees_what_the_release_sees():
     by_hand = ["0-2", "0-5", "0-8", "0-11", "0-14", "0-5 9-17", "0-5 12-20", "0-5 12-23", "0-5 12-14 18-26"]
     marks, settings, model = {3: "append", 6: "average", 12: "append"}, settings_of("stream_t1"), StandIn()
     layout = settings.layout.build()
-    cache = KVCache(settings.cache, Shape(1, 1, 1, 1, 16), layout.slots)
+    cache = KVCache(settings.cache, KVShape(1, 1, 1, 1, 16), layout.slots)
     rollout = Rollout(model, OneStream(), cache, layout, noise, settings.stepping, length=27)
     with torch.no_grad():
         for commit in rollout.commits():

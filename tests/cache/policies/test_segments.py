@@ -8,16 +8,16 @@ from conftest import TINY
 from policies import HEIGHT, LAYOUTS, WIDTH, latents, start
 
 from rollforce.cache.commit_plan import Tier
-from rollforce.cache.kv_cache import Group, KVCache
+from rollforce.cache.kv_cache import KVCache, LatentGroup
 from rollforce.cache.policies import Segments, Sink, Window
 from rollforce.cache.policies.segments import least_alike
-from rollforce.cache.visibility import Sight
+from rollforce.cache.visibility import Visibility
 from rollforce.engine.rollout import Stepping
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.geometry import KVBlock, KVShape
 
 BATCH, HEADS, TOKENS, WIDE, CUTS = 2, 2, 6, 8, 3
-SHAPE = Shape(layers=3, batch=BATCH, heads=HEADS, tokens=TOKENS, width=WIDE)
+SHAPE = KVShape(layers=3, batch=BATCH, heads=HEADS, tokens=TOKENS, width=WIDE)
 
 
 def expected(keys: list[torch.Tensor], follows: torch.Tensor | None, row: int, count: int) -> list[int]:
@@ -51,7 +51,7 @@ def walked(tiers: tuple[Tier, ...], keys: torch.Tensor, chunk: int) -> KVCache:
     """A cache to which latents [layers, B, N, T, tokens, K] were committed."""
     cache = KVCache(tiers, SHAPE, chunk)
     for at in range(0, keys.shape[3], chunk):
-        memory = cache.memory([Group(at, chunk, Sight(), commit=True)])
+        memory = cache.memory([LatentGroup(at, chunk, Visibility(), commit=True)])
         for layer in range(SHAPE.layers):
             own = keys[layer, :, :, at : at + chunk].flatten(2, 3)
             memory.attend(layer, own, KVBlock(own, own + 1), lambda q, k, v, mask: q)
@@ -119,7 +119,7 @@ def test_with_room_for_a_chunk_it_is_the_plain_window(model, layout):
 
 
 def test_what_cannot_be_cut_is_refused():
-    shape = Shape(1, 1, 1, HEIGHT * WIDTH // TINY.patch**2, 8)
+    shape = KVShape(1, 1, 1, HEIGHT * WIDTH // TINY.patch**2, 8)
     with pytest.raises(ConfigError, match="segments 4: a latent of 6 tokens cannot be cut evenly. Nearest: 3"):
         KVCache((Segments(1, segments=4),), shape, 1)
     with pytest.raises(ConfigError, match="latents 0 must be at least 1"):

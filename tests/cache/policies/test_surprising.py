@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 from policies import LAYOUTS, latents, same, start
 from torch import Tensor
 
-from rollforce.cache.kv_cache import Group, KVCache, Memory
+from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup
 from rollforce.cache.policies import Sink, Surprising, Window
 from rollforce.cache.positions import Anchored
-from rollforce.cache.token_pool import Pool
-from rollforce.cache.visibility import Sight
+from rollforce.cache.token_pool import TokenPool
+from rollforce.cache.visibility import Visibility
 from rollforce.engine.rollout import Stepping
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer import rope
 
 ROWS, COLUMNS, WIDTH = 1, 2, 16
-SHAPE = Shape(layers=2, batch=2, heads=2, tokens=ROWS * COLUMNS, width=WIDTH)
+SHAPE = KVShape(layers=2, batch=2, heads=2, tokens=ROWS * COLUMNS, width=WIDTH)
 ALL, NONE = 1.1, -1.1  # thresholds that every cosine is below, or above
 
 
@@ -41,9 +41,9 @@ def at(latent: int, layer: int, place: int) -> Tensor:
     return rope.rotate(unturned(latent, layer), rope.angles(torch.tensor([place]), ROWS, COLUMNS, WIDTH))
 
 
-def committed(cache: KVCache, first: int, count: int, origin: int = 0, sight: Sight | None = None) -> None:
+def committed(cache: KVCache, first: int, count: int, origin: int = 0, sight: Visibility | None = None) -> None:
     """Commit latents of wandering keys; their values are the unturned keys. `origin`: where the stream begins."""
-    memory = Memory(cache, [Group(origin + first, count, sight or Sight(), commit=True)])
+    memory = CallMemory(cache, [LatentGroup(origin + first, count, sight or Visibility(), commit=True)])
     for layer in range(SHAPE.layers):
         indices = range(first, first + count)
         key = torch.cat([at(i, layer, origin + i) for i in indices], dim=2)
@@ -54,7 +54,7 @@ def committed(cache: KVCache, first: int, count: int, origin: int = 0, sight: Si
 def slow(cache: KVCache, layer: int = 0, row: int = 0) -> list[int]:
     """The latents in slow memory, and that each is whole, in its order, and the empty places last."""
     pool = cache.regions["surprising"]
-    assert isinstance(pool, Pool)
+    assert isinstance(pool, TokenPool)
     held = pool.held[layer]
     index, full = held.index[row].view(-1, SHAPE.tokens), held.mass[row].view(-1, SHAPE.tokens) > 0
     assert (index[:, :1] == index).all() and (full[:, :1] == full).all()
@@ -125,7 +125,7 @@ def test_below_every_cosine_it_stays_empty(model):
     for number in range(6):
         committed(cache, 3 * number, 3)
         assert slow(cache) == []
-    stepping = Stepping(*(Sight(positions=Anchored(14)),) * 2)
+    stepping = Stepping(*(Visibility(positions=Anchored(14)),) * 2)
     plain, surprised = (latents(start(model, LAYOUTS["chunkwise"], tiers, stepping), 16) for tiers in (
         (Sink(2), Window(4)), (Sink(2), Window(4), Surprising(3, NONE, 1))))  # fmt: skip
     torch.testing.assert_close(plain, surprised, atol=1e-5, rtol=0)  # empty places weigh nothing
@@ -135,7 +135,7 @@ def test_the_same_picture_later_is_no_surprise():
     cache = KVCache([Surprising(4, tau=0.999, interval=1)], SHAPE, flight=1)
     pictures = [0, 0, 0, 30, 30, 0, 30]
     for index, picture in enumerate(pictures):
-        memory = Memory(cache, [Group(100 * index, 1, Sight(), commit=True)])
+        memory = CallMemory(cache, [LatentGroup(100 * index, 1, Visibility(), commit=True)])
         for layer in range(SHAPE.layers):
             own = KVBlock(at(picture, layer, 100 * index), unturned(picture, layer))
             memory.attend(layer, own.key, own, lambda q, k, v, mask: q)
@@ -149,7 +149,7 @@ def test_the_decision_does_not_depend_on_the_number_of_denoising_steps():
         cache = KVCache([Window(2), Surprising(3, tau=0.7, interval=2)], SHAPE, flight=2)
         for number in range(10):
             for step in range(steps):
-                memory = Memory(cache, [Group(2 * number, 2, Sight())])
+                memory = CallMemory(cache, [LatentGroup(2 * number, 2, Visibility())])
                 for layer in range(SHAPE.layers):
                     noise = torch.randn(2, 2, 2 * SHAPE.tokens, WIDTH) * (step + 1)
                     memory.attend(layer, noise, KVBlock(noise, noise), lambda q, k, v, mask: q)
@@ -162,11 +162,11 @@ def test_the_decision_does_not_depend_on_the_number_of_denoising_steps():
 @pytest.mark.parametrize("origin", [0, 1_000_000])
 def test_no_place_lies_outside_of_the_trained_range(tau, origin):
     """Sink at 0..1, slow and fast memory side by side, the call's newest latent at 20, as soon as all are full."""
-    sight = Sight(positions=Anchored(reach=12, at={"sink": 0}))
+    sight = Visibility(positions=Anchored(reach=12, at={"sink": 0}))
     cache, taken = KVCache([Sink(2), Window(3), Surprising(4, tau, 2)], SHAPE, flight=3), []
     for first in range(0, 48, 3):
         own = range(origin + first, origin + first + 3)
-        view, held = cache.view(Group(own[0], 3, sight)), cache.held()
+        view, held = cache.view(LatentGroup(own[0], 3, sight)), cache.held()
         places = [i + move for region, move in view.moves for i in held[region]]
         placed = dict(view.apart)["surprising"]
         seen = cache.regions["surprising"].seen(0, placed)

@@ -13,18 +13,18 @@ from policies import LAYOUTS, latents, same, start
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention as attention
 
-from rollforce.cache.kv_cache import Group, KVCache, Memory
+from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup
 from rollforce.cache.policies import TempCache, Window
-from rollforce.cache.region import Seen
-from rollforce.cache.token_pool import Pool
-from rollforce.cache.visibility import Sight
+from rollforce.cache.region import BiasedKV
+from rollforce.cache.token_pool import TokenPool
+from rollforce.cache.visibility import Visibility
 from rollforce.engine.rollout import Stepping
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer import rope
 
 TOKENS, HEADS, WIDTH = 4, 2, 12
-SHAPE = Shape(layers=2, batch=2, heads=HEADS, tokens=TOKENS, width=WIDTH)
+SHAPE = KVShape(layers=2, batch=2, heads=HEADS, tokens=TOKENS, width=WIDTH)
 TIME = rope.split(WIDTH)[0]
 
 
@@ -41,26 +41,26 @@ def latent(seed: int, kinds: int, spread: float) -> KVBlock:
 def committed(cache: KVCache, blocks: list[KVBlock], chunk: int) -> None:
     for first in range(0, len(blocks), chunk):
         part = blocks[first : first + chunk]
-        memory = Memory(cache, [Group(first, len(part), Sight(), commit=True)])
+        memory = CallMemory(cache, [LatentGroup(first, len(part), Visibility(), commit=True)])
         key = torch.cat([rope.turn(block.key, first + i) for i, block in enumerate(part)], dim=2)
         own = KVBlock(key, torch.cat([block.value for block in part], dim=2))
         for layer in range(SHAPE.layers):
             memory.attend(layer, own.key, own, lambda q, k, v, mask: q)
 
 
-def seen(cache: KVCache, at: int, positions: str = "absolute") -> Seen:
+def seen(cache: KVCache, at: int, positions: str = "absolute") -> BiasedKV:
     """What a call of one latent sees, itself left out."""
     nothing = torch.zeros(SHAPE.batch, HEADS, TOKENS, WIDTH)
-    group = Group(at, 1, Sight(positions=positions))
+    group = LatentGroup(at, 1, Visibility(positions=positions))
     with torch.no_grad():
         found = cache.read(1, cache.view(group), KVBlock(nothing, nothing))
     bias = None if found.bias is None else found.bias[..., :-TOKENS]
-    return Seen(found.key[:, :, :-TOKENS], found.value[:, :, :-TOKENS], bias)
+    return BiasedKV(found.key[:, :, :-TOKENS], found.value[:, :, :-TOKENS], bias)
 
 
-def pool(cache: KVCache) -> Pool:
+def pool(cache: KVCache) -> TokenPool:
     region = cache.regions["tempcache"]
-    assert isinstance(region, Pool)
+    assert isinstance(region, TokenPool)
     return region
 
 
@@ -187,7 +187,7 @@ def test_the_room_is_never_exceeded_and_what_is_new_always_comes_in() -> None:
 
 
 def committed_one(cache: KVCache, block: KVBlock, at: int) -> None:
-    memory = Memory(cache, [Group(at, 1, Sight(), commit=True)])
+    memory = CallMemory(cache, [LatentGroup(at, 1, Visibility(), commit=True)])
     own = KVBlock(rope.turn(block.key, at), block.value)
     for layer in range(SHAPE.layers):
         memory.attend(layer, own.key, own, lambda q, k, v, mask: q)

@@ -27,7 +27,7 @@ from rollforce.engine.budget.model_sizes import (
     sizes_of,
 )
 from rollforce.engine.budget.requirements import (
-    Setup,
+    MemorySetup,
     activation_bytes,
     memory_bytes,
     needs,
@@ -40,7 +40,7 @@ from rollforce.engine.rollout import Rollout
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError, DoesNotFit
 from rollforce.models.autoencoder.tiny import AutoencoderConfig, TinyAutoencoder
-from rollforce.models.geometry import Shape
+from rollforce.models.geometry import KVShape
 from rollforce.models.transformer.transformer import WAN_1_3B, WAN_14B, TransformerConfig, VideoTransformer
 from rollforce.streaming.model import check_session
 
@@ -54,27 +54,27 @@ def preset(name: str) -> StreamSettings:
     return build(StreamSettings, resource(f"configs/stream/{name}.yaml"))
 
 
-def wan(stream: str = "self_forcing", model: str = "wan-1.3b", **changes: Any) -> Setup:
-    setup = Setup(sizes_of(model), preset(stream), (480, 832), BF16, torch.device("cuda"))
+def wan(stream: str = "self_forcing", model: str = "wan-1.3b", **changes: Any) -> MemorySetup:
+    setup = MemorySetup(sizes_of(model), preset(stream), (480, 832), BF16, torch.device("cuda"))
     return dataclasses.replace(setup, **changes)
 
 
-def small(stream: str) -> Setup:
+def small(stream: str) -> MemorySetup:
     grouped = preset(stream).heads is not None  # labels are of the bundled model, and segments cut latents in four
     config = dataclasses.replace(SMALL, num_layers=6, num_attention_heads=4) if grouped else \
         dataclasses.replace(SMALL, num_layers=1)
     sizes = ModelSizes("small", config, WanDecoding(), text=0, text_len=8, stream=stream)
-    return Setup(sizes, preset(stream), (32, 32) if grouped else (16, 16), F32, torch.device("cpu"))
+    return MemorySetup(sizes, preset(stream), (32, 32) if grouped else (16, 16), F32, torch.device("cpu"))
 
 
-def part(setup: Setup, name: str) -> int:
+def part(setup: MemorySetup, name: str) -> int:
     return sum(part.bytes for part in parts(setup) if part.name == name)
 
 
-def rollout_of(setup: Setup) -> Rollout:
+def rollout_of(setup: MemorySetup) -> Rollout:
     config, grid = setup.sizes.transformer, setup.grid
     model = VideoTransformer(config).to(setup.dtype).eval().requires_grad_(False)
-    shape = Shape(config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent, config.attention_head_dim)
+    shape = KVShape(config.num_layers, 1, config.num_attention_heads, grid.tokens_per_latent, config.attention_head_dim)
     cache = setup.stream.memory(shape, setup.dtype)
     condition = model.condition(torch.zeros(1, 8, config.text_dim, dtype=setup.dtype))
     noise = Noise.of(0, (config.in_channels, grid.height, grid.width))
@@ -314,7 +314,7 @@ def test_a_folder_is_measured_by_its_headers(tmp_path: Path) -> None:
     assert sizes.transformer == model.transformer.config
     for count, loaded in ((sizes.parameters, model.transformer), (sizes.text, model.text)):
         assert count == sum(tensor.numel() for tensor in loaded.parameters())
-    setup = Setup(sizes, model.stream_settings, model.size, F32, torch.device("cpu"))
+    setup = MemorySetup(sizes, model.stream_settings, model.size, F32, torch.device("cpu"))
     with model.session("a red ball") as session:
         list(session.stream(3))
         assert session._stand is not None and session._stand.rollout.cache.bytes == part(setup, "KV cache")

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from rollforce.cache.head_groups import read_labels, write_labels
-from rollforce.cache.kv_cache import Group
-from rollforce.cache.visibility import Sight
+from rollforce.cache.kv_cache import LatentGroup
+from rollforce.cache.visibility import Visibility
 from rollforce.config import resource
 from rollforce.errors import ConfigError
 from rollforce.evaluation.memory.head_profile import Profile, Watching, labels_of
-from rollforce.models.geometry import KVBlock, Shape
+from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer import rope
 from rollforce.models.transformer.attention import kernel
 
-SHAPE = Shape(layers=2, batch=1, heads=3, tokens=4, width=16)
+SHAPE = KVShape(layers=2, batch=1, heads=3, tokens=4, width=16)
 PROFILE = Profile(reach=8, first=1, recent=1)
 
 
@@ -38,7 +38,9 @@ def test_shares_are_those_of_a_softmax_in_the_order_of_time():
     latents: list[list[Tensor]] = [[] for _ in range(SHAPE.layers)]  # of each layer, the keys of each latent
     near, counted = (torch.zeros(SHAPE.layers, SHAPE.heads, dtype=torch.float64) for _ in range(2))
     for start in range(0, 20, 2):
-        memory = cache.memory([Group(start, 2, Sight(), commit=True), Group(start + 2, 2, Sight())])
+        memory = cache.memory(
+            [LatentGroup(start, 2, Visibility(), commit=True), LatentGroup(start + 2, 2, Visibility())]
+        )
         for layer in range(SHAPE.layers):
             query, key, value = torch.randn(3, 1, SHAPE.heads, 4 * SHAPE.tokens, SHAPE.width)
             memory.attend(layer, query, KVBlock(key, value), attend)

@@ -16,11 +16,11 @@ from rollforce.engine.dry_run import trace
 from rollforce.engine.settings import LayoutSettings
 from rollforce.errors import ConfigError
 from rollforce.evaluation.speed import policies
-from rollforce.models.geometry import Shape
+from rollforce.models.geometry import KVShape
 
 BENCH = str(ROOT / "infer" / "bench.py")
 LAYOUT = LayoutSettings("chunkwise", 3, (1.0, 0.5), 1.0)
-SHAPE = Shape(2, 1, 3, 16, 32, 4)
+SHAPE = KVShape(2, 1, 3, 16, 32, 4)
 PAST, TIMES = 12, 4
 NO_PRESET = {"plain", "dense", "absolute", "linear_memory"}
 

@@ -16,13 +16,13 @@ from small_model import make_model_folder
 
 from rollforce.config import build, resource
 from rollforce.engine.budget.model_sizes import ModelSizes, WanDecoding
-from rollforce.engine.budget.requirements import Setup, parts
+from rollforce.engine.budget.requirements import MemorySetup, parts
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
 from rollforce.evaluation.speed import estimate, report, streaming
 from rollforce.evaluation.speed.cases import CASES, Setting, cases, parse_sizes, shrunk
-from rollforce.evaluation.speed.floor import Call, flops
-from rollforce.evaluation.speed.training import Bench
+from rollforce.evaluation.speed.floor import MatmulCall, flops
+from rollforce.evaluation.speed.training import TrainingBench
 from rollforce.models.transformer.transformer import WAN_1_3B, WAN_14B, TransformerConfig
 
 BENCH = str(ROOT / "infer" / "bench.py")
@@ -96,15 +96,15 @@ def test_operations_at_full_size_are_those_of_the_research(config: TransformerCo
 
 
 def test_operations_of_one_call() -> None:
-    assert Call("linear", (3, 5, 7)).flops == 2 * 3 * 5 * 7
-    assert Call("attention", (2, 3, 4, 5)).flops == 2 * 2 * (2 * 3 * 4 * 5)  # scores, and their sum of values
+    assert MatmulCall("linear", (3, 5, 7)).flops == 2 * 3 * 5 * 7
+    assert MatmulCall("attention", (2, 3, 4, 5)).flops == 2 * 2 * (2 * 3 * 4 * 5)  # scores, and their sum of values
 
 
 def test_the_dry_run_plans_the_memory_of_a_session() -> None:
     full = Setting(WAN_1_3B, (480, 832), torch.bfloat16, CPU)
     sizes = ModelSizes("a", WAN_1_3B, WanDecoding(), 0, 512, "a")
     assert estimate.memory(CASES["chunk4"], full) == parts(
-        Setup(sizes, CASES["chunk4"].stream, (480, 832), torch.bfloat16, CPU))  # fmt: skip
+        MemorySetup(sizes, CASES["chunk4"].stream, (480, 832), torch.bfloat16, CPU))  # fmt: skip
 
 
 # -- the script ------------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def test_a_model_folder(monkeypatch, tmp_path) -> None:
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("case", ["chunk2", "rolling5"])
 def test_a_step_of_distillation_moves_student_and_critic(case: str, checkpointing: bool) -> None:
-    step = Bench(CASES[case], setting(size=(16, 16)), latents=15, checkpointing=checkpointing)
+    step = TrainingBench(CASES[case], setting(size=(16, 16)), latents=15, checkpointing=checkpointing)
     before = {model: [p.clone() for p in model.parameters()] for model in (step.student, step.critic, step.teacher)}
 
     def moved() -> list[bool]:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from rollforce.errors import CheckpointError, ShapeError
 from rollforce.models.autoencoder.taehv import TaehvAutoencoder, TaehvConfig
-from rollforce.streaming.snapshot import Snapshot, forked
+from rollforce.streaming.snapshot import Snapshot, fork
 
 SMALL = TaehvConfig(channels=4, encoder_width=6, decoder_widths=(8, 6, 4, 4))
 
@@ -161,7 +161,7 @@ def test_a_snapshot_goes_on_to_the_same_bytes(model: TaehvAutoencoder, tmp_path:
 def test_a_fork_goes_its_own_way(model: TaehvAutoencoder) -> None:
     decoder, latents = model.decoder(), latents_of(6)
     decoder.decode(latents[:, :2])
-    twin = forked(decoder)
+    twin = fork(decoder)
     rest = decoder.decode(latents[:, 2:])
     assert np.array_equal(twin.decode(latents[:, 2:]), rest)
 

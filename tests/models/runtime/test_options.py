@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from small_model import make_model_folder
 
 from rollforce.errors import CheckpointError, ConfigError
-from rollforce.models.runtime.options import Running, split_lora
+from rollforce.models.runtime.options import RuntimeOptions, split_lora
 from rollforce.streaming.load import load
 from rollforce.streaming.model import Model
 
@@ -39,7 +39,9 @@ def frames(model: Model) -> np.ndarray:
 
 
 def test_a_lora_is_baked_in(folder: Path, lora: Path) -> None:
-    plain, none, full = (load(folder, running=Running(loras=loras)) for loras in ((), (f"{lora}=0",), (str(lora),)))
+    plain, none, full = (
+        load(folder, running=RuntimeOptions(loras=loras)) for loras in ((), (f"{lora}=0",), (str(lora),))
+    )
     assert np.array_equal(frames(plain), frames(none))
     assert not np.array_equal(frames(plain), frames(full))
     key = "blocks.1.attn1.to_v"
@@ -51,11 +53,15 @@ def test_a_lora_is_baked_in(folder: Path, lora: Path) -> None:
 
 
 def test_offloaded_blocks_stream_the_same(folder: Path) -> None:
-    assert np.array_equal(frames(load(folder)), frames(load(folder, running=Running(offload=("blocks", "text")))))
+    assert np.array_equal(
+        frames(load(folder)), frames(load(folder, running=RuntimeOptions(offload=("blocks", "text"))))
+    )
 
 
 def test_another_kernel_streams_nearly_the_same(folder: Path) -> None:
-    one, other = (frames(load(folder, running=Running(attention=name))).astype(int) for name in ("sdpa", "plain"))
+    one, other = (
+        frames(load(folder, running=RuntimeOptions(attention=name))).astype(int) for name in ("sdpa", "plain")
+    )
     assert np.abs(one - other).max() <= 2
 
 
@@ -81,11 +87,11 @@ def test_scales() -> None:
 ])  # fmt: skip
 def test_what_is_refused_before_anything_is_loaded(wrong, words) -> None:
     with pytest.raises(ConfigError, match=words):
-        Running(**wrong)
+        RuntimeOptions(**wrong)
 
 
 def test_a_lora_of_another_model(folder: Path, tmp_path: Path) -> None:
     save_file({"blocks.7.attn1.to_q.lora_A.weight": torch.zeros(2, 64), "blocks.7.attn1.to_q.lora_B.weight":
                torch.zeros(64, 2)}, tmp_path / "other.safetensors")  # fmt: skip
     with pytest.raises(CheckpointError):
-        load(folder, running=Running(loras=(str(tmp_path / "other.safetensors"),)))
+        load(folder, running=RuntimeOptions(loras=(str(tmp_path / "other.safetensors"),)))

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from rollforce.checkpoints.base_model import find_parts
 from rollforce.checkpoints.names import to_original
 from rollforce.errors import CheckpointError, ConfigError
-from rollforce.models.text.text_cache import Encoded, TextCache, cache_folder
-from rollforce.models.text.umt5 import LENGTH, Cleaner, WanText
+from rollforce.models.text.text_cache import CachedText, TextCache, cache_folder
+from rollforce.models.text.umt5 import LENGTH, PromptCleaner, WanText
 from rollforce.models.text.umt5_files import TIED
 
 transformers = pytest.importorskip("transformers")
@@ -186,7 +186,7 @@ def test_original_files_become_the_same_encoder(folder: Path, tmp_path: Path) ->
 
 
 def test_cleaning() -> None:
-    clean = Cleaner()
+    clean = PromptCleaner()
     assert clean("  a  red\n\tball \u3000 bounces ") == "a red ball bounces"
     assert clean("salt &amp;amp; pepper") == "salt & pepper"
     assert clean("&lt;b&gt;") == "<b>"
@@ -197,7 +197,7 @@ def test_without_ftfy_it_says_so_once_and_only_where_it_matters(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "ftfy", None)
-    clean = Cleaner()
+    clean = PromptCleaner()
     assert clean("a red ball") == "a red ball" and not caplog.records
     assert clean("a “red” ball") == "a “red” ball" and clean("“b”") == "“b”"
     assert len(caplog.records) == 1 and "pip install ftfy" in caplog.text
@@ -210,7 +210,7 @@ def test_with_ftfy_broken_characters_are_mended_first(monkeypatch: pytest.Monkey
             return text.replace("schÃ¶n", "schön")
 
     monkeypatch.setitem(sys.modules, "ftfy", Ftfy)
-    assert Cleaner()("a  schÃ¶n ball") == "a schön ball"
+    assert PromptCleaner()("a  schÃ¶n ball") == "a schön ball"
 
 
 def test_prompts_that_differ_in_dirt_only_share_their_vectors(folder: Path, tmp_path: Path, loads: list[int]) -> None:
@@ -346,7 +346,7 @@ def test_a_failed_write_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.
 
     cache = TextCache(tmp_path)
     monkeypatch.setattr(Path, "replace", full)
-    cache.write("key", Encoded(torch.ones(2, 3), 2))
+    cache.write("key", CachedText(torch.ones(2, 3), 2))
     assert list(tmp_path.iterdir()) == []
     held = cache.read("key")
     assert held is not None and torch.equal(held.rows_LD, torch.ones(2, 3))
@@ -375,7 +375,7 @@ def hammer(folder: str, number: int) -> int:
     for turn in range(60):
         key = f"key{turn % 3}"
         rows = torch.full((50, 64), float(turn % 3))
-        cache.write(key, Encoded(rows, 50))
+        cache.write(key, CachedText(rows, 50))
         known = cache.read(key)
         wrong += known is None or not torch.equal(known.rows_LD, rows)
     return wrong

@@ -9,17 +9,17 @@ from hypothesis import strategies as st
 from policies import LAYOUTS, TIERS, latents, start
 from torch import Tensor
 
-from rollforce.cache.region import Asking
-from rollforce.cache.visibility import Sight
+from rollforce.cache.region import Query
+from rollforce.cache.visibility import Visibility
 from rollforce.config import build
 from rollforce.engine.rollout import Stepping
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import Shape
+from rollforce.models.geometry import KVShape
 from rollforce.models.transformer import rope
 from rollforce.models.transformer.attention import kernel
 from rollforce.models.transformer.block_sparse import BlockSparse, cut, joined
-from rollforce.models.transformer.hash_attention import Buckets, TextBuckets, heights, numbered
+from rollforce.models.transformer.hash_attention import HashAttention, HashTextAttention, heights, numbered
 
 ATTEND = kernel("sdpa")
 
@@ -90,8 +90,8 @@ def test_the_block_map_is_that_of_brute_force(tokens, past, own, block, queries,
     torch.testing.assert_close(sparse.kernel(ATTEND, tokens)(q, k, v, added), expected)
 
 
-@pytest.mark.parametrize("sparse", [BlockSparse(1.0, 3), Buckets(bits=0), Buckets(bits=0, exact=True),
-                                    Buckets(bits=2, reach=4)], ids=str)  # fmt: skip
+@pytest.mark.parametrize("sparse", [BlockSparse(1.0, 3), HashAttention(bits=0), HashAttention(bits=0, exact=True),
+                                    HashAttention(bits=2, reach=4)], ids=str)  # fmt: skip
 def test_all_of_it_is_dense(sparse):
     q, k, v = qkv(10, 35)
     torch.testing.assert_close(sparse.kernel(ATTEND, 5)(q, k, v, None), ATTEND(q, k, v, None))
@@ -123,7 +123,7 @@ def test_only_chosen_keys_reach_the_kernel():
 
     q, k, v = qkv(32, 320)
     BlockSparse(0.2, 4, 16).kernel(spy, 16)(q, k, v, None)
-    Buckets(bits=3, chunk=16).kernel(spy, 16)(q, k, v, None)
+    HashAttention(bits=3, chunk=16).kernel(spy, 16)(q, k, v, None)
     assert given == [(6, 2, 64, 8), (6, 2, 40, 8)]
 
 
@@ -160,11 +160,11 @@ def test_exact_buckets_are_the_mask_of_equal_sides(biased):
                           for b in range(2)])  # fmt: skip
     seen |= ~seen.any(-1, keepdim=True)
     assert 0.05 < seen.float().mean() < 0.4
-    found = Buckets(bits=3, exact=True).kernel(ATTEND, 1)(q, k, v, bias)
+    found = HashAttention(bits=3, exact=True).kernel(ATTEND, 1)(q, k, v, bias)
     torch.testing.assert_close(found, by_mask(q, k, v, seen, bias))
 
 
-def windows(q: Tensor, k: Tensor, there: Tensor, buckets: Buckets) -> Tensor:
+def windows(q: Tensor, k: Tensor, there: Tensor, buckets: HashAttention) -> Tensor:
     """Which keys each query sees, with sorted lists."""
     seen = torch.zeros(*q.shape[:3], k.shape[2], dtype=torch.bool)
     width = max(1, -(-int(k.shape[2] * buckets.reach) // 2**buckets.bits))
@@ -189,7 +189,8 @@ def windows(q: Tensor, k: Tensor, there: Tensor, buckets: Buckets) -> Tensor:
 
 def test_buckets_are_of_relative_time():
     q, k, v = (x.float() for x in qkv(32, 96, width=16))
-    near, far, wrong = (Buckets(bits=2, chunk=4).kernel(ATTEND, 4, told)(rope.turn(q, at), rope.turn(k, at), v, None)
+    attention = HashAttention(bits=2, chunk=4)
+    near, far, wrong = (attention.kernel(ATTEND, 4, told)(rope.turn(q, at), rope.turn(k, at), v, None)
                         for told, at in ((0, 0), (5000, 5000), (0, 5000)))  # fmt: skip
     torch.testing.assert_close(near, far, atol=1e-5, rtol=0)
     assert not torch.allclose(near, wrong, atol=1e-2)
@@ -200,7 +201,7 @@ def test_buckets_are_of_relative_time():
        reach=st.sampled_from([0.5, 1.0, 2.5]), holes=st.booleans())  # fmt: skip
 def test_sorted_buckets_are_those_of_sorted_lists(queries, keys, bits, chunk, reach, holes):
     q, k, v = qkv(queries, keys)
-    buckets = Buckets(bits=bits, reach=reach, chunk=chunk)
+    buckets = HashAttention(bits=bits, reach=reach, chunk=chunk)
     there, bias = torch.ones(2, keys, dtype=torch.bool), None
     if holes:
         there = random(2, keys, seed=9) > 0
@@ -215,7 +216,7 @@ def test_a_key_like_the_query_is_found():
     """A planted needle: the window around a query's bucket holds the key that points the same way."""
     q, k, _ = qkv(64, 512, batch=1, heads=1, width=16)
     k[0, 0, 100:164] = 4 * q[0, 0]
-    found = windows(q, k, torch.ones(1, 512, dtype=torch.bool), Buckets(bits=2, chunk=1))
+    found = windows(q, k, torch.ones(1, 512, dtype=torch.bool), HashAttention(bits=2, chunk=1))
     assert found[0, 0].float().mean() < 0.26
     assert found[0, 0, range(64), range(100, 164)].float().mean() > 0.8
 
@@ -225,7 +226,7 @@ def test_a_key_like_the_query_is_found():
 
 def test_the_prompt_with_all_tokens_is_dense_cross_attention():
     q, k, v = qkv(12, 9)
-    for text in (TextBuckets(bits=0), TextBuckets(bits=3, share=1.0)):
+    for text in (HashTextAttention(bits=0), HashTextAttention(bits=3, share=1.0)):
         torch.testing.assert_close(text.kernel(ATTEND, 4)(q, k, v, None), ATTEND(q, k, v, None))
 
 
@@ -242,7 +243,7 @@ def test_prompt_tokens_that_share_no_bucket_with_a_latent_are_not_seen_by_it():
                 dropped += near.count(False)
                 seen[b, n, rows] = torch.tensor(near if any(near) else [True] * 20)
     assert dropped > 20
-    torch.testing.assert_close(TextBuckets(bits=4).kernel(ATTEND, 4)(q, k, v, None), by_mask(q, k, v, seen))
+    torch.testing.assert_close(HashTextAttention(bits=4).kernel(ATTEND, 4)(q, k, v, None), by_mask(q, k, v, seen))
 
 
 def test_a_share_of_the_prompt_is_what_most_queries_ask_for():
@@ -256,7 +257,7 @@ def test_a_share_of_the_prompt_is_what_most_queries_ask_for():
                 votes = [asked[b][n].count(each) for each in held[b][n]]
                 kept = sorted(range(20), key=lambda i: (-votes[i], i))[:5]
                 seen[b, n, rows, torch.tensor(kept)[:, None]] = True
-    found = TextBuckets(bits=2, share=0.25).kernel(ATTEND, 4)(q, k, v, None)
+    found = HashTextAttention(bits=2, share=0.25).kernel(ATTEND, 4)(q, k, v, None)
     torch.testing.assert_close(found, by_mask(q, k, v, seen))
 
 
@@ -264,22 +265,22 @@ def test_a_share_of_the_prompt_is_what_most_queries_ask_for():
 
 
 def test_layers_are_the_last_ones():
-    sight, shape = Sight(sparse=Buckets(bits=1, layers=0.7)), Shape(10, 1, 1, 1, 2)
+    sight, shape = Visibility(sparse=HashAttention(bits=1, layers=0.7)), KVShape(10, 1, 1, 1, 2)
     query = torch.zeros(1, 1, 1, 2)
-    on = [sight.kernel(ATTEND, shape, Asking(layer, 0, query, {})) is not ATTEND for layer in range(10)]
+    on = [sight.kernel(ATTEND, shape, Query(layer, 0, query, {})) is not ATTEND for layer in range(10)]
     assert on == [False] * 3 + [True] * 7
 
 
 def test_it_is_off_in_noisy_calls():
-    sight = Sight(sparse=BlockSparse(below=0.7))
+    sight = Visibility(sparse=BlockSparse(below=0.7))
     assert sight.at(0.71).sparse is None and sight.at(0.7) is sight and sight.at(0.71).text is sight.text
 
 
 @pytest.mark.parametrize("where", ["denoise", "commit"])
 def test_a_prompt_seen_in_part_by_one_of_two_groups(model, where):
     """The clean pass rides with the next tick; each still sees the prompt as its own sight says."""
-    part = Sight(text=TextBuckets(bits=3, share=0.4))
-    sights = {"denoise": Sight(), "commit": Sight(), where: part}
+    part = Visibility(text=HashTextAttention(bits=3, share=0.4))
+    sights = {"denoise": Visibility(), "commit": Visibility(), where: part}
     one, two, dense = (latents(start(model, LAYOUTS["chunkwise"], TIERS["window"], how), 8) for how in (
         Stepping(**sights), Stepping(**sights, ride=False), Stepping()))  # fmt: skip
     torch.testing.assert_close(one, two, atol=1e-5, rtol=0)
@@ -290,8 +291,8 @@ def test_settings_come_from_yaml():
     read = build(Stepping, {"denoise": {"sparse": {"kind": "block_sparse", "top": 0.3},
                                             "text": {"kind": "text_buckets", "share": 0.5}},
                                 "commit": {"sparse": {"kind": "buckets", "bits": 2}}})  # fmt: skip
-    assert read.denoise == Sight(sparse=BlockSparse(0.3), text=TextBuckets(share=0.5))
-    assert read.commit.sparse == Buckets(bits=2)
+    assert read.denoise == Visibility(sparse=BlockSparse(0.3), text=HashTextAttention(share=0.5))
+    assert read.commit.sparse == HashAttention(bits=2)
 
 
 def test_a_sight_that_is_never_sparse_is_refused():
@@ -303,8 +304,12 @@ def test_a_sight_that_is_never_sparse_is_refused():
 
 
 def test_a_kernel_without_masks_is_refused_where_the_sight_needs_one():
-    sights = {"exact": Sight(sparse=Buckets(exact=True)), "text": Sight(text=TextBuckets()),
-              "fast": Sight(sparse=Buckets(), text=TextBuckets(share=0.5)), "blocks": Sight(sparse=BlockSparse())}
+    sights = {
+        "exact": Visibility(sparse=HashAttention(exact=True)),
+        "text": Visibility(text=HashTextAttention()),
+        "fast": Visibility(sparse=HashAttention(), text=HashTextAttention(share=0.5)),
+        "blocks": Visibility(sparse=BlockSparse()),
+    }
     masked = {name: StreamSettings(stepping=Stepping(denoise=sight)).masked for name, sight in sights.items()}
     assert masked == {"exact": True, "text": True, "fast": False, "blocks": False}
     with pytest.raises(ConfigError, match="knows no mask"):
@@ -312,15 +317,15 @@ def test_a_kernel_without_masks_is_refused_where_the_sight_needs_one():
 
 
 @pytest.mark.parametrize("make", [
-    lambda: BlockSparse(top=0), lambda: BlockSparse(top=1.1), lambda: BlockSparse(block=0), lambda: Buckets(bits=-1),
-    lambda: Buckets(chunk=0), lambda: Buckets(reach=0), lambda: Buckets(layers=0), lambda: TextBuckets(share=0),
-    lambda: BlockSparse(below=2)])  # fmt: skip
+    lambda: BlockSparse(top=0), lambda: BlockSparse(top=1.1), lambda: BlockSparse(block=0),
+    lambda: HashAttention(bits=-1), lambda: HashAttention(chunk=0), lambda: HashAttention(reach=0),
+    lambda: HashAttention(layers=0), lambda: HashTextAttention(share=0), lambda: BlockSparse(below=2)])  # fmt: skip
 def test_senseless_settings_are_refused(make):
     with pytest.raises(ConfigError):
         make()
 
 
-@pytest.mark.parametrize("sparse", [BlockSparse(0.5, 2), Buckets(bits=1)], ids=str)
+@pytest.mark.parametrize("sparse", [BlockSparse(0.5, 2), HashAttention(bits=1)], ids=str)
 def test_a_mask_per_query_is_refused(sparse):
     q, k, v = qkv(4, 8)
     with pytest.raises(ConfigError, match="bias per key"):

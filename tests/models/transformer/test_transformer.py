@@ -13,11 +13,11 @@ from conftest import TINY, tiny_transformer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rollforce.cache.kv_cache import Group, KVCache, Memory
+from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup
 from rollforce.cache.policies import Sink, Window
-from rollforce.cache.visibility import Sight
+from rollforce.cache.visibility import Visibility
 from rollforce.errors import CheckpointError, ConfigError, ShapeError
-from rollforce.models.geometry import Shape, index_range
+from rollforce.models.geometry import KVShape, index_range
 from rollforce.models.transformer.transformer import (
     WAN_1_3B,
     WAN_14B,
@@ -75,22 +75,28 @@ def inputs(config: TransformerConfig, size: tuple[int, int], latents: int, batch
 
 
 def walked(
-    ours: VideoTransformer, cache: KVCache, x: Tensor, sigma: Tensor, condition: Condition, chunk: int, sight: Sight
+    ours: VideoTransformer,
+    cache: KVCache,
+    x: Tensor,
+    sigma: Tensor,
+    condition: Condition,
+    chunk: int,
+    sight: Visibility,
 ) -> Tensor:
     """Chunk by chunk: each call sees what the cache holds, and is committed to it."""
     out = []
     for low in range(0, x.shape[1], chunk):
         part = slice(low, low + chunk)
-        group = Group(low, x[:, part].shape[1], sight, commit=True)
+        group = LatentGroup(low, x[:, part].shape[1], sight, commit=True)
         index = index_range(low, group.latents)
-        out.append(ours(x[:, part], sigma[:, part], index, condition, Memory(cache, [group])))
+        out.append(ours(x[:, part], sigma[:, part], index, condition, CallMemory(cache, [group])))
     return torch.cat(out, dim=1)
 
 
 def arena_for(config: TransformerConfig, x: Tensor, tiers: list[Any], flight: int) -> KVCache:
     tokens = x.shape[-2] * x.shape[-1] // config.patch**2
     heads, width = config.num_attention_heads, config.attention_head_dim
-    return KVCache(tiers, Shape(config.num_layers, x.shape[0], heads, tokens, width), flight)
+    return KVCache(tiers, KVShape(config.num_layers, x.shape[0], heads, tokens, width), flight)
 
 
 # -- the same numbers -------------------------------------------------------------------------------------------------
@@ -119,7 +125,7 @@ def test_cached_walk_is_block_causal(
     ours, count = tiny_transformer(config=config), 8  # the last chunk of 3 is short
     x, sigma, text, image = inputs(config, size, count, batch=1)
     cache = arena_for(config, x, [Sink(2), Window(count)], flight=chunk)
-    out = walked(ours, cache, x, sigma, ours.condition(text, image), chunk, Sight(positions=positions))
+    out = walked(ours, cache, x, sigma, ours.condition(text, image), chunk, Visibility(positions=positions))
     mask = additive(block_causal(count, chunk, size[0] * size[1] // 4))
     theirs = theirs_of(ours)
     torch.testing.assert_close(out, asked(theirs, x, sigma, text, image, mask), rtol=1e-4, atol=1e-4)
@@ -131,7 +137,7 @@ def test_cached_walk_with_a_full_window_is_a_banded_mask() -> None:
     ours, count, chunk, window = tiny_transformer(config=TEXT_TO_VIDEO), 10, 2, 6
     x, sigma, text, _ = inputs(TEXT_TO_VIDEO, (4, 6), count, batch=2)
     cache = arena_for(TEXT_TO_VIDEO, x, [Window(window - chunk)], flight=chunk)
-    out = walked(ours, cache, x, sigma, ours.condition(text), chunk, Sight(positions="absolute"))
+    out = walked(ours, cache, x, sigma, ours.condition(text), chunk, Visibility(positions="absolute"))
     mask = additive(block_causal(count, chunk, 6, window=window))
     torch.testing.assert_close(out, asked(theirs_of(ours), x, sigma, text, None, mask), rtol=1e-4, atol=1e-4)
 
