@@ -23,24 +23,24 @@ from rollforce.models.transformer.attention import Kernel
 from rollforce.models.transformer.transformer import HALVES, Condition, Memory, VideoTransformer
 
 
-def group_key(ask: ModelCall) -> Hashable:
+def group_key(call: ModelCall) -> Hashable:
     """Asks of one kind can be one call: as many streams, latents of one size, prompts of one length."""
-    x, given = ask.x_BTCHW, ask.condition.layers[0]
+    x, given = call.x_BTCHW, call.condition.layers[0]
     return (x.shape[0], x.shape[2:], x.dtype, x.device, tuple(block.key.shape for block in given))
 
 
-def run_together(asks: Sequence[ModelCall], model: VideoTransformer) -> list[Tensor]:
-    """Velocity [B, T, C, H, W] of each of these asks of one kind. Their pasts are written, once.
+def run_together(calls: Sequence[ModelCall], model: VideoTransformer) -> list[Tensor]:
+    """Velocity [B, T, C, H, W] of each of these calls of one kind. Their pasts are written, once.
 
     One call; but one for each where blocks are compiled, which would be done anew for every company of streams."""
-    if len(asks) == 1 or model.halves is not HALVES:
-        return [ask.run(model) for ask in asks]
-    latents = [ask.x_BTCHW.shape[1] for ask in asks]
-    x = torch.cat([ask.x_BTCHW for ask in asks], dim=1)
-    sigma = torch.cat([ask.sigma_BT for ask in asks], dim=1)
-    index, phase = torch.cat([ask.index_T for ask in asks]), _phase(asks)
-    memory = ConcatenatedMemory([ask.cache.memory(ask.groups) for ask in asks], latents)
-    velocity = model(x, sigma, index, _prompts(asks), memory, phase_T=phase, streams=latents)
+    if len(calls) == 1 or model.halves is not HALVES:
+        return [call.run(model) for call in calls]
+    latents = [call.x_BTCHW.shape[1] for call in calls]
+    x = torch.cat([call.x_BTCHW for call in calls], dim=1)
+    sigma = torch.cat([call.sigma_BT for call in calls], dim=1)
+    index, phase = torch.cat([call.index_T for call in calls]), _phase(calls)
+    memory = ConcatenatedMemory([call.cache.memory(call.groups) for call in calls], latents)
+    velocity = model(x, sigma, index, _prompts(calls), memory, phase_T=phase, streams=latents)
     return list(velocity.split(latents, dim=1))
 
 
@@ -74,9 +74,9 @@ class ConcatenatedMemory:
         return x_BNLK.split([count * tokens for count in self._latents], dim=2)
 
 
-def _prompts(asks: Sequence[ModelCall]) -> Condition:
+def _prompts(calls: Sequence[ModelCall]) -> Condition:
     """One after the other in the batch, of every layer: [streams x B, N, L, K]."""
-    layers = zip(*(ask.condition.layers for ask in asks), strict=True)
+    layers = zip(*(call.condition.layers for call in calls), strict=True)
     return Condition(tuple(tuple(_stacked(blocks) for blocks in zip(*given, strict=True)) for given in layers))
 
 
@@ -84,7 +84,7 @@ def _stacked(blocks: Sequence[KVBlock]) -> KVBlock:
     return KVBlock(torch.cat([block.key for block in blocks]), torch.cat([block.value for block in blocks]))
 
 
-def _phase(asks: Sequence[ModelCall]) -> Tensor | None:
-    if all(ask.phase_T is None for ask in asks):
+def _phase(calls: Sequence[ModelCall]) -> Tensor | None:
+    if all(call.phase_T is None for call in calls):
         return None
-    return torch.cat([torch.zeros(ask.index_T.shape) if ask.phase_T is None else ask.phase_T for ask in asks])
+    return torch.cat([torch.zeros(call.index_T.shape) if call.phase_T is None else call.phase_T for call in calls])

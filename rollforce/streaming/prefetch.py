@@ -52,9 +52,9 @@ Stepper = Generator[ModelCall, Tensor, ChunkResult]
 def step_alone(advancing: Stepper, model: VideoTransformer) -> ChunkResult:
     """Go all the way, each call by itself."""
     try:
-        ask = next(advancing)
+        call = next(advancing)
         while True:
-            ask = advancing.send(ask.run(model))
+            call = advancing.send(call.run(model))
     except StopIteration as end:
         done: ChunkResult = end.value
         return done

@@ -63,7 +63,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[ModelCall]]:
         made.append(list(asks))
         return run_together(asks, model)
 
-    monkeypatch.setattr(batch_module, "answered", watched)
+    monkeypatch.setattr(batch_module, "run_together", watched)
     return made
 
 
@@ -336,7 +336,7 @@ def test_an_error_of_the_call_is_everybodys(small, monkeypatch):
         raise torch.cuda.OutOfMemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(batch_module, "answered", wrong)
+        patch.setattr(batch_module, "run_together", wrong)
         with pytest.raises(torch.cuda.OutOfMemoryError):
             next(streams[0])
     with pytest.raises(torch.cuda.OutOfMemoryError):
@@ -348,7 +348,7 @@ def test_an_error_of_the_call_is_everybodys(small, monkeypatch):
 
     streams = [small.session(PROMPTS[n], seed=n, batch=batch).stream() for n in range(2)]
     with monkeypatch.context() as patch:
-        patch.setattr(batch_module, "answered", interrupted)
+        patch.setattr(batch_module, "run_together", interrupted)
         with pytest.raises(KeyboardInterrupt):
             next(streams[0])
     with pytest.raises(RollforceError, match="broken off"):
