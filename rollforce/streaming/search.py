@@ -209,7 +209,7 @@ class Search:
             rollout.restart()
         assert isinstance(rollout.noise, Branched)
         entered = 0 if rollout.x is None else rollout.x.shape[1]
-        rollout.noise = rollout.noise.branched(rollout.live[0] + entered, seed)
+        rollout.noise = rollout.noise.branch(rollout.live[0] + entered, seed)
 
     def _try(self, candidates: Sequence[Beam]) -> None:
         """Let candidates go on by a round, and score them."""
