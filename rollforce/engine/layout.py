@@ -14,7 +14,8 @@ Filling and draining need no code: slots whose stream index is below 0 or past t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 from rollforce.engine.schedule import Ladder
 from rollforce.errors import ConfigError
@@ -24,14 +25,19 @@ from rollforce.errors import ConfigError
 class Layout:
     """The table `sigma[row][slot]`, and by how many slots the buffer moves per commit (`shift`).
 
+    What follows from the two: `slots` latents have room in the buffer, `ticks` model calls lead from one commit to the
+    next, and `draws[row][slot]` counts how often a latent was noised that stands there (0 is the pure noise at entry).
     ConfigError for a table that cannot stream.
     """
 
     sigma: tuple[tuple[float, ...], ...]
     shift: int
+    slots: int = field(init=False, compare=False, repr=False)
+    ticks: int = field(init=False, compare=False, repr=False)
+    draws: tuple[tuple[int, ...], ...] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        slots, last = self.slots, self.sigma[-1]
+        slots, last = len(self.sigma[0]), self.sigma[-1]
         if len(self.sigma) < 2 or any(len(row) != slots for row in self.sigma):
             raise ConfigError("a layout needs at least one tick (two rows), and rows of equal length.")
         if not 0 < self.shift <= slots or slots % self.shift:
@@ -42,32 +48,17 @@ class Layout:
             )
         if last[self.shift :] != self.sigma[0][: slots - self.shift]:
             raise ConfigError("after a commit the buffer does not look as it did before: the table must repeat.")
-        if any(after > before for row, later in self.pairs for before, after in zip(row, later, strict=True)):
+        if any(after > before for row, later in pairwise(self.sigma) for before, after in zip(row, later, strict=True)):
             raise ConfigError("noise rises in a slot; it may only fall.")
+        ticks = len(self.sigma) - 1
+        draws = (tuple((slots - 1 - slot) // self.shift * ticks + row for slot in range(slots)) for row in range(ticks))
+        for name, value in {"slots": slots, "ticks": ticks, "draws": tuple(draws)}.items():
+            object.__setattr__(self, name, value)
 
     @property
-    def slots(self) -> int:
-        """Latents that the buffer has room for."""
-        return len(self.sigma[0])
-
-    @property
-    def ticks(self) -> int:
-        """Model calls from one commit to the next."""
-        return len(self.sigma) - 1
-
-    @property
-    def pairs(self) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
-        """The noise of all slots before and after each tick."""
-        return list(zip(self.sigma, self.sigma[1:], strict=False))
-
     def first(self) -> int:
-        """Return the stream index of slot 0 at the start: only the entering slots hold latents, the others lie before
-        0."""
+        """Stream index of slot 0 at the start: only the entering slots hold latents, the others lie before 0."""
         return self.shift - self.slots
-
-    def draw(self, row: int, slot: int) -> int:
-        """Count how often a latent was noised that stands in `slot` before tick `row`: 0 is the pure noise at entry."""
-        return (self.slots - 1 - slot) // self.shift * self.ticks + row
 
 
 def chunkwise(ladder: Ladder, chunk: int) -> Layout:

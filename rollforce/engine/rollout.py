@@ -135,7 +135,7 @@ class Rollout:
         self.start, self.source = start, source
         cache.learned = model.policy
         self.end = None if length is None else start + length
-        self.first = start + layout.first()
+        self.first = start + layout.first
         self.row = 0
         self.x: Tensor | None = None
         self.entry: dict[int, float] = {}  # noise levels of latents of the source that entered and were not yet ticked
@@ -239,7 +239,7 @@ class Rollout:
             self.recent = None  # it would no longer lie before what comes
             self.end = None if self.end is None else self.end + skip
         self.start, self.x = low + skip, None
-        self.first = self.start + self.layout.first()
+        self.first = self.start + self.layout.first
 
     def finish(self, clean_BTCHW: Tensor) -> Commit | None:
         """Leave the ladder here, and commit these estimates of all live slots. Chunkwise layouts only."""
@@ -347,7 +347,7 @@ class Rollout:
             return flow.euler(x, velocity, self._levels(now), next_levels)
         slot = low - self.first
         noise = [
-            self._draw(low + i, self.layout.draw(self.row, slot + i) + 1) if level > 0 else torch.zeros_like(x[:, i])
+            self._draw(low + i, self.layout.draws[self.row][slot + i] + 1) if level > 0 else torch.zeros_like(x[:, i])
             for i, level in enumerate(later)
         ]
         return flow.renoise(clean, torch.stack(noise, dim=1), next_levels)
