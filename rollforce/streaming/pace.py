@@ -107,7 +107,7 @@ class LatencyMeter:
         self._first: float | None = None
         self._chunks = self._frames = self._misses = 0
         self._denoise = self._decode = 0.0
-        self._recent: deque[float] = deque(maxlen=RECENT)
+        self.recent: deque[float] = deque(maxlen=RECENT)
 
     def add(self, asked: float, frames: int, timings: Timings) -> tuple[bool, float]:
         """Count a chunk of so many frames, asked for at `asked`, that is there now. Return whether it is late, and the
@@ -116,7 +116,7 @@ class LatencyMeter:
         late = self.until is not None and now > max(self.until, asked) + self.grace
         self.until = (now if self.until is None else max(self.until, now)) + plays
         self._first = now - self._begun if self._first is None else self._first
-        self._recent.append(now - asked)
+        self.recent.append(now - asked)
         self._chunks, self._frames, self._misses = self._chunks + 1, self._frames + frames, self._misses + late
         self._denoise, self._decode = self._denoise + timings.denoise_s, self._decode + timings.decode_s
         return late, (timings.denoise_s + timings.decode_s) / plays
@@ -128,7 +128,7 @@ class LatencyMeter:
     @property
     def measures(self) -> Measures:
         """What was measured so far."""
-        p50, p95, p99 = (percentile(self._recent, share) for share in (0.5, 0.95, 0.99))
+        p50, p95, p99 = (percentile(self.recent, share) for share in (0.5, 0.95, 0.99))
         return Measures(self.fps, self._chunks, self._frames, self._first, p50, p95, p99, self._misses, self._denoise,
                         self._decode)  # fmt: skip
 

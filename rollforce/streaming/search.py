@@ -134,8 +134,8 @@ class Search:
         self.settings = settings or SearchSettings()
         _check(session, self.settings)
         self._reward, self._long, self._seed, self._fps = reward, long or reward, session.seed, session.model.fps
-        self._beams = [Beam(session.fork())]  # the best first
-        rollout = self._beams[0].session.state.rollout
+        self.beams = [Beam(session.fork())]  # the best first
+        rollout = self.beams[0].session.state.rollout
         noise, chunk = rollout.noise, rollout.layout.shift
         assert isinstance(noise, Noise)
         before = noise.branches if isinstance(noise, Branched) else ()
@@ -180,7 +180,7 @@ class Search:
     def _go_on(self) -> None:
         """Try all candidates, keep the best, and hand out what is settled. What goes wrong in it ends the search."""
         best: list[Beam] = []
-        beams, self._beams = self._alive(), []
+        beams, self.beams = self._alive(), []
         candidates = self._candidates(beams)
         for group in [list(candidates)] if self.settings.together else ([beam] for beam in candidates):
             self._try(group)
@@ -188,7 +188,7 @@ class Search:
             for pruned in best[self.settings.beams :]:
                 pruned.session.close()
             best = best[: self.settings.beams]
-        self._beams, self._round = best, self._round + 1
+        self.beams, self._round = best, self._round + 1
         self._hand_out()
 
     def _candidates(self, beams: Sequence[Beam]) -> Iterator[Beam]:
@@ -243,32 +243,32 @@ class Search:
 
     def _hand_out(self) -> None:
         """Hand out what all beams share, and what is older than the lookahead."""
-        while self._beams[0].rounds:
-            first = self._beams[0].rounds[0]
-            agreed = [beam for beam in self._beams if beam.rounds[0] is first]
-            if len(agreed) < len(self._beams) and len(self._beams[0].rounds) <= self.settings.lookahead:
+        while self.beams[0].rounds:
+            first = self.beams[0].rounds[0]
+            agreed = [beam for beam in self.beams if beam.rounds[0] is first]
+            if len(agreed) < len(self.beams) and len(self.beams[0].rounds) <= self.settings.lookahead:
                 return
-            for beam in self._beams:
+            for beam in self.beams:
                 if beam not in agreed:
                     beam.session.close()
             for beam in agreed:
                 beam.rounds = beam.rounds[1:]
-            self._beams = agreed
+            self.beams = agreed
             self._ready.extend(first)
 
     # -- ending -------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Close all forks. Closing twice is fine."""
-        for beam in self._beams:
+        for beam in self.beams:
             beam.session.close()
-        self._beams = []
+        self.beams = []
         self._ready.clear()
 
     def _alive(self) -> list[Beam]:
-        if not self._beams:
+        if not self.beams:
             raise SessionClosed("This search is closed. Begin another with Search(session, reward).")
-        return self._beams
+        return self.beams
 
     def __enter__(self) -> Search:
         return self

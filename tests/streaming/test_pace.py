@@ -109,7 +109,7 @@ def test_percentiles_are_of_recent_chunks_and_of_bounded_memory():
         asked = clock.now
         clock.now += takes
         meter.add(asked, 10, Timings(takes, 0))
-    assert meter.measures.latency_p99_s == pytest.approx(1) and len(meter._recent) == RECENT
+    assert meter.measures.latency_p99_s == pytest.approx(1) and len(meter.recent) == RECENT
     assert [percentile([3, 1, 2, 4], share) for share in (0.5, 0.51, 0.95, 1)] == [2, 3, 4, 4]
     assert percentile([], 0.5) is None
 
