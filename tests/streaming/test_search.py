@@ -264,7 +264,7 @@ def test_noise_that_leans_keeps_its_variance_and_has_no_state(lean):
 def test_without_lean_and_branches_it_is_plain_noise():
     plain_, noise = Noise((5,), SHAPE), Branched((5,), SHAPE)
     assert all(torch.equal(plain_(i, d), noise(i, d)) for i in (-2, 0, 7) for d in (-1, 0, 3))
-    twice = noise.branched(4, 8).branched(9, 2).branched(6, 1)  # what lay beyond is forgotten
+    twice = noise.branch(4, 8).branch(9, 2).branch(6, 1)  # what lay beyond is forgotten
     assert twice.branches == ((4, 8), (6, 1))
     assert torch.equal(twice(5, 0), Noise((8,), SHAPE)(5, 0)) and torch.equal(twice(9, 0), Noise((1,), SHAPE)(9, 0))
 
