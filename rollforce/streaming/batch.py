@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from itertools import count
@@ -30,7 +29,7 @@ from rollforce.engine.rollout import ModelCall
 from rollforce.engine.threads import compute_on
 from rollforce.errors import ConfigError, RollforceError, SessionClosed
 from rollforce.streaming.bundle import ModelBundle
-from rollforce.streaming.prefetch import ChunkResult, Stepper
+from rollforce.streaming.prefetch import ChunkResult, Driver, Stepper
 
 
 class Batch:
@@ -153,7 +152,7 @@ class Batch:
             member.advance(velocity)
 
 
-class BatchMember:
+class BatchMember(Driver):
     """The driver of a stream in a batch: it steps to the next commit, at most one ahead of what was asked for.
 
     `call` is the model call that it waits for; `seconds` were computed for this step: of calls that were shared, its
@@ -174,13 +173,13 @@ class BatchMember:
     # -- as the driver of its session ---------------------------------------------------------------------------
 
     def expect(self) -> None:
-        """See Driver."""
         with self._batch.changed:
             if self._batch.ahead and not self.busy and not self._arrived:
                 self._may_begin = True
 
     def take(self, go_on: bool) -> ChunkResult:
-        """See Driver. Raises, once, what went wrong in its source, cues or steps, or in a call that it took part in."""
+        """Return the next commit. Raises, once, what went wrong in its source, cues or steps, or in a call that it took
+        part in."""
         batch = self._batch
         with batch.changed:
             if not self.busy and not self._arrived:
@@ -194,7 +193,6 @@ class BatchMember:
         return result
 
     def hand_over(self) -> ChunkResult | None:
-        """See Driver."""
         with self._batch.changed:
             self._batch.spare(self)
             if self.stepping:
@@ -202,12 +200,8 @@ class BatchMember:
             self._may_begin = False
             return self._take_result() if self._arrived else None
 
-    def beside(self, result: ChunkResult) -> AbstractContextManager[None]:
-        """See Driver: what is computed ahead is computed while others are pulled."""
-        return nullcontext()
-
     def close(self) -> None:
-        """See Driver: leaves the batch."""
+        """Leave the batch."""
         with self._batch.changed:
             self._batch.leave(self)
             self._may_begin, self._stepper, self.call, self._result = False, None, None, None

@@ -1,6 +1,6 @@
-"""Who steps a stream to its next commit: whoever pulls it (`Puller`), or a thread of its own, one commit ahead.
+"""Who steps a stream to its next commit: whoever pulls it (`Driver`), or a thread of its own, one commit ahead.
 
-A third driver is `batch.BatchMember`, which steps several streams together. All three walk the same `Stepper`, so the
+A third is `batch.BatchMember`, which steps several streams together. All three walk the same `Stepper`, so the
 order of the ticks, and with it every byte, is the same.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -70,78 +70,55 @@ def run_stepper(stepper: Stepper, model: VideoTransformer) -> ChunkResult:
         return result
 
 
-class Driver(Protocol):
-    """Steps one stream to its next commit, whenever that is asked for."""
+class Driver:
+    """Steps one stream to its next commit. This one computes what is asked for in the thread that asks."""
+
+    def __init__(self, step: Callable[[], ChunkResult]) -> None:
+        self.step = step
 
     def expect(self) -> None:
-        """Say that the stream will be pulled: from here on its next commit may be computed along with others."""
+        """Take note that the stream will be pulled: its next commit may be computed along with others."""
 
     def take(self, go_on: bool) -> ChunkResult:
         """Return the next commit; with `go_on` the one after it may be begun."""
+        return self.step()
 
     def hand_over(self) -> ChunkResult | None:
         """Finish what is under way and return it. None if nothing is."""
+        return None
 
     def beside(self, result: ChunkResult) -> AbstractContextManager[None]:
-        """Within the block, work on the latents of a result runs beside the ticks."""
+        """Let the block's work on the latents of a result run beside the ticks."""
+        return nullcontext()
 
     def close(self) -> None:
         """End, wherever it stands."""
 
 
-class Puller:
-    """Computes what is asked for when it is asked for, in the thread that asks."""
-
-    def __init__(self, step: Callable[[], ChunkResult]) -> None:
-        self._step = step
-
-    def expect(self) -> None:
-        """See Driver: nothing is computed before it is pulled."""
-
-    def take(self, go_on: bool) -> ChunkResult:
-        """See Driver."""
-        return self._step()
-
-    def hand_over(self) -> ChunkResult | None:
-        """See Driver: nothing is ever under way."""
-        return None
-
-    def beside(self, result: ChunkResult) -> AbstractContextManager[None]:
-        """See Driver: nothing runs beside."""
-        return nullcontext()
-
-    def close(self) -> None:
-        """See Driver: there is nothing to end."""
-
-
-class Prefetcher:
+class Prefetcher(Driver):
     """Computes at most one commit ahead of what was asked for, in a thread and, on CUDA, beside a stream of its own.
 
     What a stream is told between two chunks takes effect one chunk later than without it.
     """
 
     def __init__(self, step: Callable[[], ChunkResult], device: torch.device) -> None:
-        self._step, self._device = step, device
+        super().__init__(step)
+        self._device = device
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="rollforce-prefetch")
         self._next: Future[ChunkResult] | None = None
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def expect(self) -> None:
-        """See Driver: the first chunk is computed when it is pulled."""
-
     def take(self, go_on: bool) -> ChunkResult:
-        """See Driver."""
         result = (self._next or self._pool.submit(self._compute)).result()
         self._next = self._pool.submit(self._compute) if go_on and result.commit is not None else None
         return result
 
     def hand_over(self) -> ChunkResult | None:
-        """See Driver."""
         result, self._next = None if self._next is None else self._next.result(), None
         return result
 
     def _compute(self) -> ChunkResult:
-        result = self._step()
+        result = self.step()
         if self._side is None:
             return result
         event = torch.cuda.Event()
@@ -150,7 +127,7 @@ class Prefetcher:
 
     @contextmanager
     def beside(self, result: ChunkResult) -> Iterator[None]:
-        """See Driver: on CUDA the block runs on the side stream, once the latents are there."""
+        """On CUDA, run the block on the side stream, once the latents are there."""
         if self._side is None or result.commit is None or result.ready is None:
             yield
             return
@@ -160,7 +137,7 @@ class Prefetcher:
             yield
 
     def close(self) -> None:
-        """See Driver: waits for the thread to end."""
+        """Wait for the thread to end."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -25,7 +25,7 @@ from rollforce.streaming.bundle import ModelBundle
 from rollforce.streaming.events import Chunk, Cue, Event, Timings
 from rollforce.streaming.inputs import Follower, SessionOptions, encode_past
 from rollforce.streaming.pace import Measures, PaceController
-from rollforce.streaming.prefetch import ChunkResult, Driver, Prefetcher, Puller, Stepper, await_result, run_stepper
+from rollforce.streaming.prefetch import ChunkResult, Driver, Prefetcher, Stepper, await_result, run_stepper
 from rollforce.streaming.snapshot import Snapshot, fork, to_device
 from rollforce.streaming.steering import Steering
 from rollforce.streaming.stream_state import FrameQueue, RewindHistory, RewindPoint, StreamState, step_to_commit
@@ -86,8 +86,8 @@ class Session:
         if self.options.batch is not None:
             self._driver: Driver | None = self.options.batch.join(model, begin)
         else:
-            self._driver = Prefetcher(step, model.device) if self.options.ahead else Puller(step)
-        if not isinstance(self._driver, Puller):
+            self._driver = Prefetcher(step, model.device) if self.options.ahead else Driver(step)
+        if type(self._driver) is not Driver:
             self._open.enter_context(compute_on(model.threads))
 
     # -- frames -------------------------------------------------------------------------------------------------
