@@ -61,6 +61,11 @@ class Request:
         return given
 
 
+def as_setting(value: Any) -> Any:
+    """A typed value as a request holds it: paths are text, lists are tuples."""
+    return str(value) if isinstance(value, Path) else tuple(value) if isinstance(value, list) else value
+
+
 def describe(model: Model, request: Request, path: Path) -> dict[str, Any]:
     """The record of a render before it has run: `result` is null until it has."""
     return {

@@ -11,7 +11,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from rollforce.cli.jobs import RenderPlan, RenderTask, plan, write_manifest
-from rollforce.cli.options import Options
+from rollforce.cli.options import RenderOptions
 from rollforce.cli.progress import Terminal
 from rollforce.cli.record import Request, record_path
 from rollforce.cli.render import Result, render, unfinished
@@ -46,7 +46,7 @@ class Stop:
         self._terminal.say("stopping behind this chunk; once more to stop at once")
 
 
-def make(options: Options, terminal: Terminal, tell: Callable[[str], None]) -> bool:
+def make(options: RenderOptions, terminal: Terminal, tell: Callable[[str], None]) -> bool:
     """Carry out a command; whether it reached its end. `tell` takes records, where JSON is wanted."""
     planned = plan(options)
     waiting = [task for task in planned.tasks if not task.done]
@@ -61,8 +61,8 @@ def make(options: Options, terminal: Terminal, tell: Callable[[str], None]) -> b
 
 
 def _all(
-    planned: RenderPlan, waiting: list[RenderTask], model: Model, terminal: Terminal, stop: Stop, options: Options,
-    tell: Callable[[str], None],
+    planned: RenderPlan, waiting: list[RenderTask], model: Model, terminal: Terminal, stop: Stop,
+    options: RenderOptions, tell: Callable[[str], None],
 ) -> bool:  # fmt: skip
     """One video after the other; whether all were made."""
     finished: dict[Path, str] = {}

@@ -213,6 +213,16 @@ def test_bad_input_is_answered_in_words(run: Run, words: tuple[str, ...], parts:
     assert not list(Path().glob("*.mp4")) and not list(Path().glob("*.json"))
 
 
+@pytest.mark.parametrize("words", [("--stream", "rollign"), ("--stream", "none.yaml"), ("--quantize", "int3"),
+                                   ("--offload", "all"), ("--attention", "slow"), ("--compile", "all"),
+                                   ("--device", "abacus"), ("--dtype", "float3"), ("--size", "64"),
+                                   ("--size", "50x32")])  # fmt: skip
+def test_plan_and_render_refuse_with_the_same_sentence(run: Run, words: tuple[str, ...]) -> None:
+    planned = CliRunner().invoke(app, ["plan", *words], env={"COLUMNS": "200"})
+    assert planned.exit_code == 2
+    assert planned.stderr == run(PROMPT, "--model", "tiny", *words, code=2).stderr
+
+
 def test_debug_shows_the_traceback() -> None:
     command = [sys.executable, "-m", "rollforce", "render", "", "--debug"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

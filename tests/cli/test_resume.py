@@ -62,10 +62,11 @@ def stopped(model: Model, request: Request, path: Path, chunks: int, go_on: Snap
 def test_a_killed_process_is_continued(folder: Path, tmp_path: Path) -> None:
     """SIGKILL in the middle, then `--resume`: the frames of a render that nobody disturbed."""
     words = [PROMPT, "--at", "2s,flush:a blue star", "-s", "8", "--scale", "1", "--model", str(folder)]
-    slowly = ("import sys, time; from rollforce import video, cli\n"
-              "write = video.VideoWriter.write\n"
-              "video.VideoWriter.write = lambda self, frames: (write(self, frames), time.sleep(0.2))[0]\n"
-              "cli.main(sys.argv[1:])")  # so that there is time to kill it
+    slowly = ("import sys, time; from rollforce.video.writer import VideoWriter; "
+              "from rollforce.cli.main import main\n"
+              "write = VideoWriter.write\n"
+              "VideoWriter.write = lambda self, frames: (write(self, frames), time.sleep(0.2))[0]\n"
+              "main(sys.argv[1:])")  # so that there is time to kill it
     killed, whole = tmp_path / "killed.mp4", tmp_path / "whole.mp4"
     process = subprocess.Popen([sys.executable, "-c", slowly, "render", *words, "-o", killed, "--save-every", "0.01"])
     deadline, saved = time.monotonic() + 120, 0

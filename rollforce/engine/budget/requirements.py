@@ -19,10 +19,11 @@ from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
 from rollforce.models.autoencoder.tiling import Tiling, mosaic
 from rollforce.models.geometry import Grid
+from rollforce.models.runtime.options import check_choice
 from rollforce.models.transformer.transformer import TransformerConfig
+from rollforce.video.size import check_size
 
 When = Literal["always", "stream", "prompt"]
-OFFLOADED = ("text", "blocks")  # what may wait off the device
 PLACES = 2  # blocks that offloading keeps room for: one in work, one on its way (models/offload.py)
 
 
@@ -53,20 +54,14 @@ class MemorySetup:
     small: bool = False
 
     def __post_init__(self) -> None:
-        for name, value, known in (("offload", self.offload, OFFLOADED), ("quantize", self.quantize, ("int8", "fp8"))):
-            for choice in value if isinstance(value, tuple) else (value,):
-                if choice is not None and choice not in known:
-                    raise ConfigError(f"{name} {choice!r} is not known. Use {' or '.join(known)}.")
+        check_choice("offload", self.offload)
+        check_choice("quantize", self.quantize)
         self.grid  # noqa: B018  refuse now a size that no latents have
 
     @property
     def grid(self) -> Grid:
         stride, patch = self.sizes.decoding.stride, self.sizes.transformer.patch
-        for name, value in zip(("height", "width"), self.size, strict=True):
-            if value < stride * patch or value % (stride * patch):
-                low = max(1, value // (stride * patch)) * stride * patch
-                raise ConfigError(f"{name} {value} is not a multiple of {stride * patch}. "
-                                  f"Nearest: {low} or {low + stride * patch}.")  # fmt: skip
+        check_size(self.size, stride * patch, f" (autoencoder stride {stride} x patch {patch})")
         return Grid(self.sizes.transformer.out_channels, self.size[0] // stride, self.size[1] // stride, patch)
 
     @property
@@ -75,6 +70,10 @@ class MemorySetup:
         return next((tier.latents for tier in self.stream.cache if tier.kind == "window"), None)
 
     def with_window(self, latents: int) -> MemorySetup:
+        """The same with a window of `latents`. ConfigError if there is none, or it would be shorter than a chunk."""
+        shift = self.stream.layout.build().shift
+        if latents < shift or self.window is None:
+            raise ConfigError(f"--window {latents}: at least one chunk, {shift} latents, where there is a window.")
         return dataclasses.replace(self, stream=self.stream.with_window(latents))
 
 

@@ -294,7 +294,9 @@ def test_what_does_not_fit_is_said_before_anything_is_allocated() -> None:
 
 
 def test_what_cannot_be_planned_is_refused() -> None:
-    with pytest.raises(ConfigError, match="height 481 is not a multiple of 16. Nearest: 480 or 496"):
+    with pytest.raises(
+        ConfigError, match=r"height 481 is not a multiple of 16 \(autoencoder stride 8 x patch 2\). Nearest: 480 or 496"
+    ):
         wan(size=(481, 832))
     with pytest.raises(ConfigError, match="offload 'all' is not known. Use text or blocks"):
         wan(offload=("all",))
