@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rollforce.cli.options import RenderOptions
-from rollforce.cli.prompt_files import PromptJob, check_cues, check_seconds, check_seed, parse_cue, read_jobs, slug
+from rollforce.cli.prompt_files import PromptJob, check_cues, parse_cue, read_jobs, slug
 from rollforce.cli.record import Record, Request, as_setting, is_complete, read_record, record_path
 from rollforce.cli.resume import read_unfinished, snapshot_path
 from rollforce.config import field_names
@@ -120,13 +120,6 @@ def _one_prompt(words: list[str], options: RenderOptions) -> str | None:
 
 def _request(options: RenderOptions, start: Request, overrides: tuple[str, ...]) -> Request:
     """`start` with everything replaced that was typed."""
-    for name, problem in (("seconds", check_seconds(start.seconds if options.seconds is None else options.seconds)),
-                          ("seed", check_seed(start.seed if options.seed is None else options.seed))):
-        if problem:
-            raise ConfigError(f"{problem.replace(f'{name!r}', f'--{name}')}.")
-    for name, count in (("scale", options.scale), ("threads", options.threads)):
-        if count is not None and count < 1:
-            raise ConfigError(f"--{name} must be a whole number of at least 1, got {count}.")
     typed = {name: getattr(options, name, None) for name in field_names(Request) if name != "running"}
     kept = {name: as_setting(value) for name, value in typed.items() if value is not None}
     if options.size:
@@ -187,8 +180,10 @@ def _task(options: RenderOptions, request: Request, path: Path, where: str = "")
 def _check_changes(tasks: list[RenderTask], options: RenderOptions) -> None:
     """No change that was typed comes after the end; those of a record may, where --seconds made it shorter."""
     for task in tasks if options.at else ():
-        if problem := check_cues(task.request.cues, task.request.seconds):
-            raise ConfigError(f"{task.where}{': ' if task.where else ''}--at: {problem}.")
+        try:
+            check_cues(task.request.cues, task.request.seconds)
+        except ConfigError as error:
+            raise ConfigError(f"{task.where}{': ' if task.where else ''}--{error}") from None
 
 
 def _check_outputs(tasks: list[RenderTask], options: RenderOptions) -> None:

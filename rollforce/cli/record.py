@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +51,13 @@ class Request:
     running: RuntimeOptions = field(default_factory=RuntimeOptions)
     cues: tuple[Cue, ...] = ()
 
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        check_seconds(self.seconds)
+        for name, count in (("scale", self.scale), ("threads", self.threads)):
+            if count is not None and count < 1:
+                raise ConfigError(f"{name} must be a whole number of at least 1, got {count}.")
+
     def given(self) -> StreamInputs:
         """What the stream is given besides its prompt; files are looked for, not yet read. ConfigError."""
         given = StreamInputs(self.image, self.video, self.follow, FollowSettings.of(self.strength), self.fit)
@@ -59,6 +67,18 @@ class Request:
                 raise ConfigError(f"--{name} {path} does not exist." if not Path(path).is_dir()
                                   else f"--{name} {path} is a folder; name a file in it.")
         return given
+
+
+def check_seed(seed: int) -> None:
+    """ConfigError unless a generator takes this seed."""
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed must be from 0 to 2^63 - 1, got {seed}.")
+
+
+def check_seconds(seconds: float) -> None:
+    """ConfigError unless a video can have this length."""
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"seconds must be above 0, got {seconds:g}.")
 
 
 def as_setting(value: Any) -> Any:
