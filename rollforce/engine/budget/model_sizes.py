@@ -6,16 +6,24 @@ configs/model, which stands for the public Wan model of that size: UMT5-XXL, tra
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
+from torch import nn
+
+from rollforce.checkpoints.safetensors_folder import read_json
 from rollforce.errors import CheckpointError, ConfigError
-from rollforce.models.transformer.transformer import TransformerConfig
+from rollforce.models.transformer.transformer import TransformerConfig, VideoTransformer
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     from rollforce.models.autoencoder.tiny import AutoencoderConfig
@@ -133,52 +141,50 @@ class ModelSizes:
         return isinstance(self.decoding, WanDecoding)
 
 
+@lru_cache(maxsize=8)
+def _parts_of(config: TransformerConfig) -> tuple[int, int, int, int]:
+    """Parameters of a transformer without its blocks and of one block, numbers and rows of that block's matrices.
+
+    They are those of real modules on the meta device, which holds nothing."""
+    with torch.device("meta"):
+        model = VideoTransformer(dataclasses.replace(config, num_layers=1))
+    block = model.blocks[0]
+    weights = [part.weight for part in block.modules() if isinstance(part, nn.Linear)]
+    count = sum(tensor.numel() for tensor in block.parameters())
+    whole = sum(tensor.numel() for tensor in model.parameters())
+    return whole - count, count, sum(w.numel() for w in weights), sum(w.shape[0] for w in weights)
+
+
 def parameters_of(config: TransformerConfig) -> int:
     """Parameters of a VideoTransformer."""
-    width, pixel = config.width, config.patch**2
-    ends = _linear(config.in_channels * pixel, width) + _linear(width, config.out_channels * pixel) + 2 * width
-    text = _linear(config.text_dim, width) + _linear(width, width)
-    time = _linear(config.freq_dim, width) + _linear(width, width) + _linear(width, 6 * width)
-    attention = 4 * _linear(width, width) + 2 * width
-    feed_forward = _linear(width, config.ffn_dim) + _linear(config.ffn_dim, width)
-    blocks = config.num_layers * (2 * attention + feed_forward + 8 * width)
-    return ends + text + time + blocks + _image_parameters(config)
-
-
-def _image_parameters(config: TransformerConfig) -> int:
-    """What an image-to-video transformer has besides."""
-    width, image = config.width, config.image_dim
-    if image is None:
-        return 0
-    embedder = 2 * image + _linear(image, image) + _linear(image, width) + 2 * width
-    return embedder + config.num_layers * (2 * _linear(width, width) + width)
+    ends, block, _, _ = _parts_of(config)
+    return ends + config.num_layers * block
 
 
 def matrices_of(config: TransformerConfig) -> tuple[int, int]:
     """Numbers in the weight matrices of all blocks, which is what is quantised, and the rows they have."""
-    width, hidden = config.width, config.ffn_dim
-    return config.num_layers * (8 * width**2 + 2 * width * hidden), config.num_layers * (9 * width + hidden)
+    *_, numbers, rows = _parts_of(config)
+    return config.num_layers * numbers, config.num_layers * rows
 
 
 def sizes_of(model: str | Path) -> ModelSizes:
     """Sizes of a bundled model, a folder, or a config's name. ConfigError or CheckpointError if it is none of them."""
-    name = str(model)
-    for folder in (_shipped(f"assets/{name}"), Path(model)):
-        if folder is not None and folder.is_dir():
-            return _of_folder(name, folder)
+    from rollforce.checkpoints.catalog import bundled
     from rollforce.checkpoints.hub import fetch, is_repository
-    from rollforce.config import build  # here, so that sizes are known where no settings files can be read
+    from rollforce.config import build, resource  # here, so that sizes are known where no settings files can be read
 
+    name, configs = str(model), {path.stem: path for path in resource("configs/model").glob("*.yaml")}
+    if name in bundled():
+        return _of_folder(name, resource(f"assets/{name}"))
+    if Path(model).is_dir():
+        return _of_folder(name, Path(model))
     if is_repository(model):
         return _of_folder(name, fetch(name, CONFIGS))
-    config = _shipped(f"configs/model/{name}.yaml")
-    if config is None:
-        raise ConfigError(
-            f"There is no model {name!r}. Give a folder, a hub id, or one of: {', '.join(_known())}."
-        )
-    return ModelSizes(
-        name, build(TransformerConfig, config), WanDecoding(), UMT5_XXL, WAN_TEXT, "rolling_forcing"
-    )  # fmt: skip
+    if name not in configs:
+        known = ", ".join(sorted({*bundled(), *configs}))
+        raise ConfigError(f"There is no model {name!r}. Give a folder, a hub id, or one of: {known}.")
+    config = build(TransformerConfig, configs[name])
+    return ModelSizes(name, config, WanDecoding(), UMT5_XXL, WAN_TEXT, "rolling_forcing")
 
 
 def header_parameters(folder: Path) -> int:
@@ -202,47 +208,32 @@ def _headers(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _of_folder(name: str, folder: Path) -> ModelSizes:
-    card = _card(folder)
+    from rollforce.checkpoints.catalog import CARD, Card
+    from rollforce.config import build
+
+    card = build(Card, folder / CARD) if (folder / CARD).is_file() else None
     transformer, counted = _transformer(folder)
     return ModelSizes(
-        name, transformer, _decoding(folder), *_text(folder), stream=card.get("stream") or "rolling_forcing",
-        size=tuple(card.get("size") or WAN_SIZE), counted=counted or None, text_item=_text_item(folder),
+        name, transformer, _decoding(folder), *_text(folder), stream=card.stream if card else "rolling_forcing",
+        size=card.size if card else WAN_SIZE, counted=counted or None, text_item=_text_item(folder),
     )  # fmt: skip
-
-
-def _card(folder: Path) -> dict[str, Any]:
-    import yaml
-
-    path = folder / "model.yaml"
-    card = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return card if isinstance(card, dict) else {}
 
 
 def _transformer(folder: Path) -> tuple[TransformerConfig, int]:
     """Sizes, and the parameters in the files (0 if there are no safetensors)."""
     for place in (folder / "transformer", folder):
-        raw = _json(place / "config.json")
+        raw = read_json(place / "config.json")
+        if "dim" in raw and "num_heads" in raw:  # in the words of the original release
+            raw |= {"num_attention_heads": raw["num_heads"], "attention_head_dim": raw["dim"] // raw["num_heads"],
+                    "in_channels": raw.get("in_dim"), "out_channels": raw.get("out_dim")}  # fmt: skip
         if "num_attention_heads" in raw:
-            names = TransformerConfig.__dataclass_fields__
-            config = TransformerConfig(**{key: value for key, value in raw.items() if key in names})
-            return config, header_parameters(place)
-        if "dim" in raw and "num_heads" in raw:
-            return _original(raw), header_parameters(place)
+            return _pick(TransformerConfig, raw), header_parameters(place)
     raise CheckpointError(f"{folder} holds no transformer: transformer/config.json is missing.")
-
-
-def _original(raw: Mapping[str, Any]) -> TransformerConfig:
-    """The config.json of the original Wan release."""
-    return TransformerConfig(
-        num_attention_heads=raw["num_heads"], attention_head_dim=raw["dim"] // raw["num_heads"],
-        num_layers=raw["num_layers"], ffn_dim=raw["ffn_dim"], in_channels=raw.get("in_dim", 16),
-        out_channels=raw.get("out_dim", 16), freq_dim=raw.get("freq_dim", 256),
-    )  # fmt: skip
 
 
 def _text(folder: Path) -> tuple[int, int]:
     """Parameters of the text encoder, 0 if there is none, and the length of a text."""
-    ours = _json(folder / "text" / "config.json")
+    ours = read_json(folder / "text" / "config.json")
     if ours:
         return header_parameters(folder / "text"), int(ours["text_len"])
     if (folder / "text_encoder").is_dir():
@@ -257,48 +248,17 @@ def _text_item(folder: Path) -> int:
 
 
 def _decoding(folder: Path) -> WanDecoding | TinyDecoding:
-    ours = _json(folder / "autoencoder" / "config.json")
+    ours = read_json(folder / "autoencoder" / "config.json")
     if ours:
         from rollforce.models.autoencoder.tiny import AutoencoderConfig
 
-        names = AutoencoderConfig.__dataclass_fields__
-        config = AutoencoderConfig(**{key: value for key, value in ours.items() if key in names})
-        return TinyDecoding(config, header_parameters(folder / "autoencoder"))
-    raw, default = _json(folder / "vae" / "config.json"), WanDecoding()
-    parameters = header_parameters(folder / "vae") if (folder / "vae").is_dir() else 0
-    return WanDecoding(
-        base_dim=raw.get("base_dim", default.base_dim), dim_mult=tuple(raw.get("dim_mult", default.dim_mult)),
-        num_res_blocks=raw.get("num_res_blocks", default.num_res_blocks), z_dim=raw.get("z_dim", default.z_dim),
-        temperal_downsample=tuple(raw.get("temperal_downsample", default.temperal_downsample)),
-        parameters=parameters or default.parameters,
-    )  # fmt: skip
+        return TinyDecoding(_pick(AutoencoderConfig, ours), header_parameters(folder / "autoencoder"))
+    counted = header_parameters(folder / "vae") or None
+    return _pick(WanDecoding, read_json(folder / "vae" / "config.json") | {"parameters": counted})
 
 
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
-    return found if isinstance(found, dict) else {}
+def _pick(cls: type[T], raw: Mapping[str, Any]) -> T:
+    """A `cls` of those entries of a config.json that it has fields for; null is the default."""
+    from rollforce.config import build, field_names
 
-
-def _linear(inside: int, outside: int) -> int:
-    return inside * outside + outside
-
-
-def _shipped(name: str) -> Path | None:
-    from rollforce.config import resource
-
-    try:
-        return resource(name)
-    except ConfigError:
-        return None
-
-
-def _known() -> list[str]:
-    from rollforce.config import resource
-
-    bundled = {path.parent.name for path in resource("assets").glob("*/model.yaml")}
-    return sorted(bundled | {path.stem for path in resource("configs/model").glob("*.yaml")})
+    return build(cls, {name: raw[name] for name in field_names(cls) if raw.get(name) is not None})

@@ -24,7 +24,7 @@ from rollforce.models.transformer.transformer import TransformerConfig
 from rollforce.video.size import check_size
 
 When = Literal["always", "stream", "prompt"]
-PLACES = 2  # blocks that offloading keeps room for: one in work, one on its way (models/offload.py)
+PLACES = 2  # blocks that offloading keeps room for: one in work, one on its way (models/runtime/offload.py)
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rollforce.errors import ConfigError
+from rollforce.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     import torch
 
-    from rollforce.models.transformer.transformer import VideoTransformer
+    from rollforce.models.transformer.transformer import TransformerConfig, VideoTransformer
 
 DTYPES = ("float32", "bfloat16", "float16")
 CHOICES = {"quantize": ("int8", "fp8"), "offload": ("text", "blocks"), "compile": ("blocks", "graphs")}
@@ -61,6 +61,7 @@ class RuntimeOptions:
         """Make a transformer that lies on the CPU run so, on `device`. ConfigError or CheckpointError.
 
         `masked`: attention must know masks."""
+        check_streams(transformer.config, "This")
         transformer = transformer.to(dtype=dtype)
         for lora in self.loras:
             _bake(transformer, lora)
@@ -79,6 +80,15 @@ class RuntimeOptions:
             transformer = transformer.to(device)
         transformer.set_attention(self.attention, masked)
         return transformer
+
+
+def check_streams(config: TransformerConfig, name: str) -> None:
+    """CheckpointError for an image-to-video transformer, which reads tokens of an image that no stream here gives."""
+    if config.image_dim is not None:
+        raise CheckpointError(
+            f"{name} is an image-to-video model: its transformer also reads the tokens of an image, and streams here "
+            "give it none yet. Take a text-to-video model; --image lets it go on from a picture."
+        )
 
 
 def check_choice(name: str, value: str | tuple[str, ...] | None) -> None:

@@ -361,6 +361,11 @@ def test_the_command_says_it_with_an_exit_code(free: str, code: int) -> None:
     assert told["needs"] == fit(wan("rolling_forcing"), int(float(free) * GB)).needs and told["helps"] == (code == 0)
 
 
+def test_an_image_to_video_model_is_refused_whatever_is_free() -> None:
+    result = CliRunner().invoke(app, ["plan", "--model", "wan-i2v-14b", "--device", "cuda", "--free", "500"])
+    assert result.exit_code == 2 and "image-to-video" in result.stderr
+
+
 def test_the_command_takes_its_own_advice() -> None:
     words = ["plan", "--model", "wan-1.3b", "--device", "cuda", "--free", "12.5", "--json"]
     planned = json.loads(CliRunner().invoke(app, words).stdout)
