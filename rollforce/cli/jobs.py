@@ -50,23 +50,23 @@ class RenderPlan:
 
 
 def plan(options: RenderOptions) -> RenderPlan:
-    """The checked plan of a render command. ConfigError says what cannot be used and what to type instead."""
+    """Return the checked plan of a render command. ConfigError says what cannot be used and what to type instead."""
     if not options.save_every >= 0:
         raise ConfigError(f"--save-every must be 0 (never) or a number of seconds, got {options.save_every:g}.")
     if options.resume is not None:
-        return _resumed(options, options.resume)
+        return _plan_resume(options, options.resume)
     overrides = tuple(word for word in options.words if _OVERRIDE.match(word))
-    prompt = _one_prompt([word for word in options.words if word not in overrides], options)
+    prompt = _pick_prompt([word for word in options.words if word not in overrides], options)
     record = read_record(options.record) if options.record else None
-    request = _request(options, record.request if record else Request(prompt or ""), overrides)
-    request.given()  # refuse now what cannot be given
+    request = _read_request(options, record.request if record else Request(prompt or ""), overrides)
+    request.inputs()  # refuse now what cannot be given
     if prompt is not None:
         request = dataclasses.replace(request, prompt=prompt)
-    folder = _folder(options)
+    folder = _make_folder(options)
     if options.prompts is None:
-        tasks = [_single(options, request, record, folder)]
+        tasks = [_single_task(options, request, record, folder)]
     else:
-        jobs = _jobs(options.prompts, request)
+        jobs = _read_prompts(options.prompts, request)
         tasks = [_batch_task(options, request, job, folder) for job in jobs]
     _check_changes(tasks, options)
     _check_outputs(tasks, options)
@@ -75,8 +75,8 @@ def plan(options: RenderOptions) -> RenderPlan:
                 folder if options.prompts is not None else None)
 
 
-def _resumed(options: RenderOptions, file: Path) -> RenderPlan:
-    """The plan of `--resume FILE`: all as its record says."""
+def _plan_resume(options: RenderOptions, file: Path) -> RenderPlan:
+    """Return the plan of `--resume FILE`: all as its record says."""
     if others := [spelling for name, spelling in options.flags().items() if name not in _WITH_RESUME]:
         raise ConfigError(f"--resume goes on as the render was begun: leave out {', '.join(others)}.")
     video = file.with_suffix(".mp4")
@@ -86,15 +86,15 @@ def _resumed(options: RenderOptions, file: Path) -> RenderPlan:
     task = RenderTask(record.request, video, done=is_complete(video), begun=True)
     if not task.done:
         read_unfinished(video)
-        record.request.given()
+        record.request.inputs()
     return RenderPlan((task,), record.settings(), record)
 
 
-def write_manifest(plan_: RenderPlan, finished: dict[Path, str]) -> None:
+def write_manifest(plan_: RenderPlan, status: dict[Path, str]) -> None:
     """List every video of a batch and how far it is, one JSON object per line, in manifest.jsonl."""
     if plan_.folder is None:
         return
-    lines = [json.dumps({"video": task.path.name, "status": "done" if task.done else finished.get(task.path, "waiting"),
+    lines = [json.dumps({"video": task.path.name, "status": "done" if task.done else status.get(task.path, "waiting"),
                          "prompt": task.request.prompt, "seed": task.request.seed, "seconds": task.request.seconds},
                         ensure_ascii=False) for task in plan_.tasks]
     fresh = plan_.folder / "manifest.jsonl.part"
@@ -102,7 +102,7 @@ def write_manifest(plan_: RenderPlan, finished: dict[Path, str]) -> None:
     fresh.replace(plan_.folder / "manifest.jsonl")
 
 
-def _one_prompt(words: list[str], options: RenderOptions) -> str | None:
+def _pick_prompt(words: list[str], options: RenderOptions) -> str | None:
     given = [name for name, there in (("a prompt", bool(words)), ("--prompts", options.prompts is not None),
                                       ("--from", options.record is not None)) if there]
     if not given:
@@ -118,8 +118,8 @@ def _one_prompt(words: list[str], options: RenderOptions) -> str | None:
     return words[0] if words else None
 
 
-def _request(options: RenderOptions, start: Request, overrides: tuple[str, ...]) -> Request:
-    """`start` with everything replaced that was typed."""
+def _read_request(options: RenderOptions, start: Request, overrides: tuple[str, ...]) -> Request:
+    """Return `start` with everything replaced that was typed."""
     typed = {name: getattr(options, name, None) for name in field_names(Request) if name != "running"}
     kept = {name: as_setting(value) for name, value in typed.items() if value is not None}
     if options.size:
@@ -133,7 +133,7 @@ def _request(options: RenderOptions, start: Request, overrides: tuple[str, ...])
                                running=dataclasses.replace(start.running, **runtime), **kept)  # fmt: skip
 
 
-def _folder(options: RenderOptions) -> Path:
+def _make_folder(options: RenderOptions) -> Path:
     folder = options.out or Path()
     if options.out is not None:
         try:
@@ -143,7 +143,7 @@ def _folder(options: RenderOptions) -> Path:
     return folder
 
 
-def _jobs(source: str, request: Request) -> list[PromptJob]:
+def _read_prompts(source: str, request: Request) -> list[PromptJob]:
     if source == "-":
         return read_jobs(sys.stdin.buffer.read(), "stdin", seed=request.seed, seconds=request.seconds)
     try:
@@ -153,7 +153,7 @@ def _jobs(source: str, request: Request) -> list[PromptJob]:
     return read_jobs(content, source, seed=request.seed, seconds=request.seconds)
 
 
-def _single(options: RenderOptions, request: Request, record: Record | None, folder: Path) -> RenderTask:
+def _single_task(options: RenderOptions, request: Request, record: Record | None, folder: Path) -> RenderTask:
     if options.output and options.out:
         raise ConfigError("-o names a file and --out a folder; use one of them.")
     path = options.output or folder / f"{slug(request.prompt)}.mp4"
@@ -178,7 +178,7 @@ def _task(options: RenderOptions, request: Request, path: Path, where: str = "")
 
 
 def _check_changes(tasks: list[RenderTask], options: RenderOptions) -> None:
-    """No change that was typed comes after the end; those of a record may, where --seconds made it shorter."""
+    """ConfigError if a typed change comes after the end; those of a record may, where --seconds made it shorter."""
     for task in tasks if options.at else ():
         try:
             check_cues(task.request.cues, task.request.seconds)

@@ -18,8 +18,9 @@ from rollforce.video.size import parse_size
 
 
 def setup_of(options: PlanOptions) -> MemorySetup:
-    """What was typed, as a setup. A device that is not here may be planned for if its free memory is given; so may a
-    decoder whose file is not. ConfigError."""
+    """Return what was typed as a setup. ConfigError.
+
+    A device that is not here may be planned for if its free memory is given; so may a decoder whose file is not."""
     runtime = {name: value for name, value in options.running.items() if name not in ("loras", "decoder")}
     running = RuntimeOptions(**{name: as_setting(value) for name, value in runtime.items()})
     sizes, device = sizes_of(options.model or "tiny"), pick_device(options.device or "auto")
@@ -33,7 +34,7 @@ def setup_of(options: PlanOptions) -> MemorySetup:
 
 
 def describe(found: Fit) -> dict[str, Any]:
-    """The answer as plain data; bytes are whole numbers."""
+    """Return the answer as plain data; bytes are whole numbers."""
     setup = found.setup
     return {
         "model": setup.sizes.name, "size": f"{setup.size[1]}x{setup.size[0]}", "device": str(setup.device),
@@ -45,7 +46,7 @@ def describe(found: Fit) -> dict[str, Any]:
 
 
 def show(found: Fit) -> None:
-    """The answer for a person."""
+    """Print the answer for a person."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -72,6 +73,6 @@ def show(found: Fit) -> None:
 
 
 def gigabytes(count: int) -> str:
-    """Three digits at most behind a point: 11.36, 0.094, 0.0003."""
+    """Return bytes in GB as text, such as 11.36, 0.094 or 0.0003."""
     size = count / 1e9
     return f"{size:.2f}" if size >= 1 else f"{size:.3g}"

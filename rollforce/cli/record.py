@@ -58,15 +58,15 @@ class Request:
             if count is not None and count < 1:
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {count}.")
 
-    def given(self) -> StreamInputs:
-        """What the stream is given besides its prompt; files are looked for, not yet read. ConfigError."""
-        given = StreamInputs(self.image, self.video, self.follow, FollowSettings.of(self.strength), self.fit)
+    def inputs(self) -> StreamInputs:
+        """Return what the stream takes besides its prompt; files are looked for, not yet read. ConfigError."""
+        inputs = StreamInputs(self.image, self.video, self.follow, FollowSettings.of(self.strength), self.fit)
         for name in ("image", "video", "follow"):
             path = getattr(self, name)
             if path is not None and not Path(path).is_file():
                 raise ConfigError(f"--{name} {path} does not exist." if not Path(path).is_dir()
                                   else f"--{name} {path} is a folder; name a file in it.")
-        return given
+        return inputs
 
 
 def check_seed(seed: int) -> None:
@@ -82,12 +82,12 @@ def check_seconds(seconds: float) -> None:
 
 
 def as_setting(value: Any) -> Any:
-    """A typed value as a request holds it: paths are text, lists are tuples."""
+    """Return a typed value as a request holds it: paths are text, lists are tuples."""
     return str(value) if isinstance(value, Path) else tuple(value) if isinstance(value, list) else value
 
 
 def describe(model: Model, request: Request, path: Path) -> dict[str, Any]:
-    """The record of a render before it has run: `result` is null until it has."""
+    """Return the record of a render before it has run: `result` is null until it has."""
     return {
         "video": path.name,
         "request": to_dict(request),
@@ -100,12 +100,12 @@ def describe(model: Model, request: Request, path: Path) -> dict[str, Any]:
 
 
 def record_path(video: Path) -> Path:
-    """Where a video's record lies."""
+    """Return where a video's record lies."""
     return video.with_suffix(".json")
 
 
 def is_complete(video: Path) -> bool:
-    """Whether `video` was rendered to its end: a batch that keeps what is there skips it."""
+    """Return whether `video` was rendered to its end: a batch that keeps what is there skips it."""
     record = record_path(video)
     if not (video.exists() and record.exists()):
         return False
@@ -128,11 +128,11 @@ class Record:
     frames_sha256: str | None
 
     def settings(self) -> tuple[str, ...]:
-        """The stream's settings, resolved, as overrides: they hold even if the preset has changed since."""
+        """Return the stream's settings, resolved, as overrides: they hold even if the preset has changed since."""
         return tuple(f"{name}={json.dumps(value)}" for name, value in self.stream.items())
 
     def differences(self, model: Model) -> list[str]:
-        """Why the bytes may differ from the recorded video's."""
+        """Return why the bytes may differ from the recorded video's."""
         found = [] if model.fingerprint == self.weights_sha256 else ["the model's weights"]
         now = process.versions()
         found += [f"{name} ({version}, now {now.get(name)})" for name, version in self.versions.items()
@@ -141,7 +141,7 @@ class Record:
 
 
 def read_record(path: Path) -> Record:
-    """The record in a JSON file that `render` wrote. Raises ConfigError."""
+    """Return the record in a JSON file that `render` wrote. ConfigError if it is none."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -159,7 +159,7 @@ def read_record(path: Path) -> Record:
 
 
 def save_record(video: Path, record: dict[str, Any]) -> None:
-    """Write what `describe` gave beside a video."""
+    """Write what `describe` returned beside a video."""
     target = record_path(video)
     fresh = target.with_suffix(".json.part")
     fresh.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

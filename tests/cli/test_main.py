@@ -173,7 +173,7 @@ def test_lines_of_a_file_have_changes_of_their_own(run: Run) -> None:
 def test_a_batch_goes_on_with_what_was_cut_short(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("p.txt").write_text("a red ball\na blue star\n")
     batch = ("--prompts", "p.txt", "--out", "made", "-s", "4", "--scale", "1")
-    true_add = render._Tally.add
+    true_add = render.Tally.add
 
     def failing(self: Any, chunk: Any) -> None:
         true_add(self, chunk)
@@ -181,7 +181,7 @@ def test_a_batch_goes_on_with_what_was_cut_short(run: Run, monkeypatch: pytest.M
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(render._Tally, "add", failing)
+        patched.setattr(render.Tally, "add", failing)
         assert "No space left" in run(*batch, "--save-every", "0.001", code=3).stderr
     result = run(*batch, "--keep")
     assert "1 of 2 videos are complete and kept" in result.output and "s are there" in result.output

@@ -57,7 +57,7 @@ class Fit:
         return self.then <= self.free
 
     def message(self) -> str:
-        """One sentence of what is needed and what is free, and one of what to do."""
+        """Return one sentence of what is needed and what is free, and one of what to do."""
         largest = sorted((part for part in busiest(self.parts) if part.bytes >= 5e7), key=lambda part: -part.bytes)
         listed = ", ".join(f"{part.name} {part.bytes / 1e9:.1f}" for part in largest[:6])
         said = (f"Needs ~{self.needs / 1e9:.1f} GB, {self.free / 1e9:.1f} free on {self.setup.device}"
@@ -72,7 +72,7 @@ class Fit:
 
 
 def fit(setup: MemorySetup, free: int | None = None) -> Fit:
-    """Bytes of every part against `free` (None: what the device has free now), and what would make it fit.
+    """Compare the bytes of every part with `free` (None: what the device has free now), and what would make it fit.
 
     CheckpointError if the model cannot stream."""
     check_streams(setup.sizes.transformer, setup.sizes.name)
@@ -89,7 +89,7 @@ def fit(setup: MemorySetup, free: int | None = None) -> Fit:
 
 
 def check_fits(setup: MemorySetup, free: int | None = None) -> Fit:
-    """`fit`, or DoesNotFit with the sum, what is free, and what to do: call it before anything is allocated."""
+    """Return `fit`, or raise DoesNotFit with the sum, what is free, and what to do. Call it before allocating."""
     found = fit(setup, free)
     if not found.fits:
         raise DoesNotFit(found.message())
@@ -97,7 +97,7 @@ def check_fits(setup: MemorySetup, free: int | None = None) -> Fit:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory of a device that may be planned with: what is free now, less SPARE. ConfigError if it is not here."""
+    """Return the bytes of a device to plan with: those free now, less SPARE. ConfigError if it is not here."""
     here = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if (device.index or 0) >= here.get(device.type, 0):
         raise ConfigError(f"device {str(device)!r} is not here; say how many GB are free there: --free 24.")

@@ -50,7 +50,7 @@ class WanDecoding:
         return 2 ** (len(self.dim_mult) - 1)
 
     def features(self, height: int, width: int, itemsize: int) -> int:
-        """Bytes that a stream keeps between latents of height x width: the last two inputs of every causal layer."""
+        """Return the bytes that a stream keeps between latents: the last two inputs of every causal layer."""
         dims = [self.base_dim * times for times in (self.dim_mult[-1], *reversed(self.dim_mult))]
         seen = self.z_dim + 4 * dims[0]  # the first convolution and the middle; channels per latent pixel
         for stage, (inside, outside) in enumerate(pairwise(dims)):
@@ -65,7 +65,7 @@ class WanDecoding:
         return 2 * seen * height * width * itemsize
 
     def activations(self, height: int, width: int, itemsize: int) -> int:
-        """Most bytes alive while one latent is drawn, beyond `features`.
+        """Return the most bytes alive while one latent is drawn, beyond `features`.
 
         The last stage decides: all frames of a latent at full size. Per number there: input and shortcut of a
         residual block, the features coming and going, and either a norm in float32 or a padded copy."""
@@ -76,17 +76,17 @@ class WanDecoding:
 
 @dataclass(frozen=True)
 class TaehvDecoding:
-    """Sizes of a small decoder in TAEHV's format (models/taehv.py), which draws in the place of the full one."""
+    """Sizes of a small decoder in TAEHV's format, which draws in the place of the full one."""
 
     stride: int = 8
     parameters: int = 11_315_539
 
     def features(self, height: int, width: int, itemsize: int) -> int:
-        """Bytes that a stream keeps between latents: a frame of each of three blocks at three resolutions."""
+        """Return the bytes that a stream keeps between latents: a frame for each of 3 blocks at 3 resolutions."""
         return 3 * (256 + 4 * 128 + 16 * 64) * height * width * itemsize
 
     def activations(self, height: int, width: int, itemsize: int) -> int:
-        """Most bytes alive while one latent is drawn: two layers of 64 channels for four frames at full size."""
+        """Return the most bytes alive while one latent is drawn: two layers of 64 channels, four full-size frames."""
         frames, channels = 4, 64
         return 2 * frames * channels * self.stride**2 * height * width * itemsize * 21 // 20
 
@@ -103,13 +103,13 @@ class TinyDecoding:
         return self.config.patch
 
     def features(self, height: int, width: int, itemsize: int) -> int:
-        """Bytes that a stream keeps between latents."""
+        """Return the bytes that a stream keeps between latents."""
         c = self.config
         return 4 * height * width * (c.blocks * c.memory * c.width + 4 * c.width_mid + 16 * c.width_high)
 
     def activations(self, height: int, width: int, itemsize: int) -> int:
-        """Most bytes alive while one latent is drawn, beyond `features`: those to come, and pictures in four forms
-        or seven layers of the finest drawing block."""
+        """Return the most bytes alive while one latent is drawn, beyond `features`: those to come, and pictures in
+        four forms or seven layers of the finest drawing block."""
         c = self.config
         finest, picture = 7 * 16 * c.width_high, c.patch_values * 17 // 4
         return self.features(height, width, itemsize) + 4 * height * width * max(finest, picture)
@@ -132,7 +132,7 @@ class ModelSizes:
 
     @property
     def parameters(self) -> int:
-        """Of the transformer."""
+        """Parameters of the transformer."""
         return self.counted or parameters_of(self.transformer)
 
     @property
@@ -156,19 +156,19 @@ def _parts_of(config: TransformerConfig) -> tuple[int, int, int, int]:
 
 
 def parameters_of(config: TransformerConfig) -> int:
-    """Parameters of a VideoTransformer."""
+    """Return how many parameters a VideoTransformer has."""
     ends, block, _, _ = _parts_of(config)
     return ends + config.num_layers * block
 
 
 def matrices_of(config: TransformerConfig) -> tuple[int, int]:
-    """Numbers in the weight matrices of all blocks, which is what is quantised, and the rows they have."""
+    """Return how many numbers the weight matrices of all blocks hold, which are quantised, and how many rows."""
     *_, numbers, rows = _parts_of(config)
     return config.num_layers * numbers, config.num_layers * rows
 
 
 def sizes_of(model: str | Path) -> ModelSizes:
-    """Sizes of a bundled model, a folder, or a config's name. ConfigError or CheckpointError if it is none of them."""
+    """Return the sizes of a bundled model, a folder, a hub id or a config's name. ConfigError or CheckpointError."""
     from rollforce.checkpoints.catalog import bundled
     from rollforce.checkpoints.hub import fetch, is_repository
     from rollforce.config import build, resource  # here, so that sizes are known where no settings files can be read
@@ -188,12 +188,12 @@ def sizes_of(model: str | Path) -> ModelSizes:
 
 
 def header_parameters(folder: Path) -> int:
-    """Numbers in all tensors of the safetensors files right in `folder`, from their headers."""
+    """Return how many numbers the safetensors files right in `folder` hold, from their headers."""
     return sum(prod(entry["shape"]) for entry in _headers(folder))
 
 
 def header_bytes(folder: Path) -> int:
-    """Bytes of the same tensors."""
+    """Return the bytes of the same tensors."""
     return sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in _headers(folder))
 
 
