@@ -12,25 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rollforce.checkpoints.lora_names import lora_to_ours, merge_lora, targets_of
+from rollforce.checkpoints.lora_names import Branch, branches_of, lora_to_ours, merge_lora, targets_of
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.models.runtime.quantize import is_quantised
 from rollforce.models.transformer.transformer import VideoTransformer
-
-
-@dataclass(frozen=True)
-class Branch:
-    """One LoRA's part in one linear: down [rank, in], up [out, rank]; strength is alpha / rank."""
-
-    down: Tensor
-    up: Tensor
-    strength: float
 
 
 class LoraLinear(nn.Linear):
@@ -103,7 +93,14 @@ def add(
     if name in scales(model):
         raise ConfigError(f"a LoRA {name!r} is on the model already. Remove it first, or give this one another name.")
     factor = _check_scale(scale)
-    for module, branch in _branches(model, lora, name, alpha).items():
+    shapes = {module: tuple(part.weight.shape) for module, part in model.named_modules() if isinstance(part, nn.Linear)}
+    ours = lora_to_ours(lora, f"LoRA {name!r}")
+    if any(module == "patch_embedding" for module in targets_of(ours)):
+        raise CheckpointError(f"LoRA {name!r} changes patch_embedding, which is no linear: it can only be merged.")
+    branches = branches_of(ours, shapes, alpha, f"LoRA {name!r}")
+    if not branches:
+        raise CheckpointError(f"LoRA {name!r} holds nothing.")
+    for module, branch in branches.items():
         linear = model.get_submodule(module)
         if not isinstance(linear, LoraLinear):
             assert isinstance(linear, nn.Linear)
@@ -154,32 +151,6 @@ def merge(model: VideoTransformer, lora: Mapping[str, Tensor], scale: float = 1.
                if f"{module}.weight" in weights}  # fmt: skip
     for name, merged in merge_lora(touched, scaled, alpha).items():
         weights[name].copy_(merged)
-
-
-def _branches(
-    model: VideoTransformer, lora: Mapping[str, Tensor], name: str, alpha: float | None
-) -> dict[str, Branch]:
-    """Return the branch of each module; everything is checked. CheckpointError."""
-    ours = lora_to_ours(lora, f"LoRA {name!r}")
-    linears = {module: part for module, part in model.named_modules() if isinstance(part, nn.Linear)}
-    branches: dict[str, Branch] = {}
-    for module in targets_of(ours):
-        if module not in linears:
-            raise CheckpointError(f"LoRA {name!r} changes {module}, which is no linear of this model. It is of another "
-                                  "model, or can only be merged.")  # fmt: skip
-        down, up = (ours.get(f"{module}.lora_{side}.weight") for side in "AB")
-        if down is None or up is None:
-            raise CheckpointError(f"LoRA {name!r} holds one side of {module} and not the other.")
-        wanted = (linears[module].out_features, linears[module].in_features)
-        if (up.shape[0], down.shape[1]) != wanted or up.shape[1] != down.shape[0]:
-            raise CheckpointError(f"LoRA {name!r}, {module}: its product is [{up.shape[0]}, {down.shape[1]}], the "
-                                  f"weight {list(wanted)}: it is of a model of another size.")  # fmt: skip
-        own, rank = ours.get(f"{module}.alpha"), down.shape[0]
-        strength = (alpha if alpha is not None else float(own) if own is not None else rank) / rank
-        branches[module] = Branch(down, up, strength)
-    if not branches:
-        raise CheckpointError(f"LoRA {name!r} holds nothing.")
-    return branches
 
 
 def _find_branched(model: VideoTransformer, name: str) -> list[tuple[str, LoraLinear]]:
