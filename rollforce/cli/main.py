@@ -176,7 +176,7 @@ def _explain_errors(debug: bool) -> Iterator[None]:
 
 
 def _is_memory(error: BaseException) -> bool:
-    """torch has two ways to say it, neither of them a MemoryError."""
+    """Return whether an error means that memory ran out: torch has two ways to say it, neither a MemoryError."""
     torch_says = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
     return torch_says or isinstance(error, MemoryError)
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rollforce.checkpoints.safetensors_folder import read_json
 from rollforce.config import build, to_dict
-from rollforce.errors import ConfigError
+from rollforce.errors import CheckpointError, ConfigError
 from rollforce.evaluation import process
 from rollforce.models.runtime.options import RuntimeOptions
 from rollforce.streaming.events import Cue
@@ -106,14 +107,11 @@ def record_path(video: Path) -> Path:
 
 def is_complete(video: Path) -> bool:
     """Return whether `video` was rendered to its end: a batch that keeps what is there skips it."""
-    record = record_path(video)
-    if not (video.exists() and record.exists()):
-        return False
     try:
-        result = json.loads(record.read_text(encoding="utf-8")).get("result")
-    except json.JSONDecodeError:
+        result = read_json(record_path(video)).get("result") or {"interrupted": True}
+    except CheckpointError:
         return False
-    return bool(result) and not result["interrupted"]
+    return video.exists() and not result["interrupted"]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from rollforce.cli.main import app
 from rollforce.cli.record import Request, is_complete, record_path
-from rollforce.cli.render import Progress, Result, find_unfinished, render
+from rollforce.cli.render import Progress, Result, Tally, find_unfinished, render
 from rollforce.cli.resume import Keeper, read_unfinished, snapshot_path
 from rollforce.engine.transitions import Blend, Flush
 from rollforce.errors import ConfigError, SnapshotError
@@ -184,6 +184,18 @@ def test_what_is_not_the_same_is_refused(model: Model, request_: Request, folder
     with pytest.raises(ConfigError, match="has 12 frames, and 24 are needed"):
         render(model, request_, path, go_on=go_on)
     assert len(read_frames(path)) == 12 and not list(tmp_path.glob("*.part"))
+
+
+def test_what_a_snapshot_keeps_of_a_render_does_not_grow(model: Model) -> None:
+    tally = Tally(Request(PROMPT, seconds=3600), model.fps)
+    with model.session(PROMPT) as session:
+        chunk = next(session.stream(2))
+    sizes = []
+    for count in range(60):
+        tally.add(chunk)
+        if count in (15, 59):  # the two ends that are compared are five seconds each
+            sizes.append(sum(tensor.nbytes for tensor in tally.state_dict()["meter"].values()))
+    assert sizes[0] == sizes[1]
 
 
 def test_a_snapshot_waits_for_its_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -187,21 +187,17 @@ def sizes_of(model: str | Path) -> ModelSizes:
     return ModelSizes(name, config, WanDecoding(), UMT5_XXL, WAN_TEXT, "rolling_forcing")
 
 
-def header_parameters(folder: Path) -> int:
-    """Return how many numbers the safetensors files right in `folder` hold, from their headers."""
-    return sum(prod(entry["shape"]) for entry in _headers(folder))
-
-
-def header_bytes(folder: Path) -> int:
-    """Return the bytes of the same tensors."""
-    return sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in _headers(folder))
-
-
-def _headers(folder: Path) -> Iterator[dict[str, Any]]:
+def _read_headers(folder: Path) -> tuple[int, int]:
+    """Return how many numbers and how many bytes the safetensors files right in `folder` hold, from their headers."""
+    numbers = size = 0
     for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        yield from (entry for name, entry in header.items() if name != "__metadata__")
+        for name, entry in header.items():
+            if name != "__metadata__":
+                numbers += prod(entry["shape"])
+                size += entry["data_offsets"][1] - entry["data_offsets"][0]
+    return numbers, size
 
 
 # -- folders ---------------------------------------------------------------------------------------------------------
@@ -213,9 +209,10 @@ def _of_folder(name: str, folder: Path) -> ModelSizes:
 
     card = build(Card, folder / CARD) if (folder / CARD).is_file() else None
     transformer, counted = _transformer(folder)
+    text, text_len, text_item = _text(folder)
     return ModelSizes(
-        name, transformer, _decoding(folder), *_text(folder), stream=card.stream if card else "rolling_forcing",
-        size=card.size if card else WAN_SIZE, counted=counted or None, text_item=_text_item(folder),
+        name, transformer, _decoding(folder), text, text_len, stream=card.stream if card else "rolling_forcing",
+        size=card.size if card else WAN_SIZE, counted=counted or None, text_item=text_item,
     )  # fmt: skip
 
 
@@ -227,24 +224,18 @@ def _transformer(folder: Path) -> tuple[TransformerConfig, int]:
             raw |= {"num_attention_heads": raw["num_heads"], "attention_head_dim": raw["dim"] // raw["num_heads"],
                     "in_channels": raw.get("in_dim"), "out_channels": raw.get("out_dim")}  # fmt: skip
         if "num_attention_heads" in raw:
-            return _pick(TransformerConfig, raw), header_parameters(place)
+            return _pick(TransformerConfig, raw), _read_headers(place)[0]
     raise CheckpointError(f"{folder} holds no transformer: transformer/config.json is missing.")
 
 
-def _text(folder: Path) -> tuple[int, int]:
-    """Parameters of the text encoder, 0 if there is none, and the length of a text."""
+def _text(folder: Path) -> tuple[int, int, int]:
+    """Parameters of the text encoder, 0 if there is none; the length of a text; bytes of a number in its files."""
     ours = read_json(folder / "text" / "config.json")
     if ours:
-        return header_parameters(folder / "text"), int(ours["text_len"])
-    if (folder / "text_encoder").is_dir():
-        return header_parameters(folder / "text_encoder") or UMT5_XXL, WAN_TEXT
-    return (UMT5_XXL if any(folder.glob("models_t5_*")) else 0), WAN_TEXT
-
-
-def _text_item(folder: Path) -> int:
-    """Bytes of a number in the files of a public text encoder."""
-    numbers = header_parameters(folder / "text_encoder")
-    return max(2, round(header_bytes(folder / "text_encoder") / numbers)) if numbers else 2
+        return _read_headers(folder / "text")[0], int(ours["text_len"]), 2
+    numbers, size = _read_headers(folder / "text_encoder")
+    public = (folder / "text_encoder").is_dir() or any(folder.glob("models_t5_*"))
+    return numbers or (UMT5_XXL if public else 0), WAN_TEXT, max(2, round(size / numbers)) if numbers else 2
 
 
 def _decoding(folder: Path) -> WanDecoding | TinyDecoding:
@@ -252,8 +243,8 @@ def _decoding(folder: Path) -> WanDecoding | TinyDecoding:
     if ours:
         from rollforce.models.autoencoder.tiny import AutoencoderConfig
 
-        return TinyDecoding(_pick(AutoencoderConfig, ours), header_parameters(folder / "autoencoder"))
-    counted = header_parameters(folder / "vae") or None
+        return TinyDecoding(_pick(AutoencoderConfig, ours), _read_headers(folder / "autoencoder")[0])
+    counted = _read_headers(folder / "vae")[0] or None
     return _pick(WanDecoding, read_json(folder / "vae" / "config.json") | {"parameters": counted})
 
 
