@@ -41,7 +41,7 @@ class Options:
     debug: Debug = False
 
     def flags(self) -> dict[str, str]:
-        """The flag of each option that differs from its default, by its field."""
+        """Return the flag of each option that differs from its default, by its field."""
         hints = get_type_hints(type(self), include_extras=True)
         own = [each for each in fields(self) if each.name != "running" and getattr(self, each.name) != _default(each)]
         shown = {each.name: hints[each.name].__metadata__[0].default for each in own}  # the first name

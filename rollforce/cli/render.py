@@ -43,6 +43,7 @@ class Progress:
 
     @property
     def fps(self) -> float:
+        """Frames per second of wall time."""
         return self.frames / max(self.elapsed_s, 1e-9)
 
 
@@ -92,6 +93,7 @@ class Tally:
 
     @property
     def elapsed_s(self) -> float:
+        """Seconds of wall time that the render has taken, in all its processes."""
         return time.perf_counter() - self.start
 
     @property
@@ -100,6 +102,7 @@ class Tally:
         return (max(1, round(self.request.seconds * self.fps)) - self.streamed) / self.fps
 
     def add(self, chunk: Chunk) -> None:
+        """Count a chunk that has come in."""
         if self.first_frame_s is None and len(chunk.frames):
             self.first_frame_s = self.elapsed_s
             self.first_frame_since_command_s = process.command_age_s()
@@ -112,10 +115,12 @@ class Tally:
             self.digest = hashlib.sha256(self.digest + frame_HWC.tobytes()).digest()
 
     def progress(self) -> Progress:
+        """Return how far the render is."""
         return Progress(self.streamed, self.streamed / self.fps, self.request.seconds, self.elapsed_s,
                         self.first_frame_s or 0.0, self.denoise_s, process.resident_mb())
 
     def result(self, path: Path, interrupted: bool, model: Model) -> Result:
+        """Return the outcome, once the video at `path` is closed."""
         elapsed = self.elapsed_s
         fps = self.frames / max(elapsed, 1e-9)
         return Result(

@@ -45,10 +45,12 @@ class Fit:
 
     @property
     def needs(self) -> int:
+        """The most bytes that are there at once."""
         return needs(self.parts)
 
     @property
     def fits(self) -> bool:
+        """Whether it fits as it is."""
         return self.needs <= self.free
 
     @property

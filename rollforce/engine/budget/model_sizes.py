@@ -47,6 +47,7 @@ class WanDecoding:
 
     @property
     def stride(self) -> int:
+        """Pixels per latent pixel, in each direction."""
         return 2 ** (len(self.dim_mult) - 1)
 
     def features(self, height: int, width: int, itemsize: int) -> int:
@@ -100,6 +101,7 @@ class TinyDecoding:
 
     @property
     def stride(self) -> int:
+        """Pixels per latent pixel, in each direction."""
         return self.config.patch
 
     def features(self, height: int, width: int, itemsize: int) -> int:
@@ -117,8 +119,8 @@ class TinyDecoding:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """What is known of a model before it is loaded. Parameters are counts; `text` 0 means no text encoder, `text_item`
-    is how many bytes one of its numbers has in the files."""
+    """Sizes of a model that are known before it is loaded. Parameters are counts; `text` 0 means no text encoder,
+    `text_item` is how many bytes one of its numbers has in the files."""
 
     name: str
     transformer: TransformerConfig
@@ -249,7 +251,7 @@ def _decoding(folder: Path) -> WanDecoding | TinyDecoding:
 
 
 def _pick(cls: type[T], raw: Mapping[str, Any]) -> T:
-    """A `cls` of those entries of a config.json that it has fields for; null is the default."""
+    """Return a `cls` of those entries of a config.json that it has fields for; null is the default."""
     from rollforce.config import build, field_names
 
     return build(cls, {name: raw[name] for name in field_names(cls) if raw.get(name) is not None})

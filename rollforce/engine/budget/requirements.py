@@ -39,8 +39,8 @@ class MemoryPart:
 
 @dataclass(frozen=True)
 class MemorySetup:
-    """What one wants to run. `loaded`: the weights are on the device already and count no more. `small`: a decoder in
-    TAEHV's format draws in the place of the full one."""
+    """A stream whose memory is asked for. `loaded`: the weights are on the device already and count no more.
+    `small`: a decoder in TAEHV's format draws in the place of the full one."""
 
     sizes: ModelSizes
     stream: StreamSettings
@@ -60,6 +60,7 @@ class MemorySetup:
 
     @property
     def grid(self) -> Grid:
+        """Latent geometry of the picture. ShapeError if the size does not fit."""
         stride, patch = self.sizes.decoding.stride, self.sizes.transformer.patch
         check_size(self.size, stride * patch, f" (autoencoder stride {stride} x patch {patch})")
         return Grid(self.sizes.transformer.out_channels, self.size[0] // stride, self.size[1] // stride, patch)

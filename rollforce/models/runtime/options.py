@@ -99,7 +99,7 @@ def check_choice(name: str, value: str | tuple[str, ...] | None) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name, here or not; "auto" is the first GPU, else the CPU. ConfigError."""
+    """Return the device of that name, here or not; "auto" is the first GPU, else the CPU. ConfigError."""
     import torch
 
     try:
@@ -109,7 +109,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of that name; "auto" is bfloat16 on CUDA, unless the GPU that is here has none, else float32."""
+    """Return the dtype of that name; "auto" is bfloat16 on CUDA, unless the GPU here has none, else float32."""
     import torch
 
     if name not in ("auto", *DTYPES):
@@ -121,7 +121,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def split_lora(lora: str) -> tuple[Path, float]:
-    """The file and the scale of FILE or FILE=SCALE. ConfigError."""
+    """Return the file and the scale of FILE or FILE=SCALE. ConfigError."""
     file, equals, scale = lora.rpartition("=")
     if not equals:
         return Path(lora), 1.0
