@@ -13,7 +13,6 @@ from rollforce.cli.options import RenderOptions
 from rollforce.cli.prompt_files import PromptJob, check_cues, parse_cue, read_jobs, slug
 from rollforce.cli.record import Record, Request, as_setting, is_complete, read_record, record_path
 from rollforce.cli.resume import read_unfinished, snapshot_path
-from rollforce.config import field_names
 from rollforce.errors import ConfigError
 from rollforce.video.images import seconds_of
 from rollforce.video.size import parse_size
@@ -120,7 +119,7 @@ def _pick_prompt(words: list[str], options: RenderOptions) -> str | None:
 
 def _read_request(options: RenderOptions, start: Request, overrides: tuple[str, ...]) -> Request:
     """Return `start` with everything replaced that was typed."""
-    typed = {name: getattr(options, name, None) for name in field_names(Request) if name != "running"}
+    typed = {name: getattr(options, name, None) for name in Request.__dataclass_fields__ if name != "running"}
     kept = {name: as_setting(value) for name, value in typed.items() if value is not None}
     if options.size:
         kept["size"] = parse_size(options.size)

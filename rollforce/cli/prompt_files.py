@@ -11,10 +11,9 @@ import json
 import re
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from rollforce.cli.record import check_seconds, check_seed
-from rollforce.config import InvalidValue, convert
+from rollforce.config import read_value
 from rollforce.engine.transitions import AnyTransition
 from rollforce.errors import ConfigError
 from rollforce.streaming.events import RECACHE, Cue
@@ -113,16 +112,9 @@ def _read_line(line: str, as_json: bool) -> _Line:
     if not as_json:
         return _Line(line)
     try:
-        return _convert(json.loads(line), _Line)  # type: ignore[no-any-return]
+        return read_value(json.loads(line), _Line)  # type: ignore[no-any-return]
     except json.JSONDecodeError as error:
         raise ConfigError(f"not valid JSON at column {error.colno}: {error.msg}.") from error
-
-
-def _convert(value: Any, expected: Any, *path: str) -> Any:
-    try:
-        return convert(value, expected, path)
-    except InvalidValue as wrong:
-        raise ConfigError(wrong.text()) from None
 
 
 def _check_text(name: str, text: str) -> str:
@@ -167,4 +159,4 @@ def check_cues(cues: tuple[Cue, ...], seconds: float) -> None:
 
 
 def _read_transition(name: str) -> AnyTransition:
-    return _convert({"kind": name}, AnyTransition, "transition")  # type: ignore[no-any-return]
+    return read_value({"kind": name}, AnyTransition, "transition")  # type: ignore[no-any-return]

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from rollforce.streaming.model import Model
 
 
+OLD_NAMES = {"rung": "quality"}  # of settings, in records and snapshots that were written before
+
+
 @dataclass(frozen=True)
 class Request:
     """What decides a video's bytes. `size` is (height, width) in pixels before `scale`; None: the model's own.
@@ -61,7 +64,7 @@ class Request:
 
     def inputs(self) -> StreamInputs:
         """Return what the stream takes besides its prompt; files are looked for, not yet read. ConfigError."""
-        inputs = StreamInputs(self.image, self.video, self.follow, FollowSettings.of(self.strength), self.fit)
+        inputs = StreamInputs(self.image, self.video, self.follow, FollowSettings.of_strength(self.strength), self.fit)
         for name in ("image", "video", "follow"):
             path = getattr(self, name)
             if path is not None and not Path(path).is_file():
@@ -148,12 +151,19 @@ def read_record(path: Path) -> Record:
         raise ConfigError(f"{path} is not JSON ({error}). --from takes the file that lies beside a video.") from error
     if not (isinstance(data, dict) and {"request", "stream", "model", "versions"} <= set(data)):
         raise ConfigError(f"{path} is no record of a render. --from takes the .json that lies beside a video.")
-    request = build(Request, data["request"])
+    request = build(Request, upgrade(data["request"]))
     result = data.get("result") or {}
     whole = {} if result.get("interrupted") else result
     video = None if whole.get("continued_at") else whole.get("video_sha256")
     return Record(request, data["stream"], data["model"].get("weights_sha256", ""), data["versions"], video,
                   whole.get("frames_sha256"))  # fmt: skip
+
+
+def upgrade(value: Any) -> Any:
+    """Return plain data of a record or a snapshot with the names of today where it was written under older ones."""
+    if isinstance(value, dict):
+        return {OLD_NAMES.get(key, key): upgrade(item) for key, item in value.items()}
+    return [upgrade(item) for item in value] if isinstance(value, list) else value
 
 
 def save_record(video: Path, record: dict[str, Any]) -> None:

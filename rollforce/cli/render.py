@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rollforce.cli.record import Request, describe, save_record
+from rollforce.cli.record import Request, describe, save_record, upgrade
 from rollforce.cli.resume import SAVE_EVERY_S, Keeper, read_unfinished
 from rollforce.config import build, to_dict
 from rollforce.errors import SnapshotError
@@ -146,7 +146,7 @@ class Tally:
         self.start = time.perf_counter() - state["elapsed_s"]
         self.meter.load_state_dict({name: value.numpy() for name, value in state["meter"].items()})
         self.digest = bytes.fromhex(state["digest"])
-        self.events = [build(Event, event) for event in state["events"]]
+        self.events = [build(Event, upgrade(event)) for event in state["events"]]
         self.continued_at = [*state["continued_at"], state["frames"]]
 
 
@@ -230,7 +230,8 @@ def find_unfinished(model: Model, request: Request, path: Path) -> Snapshot:
     """Return where a render of this request to `path` was when it was stopped. SnapshotError if there is nothing, or it
     is of another request, model or settings."""
     snapshot = read_unfinished(path)
-    if "render" not in snapshot.state or snapshot.state["render"]["request"] != to_dict(resolve(model, request)):
+    begun = upgrade(snapshot.state.get("render", {}).get("request"))
+    if begun != to_dict(resolve(model, request)):
         raise SnapshotError(f"What lies beside {path} was saved by a render of something else. "
                             "Use --overwrite, or another name with -o.")  # fmt: skip
     model.check_snapshot(snapshot)

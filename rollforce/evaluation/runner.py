@@ -14,6 +14,7 @@ from zlib import crc32
 import numpy as np
 import torch
 
+from rollforce.config import to_dict
 from rollforce.engine.rollout_group import RolloutGroup
 from rollforce.errors import ConfigError
 from rollforce.evaluation.judge import ENDS_S, Numbers, judge_stream, seams_to_real
@@ -142,9 +143,9 @@ def loaded(run: Configuration) -> Any:
     return load(run.model or "tiny", stream=run.stream, overrides=run.overrides)
 
 
-def told(run: Configuration) -> dict[str, str]:
+def told(run: Configuration) -> dict[str, Any]:
     """What a stream's result depends on besides its prompt and seed."""
-    return {"weights": loaded(run).fingerprint[:16], "settings": loaded(run).signature}
+    return {"weights": loaded(run).fingerprint[:16], "settings": to_dict(loaded(run).identity)}
 
 
 @cache

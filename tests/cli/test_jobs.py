@@ -181,6 +181,15 @@ def test_a_bad_record_is_answered(content: str, words: str) -> None:
     assert words in str(caught.value)
 
 
+def test_a_record_written_under_older_names_is_read() -> None:
+    path = a_record()
+    data = json.loads(path.read_text())
+    cue = {"at": 2.0, "prompt": "a car", "transition": {"kind": "cut"}, "seed": None, "rung": None}
+    data["request"]["cues"] = [cue]
+    path.write_text(json.dumps(data))
+    assert plan(RenderOptions(record=path)).request.cues == (Cue(2, "a car", Cut()),)
+
+
 def test_sizes_are_width_by_height() -> None:
     assert parse_size("832x480") == (480, 832)
     assert parse_size(" 64X32 ") == (32, 64)

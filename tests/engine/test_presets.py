@@ -150,7 +150,7 @@ def test_ladders(name: str) -> None:
 
 def test_the_list_of_causvid_is_one_of_shift_8() -> None:
     """Its code noises at the nearest entry of the table of 1000 levels at shift 8: within .0003 of the list."""
-    table = [schedule.shifted(1 - i / 1000, 8) for i in range(1000)]
+    table = [schedule.shift_level(1 - i / 1000, 8) for i in range(1000)]
     for level in settings_of("causvid").layout.ladder:
         assert min(abs(level - entry) for entry in table) < 3e-4
     warped = schedule.warped([1, 0.75, 0.5, 0.25], 8)  # the variant that the preset's comment names

@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import pairwise
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,8 +22,6 @@ from torch import nn
 from rollforce.checkpoints.safetensors_folder import read_json
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.models.transformer.transformer import TransformerConfig, VideoTransformer
-
-T = TypeVar("T")
 
 if TYPE_CHECKING:
     from rollforce.models.autoencoder.tiny import AutoencoderConfig
@@ -250,8 +248,8 @@ def _decoding(folder: Path) -> WanDecoding | TinyDecoding:
     return _pick(WanDecoding, read_json(folder / "vae" / "config.json") | {"parameters": counted})
 
 
-def _pick(cls: type[T], raw: Mapping[str, Any]) -> T:
+def _pick(cls: Any, raw: Mapping[str, Any]) -> Any:
     """Return a `cls` of those entries of a config.json that it has fields for; null is the default."""
-    from rollforce.config import build, field_names
+    from rollforce.config import build
 
-    return build(cls, {name: raw[name] for name in field_names(cls) if raw.get(name) is not None})
+    return build(cls, {name: raw[name] for name in cls.__dataclass_fields__ if raw.get(name) is not None})
