@@ -1,4 +1,4 @@
-"""From the words of a command line to a list of videos to make, all checked before a model is loaded."""
+"""The plan of a render: the words of a command line as a list of videos to make, checked before a model is loaded."""
 
 from __future__ import annotations
 

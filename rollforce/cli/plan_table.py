@@ -13,7 +13,8 @@ from rollforce.engine.budget.fit import TILES, Fit
 from rollforce.engine.budget.model_sizes import sizes_of
 from rollforce.engine.budget.requirements import MemorySetup, needs_with_prompt
 from rollforce.engine.settings import StreamSettings
-from rollforce.models.runtime.options import RuntimeOptions, pick_device, pick_dtype
+from rollforce.models.runtime.choices import pick_device, pick_dtype
+from rollforce.models.runtime.options import RuntimeOptions
 from rollforce.video.size import parse_size
 
 

@@ -18,7 +18,8 @@ from rollforce.engine.threads import threads_for
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.models.autoencoder.interface import Autoencoder, PairedAutoencoder
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
-from rollforce.models.runtime.options import RuntimeOptions, pick_device, pick_dtype
+from rollforce.models.runtime.choices import pick_device, pick_dtype
+from rollforce.models.runtime.options import RuntimeOptions
 from rollforce.models.text.encoder import Text, TextEncoder
 from rollforce.models.transformer.transformer import VideoTransformer
 from rollforce.streaming.events import Chunk

@@ -115,7 +115,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _choose(setup: MemorySetup, free: int) -> list[str]:
-    """The options it takes, in the order in which they cost the least; or all that save something."""
+    """Return the options it takes, in the order in which they cost the least; or all that save something."""
     chosen: list[str] = []
     for option in OPTIONS:
         more = parts(_apply(setup, [*chosen, option], free))
@@ -132,7 +132,7 @@ def _choose(setup: MemorySetup, free: int) -> list[str]:
 
 
 def _needs_without(setup: MemorySetup, chosen: list[str], option: str, window: int | None) -> int:
-    """Bytes needed with all that were chosen but one."""
+    """Return the bytes needed with all that were chosen but one."""
     rest = [other for other in chosen if other not in (option, WINDOW)]
     if WINDOW in chosen and option != WINDOW and window is not None:
         setup = setup.with_window(window)
@@ -140,21 +140,21 @@ def _needs_without(setup: MemorySetup, chosen: list[str], option: str, window: i
 
 
 def _apply(setup: MemorySetup, options: list[str], free: int) -> MemorySetup:
-    """With these options; the window last, so that it is no shorter than it must be."""
+    """Return the setup with these options; the window last, so that it is no shorter than it must be."""
     for option in sorted(options, key=lambda option: option == WINDOW):
         setup = OPTIONS[option](setup, free)
     return setup
 
 
 def _shorten(setup: MemorySetup, free: int) -> MemorySetup:
-    """With the longest window that fits, at least one chunk."""
+    """Return the setup with the longest window that fits, at least one chunk."""
     windows = range(setup.stream.layout.build().shift, setup.window or 0)
     fitting = bisect_right(windows, free, key=lambda latents: needs(parts(setup.with_window(latents))))
     return setup.with_window(windows[max(fitting - 1, 0)]) if windows else setup
 
 
 def _weights(setup: MemorySetup, **changes: Any) -> MemorySetup:
-    """With weights laid out otherwise, unless they are there already."""
+    """Return the setup with weights laid out otherwise, unless they are there already."""
     return setup if setup.loaded else dataclasses.replace(setup, **changes)
 
 

@@ -19,7 +19,7 @@ from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
 from rollforce.models.autoencoder.tiling import Tiling, mosaic
 from rollforce.models.geometry import Grid
-from rollforce.models.runtime.options import check_choice
+from rollforce.models.runtime.choices import check_choice
 from rollforce.models.transformer.transformer import TransformerConfig
 from rollforce.video.size import check_size
 

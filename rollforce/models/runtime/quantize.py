@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rollforce.errors import ConfigError
-from rollforce.models.runtime.options import check_choice
+from rollforce.models.runtime.choices import check_choice
 from rollforce.models.transformer.transformer import VideoTransformer
 
 FP8_CAPABILITY = (8, 9)  # of GPUs that know the number format
