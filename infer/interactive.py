@@ -171,8 +171,8 @@ class Player:
     def keep_record(self) -> None:
         """Write beside the video what makes it again."""
         cues = tuple(cue for cue in self.session.cues if cue.at < self.video.seconds)
-        request = replace(self.request, cues=cues, seconds=self.video.seconds)
         if not self.loaded and self.video.frames:
+            request = replace(self.request, cues=cues, seconds=self.video.seconds)
             save_record(self.path, describe(self.model, request, self.path))
 
     def close(self) -> None:

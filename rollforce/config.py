@@ -61,6 +61,14 @@ def build(cls: type[T], *sources: Source, overrides: Sequence[str] = ()) -> T:
         raise ConfigError(f"{wrong.text()}{_origin(wrong.path, named, overrides)}") from None
 
 
+def read_value(value: Any, expected: Any, *path: str) -> Any:
+    """Return plain data as the annotation `expected` wants it; text stays as it is, `${...}` too. ConfigError."""
+    try:
+        return _convert(value, expected, path)
+    except InvalidValue as wrong:
+        raise ConfigError(wrong.text()) from None
+
+
 def to_dict(settings: Any) -> Any:
     """Return settings as plain dicts, lists, strings and numbers, `kind` included: the inverse of `build`."""
     if dataclasses.is_dataclass(settings) and not isinstance(settings, type):

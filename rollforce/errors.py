@@ -2,7 +2,7 @@
 
     RollforceError
     ├── ConfigError (ValueError)     a setting, an override, a prompt or an argument cannot be used
-    ├── ShapeError (ValueError)      a size does not fit the model's geometry
+    │   └── ShapeError               a size does not fit the model's geometry
     ├── DoesNotFit (MemoryError)     the device has not the memory for what was asked
     ├── CheckpointError              weights are missing, of another kind, or of another size
     ├── SnapshotError                a saved stream does not belong to this model or version
@@ -19,7 +19,7 @@ class ConfigError(RollforceError, ValueError):
     """A setting, an override, a prompt or an argument cannot be used."""
 
 
-class ShapeError(RollforceError, ValueError):
+class ShapeError(ConfigError):
     """A size does not fit the model's geometry."""
 
 

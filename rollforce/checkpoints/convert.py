@@ -31,6 +31,7 @@ from rollforce.checkpoints.safetensors_folder import STEM, bytes_of, write_shard
 from rollforce.checkpoints.shapes import check_whole, config_of
 from rollforce.config import to_dict
 from rollforce.errors import CheckpointError, ConfigError
+from rollforce.video.size import check_size
 
 log = logging.getLogger(__name__)
 FPS = 16  # of every Wan 2.1 model
@@ -182,11 +183,7 @@ def _card(
                         "stream noise.")  # fmt: skip
     if stream is not None and stream not in presets():
         raise ConfigError(f"There is no stream preset {stream!r}. Presets: {', '.join(presets())}.")
-    for side, pixels in zip(("height", "width"), size or SIZE, strict=True):
-        if pixels < 1 or pixels % 16:
-            nearest = max(16, round(pixels / 16) * 16)
-            raise ConfigError(f"{side} {pixels} is not a multiple of 16 (autoencoder stride 8 x patch 2). "
-                              f"Nearest: {nearest}.")  # fmt: skip
+    check_size(size or SIZE, 16, " (autoencoder stride 8 x patch 2)")
     card = Card(
         name=name, licence=licence or (release.licence if release else UNKNOWN), fps=FPS, size=size or SIZE,
         stream=stream or shipped or STREAM,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -72,32 +73,53 @@ def adapter_settings(metadata: Mapping[str, str]) -> dict[str, Any]:
     return {key.rsplit(".", 1)[-1]: value for key, value in told.items()} if isinstance(told, dict) else {}
 
 
+@dataclass(frozen=True)
+class Branch:
+    """One LoRA's part in one weight: down [rank, in], up [out, rank]; strength is alpha / rank."""
+
+    down: Tensor
+    up: Tensor
+    strength: float
+
+
+def branches_of(
+    lora: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], alpha: float | None = None,
+    name: str = "the LoRA",
+) -> dict[str, Branch]:  # fmt: skip
+    """Return a LoRA's part in each module it changes, checked against the shapes of their weights; all in our names.
+
+    `alpha`: else each module's own, else its rank (LongLive: both 256). `name` is what errors call it.
+    CheckpointError if it is of another model or lacks a side.
+    """
+    branches: dict[str, Branch] = {}
+    for module in targets_of(lora):
+        down, up = (lora.get(f"{module}.lora_{side}.weight") for side in "AB")
+        if module not in shapes:
+            raise CheckpointError(f"{name} changes {module}, which these weights lack: it is of another model.")
+        if down is None or up is None:
+            raise CheckpointError(f"{name} holds one side of {module} and not the other.")
+        shape, own, rank = (up.shape[0], *down.shape[1:]), lora.get(f"{module}.alpha"), down.shape[0]
+        if rank != up.shape[1] or shape != tuple(shapes[module]):
+            raise CheckpointError(
+                f"{module}: {name} is for a weight {list(shape)}, these weights have {list(shapes[module])}."
+            )
+        strength = (alpha if alpha is not None else rank if own is None else float(own)) / rank
+        branches[module] = Branch(down, up, strength)
+    return branches
+
+
 def merge_lora(
     state: Mapping[str, Tensor], lora: Mapping[str, Tensor], alpha: float | None = None
 ) -> dict[str, Tensor]:
     """`state` with W + alpha / rank * B @ A for every module of `lora`; both in our names. Sums in float32.
 
-    `alpha`: else each module's own, else its rank (LongLive: both 256). Tensors without a LoRA are those of `state`.
-    Raises CheckpointError if `lora` is of another model or lacks a side.
+    Tensors without a LoRA are those of `state`. For `alpha` and errors see `branches_of`.
     """
     merged = dict(state)
-    for module in targets_of(lora):
-        weight = state.get(f"{module}.weight")
-        down, up = (lora.get(f"{module}.lora_{side}.weight") for side in "AB")
-        if weight is None:
-            raise CheckpointError(f"the LoRA changes {module}, which these weights lack: it is of another model.")
-        if down is None or up is None:
-            raise CheckpointError(f"the LoRA holds one side of {module} and not the other.")
-        shape = (up.shape[0], *down.shape[1:])
-        if down.shape[0] != up.shape[1] or shape != tuple(weight.shape):
-            raise CheckpointError(
-                f"{module}: the LoRA is for a weight {list(shape)}, these weights have {list(weight.shape)}."
-            )
-        own = lora.get(f"{module}.alpha")
-        rank = down.shape[0]
-        scale = (alpha if alpha is not None else float(own) if own is not None else rank) / rank
-        change = up.float().flatten(1) @ down.float().flatten(1)
-        merged[f"{module}.weight"] = (weight.float() + scale * change.reshape(weight.shape)).to(weight.dtype)
+    shapes = {name.removesuffix(".weight"): tuple(weight.shape) for name, weight in state.items()}
+    for module, branch in branches_of(lora, shapes, alpha).items():
+        weight, change = state[f"{module}.weight"], branch.up.float().flatten(1) @ branch.down.float().flatten(1)
+        merged[f"{module}.weight"] = (weight.float() + branch.strength * change.reshape(weight.shape)).to(weight.dtype)
     return merged
 
 

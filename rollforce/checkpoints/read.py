@@ -8,7 +8,6 @@ memory-mapped: reading costs nothing until they are used.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from torch import Tensor
 from rollforce.checkpoints import pickles
 from rollforce.checkpoints.lora_names import adapter_settings, is_lora, lora_to_ours, merge_lora, with_alpha
 from rollforce.checkpoints.names import FAMILIES, from_wan, plain, recognise, to_original, to_ours, to_wan
-from rollforce.checkpoints.safetensors_folder import STEM, metadata_of, read_shards, shards_of
+from rollforce.checkpoints.safetensors_folder import STEM, metadata_of, read_json, read_shards, shards_of
 from rollforce.checkpoints.shapes import config_of, same_shape
 from rollforce.errors import CheckpointError
 
@@ -78,9 +77,9 @@ def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
         raise CheckpointError(f"There is no file or folder {path}.{_near(path)}")
     source = _inside(path, kind) if path.is_dir() else path
     where, state, wrapped = _tensors(source)
-    config = _json(source.parent / "config.json")
+    config = read_json(source.parent / "config.json")
     if is_lora(state):
-        config = {**_json(source.parent / "adapter_config.json"), **adapter_settings(metadata_of(source))}
+        config = {**read_json(source.parent / "adapter_config.json"), **adapter_settings(metadata_of(source))}
         lora = with_alpha(lora_to_ours(state, path.name), config, path.name)
         return Checkpoint(lora, "lora", None, where, path, config)
     found = recognise(state)
@@ -164,22 +163,12 @@ def _tensors(source: Path) -> tuple[str, dict[str, Tensor], bool]:
 def _causal(source: Path, config: Mapping[str, Any], original: bool) -> bool | None:
     """Whether a transformer from safetensors, or bare, is known to stream or known not to."""
     outer = source.parent.parent
-    pipeline = str(_json(outer / "model_index.json").get("_class_name", ""))
+    pipeline = str(read_json(outer / "model_index.json").get("_class_name", ""))
     if pipeline == STREAM_CLASS or config.get("_class_name") == "CausalWanModel" or (outer / "model.yaml").is_file():
         return True
     if pipeline.startswith("Wan") or config.get("_class_name") == "WanModel":
         return False
     return False if original and source.name.startswith(STEM["transformer"]) else None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
-    return content if isinstance(content, dict) else {}
 
 
 def _near(path: Path) -> str:

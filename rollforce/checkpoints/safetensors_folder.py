@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,17 @@ LIMIT = 5_000_000_000  # bytes of one file
 _NUMBERED = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
 
 Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, {} if the file is missing or holds something else. CheckpointError."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
+    return content if isinstance(content, dict) else {}
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
 
 
 def examine() -> dict[str, Any]:
-    """Everything, as plain data. `problems` stop a render, `warnings` do not; each says its remedy."""
+    """Return all of it as plain data. `problems` stop a render, `warnings` do not; each says its remedy."""
     report: dict[str, Any] = {"versions": process.versions(), "problems": [], "warnings": []}
     for name, look in (("torch", _torch), ("video", _video), ("space", _space), ("models", _models),
                        ("extras", _extras)):
@@ -28,7 +28,7 @@ def examine() -> dict[str, Any]:
 
 
 def show(report: dict[str, Any]) -> None:
-    """The report for a person."""
+    """Print the report for a person."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -37,7 +37,7 @@ def show(report: dict[str, Any]) -> None:
     table = Table.grid(padding=(0, 2))
     for section in ("versions", "torch", "video", "space", "models", "extras"):
         for i, (name, value) in enumerate(report[section].items()):
-            table.add_row(section if i == 0 else "", name.replace("_", " "), _words(value))
+            table.add_row(section if i == 0 else "", name.replace("_", " "), _format(value))
     console.print(table)
     for problem in report["problems"]:
         console.print(Text(f"problem: {problem}", style="red"))
@@ -173,7 +173,7 @@ def _cpu_flags() -> list[str]:
     return [flag for flag in _CPU_FLAGS if flag in flags]
 
 
-def _words(value: Any) -> str:
+def _format(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)

@@ -1,4 +1,4 @@
-"""From the words of a command line to a list of videos to make, all checked before a model is loaded."""
+"""The plan of a render: the words of a command line as a list of videos to make, checked before a model is loaded."""
 
 from __future__ import annotations
 
@@ -8,20 +8,17 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from rollforce.cli.options import Options
-from rollforce.cli.prompt_files import PromptJob, check_cues, check_seconds, check_seed, parse_cue, read_jobs, slug
-from rollforce.cli.record import Record, Request, is_complete, read_record, record_path
+from rollforce.cli.options import RenderOptions
+from rollforce.cli.prompt_files import PromptJob, check_cues, parse_cue, read_jobs, slug
+from rollforce.cli.record import Record, Request, as_setting, is_complete, read_record, record_path
 from rollforce.cli.resume import read_unfinished, snapshot_path
 from rollforce.errors import ConfigError
 from rollforce.video.images import seconds_of
+from rollforce.video.size import parse_size
 from rollforce.video.writer import check_folder, check_output
 
 _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
-_GIVEN = ("image", "video", "follow", "strength", "fit")
-_RUNNING = {"attention": "attention", "lora": "loras", "quantize": "quantize", "offload": "offload",
-            "tiling": "tiling", "decoder": "decoder", "compile": "compile"}  # fmt: skip
 _WITH_RESUME = {"resume", "save_every", "quiet", "as_json", "debug"}
 
 
@@ -51,24 +48,24 @@ class RenderPlan:
         return self.tasks[0].request
 
 
-def plan(options: Options) -> RenderPlan:
-    """The checked plan of a render command. ConfigError says what cannot be used and what to type instead."""
+def plan(options: RenderOptions) -> RenderPlan:
+    """Return the checked plan of a render command. ConfigError says what cannot be used and what to type instead."""
     if not options.save_every >= 0:
         raise ConfigError(f"--save-every must be 0 (never) or a number of seconds, got {options.save_every:g}.")
     if options.resume is not None:
-        return _resumed(options, options.resume)
+        return _plan_resume(options, options.resume)
     overrides = tuple(word for word in options.words if _OVERRIDE.match(word))
-    prompt = _one_prompt([word for word in options.words if word not in overrides], options)
+    prompt = _pick_prompt([word for word in options.words if word not in overrides], options)
     record = read_record(options.record) if options.record else None
-    request = _request(options, record.request if record else Request(prompt or ""), overrides)
-    request.given()  # refuse now what cannot be given
+    request = _read_request(options, record.request if record else Request(prompt or ""), overrides)
+    request.inputs()  # refuse now what cannot be given
     if prompt is not None:
         request = dataclasses.replace(request, prompt=prompt)
-    folder = _folder(options)
+    folder = _make_folder(options)
     if options.prompts is None:
-        tasks = [_single(options, request, record, folder)]
+        tasks = [_single_task(options, request, record, folder)]
     else:
-        jobs = _jobs(options.prompts, request)
+        jobs = _read_prompts(options.prompts, request)
         tasks = [_batch_task(options, request, job, folder) for job in jobs]
     _check_changes(tasks, options)
     _check_outputs(tasks, options)
@@ -77,9 +74,9 @@ def plan(options: Options) -> RenderPlan:
                 folder if options.prompts is not None else None)
 
 
-def _resumed(options: Options, file: Path) -> RenderPlan:
-    """The plan of `--resume FILE`: all as its record says."""
-    if others := [spelling for name, spelling in options.typed().items() if name not in _WITH_RESUME]:
+def _plan_resume(options: RenderOptions, file: Path) -> RenderPlan:
+    """Return the plan of `--resume FILE`: all as its record says."""
+    if others := [spelling for name, spelling in options.flags().items() if name not in _WITH_RESUME]:
         raise ConfigError(f"--resume goes on as the render was begun: leave out {', '.join(others)}.")
     video = file.with_suffix(".mp4")
     record = read_record(record_path(video))
@@ -88,23 +85,15 @@ def _resumed(options: Options, file: Path) -> RenderPlan:
     task = RenderTask(record.request, video, done=is_complete(video), begun=True)
     if not task.done:
         read_unfinished(video)
-        record.request.given()
+        record.request.inputs()
     return RenderPlan((task,), record.settings(), record)
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """ "832x480" (width x height) as (480, 832)."""
-    match = re.fullmatch(r"(\d+)[xX×](\d+)", text.strip())
-    if not match:
-        raise ConfigError(f"--size {text!r} must be WIDTHxHEIGHT in pixels, such as 64x64.")
-    return int(match[2]), int(match[1])
-
-
-def write_manifest(plan_: RenderPlan, finished: dict[Path, str]) -> None:
+def write_manifest(plan_: RenderPlan, status: dict[Path, str]) -> None:
     """List every video of a batch and how far it is, one JSON object per line, in manifest.jsonl."""
     if plan_.folder is None:
         return
-    lines = [json.dumps({"video": task.path.name, "status": "done" if task.done else finished.get(task.path, "waiting"),
+    lines = [json.dumps({"video": task.path.name, "status": "done" if task.done else status.get(task.path, "waiting"),
                          "prompt": task.request.prompt, "seed": task.request.seed, "seconds": task.request.seconds},
                         ensure_ascii=False) for task in plan_.tasks]
     fresh = plan_.folder / "manifest.jsonl.part"
@@ -112,7 +101,7 @@ def write_manifest(plan_: RenderPlan, finished: dict[Path, str]) -> None:
     fresh.replace(plan_.folder / "manifest.jsonl")
 
 
-def _one_prompt(words: list[str], options: Options) -> str | None:
+def _pick_prompt(words: list[str], options: RenderOptions) -> str | None:
     given = [name for name, there in (("a prompt", bool(words)), ("--prompts", options.prompts is not None),
                                       ("--from", options.record is not None)) if there]
     if not given:
@@ -128,38 +117,22 @@ def _one_prompt(words: list[str], options: Options) -> str | None:
     return words[0] if words else None
 
 
-def _request(options: Options, start: Request, overrides: tuple[str, ...]) -> Request:
-    """`start` with everything replaced that was typed."""
-    for name, problem in (("seconds", check_seconds(start.seconds if options.seconds is None else options.seconds)),
-                          ("seed", check_seed(start.seed if options.seed is None else options.seed))):
-        if problem:
-            raise ConfigError(f"{problem.replace(f'{name!r}', f'--{name}')}.")
-    for name, count in (("scale", options.scale), ("threads", options.threads)):
-        if count is not None and count < 1:
-            raise ConfigError(f"--{name} must be a whole number of at least 1, got {count}.")
-    typed: dict[str, Any] = {
-        "seconds": options.seconds, "seed": options.seed, "scale": options.scale, "model": options.model,
-        "stream": options.stream, "device": options.device, "dtype": options.dtype, "threads": options.threads,
-        "window": options.window,
-        "size": parse_size(options.size) if options.size else None,
-    }  # fmt: skip
-    typed |= {name: _plain(getattr(options, name)) for name in _GIVEN}
-    kept = {name: value for name, value in typed.items() if value is not None}
+def _read_request(options: RenderOptions, start: Request, overrides: tuple[str, ...]) -> Request:
+    """Return `start` with everything replaced that was typed."""
+    typed = {name: getattr(options, name, None) for name in Request.__dataclass_fields__ if name != "running"}
+    kept = {name: as_setting(value) for name, value in typed.items() if value is not None}
+    if options.size:
+        kept["size"] = parse_size(options.size)
     if options.seconds is None and options.follow and (length := seconds_of(options.follow)):
         kept["seconds"] = length
     if options.at:
         kept["cues"] = tuple(sorted(map(parse_cue, options.at), key=lambda cue: cue.at))
-    running = {name: _plain(getattr(options, option)) for option, name in _RUNNING.items()}
-    kept["running"] = dataclasses.replace(start.running, **{n: v for n, v in running.items() if v not in (None, ())})
-    return dataclasses.replace(start, overrides=(*start.overrides, *overrides), **kept)
+    runtime = {name: as_setting(value) for name, value in options.running.items()}
+    return dataclasses.replace(start, overrides=(*start.overrides, *overrides),
+                               running=dataclasses.replace(start.running, **runtime), **kept)  # fmt: skip
 
 
-def _plain(value: Any) -> Any:
-    """As a request holds it: paths are text, lists are tuples."""
-    return str(value) if isinstance(value, Path) else tuple(value) if isinstance(value, list) else value
-
-
-def _folder(options: Options) -> Path:
+def _make_folder(options: RenderOptions) -> Path:
     folder = options.out or Path()
     if options.out is not None:
         try:
@@ -169,7 +142,7 @@ def _folder(options: Options) -> Path:
     return folder
 
 
-def _jobs(source: str, request: Request) -> list[PromptJob]:
+def _read_prompts(source: str, request: Request) -> list[PromptJob]:
     if source == "-":
         return read_jobs(sys.stdin.buffer.read(), "stdin", seed=request.seed, seconds=request.seconds)
     try:
@@ -179,7 +152,7 @@ def _jobs(source: str, request: Request) -> list[PromptJob]:
     return read_jobs(content, source, seed=request.seed, seconds=request.seconds)
 
 
-def _single(options: Options, request: Request, record: Record | None, folder: Path) -> RenderTask:
+def _single_task(options: RenderOptions, request: Request, record: Record | None, folder: Path) -> RenderTask:
     if options.output and options.out:
         raise ConfigError("-o names a file and --out a folder; use one of them.")
     path = options.output or folder / f"{slug(request.prompt)}.mp4"
@@ -188,7 +161,7 @@ def _single(options: Options, request: Request, record: Record | None, folder: P
     return _task(options, request, path)
 
 
-def _batch_task(options: Options, request: Request, job: PromptJob, folder: Path) -> RenderTask:
+def _batch_task(options: RenderOptions, request: Request, job: PromptJob, folder: Path) -> RenderTask:
     if options.output:
         raise ConfigError("-o names one file; with --prompts use --out DIR.")
     path = folder / f"{job.name}.mp4"
@@ -197,20 +170,22 @@ def _batch_task(options: Options, request: Request, job: PromptJob, folder: Path
     return _task(options, mine, path, job.where)
 
 
-def _task(options: Options, request: Request, path: Path, where: str = "") -> RenderTask:
+def _task(options: RenderOptions, request: Request, path: Path, where: str = "") -> RenderTask:
     done = options.keep and is_complete(path)
     begun = options.keep and not done and path.exists() and snapshot_path(path).exists()
     return RenderTask(request, path, where, done, begun)
 
 
-def _check_changes(tasks: list[RenderTask], options: Options) -> None:
-    """No change that was typed comes after the end; those of a record may, where --seconds made it shorter."""
+def _check_changes(tasks: list[RenderTask], options: RenderOptions) -> None:
+    """ConfigError if a typed change comes after the end; those of a record may, where --seconds made it shorter."""
     for task in tasks if options.at else ():
-        if problem := check_cues(task.request.cues, task.request.seconds):
-            raise ConfigError(f"{task.where}{': ' if task.where else ''}--at: {problem}.")
+        try:
+            check_cues(task.request.cues, task.request.seconds)
+        except ConfigError as error:
+            raise ConfigError(f"{task.where}{': ' if task.where else ''}--{error}") from None
 
 
-def _check_outputs(tasks: list[RenderTask], options: Options) -> None:
+def _check_outputs(tasks: list[RenderTask], options: RenderOptions) -> None:
     waiting = [task.path for task in tasks if not task.done]
     replace = options.overwrite or options.keep
     if len(tasks) == 1:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rollforce.cli.options import Options, taking
+from rollforce.cli.options import AsJson, Debug, PlanOptions, RenderOptions, accept
 from rollforce.errors import RollforceError
 
 USAGE, ENVIRONMENT, MEMORY, INTERRUPTED = 2, 3, 4, 130
@@ -26,8 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and log details.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines, and nothing else.")]
 ModelName = Annotated[str, typer.Option("--model", help="A bundled model's name, or a folder with model.yaml.")]
 
 
@@ -41,11 +39,11 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 
 @app.command()
-@taking(Options)
-def render(options: Options) -> None:
+@accept(RenderOptions)
+def render(options: RenderOptions) -> None:
     """Render a video from a prompt, or many from a file. --at changes the prompt on the way; --resume goes on with a
     render that was stopped."""
-    with _answered(options.debug):
+    with _explain_errors(options.debug):
         from rollforce.cli.progress import Terminal
         from rollforce.cli.run import make
 
@@ -69,9 +67,9 @@ def convert(
     debug: Debug = False,
 ) -> None:  # fmt: skip
     """Make a model folder from a released student and its base model."""
-    with _answered(debug):
+    with _explain_errors(debug):
         from rollforce.checkpoints.convert import dtype_of, prepare, write
-        from rollforce.cli.jobs import parse_size
+        from rollforce.video.size import parse_size
 
         conversion = prepare(
             file, base, out, lora=lora, name=name, licence=licence, stream=stream,
@@ -85,33 +83,16 @@ def convert(
 
 
 @app.command()
-def plan(
-    model: Annotated[str, typer.Option("--model", help="A folder, a bundled name, wan-1.3b or wan-14b.")] = "tiny",
-    stream: Annotated[str | None, typer.Option("--stream", help="A stream preset, or a YAML file.")] = None,
-    size: Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT in pixels (default: as trained).")] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, float16.")] = "auto",
-    free: Annotated[float | None, typer.Option("--free", help="GB to plan with (default: what is free).")] = None,
-    offload: Annotated[list[str] | None, typer.Option("--offload", help="Off the device: text, blocks.")] = None,
-    window: Annotated[int | None, typer.Option("--window", help="Latents that the memory's window holds.")] = None,
-    quantize: Annotated[str | None, typer.Option("--quantize", help="Weights of the blocks: int8, fp8.")] = None,
-    tiling: Annotated[bool, typer.Option("--tiling", help="Decode in tiles, features in host memory.")] = False,
-    decoder: Annotated[str | None, typer.Option("--decoder", help="As in render: a small decoder draws.")] = None,
-    as_json: AsJson = False,
-    debug: Debug = False,
-) -> None:  # fmt: skip
+@accept(PlanOptions)
+def plan(options: PlanOptions) -> None:
     """Say how much memory a stream needs, whether it fits, and what would make it fit. Nothing is loaded."""
-    with _answered(debug):
-        from rollforce.cli.jobs import parse_size
-        from rollforce.cli.plan_table import PlanRequest, show, told
+    with _explain_errors(options.debug):
+        from rollforce.cli.plan_table import describe, setup_of, show
         from rollforce.engine.budget.fit import fit
 
-        wish = PlanRequest(
-            model, stream, parse_size(size) if size else None, device, dtype, tuple(offload or ()), window,
-            quantize, tiling, decoder)  # fmt: skip
-        found = fit(wish.setup(), None if free is None else int(free * 1e9))
-        if as_json:
-            typer.echo(json.dumps(told(found), indent=2))
+        found = fit(setup_of(options), None if options.free is None else int(options.free * 1e9))
+        if options.as_json:
+            typer.echo(json.dumps(describe(found), indent=2))
         else:
             show(found)
         raise typer.Exit(0 if found.helps else MEMORY)
@@ -128,7 +109,7 @@ def inspect(
     debug: Debug = False,
 ) -> None:
     """Draw what a stream remembers: what each call attends to, where it stands, its bytes. No weights are needed."""
-    with _answered(debug):
+    with _explain_errors(debug):
         from rollforce.evaluation.memory import inspect
 
         path = output or Path(f"{Path(stream).stem}.png")
@@ -140,7 +121,7 @@ def inspect(
 @app.command()
 def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
     """Say what this machine can do, and what is wrong with it."""
-    with _answered(debug):
+    with _explain_errors(debug):
         from rollforce.cli.doctor import examine, show
 
         report = examine()
@@ -154,7 +135,7 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
 @app.command()
 def models(debug: Debug = False) -> None:
     """List the bundled models and the stream presets."""
-    with _answered(debug):
+    with _explain_errors(debug):
         from rollforce.checkpoints.catalog import bundled, presets
 
         typer.echo(f"models:  {', '.join(bundled()) or 'none'}")
@@ -164,14 +145,14 @@ def models(debug: Debug = False) -> None:
 @app.command()
 def words(model: ModelName = "tiny", debug: Debug = False) -> None:
     """List the words that a model's prompts may use."""
-    with _answered(debug):
+    with _explain_errors(debug):
         import rollforce
 
         typer.echo(" ".join(rollforce.load(model).words))
 
 
 @contextmanager
-def _answered(debug: bool) -> Iterator[None]:
+def _explain_errors(debug: bool) -> Iterator[None]:
     """Turn what can go wrong into one paragraph and an exit code."""
     if debug:  # otherwise Python's own last resort prints warnings to stderr, which is all we want
         logging.basicConfig(format="%(name)s: %(message)s")
@@ -195,7 +176,7 @@ def _answered(debug: bool) -> Iterator[None]:
 
 
 def _is_memory(error: BaseException) -> bool:
-    """torch has two ways to say it, neither of them a MemoryError."""
+    """Return whether an error means that memory ran out: torch has two ways to say it, neither a MemoryError."""
     torch_says = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
     return torch_says or isinstance(error, MemoryError)
 

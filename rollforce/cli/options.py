@@ -1,28 +1,64 @@
-"""What `rollforce render` can be told: each option once, with its name, type, default and help. Loads nothing heavy."""
+"""What the commands can be told: each option once, with its name, type, default and help. Loads nothing heavy."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-T = TypeVar("T")
+from rollforce.models.runtime.options import RuntimeOptions
 
 _what = partial(typer.Option, rich_help_panel="What to show")
 _file = partial(typer.Option, rich_help_panel="Files")
 _past = partial(typer.Option, rich_help_panel="Pictures to begin with")
 _model = partial(typer.Option, rich_help_panel="Model and machine")
-_told = partial(typer.Option, rich_help_panel="What it says")
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and log details.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines, and nothing else.")]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What was typed; None, False or an empty list is what was not."""
+    """What was typed of the options that every command with a stream has; None or an empty value is what was not.
+
+    `running`: fields of RuntimeOptions, each an option of its own."""
+
+    stream: Annotated[str | None, _model("--stream", help="A stream preset, or a YAML file.")] = None
+    window: Annotated[int | None, _model("--window", help="Latents that the memory's window holds.")] = None
+    size: Annotated[str | None, _model("--size", help="WIDTHxHEIGHT in pixels (default: as trained).")] = None
+    model: Annotated[str | None, _model("--model",
+        help="A bundled name, a folder or a hub id (default tiny); plan also knows wan-1.3b and wan-14b.")] = None
+    device: Annotated[str | None, _model("--device", help="auto, cpu, cuda, cuda:1, mps.")] = None
+    dtype: Annotated[str | None, _model("--dtype", help="auto, float32, bfloat16, float16.")] = None
+    running: dict[str, Any] = field(default_factory=dict)
+
+    as_json: AsJson = False
+    debug: Debug = False
+
+    def flags(self) -> dict[str, str]:
+        """Return the flag of each option that differs from its default, by its field."""
+        hints = get_type_hints(type(self), include_extras=True)
+        own = [each for each in fields(self) if each.name != "running" and getattr(self, each.name) != _default(each)]
+        shown = {each.name: hints[each.name].__metadata__[0].default for each in own}  # the first name
+        return {name: flag if isinstance(flag, str) else "a prompt" for name, flag in shown.items()} | {
+            each.name: _flag(each) for each in fields(RuntimeOptions) if each.name in self.running}
+
+
+@dataclass(frozen=True)
+class PlanOptions(Options):
+    """Options of `rollforce plan`."""
+
+    free: Annotated[float | None, _model("--free", help="GB to plan with (default: what is free).")] = None
+
+
+@dataclass(frozen=True)
+class RenderOptions(Options):
+    """Options of `rollforce render`."""
 
     words: Annotated[list[str], typer.Argument(metavar="PROMPT [KEY=VALUE]...", show_default=False,
         help="What to show; then stream settings, e.g. layout.chunk=2.")] = field(default_factory=list)
@@ -31,9 +67,6 @@ class Options:
              "anchors, flush, cut, shot (default recache). Repeatable.")] = field(default_factory=list)
     seconds: Annotated[float | None, _what("--seconds", "-s", help="Length of the video (default 20).")] = None
     seed: Annotated[int | None, _what("--seed", help="Another seed, another video (default 0).")] = None
-    stream: Annotated[str | None, _what("--stream", help="A stream preset, or a YAML file.")] = None
-    window: Annotated[int | None, _what("--window", help="Latents that the memory's window holds.")] = None
-    size: Annotated[str | None, _what("--size", help="WIDTHxHEIGHT in pixels (default: as trained).")] = None
     scale: Annotated[int | None, _what("--scale", help="Enlarge N times (default: to 256 or more).")] = None
 
     output: Annotated[Path | None, _file("-o", "--output", help="The .mp4 (default: its prompt).")] = None
@@ -54,52 +87,48 @@ class Options:
         help="How much of --follow may change: 0.3 little, 0.9 nearly all (default 0.7).")] = None
     fit: Annotated[str | None, _past("--fit", help="Pictures of another size: crop, pad, stretch.")] = None
 
-    model: Annotated[str | None, _model("--model", help="A bundled name or a folder (default tiny).")] = None
-    lora: Annotated[list[str], _model("--lora", show_default=False,
-        help="FILE or FILE=SCALE to bake in; repeatable.")] = field(default_factory=list)
-    decoder: Annotated[Path | None, _model("--decoder", help="A small one, TAEHV's format: fast.")] = None
-    device: Annotated[str | None, _model("--device", help="auto, cpu, cuda, cuda:1, mps.")] = None
-    dtype: Annotated[str | None, _model("--dtype", help="auto, float32, bfloat16, float16.")] = None
     threads: Annotated[int | None, _model("--threads", help="CPU threads (small models: 1).")] = None
-    attention: Annotated[str | None, _model("--attention", help="Kernel: sdpa, cudnn, flash, sage...")] = None
-    quantize: Annotated[str | None, _model("--quantize", help="Weights of the blocks: int8, fp8.")] = None
-    offload: Annotated[list[str], _model("--offload", show_default=False,
-        help="What waits on the CPU: text, blocks.")] = field(default_factory=list)
-    tiling: Annotated[bool | None, _model("--tiling", help="Decode in tiles.")] = None
-    compile: Annotated[str | None, _model("--compile", help="blocks, or graphs on CUDA: slow start.")] = None
-
-    quiet: Annotated[bool, _told("--quiet", "-q", help="Say nothing unless something is wrong.")] = False
-    as_json: Annotated[bool, _told("--json", help="Print JSON for machines, and nothing else.")] = False
-    debug: Annotated[bool, _told("--debug", help="Show the traceback of an error, and log details.")] = False
-
-    def typed(self) -> dict[str, str]:
-        """What was typed, apart from defaults: names of fields, and how they are spelled on a command line."""
-        return {each.name: _spelling(each.name) for each in fields(self)
-                if getattr(self, each.name) != _default(each)}  # fmt: skip
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something is wrong.")] = False
 
 
-def taking(options: type[T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
+T = TypeVar("T", bound=Options)
+
+
+def accept(options: type[T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
     """Make a command of a function that takes all its options as one: typer sees them one by one."""
+    runtime = {each.name for each in fields(RuntimeOptions)}
 
-    def of(command: Callable[[T], None]) -> Callable[..., None]:
-        def typed(**words: Any) -> None:
-            command(options(**words))
+    def decorate(command: Callable[[T], None]) -> Callable[..., None]:
+        def run(**words: Any) -> None:
+            running = {name: value for name, value in words.items() if name in runtime and value not in (None, [])}
+            command(options(running=running, **{name: words[name] for name in words.keys() - runtime}))
 
-        hints = get_type_hints(options, include_extras=True)
-        typed.__name__, typed.__doc__ = command.__name__, command.__doc__
-        typed.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=_default(each),
-                               annotation=hints[each.name]) for each in fields(options)]  # type: ignore[arg-type]
-        )  # fmt: skip
-        return typed
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__signature__ = inspect.Signature(list(_parameters(options)))  # type: ignore[attr-defined]
+        return run
 
-    return of
+    return decorate
 
 
-def _default(each: Any) -> Any:
-    return each.default if each.default is not MISSING else each.default_factory()
+def _parameters(options: Any) -> Iterator[inspect.Parameter]:
+    """Keyword arguments as typer reads them; those of RuntimeOptions take the place of `running`.
+
+    What all commands share comes last."""
+    hints = get_type_hints(options, include_extras=True)
+    keyword = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
+    for each in sorted(fields(options), key=lambda each: each.name in Options.__dataclass_fields__):
+        if each.name != "running":
+            yield keyword(each.name, default=_default(each), annotation=hints[each.name])
+            continue
+        for part in fields(RuntimeOptions):
+            typed = list[str] if part.default == () else bool if part.default is False else str
+            option = _model(_flag(part), help=part.metadata["help"], show_default=False)
+            yield keyword(part.name, default=None, annotation=Annotated[typed | None, option])  # type: ignore[operator]
 
 
-def _spelling(name: str) -> str:
-    special = {"words": "a prompt", "record": "--from", "output": "-o", "as_json": "--json"}
-    return special.get(name, f"--{name.replace('_', '-')}")
+def _default(each: Field[Any]) -> Any:
+    return each.default if each.default_factory is MISSING else each.default_factory()
+
+
+def _flag(each: Field[Any]) -> str:
+    return each.metadata["flag"] or f"--{each.name}"

@@ -33,11 +33,11 @@ class Terminal:
         self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
 
     def say(self, text: str, style: str = "") -> None:
-        """One line."""
+        """Print one line."""
         self.console.print(Text(text, style=style))
 
-    def loaded(self, model: Model, size: tuple[int, int], seconds: float) -> None:
-        """What will draw, and where."""
+    def show_model(self, model: Model, size: tuple[int, int], seconds: float) -> None:
+        """Print which model draws, on which device, and how long it took to load."""
         height, width = size
         dtype = str(model.dtype).removeprefix("torch.")
         what = f"model {model.name} ({_count(model.parameters)} parameters, {model.licence})"
@@ -46,7 +46,7 @@ class Terminal:
         self.say(f"{what} · {model.device} {dtype}{count} · {how} · loaded in {seconds:.1f} s")
 
     def announce(self, request: Request, fps: float, path: Path, done: int = 0) -> None:
-        """What will be made; `done` frames of it are there already."""
+        """Print what will be made; `done` frames of it are there already."""
         frames = max(1, round(request.seconds * fps))
         changes = f" · {_plural(len(request.cues), 'change')}" if request.cues else ""
         there = f", of which {done / fps:g} s are there" if done else ""
@@ -54,8 +54,8 @@ class Terminal:
                  f"{path}{there} (playable while it grows)")
 
     @contextmanager
-    def rendering(self, seconds: float) -> Iterator[Report]:
-        """A live bar (or a plain line now and then); yields what `render` reports to."""
+    def show_progress(self, seconds: float) -> Iterator[Report]:
+        """Show a live bar, or a plain line now and then; yields what `render` reports to."""
         if not self.console.is_terminal:
             yield self._plain_lines()
             return
@@ -65,8 +65,8 @@ class Terminal:
             task = bar.add_task("rendering", total=seconds, text="waiting for the first frame")
             yield lambda progress: bar.update(task, completed=progress.video_s, text=_text(progress))
 
-    def finished(self, result: Result, request: Request, path: Path) -> None:
-        """The numbers, each with what it counts."""
+    def show_result(self, result: Result, request: Request, path: Path) -> None:
+        """Print the numbers of a render, each with what it counts."""
         for name, value in _rows(result, request, path):
             self.say(f"{name:<12} {value}")
 
@@ -103,21 +103,21 @@ def _rows(result: Result, request: Request, path: Path) -> Iterator[tuple[str, s
 
 
 def _changes(result: Result, request: Request) -> Iterator[tuple[str, str]]:
-    """When each change began, with the first chunk at its time or later, and when nothing of the old was left."""
+    """Yield when each change began, at the first chunk at its time or later, and when nothing of the old was left."""
     fps = result.frames / max(result.seconds, 1e-9)
     begun = [event for event in result.events if event.kind == "applied" and event.frame is not None]
     for event in begun[:_CHANGES]:
         visible = next((each.frame for each in result.events if each.kind == "visible" and each.cue == event.cue), None)
         whole = "not wholly seen before the end" if visible is None else f"wholly from {visible / fps:g} s"
         at_once = "" if visible == event.frame else f", {whole}"
-        yield "change", f"at {(event.frame or 0) / fps:g} s{at_once}: {_said(event.cue)}"
+        yield "change", f"at {(event.frame or 0) / fps:g} s{at_once}: {_describe_cue(event.cue)}"
     if len(begun) > _CHANGES:
         yield "", f"and {len(begun) - _CHANGES} more: see the .json"
     if not result.interrupted and (unseen := len(request.cues) - len(begun)) > 0:
         yield "not made", f"{_plural(unseen, 'change')}: the video ended before, or another took its place"
 
 
-def _said(cue: Cue) -> str:
+def _describe_cue(cue: Cue) -> str:
     prompt = "" if cue.prompt is None else f"{cue.prompt!r} ({cue.transition.kind})"
     return " · ".join(part for part in (prompt, "" if cue.seed is None else f"seed {cue.seed}") if part)
 

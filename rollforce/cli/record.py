@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rollforce.checkpoints.safetensors_folder import read_json
 from rollforce.config import build, to_dict
-from rollforce.errors import ConfigError
+from rollforce.errors import CheckpointError, ConfigError
 from rollforce.evaluation import process
 from rollforce.models.runtime.options import RuntimeOptions
 from rollforce.streaming.events import Cue
@@ -18,6 +20,9 @@ from rollforce.video.writer import VideoCodec
 
 if TYPE_CHECKING:
     from rollforce.streaming.model import Model
+
+
+OLD_NAMES = {"rung": "quality"}  # of settings, in records and snapshots that were written before
 
 
 @dataclass(frozen=True)
@@ -50,19 +55,43 @@ class Request:
     running: RuntimeOptions = field(default_factory=RuntimeOptions)
     cues: tuple[Cue, ...] = ()
 
-    def given(self) -> StreamInputs:
-        """What the stream is given besides its prompt; files are looked for, not yet read. ConfigError."""
-        given = StreamInputs(self.image, self.video, self.follow, FollowSettings.of_strength(self.strength), self.fit)
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        check_seconds(self.seconds)
+        for name, count in (("scale", self.scale), ("threads", self.threads)):
+            if count is not None and count < 1:
+                raise ConfigError(f"{name} must be a whole number of at least 1, got {count}.")
+
+    def inputs(self) -> StreamInputs:
+        """Return what the stream takes besides its prompt; files are looked for, not yet read. ConfigError."""
+        inputs = StreamInputs(self.image, self.video, self.follow, FollowSettings.of_strength(self.strength), self.fit)
         for name in ("image", "video", "follow"):
             path = getattr(self, name)
             if path is not None and not Path(path).is_file():
                 raise ConfigError(f"--{name} {path} does not exist." if not Path(path).is_dir()
                                   else f"--{name} {path} is a folder; name a file in it.")
-        return given
+        return inputs
+
+
+def check_seed(seed: int) -> None:
+    """ConfigError unless a generator takes this seed."""
+    if not 0 <= seed < 2**63:
+        raise ConfigError(f"seed must be from 0 to 2^63 - 1, got {seed}.")
+
+
+def check_seconds(seconds: float) -> None:
+    """ConfigError unless a video can have this length."""
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"seconds must be above 0, got {seconds:g}.")
+
+
+def as_setting(value: Any) -> Any:
+    """Return a typed value as a request holds it: paths are text, lists are tuples."""
+    return str(value) if isinstance(value, Path) else tuple(value) if isinstance(value, list) else value
 
 
 def describe(model: Model, request: Request, path: Path) -> dict[str, Any]:
-    """The record of a render before it has run: `result` is null until it has."""
+    """Return the record of a render before it has run: `result` is null until it has."""
     return {
         "video": path.name,
         "request": to_dict(request),
@@ -75,20 +104,17 @@ def describe(model: Model, request: Request, path: Path) -> dict[str, Any]:
 
 
 def record_path(video: Path) -> Path:
-    """Where a video's record lies."""
+    """Return where a video's record lies."""
     return video.with_suffix(".json")
 
 
 def is_complete(video: Path) -> bool:
-    """Whether `video` was rendered to its end: a batch that keeps what is there skips it."""
-    record = record_path(video)
-    if not (video.exists() and record.exists()):
-        return False
+    """Return whether `video` was rendered to its end: a batch that keeps what is there skips it."""
     try:
-        result = json.loads(record.read_text(encoding="utf-8")).get("result")
-    except json.JSONDecodeError:
+        result = read_json(record_path(video)).get("result") or {"interrupted": True}
+    except CheckpointError:
         return False
-    return bool(result) and not result["interrupted"]
+    return video.exists() and not result["interrupted"]
 
 
 @dataclass(frozen=True)
@@ -103,11 +129,11 @@ class Record:
     frames_sha256: str | None
 
     def settings(self) -> tuple[str, ...]:
-        """The stream's settings, resolved, as overrides: they hold even if the preset has changed since."""
+        """Return the stream's settings, resolved, as overrides: they hold even if the preset has changed since."""
         return tuple(f"{name}={json.dumps(value)}" for name, value in self.stream.items())
 
     def differences(self, model: Model) -> list[str]:
-        """Why the bytes may differ from the recorded video's."""
+        """Return why the bytes may differ from the recorded video's."""
         found = [] if model.fingerprint == self.weights_sha256 else ["the model's weights"]
         now = process.versions()
         found += [f"{name} ({version}, now {now.get(name)})" for name, version in self.versions.items()
@@ -116,7 +142,7 @@ class Record:
 
 
 def read_record(path: Path) -> Record:
-    """The record in a JSON file that `render` wrote. Raises ConfigError."""
+    """Return the record in a JSON file that `render` wrote. ConfigError if it is none."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -125,7 +151,7 @@ def read_record(path: Path) -> Record:
         raise ConfigError(f"{path} is not JSON ({error}). --from takes the file that lies beside a video.") from error
     if not (isinstance(data, dict) and {"request", "stream", "model", "versions"} <= set(data)):
         raise ConfigError(f"{path} is no record of a render. --from takes the .json that lies beside a video.")
-    request = build(Request, data["request"])
+    request = build(Request, upgrade(data["request"]))
     result = data.get("result") or {}
     whole = {} if result.get("interrupted") else result
     video = None if whole.get("continued_at") else whole.get("video_sha256")
@@ -133,8 +159,15 @@ def read_record(path: Path) -> Record:
                   whole.get("frames_sha256"))  # fmt: skip
 
 
+def upgrade(value: Any) -> Any:
+    """Return plain data of a record or a snapshot with the names of today where it was written under older ones."""
+    if isinstance(value, dict):
+        return {OLD_NAMES.get(key, key): upgrade(item) for key, item in value.items()}
+    return [upgrade(item) for item in value] if isinstance(value, list) else value
+
+
 def save_record(video: Path, record: dict[str, Any]) -> None:
-    """Write what `describe` gave beside a video."""
+    """Write what `describe` returned beside a video."""
     target = record_path(video)
     fresh = target.with_suffix(".json.part")
     fresh.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

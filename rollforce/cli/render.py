@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rollforce.cli.record import Request, describe, save_record
+from rollforce.cli.record import Request, describe, save_record, upgrade
 from rollforce.cli.resume import SAVE_EVERY_S, Keeper, read_unfinished
 from rollforce.config import build, to_dict
 from rollforce.errors import SnapshotError
@@ -43,12 +43,13 @@ class Progress:
 
     @property
     def fps(self) -> float:
+        """Frames per second of wall time."""
         return self.frames / max(self.elapsed_s, 1e-9)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a render. `first_frame_s` counts from the prompt, `command_s` from the start of the process.
+    """The outcome of a render. `first_frame_s` counts from the prompt, `command_s` from the start of the process.
 
     `frames_sha256` is of the uint8 frames as they came, before scaling and coding: a chain, the SHA-256 of the digest
     before and the next frame's bytes, so that it can go on in another process. (Records of videos before 2026-11-21
@@ -76,8 +77,8 @@ class Result:
     continued_at: tuple[int, ...] = ()
 
 
-class _Tally:
-    """Times, counts and events while the chunks come in. `streamed`: frames without what was given before."""
+class Tally:
+    """Collects times, counts and events while chunks come in. `streamed`: frames but those the stream began with."""
 
     def __init__(self, request: Request, fps: float) -> None:
         self.request, self.fps = request, fps
@@ -92,14 +93,16 @@ class _Tally:
 
     @property
     def elapsed_s(self) -> float:
+        """Seconds of wall time that the render has taken, in all its processes."""
         return time.perf_counter() - self.start
 
     @property
     def left_s(self) -> float:
-        """Seconds of video that are still to come; 0 at the end."""
+        """Seconds of video that are still to come: 0 at the end."""
         return (max(1, round(self.request.seconds * self.fps)) - self.streamed) / self.fps
 
     def add(self, chunk: Chunk) -> None:
+        """Count a chunk that has come in."""
         if self.first_frame_s is None and len(chunk.frames):
             self.first_frame_s = self.elapsed_s
             self.first_frame_since_command_s = process.command_age_s()
@@ -112,10 +115,12 @@ class _Tally:
             self.digest = hashlib.sha256(self.digest + frame_HWC.tobytes()).digest()
 
     def progress(self) -> Progress:
+        """Return how far the render is."""
         return Progress(self.streamed, self.streamed / self.fps, self.request.seconds, self.elapsed_s,
                         self.first_frame_s or 0.0, self.denoise_s, process.resident_mb())
 
     def result(self, path: Path, interrupted: bool, model: Model) -> Result:
+        """Return the outcome, once the video at `path` is closed."""
         elapsed = self.elapsed_s
         fps = self.frames / max(elapsed, 1e-9)
         return Result(
@@ -128,7 +133,7 @@ class _Tally:
             events=tuple(self.events), continued_at=tuple(self.continued_at))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a snapshot keeps."""
+        """Return what a snapshot keeps: counts, times, events, and the state of the drift meter."""
         plain = {name: getattr(self, name) for name in _PLAIN}
         meter = {name: torch.from_numpy(value) for name, value in self.meter.state_dict().items()}
         return {**plain, "elapsed_s": self.elapsed_s, "meter": meter, "digest": self.digest.hex(),
@@ -141,7 +146,7 @@ class _Tally:
         self.start = time.perf_counter() - state["elapsed_s"]
         self.meter.load_state_dict({name: value.numpy() for name, value in state["meter"].items()})
         self.digest = bytes.fromhex(state["digest"])
-        self.events = [build(Event, event) for event in state["events"]]
+        self.events = [build(Event, upgrade(event)) for event in state["events"]]
         self.continued_at = [*state["continued_at"], state["frames"]]
 
 
@@ -155,10 +160,10 @@ def render(
     """Write `request` to `path` (.mp4) and its record beside it (.json); Ctrl-C ends early with both files whole.
 
     `model` must have been loaded as the request says. `report` is called after each chunk has reached the file.
-    `go_on`: what `unfinished` found, to continue that video. `save_every`: seconds between two snapshots beside the
-    video, 0 for none. `stopping` is asked after each chunk: to end there, so that the video goes on from there."""
-    request = resolved(model, request)
-    tally, ended = _Tally(request, model.fps), False
+    `go_on`: what `find_unfinished` found, to continue that video. `save_every`: seconds between two snapshots beside
+    the video, 0 for none. `stopping` is asked after each chunk: to end there, so that the video goes on from there."""
+    request = resolve(model, request)
+    tally, ended = Tally(request, model.fps), False
     if go_on is not None:
         tally.load_state_dict(go_on.state["render"])
     with (
@@ -178,17 +183,17 @@ def render(
             pass
         tally.frames = video.frames  # Ctrl-C may come in the middle of a chunk
     result = tally.result(path, not ended, model)
-    save_record(path, {**record, "result": _rounded(to_dict(result))})
+    save_record(path, {**record, "result": _round(to_dict(result))})
     if ended:
         keeper.forget()
     return result
 
 
 def _write(
-    session: Session, video: VideoWriter, tally: _Tally, keeper: Keeper, report: Callable[[Progress], None],
+    session: Session, video: VideoWriter, tally: Tally, keeper: Keeper, report: Callable[[Progress], None],
     stopping: Callable[[], bool],
 ) -> bool:  # fmt: skip
-    """Write chunk after chunk; whether the end was reached."""
+    """Write chunk after chunk; return whether the end was reached."""
 
     def snapshot() -> Snapshot:
         taken = session.snapshot()
@@ -203,29 +208,30 @@ def _write(
             keeper.save(video.frames, snapshot)
             return False
         if tally.left_s > 0:
-            keeper.after_chunk(video.frames, video.safe, snapshot)
+            keeper.update(video.frames, video.safe, snapshot)
     return True
 
 
 def _session(model: Model, request: Request, go_on: Snapshot | None) -> Session:
     if go_on is not None:
         return model.resume(go_on, ahead=True)
-    how = SessionOptions(request.given(), ahead=True, cues=request.cues)
+    how = SessionOptions(request.inputs(), ahead=True, cues=request.cues)
     return model.begin(request.prompt, request.seed, request.size, how)
 
 
-def resolved(model: Model, request: Request) -> Request:
-    """The request with all that it left open, as this model and machine make it."""
+def resolve(model: Model, request: Request) -> Request:
+    """Return the request with all that it left open, as this model and machine make it."""
     size = request.size or model.size
     return dataclasses.replace(request, size=size, scale=request.scale or default_scale(size), threads=model.threads,
                                codec=available(request.codec))  # fmt: skip
 
 
-def unfinished(model: Model, request: Request, path: Path) -> Snapshot:
-    """Where a render of this request to `path` was when it was stopped. SnapshotError if there is nothing, or it is of
-    another request, model or settings."""
+def find_unfinished(model: Model, request: Request, path: Path) -> Snapshot:
+    """Return where a render of this request to `path` was when it was stopped. SnapshotError if there is nothing, or it
+    is of another request, model or settings."""
     snapshot = read_unfinished(path)
-    if "render" not in snapshot.state or snapshot.state["render"]["request"] != to_dict(resolved(model, request)):
+    begun = upgrade(snapshot.state.get("render", {}).get("request"))
+    if begun != to_dict(resolve(model, request)):
         raise SnapshotError(f"What lies beside {path} was saved by a render of something else. "
                             "Use --overwrite, or another name with -o.")  # fmt: skip
     model.check_snapshot(snapshot)
@@ -237,7 +243,7 @@ def _size(request: Request) -> tuple[int, int]:
     return request.size
 
 
-def _rounded(value: Any) -> Any:
+def _round(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: _round(item) for key, item in value.items()}
     return round(value, 4) if isinstance(value, float) else value

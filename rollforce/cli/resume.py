@@ -27,12 +27,12 @@ _SHARE = 0.02  # of the time may go into saving
 
 
 def snapshot_path(video: Path) -> Path:
-    """Where the snapshot of an unfinished video lies."""
+    """Return where the snapshot of an unfinished video lies."""
     return video.with_suffix(".resume.safetensors")
 
 
 def read_unfinished(video: Path) -> Snapshot:
-    """The newest snapshot of an unfinished video. SnapshotError if there is none."""
+    """Return the newest snapshot of an unfinished video. SnapshotError if there is none."""
     path = snapshot_path(video)
     if not path.exists():
         raise SnapshotError(f"{path} is not there, so {video} cannot be continued. Make it again: "
@@ -51,15 +51,15 @@ class Keeper:
         self._frames: int | None = None  # of the snapshot that waits
         self._due = time.monotonic()
 
-    def after_chunk(self, frames: int, safe: int, take: Callable[[], Snapshot]) -> None:
-        """`frames` were written, `safe` of which are in the file whatever happens."""
+    def update(self, frames: int, safe: int, take: Callable[[], Snapshot]) -> None:
+        """Save if it is time to: `frames` were written, `safe` of which are in the file whatever happens."""
         if self._frames is not None and safe >= self._frames:
             self._settle()
         if self._frames is None and time.monotonic() >= self._due:
             self.save(frames, take)
 
     def save(self, frames: int, take: Callable[[], Snapshot]) -> None:
-        """Save now. What goes wrong is logged, and saving ends: it must not end the video."""
+        """Save now. An error is logged and ends all saving; it must not end the video."""
         if not self.every_s:
             return
         begun = time.monotonic()
@@ -73,7 +73,7 @@ class Keeper:
         self._due = now + max(self.every_s, (now - begun) / _SHARE)
 
     def forget(self) -> None:
-        """The video is complete, or begins anew."""
+        """Delete what was saved: the video is complete, or begins anew."""
         self._frames = None
         self._fresh.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)

@@ -11,10 +11,10 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from rollforce.cli.jobs import RenderPlan, RenderTask, plan, write_manifest
-from rollforce.cli.options import Options
+from rollforce.cli.options import RenderOptions
 from rollforce.cli.progress import Terminal
 from rollforce.cli.record import Request, record_path
-from rollforce.cli.render import Result, render, unfinished
+from rollforce.cli.render import Result, find_unfinished, render
 from rollforce.engine.transitions import check
 from rollforce.errors import ConfigError, SnapshotError
 from rollforce.streaming.load import load
@@ -23,7 +23,7 @@ from rollforce.streaming.snapshot import Snapshot
 
 
 class Stop:
-    """Ctrl-C and SIGTERM within it: the first asks to stop behind the chunk in work, the second stops at once."""
+    """Handles Ctrl-C and SIGTERM: the first asks to stop behind the chunk in work, the second stops at once."""
 
     def __init__(self, terminal: Terminal) -> None:
         self.asked, self._terminal = False, terminal
@@ -46,37 +46,34 @@ class Stop:
         self._terminal.say("stopping behind this chunk; once more to stop at once")
 
 
-def make(options: Options, terminal: Terminal, tell: Callable[[str], None]) -> bool:
-    """Carry out a command; whether it reached its end. `tell` takes records, where JSON is wanted."""
+def make(options: RenderOptions, terminal: Terminal, tell: Callable[[str], None]) -> bool:
+    """Carry out a command; return whether it reached its end. `tell` takes records, where JSON is wanted."""
     planned = plan(options)
     waiting = [task for task in planned.tasks if not task.done]
     if kept := len(planned.tasks) - len(waiting):
         one = f"{planned.tasks[0].path} is complete and kept"
         terminal.say(one if len(planned.tasks) == 1 else f"{kept} of {len(planned.tasks)} videos are complete and kept")
-    if not waiting:
-        return True
-    model = _load(planned, waiting, terminal)
-    with Stop(terminal) as stop:
-        return _all(planned, waiting, model, terminal, stop, options, tell)
+    return not waiting or _render_all(planned, waiting, terminal, options, tell)
 
 
-def _all(
-    planned: RenderPlan, waiting: list[RenderTask], model: Model, terminal: Terminal, stop: Stop, options: Options,
+def _render_all(
+    planned: RenderPlan, waiting: list[RenderTask], terminal: Terminal, options: RenderOptions,
     tell: Callable[[str], None],
 ) -> bool:  # fmt: skip
-    """One video after the other; whether all were made."""
-    finished: dict[Path, str] = {}
-    write_manifest(planned, finished)
-    for task in waiting:
-        if stop.asked:
-            return False
-        result = _one(planned, task, model, terminal, options.save_every, lambda: stop.asked)
-        finished[task.path] = "interrupted" if result.interrupted else "done"
-        write_manifest(planned, finished)
-        if options.as_json:
-            tell(json.dumps(json.loads(record_path(task.path).read_text(encoding="utf-8"))))
-        if result.interrupted:
-            return False
+    """Make one video after the other; return whether all were made."""
+    model, status = _load(planned, waiting, terminal), dict[Path, str]()
+    write_manifest(planned, status)
+    with Stop(terminal) as stop:
+        for task in waiting:
+            if stop.asked:
+                return False
+            result = _render_one(planned, task, model, terminal, options.save_every, stop)
+            status[task.path] = "interrupted" if result.interrupted else "done"
+            write_manifest(planned, status)
+            if options.as_json:
+                tell(json.dumps(json.loads(record_path(task.path).read_text(encoding="utf-8"))))
+            if result.interrupted:
+                return False
     return True
 
 
@@ -85,15 +82,15 @@ def _load(planned: RenderPlan, waiting: list[RenderTask], terminal: Terminal) ->
     model = load(request.model, stream=request.stream, overrides=planned.overrides,
                  window=request.window, device=request.device,
                  dtype=request.dtype, threads=request.threads, running=request.running)  # fmt: skip
-    _check(model, waiting)
-    terminal.loaded(model, request.size or model.size, time.perf_counter() - begun)
+    _check_prompts(model, waiting)
+    terminal.show_model(model, request.size or model.size, time.perf_counter() - begun)
     if planned.record and (reasons := planned.record.differences(model)):
         terminal.say(f"this is not where the record was made; bytes may differ: {'; '.join(reasons)}", style="yellow")
     return model
 
 
-def _check(model: Model, waiting: list[RenderTask]) -> None:
-    """All prompts and changes before the first is rendered. What the model knows is said once, not for every line."""
+def _check_prompts(model: Model, waiting: list[RenderTask]) -> None:
+    """ConfigError that lists what is wrong with all prompts and changes; what the model knows is said once."""
     problems, known = [], ""
     for task in waiting:
         for place, text in _problems(model, task.request):
@@ -105,7 +102,7 @@ def _check(model: Model, waiting: list[RenderTask]) -> None:
 
 
 def _problems(model: Model, request: Request) -> Iterator[tuple[str, str]]:
-    """Where in a request something cannot be, and why."""
+    """Yield where in a request something cannot be, and why."""
     yield from _problem("", model.check_prompt, request.prompt)
     for cue in request.cues:
         place = f"at {cue.at:g} s"
@@ -121,21 +118,17 @@ def _problem(place: str, ask: Callable[..., None], *words: Any) -> Iterator[tupl
         yield place, str(error)
 
 
-def _one(
-    planned: RenderPlan,
-    task: RenderTask,
-    model: Model,
-    terminal: Terminal,
-    save_every: float,
-    stopping: Callable[[], bool],
+def _render_one(
+    planned: RenderPlan, task: RenderTask, model: Model, terminal: Terminal, save_every: float, stop: Stop
 ) -> Result:
-    """Make or continue one video."""
-    begun = _begun(planned, task, model, terminal)
-    done = 0 if begun is None else int(begun.state["render"]["streamed"])
+    """Make or continue one video, and compare it with its record, if it repeats one."""
+    start = _find_start(planned, task, model, terminal)
+    done = 0 if start is None else int(start.state["render"]["streamed"])
     terminal.announce(task.request, model.fps, task.path, done)
-    with terminal.rendering(task.request.seconds) as report:
-        result = render(model, task.request, task.path, report, go_on=begun, save_every=save_every, stopping=stopping)
-    terminal.finished(result, task.request, task.path)
+    with terminal.show_progress(task.request.seconds) as report:
+        result = render(model, task.request, task.path, report, go_on=start, save_every=save_every,
+                        stopping=lambda: stop.asked)  # fmt: skip
+    terminal.show_result(result, task.request, task.path)
     record = planned.record
     if record is not None and not result.interrupted and record.frames_sha256:
         if record.video_sha256 == result.video_sha256:
@@ -147,12 +140,12 @@ def _one(
     return result
 
 
-def _begun(planned: RenderPlan, task: RenderTask, model: Model, terminal: Terminal) -> Snapshot | None:
-    """Where to continue. In a batch, what cannot be continued is made anew."""
+def _find_start(planned: RenderPlan, task: RenderTask, model: Model, terminal: Terminal) -> Snapshot | None:
+    """Return where to continue, or None to begin. In a batch, what cannot be continued is made anew."""
     if not task.begun:
         return None
     try:
-        return unfinished(model, task.request, task.path)
+        return find_unfinished(model, task.request, task.path)
     except SnapshotError as error:
         if planned.folder is None:
             raise

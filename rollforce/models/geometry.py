@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rollforce.errors import ShapeError
+from rollforce.video.size import check_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,13 +43,7 @@ class Grid:
     patch: int = 2
 
     def __post_init__(self) -> None:
-        for name, value in (("height", self.height), ("width", self.width)):
-            if value < self.patch or value % self.patch:
-                low = max(self.patch, value // self.patch * self.patch)
-                raise ShapeError(
-                    f"latent {name} {value} is not a multiple of the patch {self.patch}. "
-                    f"Nearest: {low} or {low + self.patch}."
-                )
+        check_size((self.height, self.width), self.patch, ", the patch", "latent ")
 
     @property
     def rows(self) -> int:

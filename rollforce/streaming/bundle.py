@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from rollforce.engine.settings import StreamSettings
-from rollforce.errors import ConfigError, ShapeError
+from rollforce.errors import ConfigError
 from rollforce.models.autoencoder.interface import Autoencoder
 from rollforce.models.geometry import Grid
 from rollforce.models.runtime.options import RuntimeOptions
 from rollforce.models.text.encoder import Text
 from rollforce.models.transformer.transformer import VideoTransformer
 from rollforce.streaming.snapshot import StreamIdentity
+from rollforce.video.size import check_size
 
 log = logging.getLogger(__name__)
 
@@ -89,14 +90,7 @@ class ModelBundle:
     def grid(self, size: tuple[int, int] | None = None) -> Grid:
         """Return the latent geometry of a picture size (height, width). ShapeError if it does not fit."""
         stride, patch = self.autoencoder.stride, self.transformer.config.patch
-        step = stride * patch
-        for name, value in zip(("height", "width"), size or self.size, strict=True):
-            if value < step or value % step:
-                low = max(step, value // step * step)
-                raise ShapeError(
-                    f"{name} {value} is not a multiple of {step} (autoencoder stride {stride} x patch {patch}). "
-                    f"Nearest: {low} or {low + step}."
-                )
+        check_size(size or self.size, stride * patch, f" (autoencoder stride {stride} x patch {patch})")
         height, width = size or self.size
         if (height, width) != self.size:
             log.warning("%dx%d is not the size this model was trained at (%dx%d): expect lower quality.",

@@ -18,6 +18,7 @@ from rollforce.engine.threads import threads_for
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.models.autoencoder.interface import Autoencoder, PairedAutoencoder
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
+from rollforce.models.runtime.choices import pick_device, pick_dtype
 from rollforce.models.runtime.options import RuntimeOptions
 from rollforce.models.text.encoder import Text, TextEncoder
 from rollforce.models.transformer.transformer import VideoTransformer
@@ -54,7 +55,8 @@ def load(
     card = _read_card(folder, stream)
     settings = build(StreamSettings, preset_file(stream or card.stream), overrides=overrides)
     settings = settings if window is None else settings.with_window(window)
-    place, number = _choose_device(device), _choose_dtype(dtype, _choose_device(device))
+    place = _choose_device(device)
+    number = pick_dtype(dtype, place)
     log.info("model %s, licence %s", card.name, card.licence)
     running = running or RuntimeOptions()
     if place.type == "cuda":
@@ -182,25 +184,11 @@ def _check_fits(
 
 
 def _choose_device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device {name!r} is not known. Use auto, cpu, cuda, cuda:1 or mps.") from error
+    device = pick_device(name)
     here = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= here.get(device.type, 0):
         raise ConfigError(f"device {name!r} is not here, or torch {torch.__version__} cannot use it. Try auto.")
     return device
-
-
-def _choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in known:
-        raise ConfigError(f"dtype {name!r} is not known. Use auto, {', '.join(known)}.")
-    return known[name]
 
 
 def _fingerprint(folder: Path) -> str:

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 from safetensors.torch import save_file
 
-from rollforce.cli.jobs import parse_size, plan, write_manifest
-from rollforce.cli.options import Options
+from rollforce.cli.jobs import plan, write_manifest
+from rollforce.cli.options import RenderOptions
 from rollforce.cli.record import Request
 from rollforce.engine.transitions import Cut
 from rollforce.errors import ConfigError, SnapshotError
 from rollforce.streaming.events import Cue
 from rollforce.streaming.snapshot import VERSION
+from rollforce.video.size import parse_size
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,9 @@ def a_record(name: str = "ball", **result: Any) -> Path:
 
 
 def test_a_prompt_and_its_overrides() -> None:
-    planned = plan(Options(words=["a red ball = fun", "layout.chunk=2", "cache.0.latents=9"], size="48x32", seconds=3))
+    planned = plan(
+        RenderOptions(words=["a red ball = fun", "layout.chunk=2", "cache.0.latents=9"], size="48x32", seconds=3)
+    )
     (task,) = planned.tasks
     assert task.request == Request("a red ball = fun", seconds=3, size=(32, 48),
                                    overrides=("layout.chunk=2", "cache.0.latents=9"))
@@ -41,38 +44,50 @@ def test_a_prompt_and_its_overrides() -> None:
     assert planned.overrides == task.request.overrides
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    (Options(), "Say what to render: rollforce render"),
-    (Options(words=[""]), "The prompt is empty"),
-    (Options(words=["  "]), "The prompt is empty"),
-    (Options(words=["a", "red", "ball"]), "got 3 prompts; put one prompt in quotes: 'a red ball'"),
-    (Options(words=["a"], prompts="p.txt"), "a prompt and --prompts cannot be used together"),
-    (Options(words=["a"], seconds=0), "--seconds must be above 0, got 0"),
-    (Options(words=["a"], seconds=-2.5), "--seconds must be above 0, got -2.5"),
-    (Options(words=["a"], seconds=float("nan")), "--seconds must be above 0"),
-    (Options(words=["a"], seed=-1), "--seed must be from 0"),
-    (Options(words=["a"], size="64"), "--size '64' must be WIDTHxHEIGHT in pixels, such as 64x64"),
-    (Options(words=["a"], scale=0), "--scale must be a whole number of at least 1"),
-    (Options(words=["a"], output=Path("a.gif")), "only .mp4 can be written. Try a.mp4"),
-    (Options(words=["a"], output=Path("no/a.mp4")), "the folder no does not exist: mkdir -p no"),
-    (Options(words=["a"], output=Path("/proc/a.mp4")), "cannot write into /proc"),
-    (Options(words=["a"], output=Path("a.mp4"), out=Path("x")), "-o names a file and --out a folder"),
-    (Options(words=["a"], at=["10s"]), "--at '10s': it is TIME:PROMPT or TIME,TRANSITION:PROMPT, such as 10s,flush:"),
-    (Options(words=["a"], at=["soon:a car"]), "'soon' is not a time; write seconds (10, 10s, 2.5s) or 1m30s"),
-    (Options(words=["a"], at=["-3:a car"]), "'-3' is not a time"),
-    (Options(words=["a"], at=["3s,flash:a car"]), "'flash' is not known; did you mean 'flush'? There are: keep"),
-    (Options(words=["a"], at=["3s, :a car"]), "transition '' is not known. Use one of: keep, blend"),
-    (Options(words=["a"], at=["3s: "]), "the prompt is empty. Say what to show from then on"),
-    (Options(words=["a"], at=["20:a car"]), "--at: a change at 20 s, but the video ends at 20 s"),
-    (Options(words=["a"], at=["3:a car", "3s,cut:a bus"]), "--at: two changes at 3 s"),
-    (Options(words=["a"], at=["3:a car"], seconds=2), "a change at 3 s, but the video ends at 2 s"),
-    (Options(words=["a"], save_every=-1), "--save-every must be 0 (never) or a number of seconds, got -1"),
-    (Options(resume=Path("none.mp4")), "none.json cannot be read"),
-    (Options(words=["a"], resume=Path("a.mp4"), seconds=3), "as the render was begun: leave out a prompt, --seconds."),
-    (Options(prompts="none.txt"), "--prompts none.txt cannot be read"),
-    (Options(record=Path("none.json")), "none.json cannot be read"),
-])
-def test_what_cannot_be_used_is_answered(options: Options, words: str) -> None:
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (RenderOptions(), "Say what to render: rollforce render"),
+        (RenderOptions(words=[""]), "The prompt is empty"),
+        (RenderOptions(words=["  "]), "The prompt is empty"),
+        (RenderOptions(words=["a", "red", "ball"]), "got 3 prompts; put one prompt in quotes: 'a red ball'"),
+        (RenderOptions(words=["a"], prompts="p.txt"), "a prompt and --prompts cannot be used together"),
+        (RenderOptions(words=["a"], seconds=0), "seconds must be above 0, got 0"),
+        (RenderOptions(words=["a"], seconds=-2.5), "seconds must be above 0, got -2.5"),
+        (RenderOptions(words=["a"], seconds=float("nan")), "seconds must be above 0"),
+        (RenderOptions(words=["a"], seed=-1), "seed must be from 0"),
+        (RenderOptions(words=["a"], size="64"), "--size '64' must be WIDTHxHEIGHT in pixels, such as 64x64"),
+        (RenderOptions(words=["a"], scale=0), "scale must be a whole number of at least 1"),
+        (RenderOptions(words=["a"], output=Path("a.gif")), "only .mp4 can be written. Try a.mp4"),
+        (RenderOptions(words=["a"], output=Path("no/a.mp4")), "the folder no does not exist: mkdir -p no"),
+        (RenderOptions(words=["a"], output=Path("/proc/a.mp4")), "cannot write into /proc"),
+        (RenderOptions(words=["a"], output=Path("a.mp4"), out=Path("x")), "-o names a file and --out a folder"),
+        (
+            RenderOptions(words=["a"], at=["10s"]),
+            "--at '10s': it is TIME:PROMPT or TIME,TRANSITION:PROMPT, such as 10s,flush:",
+        ),
+        (RenderOptions(words=["a"], at=["soon:a car"]), "'soon' is not a time; write seconds (10, 10s, 2.5s) or 1m30s"),
+        (RenderOptions(words=["a"], at=["-3:a car"]), "'-3' is not a time"),
+        (
+            RenderOptions(words=["a"], at=["3s,flash:a car"]),
+            "'flash' is not one of keep, blend, recache, anchors, flush, cut, shot; did you mean 'flush'?",
+        ),
+        (RenderOptions(words=["a"], at=["3s, :a car"]), "transition.kind: '' is not one of keep, blend"),
+        (RenderOptions(words=["a"], at=["3s: "]), "the prompt is empty. Say what to show from then on"),
+        (RenderOptions(words=["a"], at=["20:a car"]), "--at: a change at 20 s, but the video ends at 20 s"),
+        (RenderOptions(words=["a"], at=["3:a car", "3s,cut:a bus"]), "--at: two changes at 3 s"),
+        (RenderOptions(words=["a"], at=["3:a car"], seconds=2), "a change at 3 s, but the video ends at 2 s"),
+        (RenderOptions(words=["a"], save_every=-1), "--save-every must be 0 (never) or a number of seconds, got -1"),
+        (RenderOptions(resume=Path("none.mp4")), "none.json cannot be read"),
+        (
+            RenderOptions(words=["a"], resume=Path("a.mp4"), seconds=3),
+            "as the render was begun: leave out a prompt, --seconds.",
+        ),
+        (RenderOptions(prompts="none.txt"), "--prompts none.txt cannot be read"),
+        (RenderOptions(record=Path("none.json")), "none.json cannot be read"),
+    ],
+)
+def test_what_cannot_be_used_is_answered(options: RenderOptions, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         plan(options)
     assert words in str(caught.value)
@@ -81,17 +96,17 @@ def test_what_cannot_be_used_is_answered(options: Options, words: str) -> None:
 def test_existing_files_are_kept_unless_asked() -> None:
     Path("a.mp4").write_bytes(b"x")
     with pytest.raises(ConfigError, match=r"a\.mp4 exists; use --overwrite"):
-        plan(Options(words=["a"]))
-    plan(Options(words=["a"], overwrite=True))
+        plan(RenderOptions(words=["a"]))
+    plan(RenderOptions(words=["a"], overwrite=True))
     Path("b.json").write_text('{"mine": 1}')
     with pytest.raises(ConfigError, match="is not a record of a render"):
-        plan(Options(words=["b"]))
+        plan(RenderOptions(words=["b"]))
     assert Path("b.json").read_text() == '{"mine": 1}'
 
 
 def test_many_prompts() -> None:
     Path("p.jsonl").write_text('{"prompt": "a ball"}\n\n{"prompt": "a ball", "seed": 5, "seconds": 2}\n')
-    planned = plan(Options(prompts="p.jsonl", out=Path("made/here"), seed=1, words=["layout.chunk=2"]))
+    planned = plan(RenderOptions(prompts="p.jsonl", out=Path("made/here"), seed=1, words=["layout.chunk=2"]))
     assert [task.path.name for task in planned.tasks] == ["0000-a-ball-seed1.mp4", "0001-a-ball-seed5.mp4"]
     assert [task.where for task in planned.tasks] == ["p.jsonl:1", "p.jsonl:3"]
     assert [task.request.seconds for task in planned.tasks] == [20.0, 2.0]
@@ -101,9 +116,9 @@ def test_many_prompts() -> None:
     assert [(line["status"], line["seed"]) for line in lines] == [("done", 1), ("waiting", 5)]
     planned.tasks[0].path.write_bytes(b"x")
     with pytest.raises(ConfigError, match=r"1 of 2 outputs exist.*--keep"):
-        plan(Options(prompts="p.jsonl", out=Path("made/here"), seed=1))
+        plan(RenderOptions(prompts="p.jsonl", out=Path("made/here"), seed=1))
     with pytest.raises(ConfigError, match="use --out DIR"):
-        plan(Options(prompts="p.jsonl", output=Path("a.mp4")))
+        plan(RenderOptions(prompts="p.jsonl", output=Path("a.mp4")))
 
 
 def test_resume_keeps_only_what_is_complete() -> None:
@@ -111,47 +126,47 @@ def test_resume_keeps_only_what_is_complete() -> None:
     for name, interrupted in (("0000-one-seed0", False), ("0001-two-seed0", True)):
         Path(f"{name}.mp4").write_bytes(b"x")
         a_record(name, interrupted=interrupted)
-    planned = plan(Options(prompts="p.txt", keep=True))
+    planned = plan(RenderOptions(prompts="p.txt", keep=True))
     assert [task.done for task in planned.tasks] == [True, False, False]
     assert not any(task.begun for task in planned.tasks)
     Path("0001-two-seed0.resume.safetensors").write_bytes(b"x")
-    assert [task.begun for task in plan(Options(prompts="p.txt", keep=True)).tasks] == [False, True, False]
-    assert not any(task.begun for task in plan(Options(prompts="p.txt", overwrite=True)).tasks)
+    assert [task.begun for task in plan(RenderOptions(prompts="p.txt", keep=True)).tasks] == [False, True, False]
+    assert not any(task.begun for task in plan(RenderOptions(prompts="p.txt", overwrite=True)).tasks)
 
 
 def test_a_stopped_render_is_resumed_as_it_was_begun() -> None:
     a_record(interrupted=True)
     with pytest.raises(ConfigError, match=r"ball\.mp4 does not exist: there is nothing to continue"):
-        plan(Options(resume=Path("ball.mp4")))
+        plan(RenderOptions(resume=Path("ball.mp4")))
     Path("ball.mp4").write_bytes(b"x")
     with pytest.raises(SnapshotError, match=r"ball\.resume\.safetensors is not there"):
-        plan(Options(resume=Path("ball.mp4")))
+        plan(RenderOptions(resume=Path("ball.mp4")))
     save_file({}, "ball.resume.safetensors", metadata={"rollforce": json.dumps(
         {"version": VERSION, "model": "", "settings": "", "prompt": "", "seed": 0, "size": None, "state": {}})})
     for file in (Path("ball.mp4"), Path("ball.json")):
-        planned = plan(Options(resume=file, quiet=True))
+        planned = plan(RenderOptions(resume=file, quiet=True))
         (task,) = planned.tasks
         assert (task.path, task.begun, task.done) == (Path("ball.mp4"), True, False)
         assert task.request.seed == 3 and planned.overrides == ('cache=[{"size": 3}]',)
     a_record()
-    assert plan(Options(resume=Path("ball.mp4"))).tasks[0].done
+    assert plan(RenderOptions(resume=Path("ball.mp4"))).tasks[0].done
 
 
 def test_changes_are_in_order() -> None:
-    planned = plan(Options(words=["a"], at=["1m:a car", "30s,cut:a bus: red"], seconds=61))
+    planned = plan(RenderOptions(words=["a"], at=["1m:a car", "30s,cut:a bus: red"], seconds=61))
     assert planned.request.cues == (Cue(30, "a bus: red", Cut()), Cue(60, "a car"))
 
 
 def test_a_record_is_repeated_and_may_be_changed() -> None:
-    planned = plan(Options(record=a_record()))
+    planned = plan(RenderOptions(record=a_record()))
     assert planned.request.seed == 3 and planned.request.size == (32, 48)
     assert planned.tasks[0].path == Path("ball.mp4")
     assert planned.overrides == ('cache=[{"size": 3}]',)
     assert planned.record is not None and planned.record.video_sha256 == "def"
-    changed = plan(Options(record=a_record(), seed=9, output=Path("b.mp4"), words=["layout.chunk=1"]))
+    changed = plan(RenderOptions(record=a_record(), seed=9, output=Path("b.mp4"), words=["layout.chunk=1"]))
     assert (changed.request.seed, changed.request.seconds) == (9, 4.0)
     assert changed.overrides == ('cache=[{"size": 3}]', "layout.chunk=1")
-    other = plan(Options(record=a_record(), stream="chunkwise"))
+    other = plan(RenderOptions(record=a_record(), stream="chunkwise"))
     assert other.overrides == ()
 
 
@@ -162,8 +177,17 @@ def test_a_record_is_repeated_and_may_be_changed() -> None:
 def test_a_bad_record_is_answered(content: str, words: str) -> None:
     Path("bad.json").write_text(content)
     with pytest.raises(ConfigError) as caught:
-        plan(Options(record=Path("bad.json")))
+        plan(RenderOptions(record=Path("bad.json")))
     assert words in str(caught.value)
+
+
+def test_a_record_written_under_older_names_is_read() -> None:
+    path = a_record()
+    data = json.loads(path.read_text())
+    cue = {"at": 2.0, "prompt": "a car", "transition": {"kind": "cut"}, "seed": None, "rung": None}
+    data["request"]["cues"] = [cue]
+    path.write_text(json.dumps(data))
+    assert plan(RenderOptions(record=path)).request.cues == (Cue(2, "a car", Cut()),)
 
 
 def test_sizes_are_width_by_height() -> None:

@@ -173,7 +173,7 @@ def test_lines_of_a_file_have_changes_of_their_own(run: Run) -> None:
 def test_a_batch_goes_on_with_what_was_cut_short(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("p.txt").write_text("a red ball\na blue star\n")
     batch = ("--prompts", "p.txt", "--out", "made", "-s", "4", "--scale", "1")
-    true_add = render._Tally.add
+    true_add = render.Tally.add
 
     def failing(self: Any, chunk: Any) -> None:
         true_add(self, chunk)
@@ -181,7 +181,7 @@ def test_a_batch_goes_on_with_what_was_cut_short(run: Run, monkeypatch: pytest.M
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(render._Tally, "add", failing)
+        patched.setattr(render.Tally, "add", failing)
         assert "No space left" in run(*batch, "--save-every", "0.001", code=3).stderr
     result = run(*batch, "--keep")
     assert "1 of 2 videos are complete and kept" in result.output and "s are there" in result.output
@@ -196,7 +196,7 @@ def test_a_batch_goes_on_with_what_was_cut_short(run: Run, monkeypatch: pytest.M
     ((PROMPT, "--model", "nothing"), ["There is no model 'nothing'", "Bundled: tiny", "folder"]),
     (("a red balloon",), ["balloon", "ball", "bounces"]),
     (("",), ["The prompt is empty"]),
-    ((PROMPT, "--seconds", "0"), ["--seconds must be above 0, got 0"]),
+    ((PROMPT, "--seconds", "0"), ["seconds must be above 0, got 0"]),
     ((PROMPT, "--size", "50x32"), ["width 50 is not a multiple of 16", "Nearest: 48 or 64"]),
     ((PROMPT, "--stream", "rollign"), ["no stream preset 'rollign'", "rolling"]),
     ((PROMPT, "layout.chnk=2"), ["layout.chnk: unknown setting; did you mean 'chunk'?"]),
@@ -211,6 +211,16 @@ def test_bad_input_is_answered_in_words(run: Run, words: tuple[str, ...], parts:
         assert part in result.stderr
     assert "Traceback" not in result.output
     assert not list(Path().glob("*.mp4")) and not list(Path().glob("*.json"))
+
+
+@pytest.mark.parametrize("words", [("--stream", "rollign"), ("--stream", "none.yaml"), ("--quantize", "int3"),
+                                   ("--offload", "all"), ("--attention", "slow"), ("--compile", "all"),
+                                   ("--device", "abacus"), ("--dtype", "float3"), ("--size", "64"),
+                                   ("--size", "50x32")])  # fmt: skip
+def test_plan_and_render_refuse_with_the_same_sentence(run: Run, words: tuple[str, ...]) -> None:
+    planned = CliRunner().invoke(app, ["plan", *words], env={"COLUMNS": "200"})
+    assert planned.exit_code == 2
+    assert planned.stderr == run(PROMPT, "--model", "tiny", *words, code=2).stderr
 
 
 def test_debug_shows_the_traceback() -> None:

@@ -41,12 +41,11 @@ def test_every_bad_line_is_listed_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         jobs("\n".join(lines))
     text = str(caught.value)
-    for part in ("""prompts.jsonl:1: 'seconds' must be a number, got "ten".""",
-                 ":3: unknown key 'promt'; did you mean 'prompt'?",
-                 ":3: 'prompt' is missing", """:4: 'prompt' must be text, got "".""", ":5: must be an object such as",
-                 ":6: 'seed' must be from 0", ":7: 'seconds' must be above 0, got 0.", ":8: not valid JSON at column",
-                 ":9: 'id' must be text, got 3", ":11: 'id' 'x' is already used in line 10",
-                 ":12: 'seed' must be a whole number, got true"):
+    for part in ("prompts.jsonl:1: seconds: must be a number, got 'ten'.",
+                 ":3: promt: unknown setting; did you mean 'prompt'?", ":4: prompt: must be text, got ''.",
+                 ":5: must hold settings (prompt, id, seed, seconds, at), got [1].", ":6: seed must be from 0",
+                 ":7: seconds must be above 0, got 0.", ":8: not valid JSON at column", ":9: id: must be text, got 3",
+                 ":11: id 'x' is already used in line 10", ":12: seed: must be a whole number, got True"):
         assert part in text
     assert ":2:" not in text and ":10:" not in text
 
@@ -60,26 +59,26 @@ def test_changes_of_a_line() -> None:
 
 
 @pytest.mark.parametrize(("at", "words"), [
-    ("3", """'at' must be a list such as [{"seconds": 10, "prompt": "..."}], got 3."""),
-    ("[3]", """'at' 1: must be an object such as {"seconds": 10, "prompt": "..."}, got 3."""),
-    ('[{"seconds": 3}]', "'at' 1: the cue at 3 s changes nothing"),
-    ('[{"prompt": "a"}]', "'at' 1: 'seconds' is missing."),
-    ('[{"seconds": -3, "prompt": "a"}]', "'seconds' must be above 0, got -3."),
-    ('[{"seconds": true, "prompt": "a"}]', "'seconds' must be a number, got true."),
+    ("3", "at: must be a list, such as [1, 2], got 3."),
+    ("[3]", "at.0: must hold settings (seconds, prompt, transition, seed), got 3."),
+    ('[{"seconds": 3}]', "the cue at 3 s changes nothing"),
+    ('[{"prompt": "a"}]', "at.0.seconds: is missing"),
+    ('[{"seconds": -3, "prompt": "a"}]', "at -3: seconds from the start of the stream, 0 or more."),
+    ('[{"seconds": true, "prompt": "a"}]', "at.0.seconds: must be a number or text, got True."),
     ('[{"seconds": "soon", "prompt": "a"}]', "'soon' is not a time"),
-    ('[{"seconds": 3, "prompt": ""}]', """'prompt' must be text, got ""."""),
-    ('[{"seconds": 3, "seed": -1}]', "'seed' must be from 0"),
-    ('[{"seconds": 3, "prompt": "a", "how": "cut"}]', "unknown key 'how'; known: seconds, prompt, transition, seed."),
+    ('[{"seconds": 3, "prompt": ""}]', "prompt: must be text, got ''."),
+    ('[{"seconds": 3, "seed": -1}]', "seed must be from 0"),
+    ('[{"seconds": 3, "prompt": "a", "how": "cut"}]', "at.0.how: unknown setting; it knows: seconds, prompt,"),
     ('[{"seconds": 3, "prompt": "a", "transition": "blnd"}]', "did you mean 'blend'?"),
     ('[{"seconds": 3, "prompt": "a", "transition": {"kind": "blend", "chunk": 6}}]', "did you mean 'chunks'?"),
     ('[{"seconds": 3, "prompt": "a", "transition": {"kind": "blend", "chunks": 0}}]', "must be at least 1"),
-    ('[{"seconds": 3, "prompt": "a"}, {"seconds": 3, "prompt": "b"}]', "'at': two changes at 3 s."),
-    ('[{"seconds": 10, "prompt": "a"}]', "'at': a change at 10 s, but the video ends at 10 s."),
+    ('[{"seconds": 3, "prompt": "a"}, {"seconds": 3, "prompt": "b"}]', "at: two changes at 3 s."),
+    ('[{"seconds": 10, "prompt": "a"}]', "at: a change at 10 s, but the video ends at 10 s."),
 ])
 def test_wrong_changes_are_listed(at: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         jobs(f'{{"prompt": "a"}}\n{{"prompt": "a", "at": {at}}}')
-    assert words in str(caught.value) and str(caught.value).startswith("prompts.jsonl:2: 'at'")
+    assert words in str(caught.value) and str(caught.value).startswith("prompts.jsonl:2: ")
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("10", 10), ("10s", 10), (" 2.5s ", 2.5), ("1m30s", 90), ("1m30", 90),

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from rollforce.cli.main import app
 from rollforce.cli.record import Request, is_complete, record_path
-from rollforce.cli.render import Progress, Result, render, unfinished
+from rollforce.cli.render import Progress, Result, Tally, find_unfinished, render
 from rollforce.cli.resume import Keeper, read_unfinished, snapshot_path
 from rollforce.engine.transitions import Blend, Flush
 from rollforce.errors import ConfigError, SnapshotError
@@ -62,10 +62,11 @@ def stopped(model: Model, request: Request, path: Path, chunks: int, go_on: Snap
 def test_a_killed_process_is_continued(folder: Path, tmp_path: Path) -> None:
     """SIGKILL in the middle, then `--resume`: the frames of a render that nobody disturbed."""
     words = [PROMPT, "--at", "2s,flush:a blue star", "-s", "8", "--scale", "1", "--model", str(folder)]
-    slowly = ("import sys, time; from rollforce import video, cli\n"
-              "write = video.VideoWriter.write\n"
-              "video.VideoWriter.write = lambda self, frames: (write(self, frames), time.sleep(0.2))[0]\n"
-              "cli.main(sys.argv[1:])")  # so that there is time to kill it
+    slowly = ("import sys, time; from rollforce.video.writer import VideoWriter; "
+              "from rollforce.cli.main import main\n"
+              "write = VideoWriter.write\n"
+              "VideoWriter.write = lambda self, frames: (write(self, frames), time.sleep(0.2))[0]\n"
+              "main(sys.argv[1:])")  # so that there is time to kill it
     killed, whole = tmp_path / "killed.mp4", tmp_path / "whole.mp4"
     process = subprocess.Popen([sys.executable, "-c", slowly, "render", *words, "-o", killed, "--save-every", "0.01"])
     deadline, saved = time.monotonic() + 120, 0
@@ -117,7 +118,7 @@ def test_any_number_of_stops(model: Model, request_: Request, tmp_path: Path, st
         result = stopped(model, request_, path, chunks, go_on)
         assert result.interrupted and result.frames == len(read_frames(path)) and not is_complete(path)
         reached.append(result.frames)
-        go_on = unfinished(model, request_, path)
+        go_on = find_unfinished(model, request_, path)
     result = render(model, request_, path, go_on=go_on)
     assert same(result, expected) and result.continued_at == tuple(reached)
     assert len(read_frames(path)) == 84 and is_complete(path)
@@ -136,7 +137,7 @@ def test_a_stream_that_began_with_pictures(model: Model, request_: Request, tmp_
     begun = replace(request_, seconds=4, **{given: str(picture)})
     expected = render(model, begun, tmp_path / "whole.mp4")
     stopped(model, begun, tmp_path / "parts.mp4", 2)
-    result = render(model, begun, tmp_path / "parts.mp4", go_on=unfinished(model, begun, tmp_path / "parts.mp4"))
+    result = render(model, begun, tmp_path / "parts.mp4", go_on=find_unfinished(model, begun, tmp_path / "parts.mp4"))
     assert same(result, expected) and len(read_frames(tmp_path / "parts.mp4")) == expected.frames > 48
 
 
@@ -148,7 +149,7 @@ def test_a_hard_stop_goes_on_from_the_snapshot_before(model: Model, request_: Re
     path = tmp_path / "a.mp4"
     result = render(model, request_, path, report, save_every=1e-3)
     assert result.interrupted and len(read_frames(path)) == 36 and frames_saved(path) < 36
-    again = render(model, request_, path, go_on=unfinished(model, request_, path))
+    again = render(model, request_, path, go_on=find_unfinished(model, request_, path))
     assert same(again, render(model, request_, tmp_path / "whole.mp4"))
 
 
@@ -162,27 +163,39 @@ def test_an_error_leaves_what_can_be_continued(
     path = tmp_path / "a.mp4"
     with pytest.raises(RuntimeError, match="luck"):
         render(model, request_, path, report, save_every=1e-3)
-    result = render(model, request_, path, go_on=unfinished(model, request_, path))
+    result = render(model, request_, path, go_on=find_unfinished(model, request_, path))
     assert same(result, render(model, request_, tmp_path / "whole.mp4")) and result.continued_at[0] >= 12
 
 
 def test_what_is_not_the_same_is_refused(model: Model, request_: Request, folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     with pytest.raises(SnapshotError, match=r"a\.resume\.safetensors is not there.*--from .*a\.json --overwrite"):
-        unfinished(model, request_, path)
+        find_unfinished(model, request_, path)
     stopped(model, request_, path, 2)
     for other in (replace(request_, seed=4), replace(request_, cues=CUES[:1]), replace(request_, scale=2)):
         with pytest.raises(SnapshotError, match="saved by a render of something else"):
-            unfinished(model, other, path)
+            find_unfinished(model, other, path)
     with pytest.raises(SnapshotError, match="made with other settings"):
-        unfinished(load(folder, overrides=["layout.chunk=2"]), request_, path)
+        find_unfinished(load(folder, overrides=["layout.chunk=2"]), request_, path)
     with pytest.raises(SnapshotError, match="made with other weights"):
-        unfinished(load(make_model_folder(tmp_path / "other", seed=5)), request_, path)
-    go_on = unfinished(model, request_, path)
+        find_unfinished(load(make_model_folder(tmp_path / "other", seed=5)), request_, path)
+    go_on = find_unfinished(model, request_, path)
     render(model, replace(request_, seconds=1), path, save_every=0)  # somebody puts another file there
     with pytest.raises(ConfigError, match="has 12 frames, and 24 are needed"):
         render(model, request_, path, go_on=go_on)
     assert len(read_frames(path)) == 12 and not list(tmp_path.glob("*.part"))
+
+
+def test_what_a_snapshot_keeps_of_a_render_does_not_grow(model: Model) -> None:
+    tally = Tally(Request(PROMPT, seconds=3600), model.fps)
+    with model.session(PROMPT) as session:
+        chunk = next(session.stream(2))
+    sizes = []
+    for count in range(60):
+        tally.add(chunk)
+        if count in (15, 59):  # the two ends that are compared are five seconds each
+            sizes.append(sum(tensor.nbytes for tensor in tally.state_dict()["meter"].values()))
+    assert sizes[0] == sizes[1]
 
 
 def test_a_snapshot_waits_for_its_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,17 +215,17 @@ def test_a_snapshot_waits_for_its_frames(tmp_path: Path, monkeypatch: pytest.Mon
         return int(Snapshot.load(path).state["frames"]) if path.exists() else None
 
     with Keeper(tmp_path / "a.mp4", every_s=10) as keeper:
-        keeper.after_chunk(12, 6, take(12))
+        keeper.update(12, 6, take(12))
         assert saved == [12] and there() is None
-        keeper.after_chunk(24, 18, take(24))
+        keeper.update(24, 18, take(24))
         assert saved == [12] and there() == 12, "its frames are in the file"
         now[0] += 10
-        keeper.after_chunk(36, 30, take(36, cost=1))
+        keeper.update(36, 30, take(36, cost=1))
         now[0] += 40
-        keeper.after_chunk(48, 42, take(48))
+        keeper.update(48, 42, take(48))
         assert saved == [12, 36] and there() == 36, "one that took a second comes once in fifty"
         now[0] += 10
-        keeper.after_chunk(60, 54, take(60))
+        keeper.update(60, 54, take(60))
         assert saved == [12, 36, 60] and there() == 36
     assert there() == 60, "at the end the file is closed, and has all"
     keeper.forget()

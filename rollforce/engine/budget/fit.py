@@ -1,21 +1,24 @@
-"""Does it fit? What a stream needs (needs.py) against the free memory of a device, and what would make it fit.
+"""Does it fit? What a stream needs (requirements.py) against the free memory of a device, and what would make it fit.
 
-    setup = Setup(sizes_of("wan-1.3b"), stream, (480, 832), torch.bfloat16, torch.device("cuda"))
+    setup = MemorySetup(sizes_of("wan-1.3b"), stream, (480, 832), torch.bfloat16, torch.device("cuda"))
     fit(setup).fits        check_fits(setup)  # raises DoesNotFit before anything is allocated
 """
 
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
 
-from rollforce.engine.budget.requirements import MemoryPart, MemorySetup, busiest, needs, parts
+from rollforce.engine.budget.requirements import MemoryPart, MemorySetup, busiest, needs, needs_with_prompt, parts
 from rollforce.errors import ConfigError, DoesNotFit
 from rollforce.models.autoencoder.tiling import Tiling
+from rollforce.models.runtime.options import check_streams
 
 SPARE = 0.03  # share of free memory that is not planned with: libraries want workspaces
 TILES = Tiling(host=True)
@@ -42,10 +45,12 @@ class Fit:
 
     @property
     def needs(self) -> int:
+        """The most bytes that are there at once."""
         return needs(self.parts)
 
     @property
     def fits(self) -> bool:
+        """Whether it fits as it is."""
         return self.needs <= self.free
 
     @property
@@ -54,7 +59,7 @@ class Fit:
         return self.then <= self.free
 
     def message(self) -> str:
-        """One sentence of what is needed and what is free, and one of what to do."""
+        """Return one sentence of what is needed and what is free, and one of what to do."""
         largest = sorted((part for part in busiest(self.parts) if part.bytes >= 5e7), key=lambda part: -part.bytes)
         listed = ", ".join(f"{part.name} {part.bytes / 1e9:.1f}" for part in largest[:6])
         said = (f"Needs ~{self.needs / 1e9:.1f} GB, {self.free / 1e9:.1f} free on {self.setup.device}"
@@ -69,21 +74,24 @@ class Fit:
 
 
 def fit(setup: MemorySetup, free: int | None = None) -> Fit:
-    """Bytes of every part against `free` (None: what the device has free now), and what would make it fit."""
+    """Compare the bytes of every part with `free` (None: what the device has free now), and what would make it fit.
+
+    CheckpointError if the model cannot stream."""
+    check_streams(setup.sizes.transformer, setup.sizes.name)
     free = free_bytes(setup.device) if free is None else free
     found = parts(setup)
     if needs(found) <= free:
         return Fit(setup, found, free, needs(found))
-    chosen = _chosen(setup, free)
-    better = _with(setup, chosen, free)
+    chosen = _choose(setup, free)
+    better = _apply(setup, chosen, free)
     then = needs(parts(better))
     return Fit(setup, found, free, then, tuple(
         Remedy(f"{WINDOW} {better.window}" if option == WINDOW else option,
-               _without(setup, chosen, option, better.window) - then) for option in chosen))  # fmt: skip
+               _needs_without(setup, chosen, option, better.window) - then) for option in chosen))  # fmt: skip
 
 
 def check_fits(setup: MemorySetup, free: int | None = None) -> Fit:
-    """`fit`, or DoesNotFit with the sum, what is free, and what to do: call it before anything is allocated."""
+    """Return `fit`, or raise DoesNotFit with the sum, what is free, and what to do. Call it before allocating."""
     found = fit(setup, free)
     if not found.fits:
         raise DoesNotFit(found.message())
@@ -91,7 +99,7 @@ def check_fits(setup: MemorySetup, free: int | None = None) -> Fit:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory of a device that may be planned with: what is free now, less SPARE. ConfigError if it is not here."""
+    """Return the bytes of a device to plan with: those free now, less SPARE. ConfigError if it is not here."""
     here = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if (device.index or 0) >= here.get(device.type, 0):
         raise ConfigError(f"device {str(device)!r} is not here; say how many GB are free there: --free 24.")
@@ -106,77 +114,57 @@ def free_bytes(device: torch.device) -> int:
 # -- remedies --------------------------------------------------------------------------------------------------------
 
 
-def _chosen(setup: MemorySetup, free: int) -> list[str]:
-    """The options it takes, in the order in which they cost the least; or all that save something."""
+def _choose(setup: MemorySetup, free: int) -> list[str]:
+    """Return the options it takes, in the order in which they cost the least; or all that save something."""
     chosen: list[str] = []
     for option in OPTIONS:
-        if _all_bytes(_with(setup, [*chosen, option], free)) < _all_bytes(_with(setup, chosen, free)):
+        more = parts(_apply(setup, [*chosen, option], free))
+        if needs_with_prompt(more) < needs_with_prompt(parts(_apply(setup, chosen, free))):
             chosen.append(option)
-        if _fits_with(setup, chosen, free):
+        if needs(parts(_apply(setup, chosen, free))) <= free:
             break
-    enough = max(free, needs(parts(_with(setup, chosen, free))))
+    enough = max(free, needs(parts(_apply(setup, chosen, free))))
     for option in reversed(tuple(chosen)):  # let go first of what costs most
         rest = [other for other in chosen if other != option]
-        if needs(parts(_with(setup, rest, free))) <= enough:
+        if needs(parts(_apply(setup, rest, free))) <= enough:
             chosen = rest
     return chosen
 
 
-def _without(setup: MemorySetup, chosen: list[str], option: str, window: int | None) -> int:
-    """Bytes needed with all that were chosen but one."""
+def _needs_without(setup: MemorySetup, chosen: list[str], option: str, window: int | None) -> int:
+    """Return the bytes needed with all that were chosen but one."""
     rest = [other for other in chosen if other not in (option, WINDOW)]
     if WINDOW in chosen and option != WINDOW and window is not None:
         setup = setup.with_window(window)
-    return needs(parts(_with(setup, rest, 0)))
+    return needs(parts(_apply(setup, rest, 0)))
 
 
-def _all_bytes(setup: MemorySetup) -> int:
-    return sum(part.bytes for part in parts(setup))
-
-
-def _with(setup: MemorySetup, options: list[str], free: int) -> MemorySetup:
-    """With these options; the window last, so that it is no shorter than it must be."""
+def _apply(setup: MemorySetup, options: list[str], free: int) -> MemorySetup:
+    """Return the setup with these options; the window last, so that it is no shorter than it must be."""
     for option in sorted(options, key=lambda option: option == WINDOW):
         setup = OPTIONS[option](setup, free)
     return setup
 
 
-def _fits_with(setup: MemorySetup, options: list[str], free: int) -> bool:
-    return needs(parts(_with(setup, options, free))) <= free
+def _shorten(setup: MemorySetup, free: int) -> MemorySetup:
+    """Return the setup with the longest window that fits, at least one chunk."""
+    windows = range(setup.stream.layout.build().shift, setup.window or 0)
+    fitting = bisect_right(windows, free, key=lambda latents: needs(parts(setup.with_window(latents))))
+    return setup.with_window(windows[max(fitting - 1, 0)]) if windows else setup
 
 
-def _offloaded(setup: MemorySetup, free: int) -> MemorySetup:
-    return setup if setup.loaded else dataclasses.replace(setup, offload=(*setup.offload, "text"))
-
-
-def _shorter(setup: MemorySetup, free: int) -> MemorySetup:
-    """The longest window that fits, at least one chunk."""
-    longest, shortest = setup.window or 0, setup.stream.layout.build().shift
-    for latents in range(longest - 1, shortest - 1, -1):
-        if _fits_with(setup.with_window(latents), [], free):
-            return setup.with_window(latents)
-    return setup.with_window(shortest) if longest > shortest else setup
-
-
-def _quantised(setup: MemorySetup, free: int) -> MemorySetup:
-    return setup if setup.loaded or setup.quantize else dataclasses.replace(setup, quantize="int8")
-
-
-def _halved(setup: MemorySetup, free: int) -> MemorySetup:
-    smaller = setup.dtype.itemsize > 2 and not setup.loaded
-    return dataclasses.replace(setup, dtype=torch.bfloat16) if smaller else setup
-
-
-def _tiled(setup: MemorySetup, free: int) -> MemorySetup:
-    return dataclasses.replace(setup, tiling=TILES) if setup.tiling is None else setup
-
-
-def _in_turns(setup: MemorySetup, free: int) -> MemorySetup:
-    return setup if setup.loaded else dataclasses.replace(setup, offload=(*setup.offload, "blocks"))
+def _weights(setup: MemorySetup, **changes: Any) -> MemorySetup:
+    """Return the setup with weights laid out otherwise, unless they are there already."""
+    return setup if setup.loaded else dataclasses.replace(setup, **changes)
 
 
 WINDOW = "--window"
 OPTIONS: dict[str, Callable[[MemorySetup, int], MemorySetup]] = {
-    "--offload text": _offloaded, WINDOW: _shorter, "--quantize int8": _quantised, "--dtype bfloat16": _halved,
-    "--tiling": _tiled, "--offload blocks": _in_turns,
+    "--offload text": lambda setup, free: _weights(setup, offload=(*setup.offload, "text")),
+    WINDOW: _shorten,
+    "--quantize int8": lambda setup, free: _weights(setup, quantize=setup.quantize or "int8"),
+    "--dtype bfloat16": lambda setup, free: _weights(setup, dtype=min(
+        setup.dtype, torch.bfloat16, key=lambda dtype: dtype.itemsize)),
+    "--tiling": lambda setup, free: dataclasses.replace(setup, tiling=setup.tiling or TILES),
+    "--offload blocks": lambda setup, free: _weights(setup, offload=(*setup.offload, "blocks")),
 }  # fmt: skip

@@ -19,11 +19,12 @@ from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
 from rollforce.models.autoencoder.tiling import Tiling, mosaic
 from rollforce.models.geometry import Grid
+from rollforce.models.runtime.choices import check_choice
 from rollforce.models.transformer.transformer import TransformerConfig
+from rollforce.video.size import check_size
 
 When = Literal["always", "stream", "prompt"]
-OFFLOADED = ("text", "blocks")  # what may wait off the device
-PLACES = 2  # blocks that offloading keeps room for: one in work, one on its way (models/offload.py)
+PLACES = 2  # blocks that offloading keeps room for: one in work, one on its way (models/runtime/offload.py)
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class MemoryPart:
 
 @dataclass(frozen=True)
 class MemorySetup:
-    """What one wants to run. `loaded`: the weights are on the device already and count no more. `small`: a decoder in
-    TAEHV's format draws in the place of the full one."""
+    """A stream whose memory is asked for. `loaded`: the weights are on the device already and count no more.
+    `small`: a decoder in TAEHV's format draws in the place of the full one."""
 
     sizes: ModelSizes
     stream: StreamSettings
@@ -53,20 +54,15 @@ class MemorySetup:
     small: bool = False
 
     def __post_init__(self) -> None:
-        for name, value, known in (("offload", self.offload, OFFLOADED), ("quantize", self.quantize, ("int8", "fp8"))):
-            for choice in value if isinstance(value, tuple) else (value,):
-                if choice is not None and choice not in known:
-                    raise ConfigError(f"{name} {choice!r} is not known. Use {' or '.join(known)}.")
+        check_choice("offload", self.offload)
+        check_choice("quantize", self.quantize)
         self.grid  # noqa: B018  refuse now a size that no latents have
 
     @property
     def grid(self) -> Grid:
+        """Latent geometry of the picture. ShapeError if the size does not fit."""
         stride, patch = self.sizes.decoding.stride, self.sizes.transformer.patch
-        for name, value in zip(("height", "width"), self.size, strict=True):
-            if value < stride * patch or value % (stride * patch):
-                low = max(1, value // (stride * patch)) * stride * patch
-                raise ConfigError(f"{name} {value} is not a multiple of {stride * patch}. "
-                                  f"Nearest: {low} or {low + stride * patch}.")  # fmt: skip
+        check_size(self.size, stride * patch, f" (autoencoder stride {stride} x patch {patch})")
         return Grid(self.sizes.transformer.out_channels, self.size[0] // stride, self.size[1] // stride, patch)
 
     @property
@@ -75,27 +71,31 @@ class MemorySetup:
         return next((tier.latents for tier in self.stream.cache if tier.kind == "window"), None)
 
     def with_window(self, latents: int) -> MemorySetup:
+        """The same with a window of `latents`. ConfigError if there is none, or it would be shorter than a chunk."""
+        shift = self.stream.layout.build().shift
+        if latents < shift or self.window is None:
+            raise ConfigError(f"--window {latents}: at least one chunk, {shift} latents, where there is a window.")
         return dataclasses.replace(self, stream=self.stream.with_window(latents))
 
 
 def busiest(found: tuple[MemoryPart, ...]) -> tuple[MemoryPart, ...]:
-    """The parts that are there when most is: while streaming, or while a prompt is encoded."""
+    """Return the parts that are there when most is: while streaming, or while a prompt is encoded."""
     at = [tuple(part for part in found if part.when in ("always", when)) for when in ("stream", "prompt")]
     return max(at, key=lambda some: sum(part.bytes for part in some))
 
 
 def needs(found: tuple[MemoryPart, ...]) -> int:
-    """The most bytes that are there at once, if no prompt is new while streaming."""
+    """Return the most bytes that are there at once, if no prompt is new while streaming."""
     return sum(part.bytes for part in busiest(found))
 
 
 def needs_with_prompt(found: tuple[MemoryPart, ...]) -> int:
-    """Bytes while a prompt is encoded beside a stream that goes on."""
+    """Return the bytes while a prompt is encoded beside a stream that goes on."""
     return sum(part.bytes for part in found)
 
 
 def parts(setup: MemorySetup) -> tuple[MemoryPart, ...]:
-    """All parts of a stream, weights first. Those of zero bytes are left out."""
+    """Return all parts of a stream, weights first. Those of zero bytes are left out."""
     weights = () if setup.loaded else tuple(_weights(setup))
     return tuple(part for part in (*weights, *_streaming(setup)) if part.bytes)
 
@@ -122,8 +122,10 @@ def _text(setup: MemorySetup) -> Iterator[MemoryPart]:
 
 
 def transformer_bytes(setup: MemorySetup) -> int:
-    """Of its weights on the device: one byte per number of the blocks' matrices when quantised, and a float32 scale
-    per row; with offloaded blocks those in work only."""
+    """Return the bytes of the transformer's weights on the device.
+
+    One per number of the blocks' matrices when quantised, and a float32 scale per row; with offloaded blocks those in
+    work only."""
     config, item = setup.sizes.transformer, setup.dtype.itemsize
     full = setup.sizes.parameters * item
     if setup.quantize is not None:
@@ -164,22 +166,22 @@ def _decoding(setup: MemorySetup) -> Iterator[MemoryPart]:
 
 
 def memory_bytes(setup: MemorySetup) -> tuple[int, int]:
-    """Bytes of the KV cache once it is full, and the most that one layer gathers where what it sees is not one slice.
+    """Return the bytes of the full KV cache, and the most that one layer gathers where what it sees is not one slice.
 
     A memory on the meta device, which holds nothing, walks through commits until it repeats itself."""
     config, grid, settings = setup.sizes.transformer, setup.grid, setup.stream
     shape = config.shape(grid)
     cache = settings.memory(shape, setup.dtype, "meta")
     if isinstance(cache, KVCache):
-        return _walked(cache, settings)
+        return _walk(cache, settings)
     layout = settings.layout.build()
-    walked = [_walked(part, settings) for part in cache.parts.values()]
+    groups = [_walk(part, settings) for part in cache.parts.values()]
     own = (layout.slots + layout.shift) * config.width * grid.tokens_per_latent * setup.dtype.itemsize
     picked = 4 * own  # query, key, value of a group's heads, and what all groups return
-    return sum(kept for kept, _ in walked), picked + max(gathered for _, gathered in walked)
+    return sum(kept for kept, _ in groups), picked + max(gathered for _, gathered in groups)
 
 
-def _walked(cache: KVCache, settings: StreamSettings) -> tuple[int, int]:
+def _walk(cache: KVCache, settings: StreamSettings) -> tuple[int, int]:
     layout, stepping, shape = settings.layout.build(), settings.stepping, cache.shape
     sizes = [2 * torch.Size(shape.of(layer, shape.tokens)).numel() * cache.dtype.itemsize
              for layer in range(shape.layers)]  # fmt: skip
@@ -202,7 +204,7 @@ def _walked(cache: KVCache, settings: StreamSettings) -> tuple[int, int]:
 def activation_bytes(
     config: TransformerConfig, latents: int, tokens: int, item: int, gathered: int = 0, islands: bool = True
 ) -> int:
-    """Most bytes alive during one call of the transformer without gradient, its weights and memory aside.
+    """Return the most bytes alive during one call of the transformer without gradient, its weights and memory aside.
 
     In a block, per token and channel (the weights' dtype = `item` bytes): the residual before and after self-attention
     (each 4 bytes if norms and residuals are in float32: `islands`), query, key, value and what they attended to, the

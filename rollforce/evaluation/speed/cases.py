@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ from rollforce.engine.settings import LayoutSettings, StreamSettings
 from rollforce.errors import ConfigError
 from rollforce.models.geometry import Grid
 from rollforce.models.transformer.transformer import WAN_1_3B, WAN_14B, TransformerConfig
+from rollforce.video.size import check_size, parse_size
 
 STRIDE, FRAMES = 8, 4  # pixels and frames of a Wan latent
 TEXT = 512  # tokens
@@ -89,10 +89,8 @@ def parse_sizes(text: str) -> list[tuple[int, int]]:
     """ "832x480,1280x720" (width x height) as [(480, 832), (720, 1280)]."""
     sizes = []
     for part in text.split(","):
-        match = re.fullmatch(r"(\d+)x(\d+)", part.strip())
-        if not match or int(match[1]) % 16 or int(match[2]) % 16:
-            raise ConfigError(f"size {part!r} must be WIDTHxHEIGHT in multiples of 16 pixels, such as 832x480.")
-        sizes.append((int(match[2]), int(match[1])))
+        sizes.append(parse_size(part))
+        check_size(sizes[-1], 16)
     return sizes
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rollforce.errors import ShapeError
+from rollforce.video.size import check_size
 
 PATCH = 2  # of the transformers that read such latents: sizes that suit both are named in messages
 
@@ -29,19 +30,6 @@ def check_stream(latents_BTCHW: Tensor) -> None:
         )
 
 
-def check_size(height: int, width: int, stride: int) -> None:
-    """ShapeError unless both are multiples of the autoencoder's stride."""
-    for name, size in (("height", height), ("width", width)):
-        if size % stride or not size:
-            step = stride * PATCH
-            lower, upper = size // step * step, -(-max(size, 1) // step) * step
-            nearest = f"{lower} or {upper}" if lower else f"{upper}"
-            raise ShapeError(
-                f"{name} {size} is not a multiple of {stride}, the autoencoder's stride ({step} with the transformer's "
-                f"patches). Nearest: {nearest}."
-            )
-
-
 def check_count(frames: int, first: int, each: int) -> None:
     """ShapeError unless `frames` frames fill whole latents: `first` of them the first one, `each` every other."""
     if frames < first or (frames - first) % each:
@@ -59,7 +47,8 @@ def planes(frames_BFHWC: Tensor, stride: int, device: torch.device) -> Tensor:
     shape = tuple(frames_BFHWC.shape)
     if len(shape) != 5 or shape[-1] != 3:
         raise ShapeError(f"video of shape {shape}: expected [B, F, H, W, 3]")
-    check_size(shape[2], shape[3], stride)
+    why = f", the autoencoder's stride ({stride * PATCH} with the transformer's patches)"
+    check_size((shape[2], shape[3]), stride, why, near=stride * PATCH)
     frames = frames_BFHWC.to(device)
     frames = frames.float() / 255 if frames.dtype == torch.uint8 else frames.float()
     return frames.movedim(-1, 2)

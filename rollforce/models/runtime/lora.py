@@ -12,25 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rollforce.checkpoints.lora_names import lora_to_ours, merge_lora, targets_of
+from rollforce.checkpoints.lora_names import Branch, branches_of, lora_to_ours, merge_lora, targets_of
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.models.runtime.quantize import is_quantised
 from rollforce.models.transformer.transformer import VideoTransformer
-
-
-@dataclass(frozen=True)
-class Branch:
-    """One LoRA's part in one linear: down [rank, in], up [out, rank]; strength is alpha / rank."""
-
-    down: Tensor
-    up: Tensor
-    strength: float
 
 
 class LoraLinear(nn.Linear):
@@ -60,7 +50,7 @@ class LoraLinear(nn.Linear):
         return F.linear(x, self.weight, self.bias) + F.linear(inner.to(self.up.dtype), self.up)
 
     def put(self, name: str, branch: Branch, scale: float) -> None:
-        """One more branch, behind the others."""
+        """Add a branch behind the others."""
         rank = branch.down.shape[0]
         self.parts[name], self.scales[name] = (rank, branch.strength), scale
         self.down = torch.cat([self.down, branch.down.to(self.down)])
@@ -68,7 +58,7 @@ class LoraLinear(nn.Linear):
         self.strength = torch.cat([self.strength, self.strength.new_full((rank,), scale * branch.strength)])
 
     def rescale(self, name: str, scale: float) -> None:
-        """Another scale, written where the old one stood."""
+        """Write another scale where the old one stood."""
         self.scales[name] = scale
         self.strength[self._columns(name)] = scale * self.parts[name][1]
 
@@ -79,8 +69,8 @@ class LoraLinear(nn.Linear):
         self.down, self.up, self.strength = self.down[stay], self.up[:, stay], self.strength[stay]
         del self.parts[name], self.scales[name]
 
-    def plain(self) -> nn.Linear:
-        """The linear that this stands in for."""
+    def unwrap(self) -> nn.Linear:
+        """Return the linear that this stands in for."""
         linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
         linear.weight, linear.bias = self.weight, self.bias
         return linear.train(self.training)
@@ -102,8 +92,15 @@ def add(
     """
     if name in scales(model):
         raise ConfigError(f"a LoRA {name!r} is on the model already. Remove it first, or give this one another name.")
-    factor = _checked(scale)
-    for module, branch in _branches(model, lora, name, alpha).items():
+    factor = _check_scale(scale)
+    shapes = {module: tuple(part.weight.shape) for module, part in model.named_modules() if isinstance(part, nn.Linear)}
+    ours = lora_to_ours(lora, f"LoRA {name!r}")
+    if any(module == "patch_embedding" for module in targets_of(ours)):
+        raise CheckpointError(f"LoRA {name!r} changes patch_embedding, which is no linear: it can only be merged.")
+    branches = branches_of(ours, shapes, alpha, f"LoRA {name!r}")
+    if not branches:
+        raise CheckpointError(f"LoRA {name!r} holds nothing.")
+    for module, branch in branches.items():
         linear = model.get_submodule(module)
         if not isinstance(linear, LoraLinear):
             assert isinstance(linear, nn.Linear)
@@ -115,22 +112,22 @@ def add(
 @torch.no_grad()
 def rescale(model: VideoTransformer, name: str, scale: float) -> None:
     """Change the scale of a LoRA that is on the model; 0 switches it off."""
-    factor = _checked(scale)
-    for _, linear in _with(model, name):
+    factor = _check_scale(scale)
+    for _, linear in _find_branched(model, name):
         linear.rescale(name, factor)
 
 
 @torch.no_grad()
 def remove(model: VideoTransformer, name: str) -> None:
     """Take a LoRA off. Without any, the model is what it was: the same modules with the same weights."""
-    for module, linear in _with(model, name):
+    for module, linear in _find_branched(model, name):
         linear.drop(name)
         if not linear.parts:
-            _replace(model, module, linear.plain())
+            _replace(model, module, linear.unwrap())
 
 
 def scales(model: VideoTransformer) -> dict[str, float]:
-    """The LoRAs that are on the model and their scales, in the order they came."""
+    """Return the LoRAs that are on the model and their scales, in the order they came."""
     on: dict[str, float] = {}
     for linear in model.modules():
         if isinstance(linear, LoraLinear):
@@ -144,7 +141,7 @@ def merge(model: VideoTransformer, lora: Mapping[str, Tensor], scale: float = 1.
 
     There is no way back but to load the model again. Raises ConfigError if the weights are quantised.
     """
-    factor, names = _checked(scale), lora_to_ours(lora, "the LoRA")
+    factor, names = _check_scale(scale), lora_to_ours(lora, "the LoRA")
     weights = {name: weight.data for name, weight in model.named_parameters()}
     for module in targets_of(names):
         if is_quantised(weights.get(f"{module}.weight", torch.empty(0))):
@@ -156,41 +153,15 @@ def merge(model: VideoTransformer, lora: Mapping[str, Tensor], scale: float = 1.
         weights[name].copy_(merged)
 
 
-def _branches(
-    model: VideoTransformer, lora: Mapping[str, Tensor], name: str, alpha: float | None
-) -> dict[str, Branch]:
-    """Of each module, its branch; everything is checked."""
-    ours = lora_to_ours(lora, f"LoRA {name!r}")
-    linears = {module: part for module, part in model.named_modules() if isinstance(part, nn.Linear)}
-    branches: dict[str, Branch] = {}
-    for module in targets_of(ours):
-        if module not in linears:
-            raise CheckpointError(f"LoRA {name!r} changes {module}, which is no linear of this model. It is of another "
-                                  "model, or can only be merged.")  # fmt: skip
-        down, up = (ours.get(f"{module}.lora_{side}.weight") for side in "AB")
-        if down is None or up is None:
-            raise CheckpointError(f"LoRA {name!r} holds one side of {module} and not the other.")
-        wanted = (linears[module].out_features, linears[module].in_features)
-        if (up.shape[0], down.shape[1]) != wanted or up.shape[1] != down.shape[0]:
-            raise CheckpointError(f"LoRA {name!r}, {module}: its product is [{up.shape[0]}, {down.shape[1]}], the "
-                                  f"weight {list(wanted)}: it is of a model of another size.")  # fmt: skip
-        own, rank = ours.get(f"{module}.alpha"), down.shape[0]
-        strength = (alpha if alpha is not None else float(own) if own is not None else rank) / rank
-        branches[module] = Branch(down, up, strength)
-    if not branches:
-        raise CheckpointError(f"LoRA {name!r} holds nothing.")
-    return branches
-
-
-def _with(model: VideoTransformer, name: str) -> list[tuple[str, LoraLinear]]:
+def _find_branched(model: VideoTransformer, name: str) -> list[tuple[str, LoraLinear]]:
     found = [(module, part) for module, part in model.named_modules()
              if isinstance(part, LoraLinear) and name in part.parts]  # fmt: skip
     if not found:
-        raise ConfigError(f"no LoRA {name!r} is on the model. There {_listed(scales(model))}.")
+        raise ConfigError(f"no LoRA {name!r} is on the model. There {_list_names(scales(model))}.")
     return found
 
 
-def _listed(names: Mapping[str, float]) -> str:
+def _list_names(names: Mapping[str, float]) -> str:
     return f"are: {', '.join(names)}" if names else "is none"
 
 
@@ -199,7 +170,7 @@ def _replace(model: nn.Module, module: str, part: nn.Module) -> None:
     setattr(model.get_submodule(outer), last, part)
 
 
-def _checked(scale: float) -> float:
+def _check_scale(scale: float) -> float:
     if not math.isfinite(scale):
         raise ConfigError(f"the scale of a LoRA is {scale}; give a finite number, usually between 0 and 1.")
     return float(scale)

@@ -86,7 +86,7 @@ class Place:
 
 
 class Offload:
-    """The way through a model's blocks that brings those that wait to the device: a `Visit`."""
+    """A `Visit`: goes through a model's blocks and brings those that wait to the device."""
 
     def __init__(self, waiting: Sequence[Block], device: torch.device, ahead: int, inner: Visit) -> None:
         self.inner, self.device, self.ahead = inner, device, ahead
@@ -96,22 +96,22 @@ class Offload:
 
     @property
     def bytes(self) -> int:
-        """Device memory of all places."""
+        """Bytes of device memory that all places take."""
         return sum(stored_bytes(weight) for place in self.places for weight in place.weights.values())
 
     def __call__(self, blocks: Sequence[Block]) -> Iterator[Block]:
-        coming = self._fetched(self.inner(blocks))
+        coming = self._fetch(self.inner(blocks))
         queue = deque(islice(coming, self.ahead + 1))
         while queue:
             block, place = queue.popleft()
             if place is None:
                 yield block
             else:
-                yield from self._lent(block, place)
+                yield from self._lend(block, place)
             queue.extend(islice(coming, 1))
 
-    def _fetched(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, Place | None]]:
-        """Each block with the place that its weights are on their way to; None if it is on the device anyway.
+    def _fetch(self, blocks: Iterator[Block]) -> Iterator[tuple[Block, Place | None]]:
+        """Yield each block with the place that its weights are on their way to; None if it is on the device anyway.
 
         Every call gives a block the same place, so that addresses do not change."""
         number = 0
@@ -125,15 +125,15 @@ class Offload:
             number += 1
             yield block, place
 
-    def _lent(self, block: Block, place: Place) -> Iterator[Block]:
-        """The block with its weights in `place`, until the next one is asked for."""
+    def _lend(self, block: Block, place: Place) -> Iterator[Block]:
+        """Yield the block with its weights in `place`, until the next one is asked for."""
         if place.full is not None:
             torch.cuda.current_stream(self.device).wait_event(place.full)
-        _set(block, place.weights)
+        _set_weights(block, place.weights)
         try:
             yield block
         finally:
-            _set(block, self.homes[id(block)])
+            _set_weights(block, self.homes[id(block)])
             if place.free is not None:
                 place.free.record(torch.cuda.current_stream(self.device))
 
@@ -149,8 +149,8 @@ def _settle(block: Block, device: torch.device) -> None:
             part.data = part.data.pin_memory()
 
 
-def _set(block: Block, weights: dict[str, nn.Parameter]) -> None:
-    """Names, not modules, lead to the weights: a LoRA may have replaced a linear since."""
+def _set_weights(block: Block, weights: dict[str, nn.Parameter]) -> None:
+    """Give a block other weights. Names, not modules, lead to them: a LoRA may have replaced a linear since."""
     for prefix, part in block.named_modules():
         for name, weight in part._parameters.items():
             if weight is not None:

@@ -1,47 +1,52 @@
-"""How a model runs on a machine: attention kernel, LoRAs, how weights are stored, what waits off the device."""
+"""How a model runs on a machine: attention kernel, LoRAs, how weights are stored, what waits off the device.
+
+Command lines take these options, their names, defaults and help, from here; so this loads nothing heavy."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
+from rollforce.errors import CheckpointError, ConfigError
+from rollforce.models.runtime.choices import CHOICES, check_choice
 
-from rollforce.errors import ConfigError
-from rollforce.models.transformer.attention import NAMES
-from rollforce.models.transformer.transformer import VideoTransformer
+if TYPE_CHECKING:
+    import torch
+
+    from rollforce.models.transformer.transformer import TransformerConfig, VideoTransformer
+
+def _option(default: Any, words: str, flag: str = "") -> Any:
+    """A field with what a command line says of it; `flag`, if it is not the field's name."""
+    return field(default=default, metadata={"help": words, "flag": flag})
 
 
 @dataclass(frozen=True)
 class RuntimeOptions:
     """What changes speed, memory or the last digits, but not what is streamed.
 
-    `attention`: a name of attention.py; `loras`: files to bake in, each FILE or FILE=SCALE (live ones: models/lora.py);
+    `attention`: a name of attention.py; `loras`: files to bake in, each FILE or FILE=SCALE (live ones: lora.py);
     `quantize`: how the blocks' weights are stored; `offload`: `text` encodes prompts on the CPU, `blocks` leaves the
-    transformer's blocks there until they are needed; `tiling`: decode in tiles; `decoder`: a file
-    in TAEHV's format that decodes in the autoencoder's place; `compile`: the blocks
-    (torch.compile), or those as CUDA graphs.
+    transformer's blocks there until they are needed; `tiling`: decode in tiles; `decoder`: a file in TAEHV's format
+    that decodes in the autoencoder's place; `compile`: the blocks (torch.compile), or those as CUDA graphs.
+    Raises ConfigError for a choice that is not known and for a file that does not exist.
     """
 
-    attention: str = "sdpa"
-    loras: tuple[str, ...] = ()
-    quantize: Literal["int8", "fp8"] | None = None
-    offload: tuple[str, ...] = ()
-    tiling: bool = False
-    decoder: str | None = None
-    compile: Literal["blocks", "graphs"] | None = None
+    attention: str = _option("sdpa", "Kernel: sdpa, cudnn, flash, sage...")
+    loras: tuple[str, ...] = _option((), "FILE or FILE=SCALE to bake in; repeatable.", "--lora")
+    quantize: Literal["int8", "fp8"] | None = _option(None, "Weights of the blocks: int8, fp8.")
+    offload: tuple[str, ...] = _option((), "What waits on the CPU: text, blocks.")
+    tiling: bool = _option(False, "Decode in tiles.")
+    decoder: str | None = _option(None, "A small one, TAEHV's format: fast.")
+    compile: Literal["blocks", "graphs"] | None = _option(None, "blocks, or graphs on CUDA: slow start.")
 
     def __post_init__(self) -> None:
+        from rollforce.models.transformer.attention import NAMES
+
         if self.attention not in NAMES:
             raise ConfigError(f"attention {self.attention!r} is not known. Use one of: {', '.join(NAMES)}.")
-        if self.quantize not in (None, "int8", "fp8"):
-            raise ConfigError(f"quantize {self.quantize!r} is not known. Use int8 or fp8.")
-        if self.compile not in (None, "blocks", "graphs"):
-            raise ConfigError(f"compile {self.compile!r} is not known. Use blocks or graphs.")
-        for what in self.offload:
-            if what not in ("text", "blocks"):
-                raise ConfigError(f"offload {what!r} is not known. Use text or blocks.")
+        for name in CHOICES:
+            check_choice(name, getattr(self, name))
         files = [("lora", split_lora(lora)[0]) for lora in self.loras]
         for name, path in [*files, *([("decoder", Path(self.decoder))] if self.decoder else [])]:
             if not path.exists():
@@ -53,6 +58,7 @@ class RuntimeOptions:
         """Make a transformer that lies on the CPU run so, on `device`. ConfigError or CheckpointError.
 
         `masked`: attention must know masks."""
+        check_streams(transformer.config, "This")
         transformer = transformer.to(dtype=dtype)
         for lora in self.loras:
             _bake(transformer, lora)
@@ -73,8 +79,17 @@ class RuntimeOptions:
         return transformer
 
 
+def check_streams(config: TransformerConfig, name: str) -> None:
+    """CheckpointError for an image-to-video transformer, which reads tokens of an image that no stream here gives."""
+    if config.image_dim is not None:
+        raise CheckpointError(
+            f"{name} is an image-to-video model: its transformer also reads the tokens of an image, and streams here "
+            "give it none yet. Take a text-to-video model; --image lets it go on from a picture."
+        )
+
+
 def split_lora(lora: str) -> tuple[Path, float]:
-    """FILE or FILE=SCALE."""
+    """Return the file and the scale of FILE or FILE=SCALE. ConfigError."""
     file, equals, scale = lora.rpartition("=")
     if not equals:
         return Path(lora), 1.0

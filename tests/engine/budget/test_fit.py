@@ -294,7 +294,9 @@ def test_what_does_not_fit_is_said_before_anything_is_allocated() -> None:
 
 
 def test_what_cannot_be_planned_is_refused() -> None:
-    with pytest.raises(ConfigError, match="height 481 is not a multiple of 16. Nearest: 480 or 496"):
+    with pytest.raises(
+        ConfigError, match=r"height 481 is not a multiple of 16 \(autoencoder stride 8 x patch 2\). Nearest: 480 or 496"
+    ):
         wan(size=(481, 832))
     with pytest.raises(ConfigError, match="offload 'all' is not known. Use text or blocks"):
         wan(offload=("all",))
@@ -357,6 +359,11 @@ def test_the_command_says_it_with_an_exit_code(free: str, code: int) -> None:
     assert ("--offload text" in result.output) == (free != "40")
     told = json.loads(CliRunner().invoke(app, [*words, "--free", free, "--json"]).stdout)
     assert told["needs"] == fit(wan("rolling_forcing"), int(float(free) * GB)).needs and told["helps"] == (code == 0)
+
+
+def test_an_image_to_video_model_is_refused_whatever_is_free() -> None:
+    result = CliRunner().invoke(app, ["plan", "--model", "wan-i2v-14b", "--device", "cuda", "--free", "500"])
+    assert result.exit_code == 2 and "image-to-video" in result.stderr
 
 
 def test_the_command_takes_its_own_advice() -> None:

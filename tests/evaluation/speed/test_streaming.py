@@ -59,7 +59,7 @@ def test_lists_of_cases_and_sizes() -> None:
     assert parse_sizes("832x480,1280x720") == [(480, 832), (720, 1280)]
     with pytest.raises(ConfigError, match="case 'fast' is not known. Use all, or some of: rolling5"):
         cases("fast")
-    with pytest.raises(ConfigError, match="size '830x480' must be WIDTHxHEIGHT in multiples of 16"):
+    with pytest.raises(ConfigError, match="width 830 is not a multiple of 16"):
         parse_sizes("830x480")
 
 

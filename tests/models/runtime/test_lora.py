@@ -163,8 +163,8 @@ def wrong(change: str) -> dict[str, Tensor]:
     ("change", "words"),
     [
         ("side", "one side of blocks.0.attn1.to_q"),
-        ("size", r"its product is \[32, 64\], the weight \[32, 32\]: it is of a model of another size"),
-        ("layer", r"changes blocks.9.attn1.to_q, which is no linear of this model"),
+        ("size", r"is for a weight \[32, 64\], these weights have \[32, 32\]"),
+        ("layer", r"changes blocks.9.attn1.to_q, which these weights lack: it is of another model"),
         ("name", "not those of a LoRA.*to_q.diff"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from small_model import make_model_folder
 
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.models.runtime.options import RuntimeOptions, split_lora
+from rollforce.models.transformer.transformer import TransformerConfig, VideoTransformer
 from rollforce.streaming.load import load
 from rollforce.streaming.model import Model
 
@@ -88,6 +90,19 @@ def test_scales() -> None:
 def test_what_is_refused_before_anything_is_loaded(wrong, words) -> None:
     with pytest.raises(ConfigError, match=words):
         RuntimeOptions(**wrong)
+
+
+def test_an_image_to_video_transformer_is_refused_before_its_weights_are_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder, tmp_path / "i2v")
+    config = TransformerConfig(num_attention_heads=2, attention_head_dim=16, num_layers=2, ffn_dim=48,
+                               in_channels=20, out_channels=8, text_dim=16, freq_dim=16, image_dim=12,
+                               added_kv_proj_dim=32)  # fmt: skip
+    VideoTransformer(config).save(tmp_path / "i2v" / "transformer")
+    monkeypatch.setattr(VideoTransformer, "to", lambda *words, **named: pytest.fail("weights were read"))
+    with pytest.raises(CheckpointError, match="image-to-video"):
+        load(tmp_path / "i2v")
 
 
 def test_a_lora_of_another_model(folder: Path, tmp_path: Path) -> None:
