@@ -157,7 +157,7 @@ class FolderEncoder:
                 shape = picture.shape[0] / picture.shape[1]
                 size = size or min(self.settings.sizes, key=lambda size: abs(math.log(size[0] / size[1] / shape)))
                 yield fitted(picture, size, self.settings.fit)
-        except (RollforceError, av.error.FFmpegError, OSError, ValueError) as error:
+        except (RollforceError, av.error.FFmpegError, OSError, ValueError, TypeError, ArithmeticError) as error:
             trouble.append(str(error).partition("\n")[0].replace(f"file={path} ", "").rstrip("."))
 
     @torch.no_grad()

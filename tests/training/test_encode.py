@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import signal
 import subprocess
 import sys
 import time
+import weakref
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -257,6 +260,40 @@ def test_killed_by_the_system(model: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+def test_no_more_than_a_clip_is_in_memory(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive, most = 0, 0
+
+    def gone() -> None:
+        nonlocal alive
+        alive -= 1
+
+    def read(*_: Any) -> Iterator[np.ndarray]:
+        nonlocal alive, most
+        for number in range(600):
+            alive, most = alive + 1, max(most, alive + 1)
+            frame = picture(number)
+            weakref.finalize(frame, gone)
+            yield frame
+
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "endless.mp4").write_bytes(b"x")
+    monkeypatch.setattr("rollforce.training.encode.read_clip", read)
+    list(small_encoder(tmp_path / "videos", tmp_path / "out", model).run())
+    assert journal(tmp_path / "out")["endless.mp4"]["clips"] == 50
+    assert most <= 2 * 12 + 2  # a clip, and the next one before the last is let go
+
+
+def test_a_reader_that_fails_stops_nothing(videos: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def read(*_: Any) -> Iterator[np.ndarray]:
+        yield from (picture(number) for number in range(15))
+        raise TypeError("no time stamps")
+
+    monkeypatch.setattr("rollforce.training.encode.read_clip", read)
+    list(small_encoder(videos, tmp_path, model).run())
+    assert {(row["clips"], row["trouble"]) for row in journal(tmp_path).values()} == {(1, "no time stamps")}
+
+
 # ---- refusals
 
 
@@ -411,3 +448,20 @@ def test_the_wan_recipes_run_on_the_result(wan: Path, wan_clips: Path, tmp_path:
     assert np.isfinite(told[-1]["dmd"])
     told = train("causal", tmp_path / "causal", "--recipe", "causal_wan-1.3b", f"teacher={wan}", *here)
     assert len(told) == 2
+
+
+def test_the_page_can_be_followed(tmp_path: Path) -> None:
+    """Every block of shell commands runs as it stands, one after the other; what it says is what the page shows."""
+    page = (ROOT / "docs" / "training-on-your-videos.md").read_text()
+    found = re.findall(r"^( *)```(\w+)\n(.*?)^ *```", page, flags=re.DOTALL | re.MULTILINE)
+    commands = [code for _, language, code in found if language == "sh" and not code.startswith("# Needs ")]
+    shown = next(code for _, language, code in found if language == "text" and "clips from" in code)
+    for name in ("train", "assets", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    programs = f'python() {{ "{sys.executable}" "$@"; }}; rollforce() {{ python -m rollforce "$@"; }}; set -e\n'
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(["bash", "-c", programs + "\n".join(commands)], env=environment, cwd=tmp_path,
+                          capture_output=True, text=True, timeout=280)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(commands) == 3 and shown in done.stdout
+    assert (tmp_path / "own.mp4").stat().st_size > 1000
