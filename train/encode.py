@@ -238,6 +238,8 @@ if __name__ == "__main__":
         main()
     except RollforceError as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except OSError as error:
+        sys.exit(f"cannot be written: {error}. What was made stays; once this is mended, the same command goes on")
     except torch.OutOfMemoryError as error:
         sys.exit(f"the device has not the memory for this size ({error}): give a smaller --size, or --device cpu")
     except KeyboardInterrupt:

@@ -36,6 +36,7 @@ from rollforce.world.scenes import Scene, sample_scene
 
 RENDERED_AHEAD = 2048  # clips that renderers make before they are opened
 TEST_SEEDS = 10**9  # scenes from this seed on are kept for testing
+_NOT_FINITE = "{} holds numbers that are not finite: write the folder anew without it."
 
 
 @dataclass(frozen=True)
@@ -55,30 +56,23 @@ class Data(Protocol):
     @property
     def latent(self) -> tuple[int, int, int]:
         """The shape of one latent, (C, h, w); of most, where sizes differ."""
-        ...
 
     @property
     def fingerprint(self) -> str:
         """A short name of everything that a draw can return."""
-        ...
 
     def draw(self, step: int, part: int, count: int, latents: int) -> Batch:
         """Return `count` windows of `latents` latents and their texts, for `part` of training step `step`."""
-        ...
 
     def prompts(self, step: int, part: int, count: int) -> Batch:
         """Return `count` texts, without latents, for `part` of training step `step`."""
-        ...
 
     def image_latent(self, latents_BTCHW: Tensor) -> Tensor:
         """Return the last picture that these latents show, as the first latent of a video: [B, 1, C, h, w]."""
-        ...
 
 
 def open_data(settings: AnyData, seed: int = 0, held_out: bool = False) -> Data:
-    """Open the data that `settings` describe. `held_out` takes what training never sees (the world only).
-
-    ConfigError if settings cannot be used or a folder is not whole."""
+    """Open the data that `settings` describe; `held_out`: what training never sees (the world only). ConfigError."""
     if isinstance(settings, World):
         return WorldClips(settings, seed, held_out)
     return LatentFolder(settings, seed)
@@ -122,8 +116,7 @@ class WorldClips:
         if number in self._slots:
             self._slots.move_to_end(number)
             return self._store[self._slots[number]]
-        others = self._renderers
-        latents = self._encode(number) if others is None else torch.from_numpy(others.take(number))
+        latents = torch.from_numpy(self._renderers.take(number)) if self._renderers else self._encode(number)
         full = len(self._slots) == self.settings.kept
         slot = self._slots.popitem(last=False)[1] if full else len(self._slots)
         self._slots[number] = slot
@@ -211,7 +204,8 @@ class LatentFolder:
                 self._shapes.append(file.get_slice("latents").get_shape())
             if (size := self._shapes[-1][1:]) not in self._sizes:
                 raise ConfigError(f"{path} holds latents of {size}, not {index['latent']}: write the folder anew.")
-            _check_finite(path, path.name not in index.get("not_finite", ()))
+            if path.name in index.get("not_finite", ()):
+                raise ConfigError(_NOT_FINITE.format(path))
 
     def draw(self, step: int, part: int, count: int, latents: int) -> Batch:
         """Return `count` windows of `latents` latents and their texts, all of the size of the first one drawn."""
@@ -253,13 +247,9 @@ class LatentFolder:
         with _open_clip(self.files[number]) as file:
             latents, text = file.get_tensor("latents"), file.get_tensor("text").float()
             prompt = (file.metadata() or {}).get("prompt", "")
-        _check_finite(self.files[number], bool(latents.isfinite().all()))
+        if not bool(latents.isfinite().all()):
+            raise ConfigError(_NOT_FINITE.format(self.files[number]))
         return latents, F.pad(text, (0, 0, 0, max(0, self._text_length - len(text)))), prompt
-
-
-def _check_finite(path: Path, finite: bool) -> None:
-    if not finite:
-        raise ConfigError(f"{path} holds numbers that are not finite: write the folder anew without it.")
 
 
 def _read_index(folder: Path, clips: int) -> dict[str, Any]:
@@ -288,9 +278,7 @@ def _open_clip(path: Path) -> Iterator[Any]:
 def write_latents(folder: Path, clips: Iterable[tuple[Tensor, Tensor, str]]) -> str:
     """Write (latents [T, C, h, w], text [L, D], prompt) clips as a LatentFolder reads them; return the fingerprint."""
     folder.mkdir(parents=True, exist_ok=True)
-    digests: list[bytes] = []
-    latent: tuple[int, ...] = ()
-    broken: list[str] = []
+    digests, broken, latent = list[bytes](), list[str](), tuple[int, ...]()
     for number, (latents, text, prompt) in enumerate(clips):
         path = folder / f"clip-{number:06d}.safetensors"
         digests.append(write_clip(path, latents, text, prompt))

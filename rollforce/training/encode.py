@@ -91,8 +91,9 @@ class FolderEncoder:
             Grid(autoencoder.channels, height // autoencoder.stride, width // autoencoder.stride, PATCH)
         self.frames = autoencoder.first_frames + (settings.latents - 1) * autoencoder.frames  # of a clip
         self._head = json.loads(json.dumps({**asdict(settings), "model": model}))
-        self.videos, names = {video.key: video for video in videos}, {video.name for video in videos}
-        finished = (folder / "data.json").is_file()  # then what was skipped is tried again: it may be right by now
+        self.videos = {video.key: video for video in videos}
+        names = {video.name for video in videos if video.path.is_file()}  # clips of a video that is gone stay
+        finished = (folder / "data.json").is_file()  # then what was skipped is tried again
         self.done = {key: done for key, done in _read_journal(folder, self._head).items()
                      if (key in self.videos or done.name not in names) and (done.clips or not finished)}
         self.todo = [video for key, video in self.videos.items() if key not in self.done]
@@ -100,22 +101,17 @@ class FolderEncoder:
     def run(self) -> Iterator[EncodedVideo]:
         """Encode what is not done yet; yield how far a video is after each of its clips. A bad one never stops it.
 
-        ConfigError if nothing could be encoded, or the folder cannot be written."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._write_journal()
-            for video in self.todo:
-                (self.folder / "data.json").unlink(missing_ok=True)
-                state = yield from self._encode_video(video)
-                self.done[state.key] = state
-                with (self.folder / JOURNAL).open("a") as file:
-                    file.write(json.dumps(asdict(state)) + "\n")
-                yield state
-            self._write_journal()
-            self._write_index()
-        except OSError as error:
-            raise ConfigError(f"{self.folder} cannot be written ({error}). What was made stays: mend this, and run the "
-                              "same command again.") from error
+        ConfigError if nothing could be encoded, OSError if the folder cannot be written: run it again once it can."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._write_journal()
+        for video in self.todo:
+            (self.folder / "data.json").unlink(missing_ok=True)
+            state = yield from self._encode_video(video)
+            self.done[state.key] = state
+            with (self.folder / JOURNAL).open("a") as file:
+                file.write(json.dumps(asdict(state)) + "\n")
+            yield state
+        self._write_index()
 
     def _encode_video(self, video: CaptionedVideo) -> Generator[EncodedVideo, None, EncodedVideo]:
         """Cut one video into clips and write those that are not there; yield its state after each, return the last."""
@@ -138,8 +134,7 @@ class FolderEncoder:
             digests.append(hashlib.sha256(path.read_bytes()).digest())
             yield (state := replace(state, clips=state.clips + 1, size=frames[0].shape[:2], digest=digest(digests)))
         skipped = "" if state.clips else "unreadable" if trouble else "too short"
-        left_s = round(len(frames) / self.settings.fps, 3)
-        return replace(state, skipped=skipped, trouble="".join(trouble), left_s=left_s)
+        return replace(state, skipped=skipped, trouble="".join(trouble), left_s=len(frames) / self.settings.fps)
 
     @torch.no_grad()
     def _encode_text(self, caption: str) -> Tensor:
@@ -169,7 +164,8 @@ class FolderEncoder:
         return torch.cat(parts, dim=1)[0].half().cpu()
 
     def _write_index(self) -> None:
-        """Write data.json of all clips, and remove files that are none of them."""
+        """Write the whole journal and data.json of all clips, and remove files that are none of them."""
+        self._write_journal()
         done, stride = [self.done[key] for key in sorted(self.done) if self.done[key].clips], self.autoencoder.stride
         if not done:
             raise ConfigError("no video could be encoded: each was skipped for its own reason.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -207,6 +208,21 @@ def test_a_changed_caption_and_a_mended_video_are_encoded_again(model: Path, tmp
     assert not [name for name in contents(out) if name in before and name.startswith("clip-")], "old clips are gone"
 
 
+@pytest.mark.parametrize("table", [False, True])
+def test_clips_of_a_video_that_is_gone_stay(table: bool, model: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "videos", tmp_path / "out"
+    for name in ("a.mp4", "b.mp4"):
+        add(source, name, 12)
+    if table:
+        (source / "all.csv").write_text(f"file,caption\na.mp4,{RED}\nb.mp4,{RED}\n")
+    encode(source, out, model)
+    before = {name: data for name, data in contents(out).items() if name.startswith("clip-")}
+    (source / "a.mp4").unlink()
+    add(source, "c.mp4", 12, BLUE)
+    encode(source, out, model)
+    assert len(open_folder(out).files) == 3 and before.items() < contents(out).items()
+
+
 # ---- stopped and gone on with
 
 
@@ -355,8 +371,25 @@ def test_only_bad_videos_say_so(model: Path, tmp_path: Path, capsys: pytest.Capt
 
 def test_a_folder_that_cannot_be_written_is_told_of(videos: Path, model: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ConfigError, match="cannot be written"):
-        list(small_encoder(videos, tmp_path / "file" / "out", model).run())
+    told = refuse(videos, tmp_path / "file" / "out", model)
+    assert "cannot be written" in told and str(tmp_path / "file") in told and "the same command goes on" in told
+
+
+def test_a_full_disk_is_told_of_and_gone_on_from(
+    videos: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(path: Path, content: bytes) -> int:
+        if path.name.startswith("clip-"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return usual(path, content)
+
+    usual = Path.write_bytes
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", write)
+        assert "No space left" in refuse(videos, tmp_path / "out", model)
+    encode(videos, tmp_path / "out", model)
+    encode(videos, tmp_path / "whole", model)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_latents_that_overflow_are_not_kept(videos: Path, model: Path, tmp_path: Path) -> None:
