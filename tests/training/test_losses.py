@@ -1,6 +1,9 @@
 """Training parts: losses against closed forms, noise tables, the start, data, persistent streams."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,14 +13,18 @@ from rollforce.cache.policies import Window
 from rollforce.engine import flow
 from rollforce.engine.rollout_group import RolloutGroup
 from rollforce.engine.settings import LayoutSettings, StreamSettings
+from rollforce.errors import ConfigError
+from rollforce.models.autoencoder.tiny import AutoencoderConfig, TinyAutoencoder
 from rollforce.models.transformer import rope
 from rollforce.models.transformer.transformer import TransformerConfig, VideoTransformer
 from rollforce.training import losses
+from rollforce.training.data import LatentFolder, WorldClips, write_latents
 from rollforce.training.init_weights import start
 from rollforce.training.metrics_log import border_ratio, psnr
 from rollforce.training.muon import Muon, orthogonal
 from rollforce.training.noise_patterns import PATTERNS, Group, rolling, together, visible
 from rollforce.training.optim import follow
+from rollforce.training.recipes import Latents, World
 from rollforce.training.scores import guided, score_of
 
 SHAPE = (3, 5, 4, 2, 2)  # B, T, C, h, w
@@ -185,7 +192,81 @@ def test_muon_makes_updates_orthogonal() -> None:
     assert float((weight.detach() * weight.grad).sum()) < 0
 
 
-# ---- averages, checks
+# ---- data, averages, files
+
+
+def small_world(**settings: Any) -> WorldClips:
+    autoencoder = TinyAutoencoder(AutoencoderConfig(channels=4, width=8, width_mid=8, width_high=8, blocks=1))
+    held_out = settings.pop("held_out", False)
+    chosen = World(**{"clips": 64, "opened": 40, "per_step": 1, "latents": 6, "size": 16, "kept": 2} | settings)
+    return WorldClips(chosen, held_out=held_out, autoencoder=autoencoder)
+
+
+def test_world_clips_are_a_function_of_step_and_part() -> None:
+    torch.manual_seed(0)
+    one, other = small_world(), small_world()
+    other.autoencoder = one.autoencoder
+    other.draw(7, 3, 6, 4)
+    batch, again = one.draw(2, 1, 3, 4), other.draw(2, 1, 3, 4)
+    assert batch.latents_BTCHW is not None and again.latents_BTCHW is not None
+    assert batch.latents_BTCHW.shape == (3, 4, 4, 2, 2) and torch.equal(batch.latents_BTCHW, again.latents_BTCHW)
+    assert batch.prompts == again.prompts and one.prompts(2, 1, 3) == other.prompts(2, 1, 3)
+    later = one.draw(3, 1, 3, 4).latents_BTCHW
+    assert later is not None and not torch.equal(later, batch.latents_BTCHW)
+    assert all(not one.scene(i).held_out for i in range(4))
+    assert all(small_world(held_out=True).scene(i).held_out for i in range(4))
+    assert one.fingerprint == other.fingerprint != small_world(size=24).fingerprint
+
+
+def test_world_clips_have_as_many_pairs_as_asked_for() -> None:
+    counts = [len(small_world(two=0.6).scene(i).things) for i in range(200)]
+    assert 0.5 < sum(n == 2 for n in counts) / 200 < 0.7
+    assert all(len(small_world(two=0.0).scene(i).things) == 1 for i in range(40))
+
+
+def test_world_clips_have_as_many_alike_pairs_as_asked_for() -> None:
+    def share(alike: float) -> float:
+        data = small_world(two=1.0, alike=alike)
+        pairs = [data.scene(number).things for number in range(200)]
+        return sum(one.motion == other.motion for one, other in pairs) / 200
+
+    assert share(1.0) == 1.0 and 0.1 < share(0.0) < 0.35 and 0.5 < share(0.5) < 0.75
+
+
+def test_other_processes_render_the_same_clips(tmp_path: Path) -> None:
+    small_world().autoencoder.save(tmp_path)
+    settings = World(autoencoder=str(tmp_path), clips=12, opened=4, per_step=2, latents=3, size=16, kept=12)
+    alone, helped = WorldClips(settings), WorldClips(replace(settings, workers=1))
+    for step in (0, 3):
+        one, other = (data.draw(step, 0, 4, 2).latents_BTCHW for data in (alone, helped))
+        assert one is not None and other is not None and torch.equal(one, other)
+    assert alone.fingerprint == helped.fingerprint and helped._renderers is not None
+    helped._renderers.close()
+
+
+def test_windows_longer_than_clips_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"7 latents from clips of 6"):
+        small_world().draw(0, 0, 1, 7)
+
+
+def test_latent_folder_gives_back_what_was_written(tmp_path: Path) -> None:
+    clips = [(torch.randn(5, 4, 2, 2), torch.randn(3, 8), f"clip {i}") for i in range(4)]
+    fingerprint = write_latents(tmp_path, clips)
+    data = LatentFolder(Latents(folder=str(tmp_path), dropped=0.0))
+    assert data.fingerprint == fingerprint and data.latent == (4, 2, 2)
+    batch = data.draw(0, 0, 6, 5)
+    assert batch.latents_BTCHW is not None and batch.text_BLD is not None
+    for latents, text, prompt in zip(batch.latents_BTCHW, batch.text_BLD, batch.prompts, strict=True):
+        number = int(prompt.split()[1])
+        assert torch.equal(latents, clips[number][0]) and torch.equal(text, clips[number][1])
+    dropped = LatentFolder(Latents(folder=str(tmp_path), dropped=1.0)).draw(0, 0, 2, 3)
+    assert dropped.text_BLD is not None and not dropped.text_BLD.any() and dropped.prompts == ("", "")
+    assert write_latents(tmp_path / "other", clips[:3]) != fingerprint
+
+
+def test_an_empty_latent_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds no encoded clips.*write_latents"):
+        LatentFolder(Latents(folder=str(tmp_path)))
 
 
 def test_average_follows() -> None:
