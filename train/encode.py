@@ -28,7 +28,6 @@ from rich.progress import Progress
 
 from rollforce.checkpoints.catalog import CARD, Card, bundled
 from rollforce.checkpoints.hub import fetch, is_repository
-from rollforce.cli.jobs import parse_size
 from rollforce.config import build, resource
 from rollforce.errors import ConfigError, RollforceError
 from rollforce.models.autoencoder.interface import Autoencoder
@@ -38,6 +37,7 @@ from rollforce.models.text.encoder import Text, TextEncoder
 from rollforce.models.text.umt5 import WanText
 from rollforce.models.text.umt5_files import sample
 from rollforce.training.encode import CaptionedVideo, EncodedVideo, EncodeSettings, FolderEncoder
+from rollforce.video.size import parse_size
 
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".gif")
 TABLES = (".jsonl", ".csv")

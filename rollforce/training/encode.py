@@ -23,11 +23,11 @@ from torch import Tensor
 
 from rollforce.errors import ConfigError, RollforceError
 from rollforce.models.autoencoder.interface import Autoencoder
-from rollforce.models.autoencoder.pixels import PATCH, check_size
-from rollforce.models.geometry import Grid
+from rollforce.models.autoencoder.pixels import PATCH
 from rollforce.models.text.encoder import Text
 from rollforce.training.data import digest, write_clip, write_whole
 from rollforce.video.images import Fit, fitted, read_clip
+from rollforce.video.size import check_size
 
 JOURNAL = "videos.jsonl"  # the settings, then a line for each video
 
@@ -86,9 +86,8 @@ class FolderEncoder:
         self.folder, self.autoencoder, self.text, self.settings = folder, autoencoder, text, settings
         if settings.latents < 1 or not 0 < settings.fps < 1000:
             raise ConfigError(f"latents {settings.latents}, fps {settings.fps:g}: both must be above 0.")
-        for height, width in settings.sizes:
-            check_size(height, width, autoencoder.stride)
-            Grid(autoencoder.channels, height // autoencoder.stride, width // autoencoder.stride, PATCH)
+        for size in settings.sizes:
+            check_size(size, autoencoder.stride * PATCH, f" (autoencoder stride {autoencoder.stride} x patch {PATCH})")
         self.frames = autoencoder.first_frames + (settings.latents - 1) * autoencoder.frames  # of a clip
         self._head = json.loads(json.dumps({**asdict(settings), "model": model}))
         self.videos = {video.key: video for video in videos}
