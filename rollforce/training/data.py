@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
+from torch.nn import functional as F
 
 from rollforce.config import resource
 from rollforce.errors import ConfigError
@@ -31,13 +36,14 @@ from rollforce.world.scenes import Scene, sample_scene
 
 RENDERED_AHEAD = 2048  # clips that renderers make before they are opened
 TEST_SEEDS = 10**9  # scenes from this seed on are kept for testing
+_NOT_FINITE = "{} holds numbers that are not finite: write the folder anew without it."
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Clean latents float32 [B, T, C, h, w] (or None where only prompts were asked for) and what they show.
+    """Clean latents float32 [B, T, C, h, w] (None where only prompts were asked for), and the prompts they show.
 
-    `text_BLD`: embeddings, where the data brings its own; else the network's text encoder reads the prompts."""
+    `text_BLD` holds the embeddings of data that brings its own; else the network's text encoder reads the prompts."""
 
     latents_BTCHW: Tensor | None
     prompts: tuple[str, ...]
@@ -45,21 +51,28 @@ class Batch:
 
 
 class Data(Protocol):
-    """Endless training data. `latent`: C, h, w."""
+    """Endless training data."""
 
     @property
-    def latent(self) -> tuple[int, int, int]: ...
+    def latent(self) -> tuple[int, int, int]:
+        """The shape of one latent, (C, h, w); of most, where sizes differ."""
+
     @property
-    def fingerprint(self) -> str: ...
-    def draw(self, step: int, part: int, count: int, latents: int) -> Batch: ...
-    def prompts(self, step: int, part: int, count: int) -> Batch: ...
+    def fingerprint(self) -> str:
+        """A short name of everything that a draw can return."""
+
+    def draw(self, step: int, part: int, count: int, latents: int) -> Batch:
+        """Return `count` windows of `latents` latents and their texts, for `part` of training step `step`."""
+
+    def prompts(self, step: int, part: int, count: int) -> Batch:
+        """Return `count` texts, without latents, for `part` of training step `step`."""
+
     def image_latent(self, latents_BTCHW: Tensor) -> Tensor:
-        """The last picture that these latents show, as the first latent of a video: [B, 1, C, h, w]."""
-        ...
+        """Return the last picture that these latents show, as the first latent of a video: [B, 1, C, h, w]."""
 
 
 def open_data(settings: AnyData, seed: int = 0, held_out: bool = False) -> Data:
-    """The data that `settings` describe. `held_out`: what training never sees (the world only)."""
+    """Open the data that `settings` describe; `held_out`: what training never sees (the world only). ConfigError."""
     if isinstance(settings, World):
         return WorldClips(settings, seed, held_out)
     return LatentFolder(settings, seed)
@@ -68,11 +81,14 @@ def open_data(settings: AnyData, seed: int = 0, held_out: bool = False) -> Data:
 class WorldClips:
     """Windows of captioned latents of the tiny world, from scenes rendered by seed and encoded once; nothing on disk.
 
-    `held_out`: only attribute combinations that training never sees."""
+    `held_out` takes only attribute combinations that training never sees. ConfigError for settings without a clip."""
 
     def __init__(
         self, settings: World, seed: int = 0, held_out: bool = False, autoencoder: TinyAutoencoder | None = None
     ) -> None:
+        for name in ("clips", "opened", "latents", "kept"):
+            if getattr(settings, name) < 1:
+                raise ConfigError(f"data.{name} {getattr(settings, name)}: must be at least 1.")
         self.settings, self.seed, self.held_out = settings, seed, held_out
         self.autoencoder = autoencoder or TinyAutoencoder.load(path_of(settings.autoencoder))
         self._slots: OrderedDict[int, int] = OrderedDict()  # clip -> where in the store, longest unused first
@@ -80,28 +96,27 @@ class WorldClips:
         # leave the heap in pieces: 15 GB after 1,200 steps.
         self._store = torch.empty(settings.kept, settings.latents, *self.latent, dtype=torch.float16)
         self._renderers: Renderers[np.ndarray] | None = None
-        if settings.workers:
-            assert autoencoder is None, "renderers load the autoencoder by its name"
-            self._renderers = Renderers(partial(rendered, settings, held_out), settings.workers)
+        if settings.workers and autoencoder is None:  # renderers load theirs by its name
+            self._renderers = Renderers(partial(render_clip, settings, held_out), settings.workers)
 
     @property
     def latent(self) -> tuple[int, int, int]:
+        """The shape of one latent, (C, h, w)."""
         config = self.autoencoder.config
         return config.channels, self.settings.size // config.patch, self.settings.size // config.patch
 
     @property
     def fingerprint(self) -> str:
-        """Of the world's pixels and captions and of the encoder."""
-        latents, scene = self._encoded(0), self.scene(0)
+        """A short name of the world's pixels and captions and of the encoder."""
+        latents, scene = self._encode(0), self.scene(0)
         return digest([latents.numpy().tobytes(), caption(scene, 0).encode()])
 
     def clip(self, number: int) -> Tensor:
-        """All latents of one clip: float16 [T, C, h, w], in place until `kept` others have been asked for."""
+        """Return all latents of one clip: float16 [T, C, h, w], in place until `kept` others have been asked for."""
         if number in self._slots:
             self._slots.move_to_end(number)
             return self._store[self._slots[number]]
-        others = self._renderers
-        latents = self._encoded(number) if others is None else torch.from_numpy(others.take(number))
+        latents = torch.from_numpy(self._renderers.take(number)) if self._renderers else self._encode(number)
         full = len(self._slots) == self.settings.kept
         slot = self._slots.popitem(last=False)[1] if full else len(self._slots)
         self._slots[number] = slot
@@ -109,14 +124,14 @@ class WorldClips:
         return self._store[slot]
 
     @torch.no_grad()
-    def _encoded(self, number: int) -> Tensor:
+    def _encode(self, number: int) -> Tensor:
         start = number * 131 % 4096  # scenes are endless: begin anywhere
         frames = self.settings.latents * self.autoencoder.config.frames
         video = render(self.scene(number), start, frames, self.settings.size)
         return self.autoencoder.encode(torch.from_numpy(video)[None])[0].half()
 
     def scene(self, number: int) -> Scene:
-        """The scene of one clip."""
+        """Return the scene of one clip."""
         return self._scene((TEST_SEEDS if self.held_out else 0) + number)
 
     def _scene(self, seed: int) -> Scene:
@@ -125,7 +140,7 @@ class WorldClips:
         return sample_scene(seed, count=count, held_out=self.held_out, alike=rng.random() < self.settings.alike)
 
     def draw(self, step: int, part: int, count: int, latents: int) -> Batch:
-        """`count` windows of `latents` latents and their captions, for `part` of training step `step`.
+        """Return `count` windows of `latents` latents and their captions, for `part` of training step `step`.
 
         Windows start at any latent of a clip; each draw words its caption afresh or drops it."""
         s = self.settings
@@ -145,16 +160,17 @@ class WorldClips:
         return Batch(torch.stack(windows), tuple(prompts))
 
     def prompts(self, step: int, part: int, count: int) -> Batch:
-        """Captions of scenes that no clip need exist for."""
+        """Return captions of `count` scenes, for which no clip need exist."""
         rng = np.random.default_rng([self.seed, step, part, 1])
         numbers = [int(n) for n in rng.integers(2**31, size=count)]
         return Batch(None, tuple(caption(self._scene(n), n + 1) for n in numbers))
 
     def image_latent(self, latents_BTCHW: Tensor) -> Tensor:
+        """Return the last picture that these latents show, as a first latent: [B, 1, C, h, w]."""
         return self.autoencoder.image_latent(latents_BTCHW)
 
     def full_captions(self, count: int) -> list[str]:
-        """Captions that leave nothing out, of the first `count` scenes."""
+        """Return captions that leave nothing out, of the first `count` scenes."""
         return [caption(self.scene(i), i, full=True) for i in range(count)]
 
 
@@ -163,51 +179,61 @@ def _clips(settings: World, held_out: bool) -> WorldClips:
     return WorldClips(replace(settings, workers=0, kept=1), held_out=held_out)
 
 
-def rendered(settings: World, held_out: bool, number: int) -> np.ndarray:
-    """One clip of `WorldClips`, in another process: float16 [T, C, h, w]."""
-    return _clips(settings, held_out)._encoded(number).numpy()
+def render_clip(settings: World, held_out: bool, number: int) -> np.ndarray:
+    """Return one clip of `WorldClips`, made in another process: float16 [T, C, h, w]."""
+    return _clips(settings, held_out)._encode(number).numpy()
 
 
 class LatentFolder:
     """Encoded clips on disk: clip-*.safetensors with `latents` [T, C, h, w] and `text` [L, D], and data.json.
 
-    Written by `write_latents`. An empty text (guidance) is all zeros. ConfigError if the folder holds no data."""
+    train/encode.py makes such a folder of videos, `write_latents` of tensors. All windows of a draw have one size. An
+    empty text (guidance) is all zeros. ConfigError names a clip that is cut off, not finite or of another size."""
 
     def __init__(self, settings: Latents, seed: int = 0) -> None:
         self.settings, self.seed, self.folder = settings, seed, Path(settings.folder)
         self.files = sorted(self.folder.glob("clip-*.safetensors"))
-        if not self.files or not (self.folder / "data.json").is_file():
-            raise ConfigError(
-                f"data.folder {settings.folder!r} holds no encoded clips: expected data.json and clip-*.safetensors, "
-                "as rollforce.training.data.write_latents leaves them."
-            )
-        told = json.loads((self.folder / "data.json").read_text())
-        self.fingerprint: str = told["fingerprint"]
-        self.latent: tuple[int, int, int] = tuple(told["latent"])
-        if told["clips"] != len(self.files):
-            raise ConfigError(f"{self.folder}: data.json tells of {told['clips']} clips, there are {len(self.files)}.")
+        index = _read_index(self.folder, len(self.files))
+        self.fingerprint: str = index["fingerprint"]
+        self.latent: tuple[int, int, int] = tuple(index["latent"])
+        self._text_length: int = index.get("text_length", 0)
+        self._shapes: list[list[int]] = []
+        self._sizes: list[list[int]] = index.get("sizes", [index["latent"]])
+        for path in self.files:
+            with _open_clip(path) as file:
+                self._shapes.append(file.get_slice("latents").get_shape())
+            if (size := self._shapes[-1][1:]) not in self._sizes:
+                raise ConfigError(f"{path} holds latents of {size}, not {index['latent']}: write the folder anew.")
+            if path.name in index.get("not_finite", ()):
+                raise ConfigError(_NOT_FINITE.format(path))
 
     def draw(self, step: int, part: int, count: int, latents: int) -> Batch:
-        """`count` windows; see WorldClips.draw."""
+        """Return `count` windows of `latents` latents and their texts, all of the size of the first one drawn."""
+        if (shortest := min(self._shapes))[0] < latents:
+            raise ConfigError(f"windows of {latents} latents from a clip of {shortest[0]}, "
+                              f"{self.files[self._shapes.index(shortest)]}: encode longer clips, or train on less.")
         rng, windows, texts, prompts = np.random.default_rng([self.seed, step, part]), [], [], []
-        for _ in range(count):
-            clip, text, prompt = self._read(int(rng.integers(len(self.files))))
-            if len(clip) < latents:
-                raise ConfigError(f"windows of {latents} latents from a clip of {len(clip)} in {self.folder}.")
+        pool: Sequence[int] = range(len(self.files))
+        for place in range(count):
+            number = pool[int(rng.integers(len(pool)))]
+            if place == 0 and len(self._sizes) > 1:
+                pool = [n for n in pool if self._shapes[n][1:] == self._shapes[number][1:]]
+            clip, text, prompt = self._read(number)
             at = int(rng.integers(len(clip) - latents + 1))
             windows.append(clip[at : at + latents])
             keep = rng.random() >= self.settings.dropped
             texts.append(text if keep else torch.zeros_like(text))
             prompts.append(prompt if keep else "")
-        return Batch(torch.stack(windows).float(), tuple(prompts), torch.stack(texts).float())
+        return Batch(torch.stack(windows).float(), tuple(prompts), torch.stack(texts))
 
     def prompts(self, step: int, part: int, count: int) -> Batch:
-        """Texts of drawn clips."""
+        """Return the texts of `count` drawn clips, without latents."""
         rng = np.random.default_rng([self.seed, step, part, 1])
         read = [self._read(int(n)) for n in rng.integers(len(self.files), size=count)]
-        return Batch(None, tuple(p for _, _, p in read), torch.stack([t for _, t, _ in read]).float())
+        return Batch(None, tuple(p for _, _, p in read), torch.stack([t for _, t, _ in read]))
 
     def image_latent(self, latents_BTCHW: Tensor) -> Tensor:
+        """Return the last picture that these latents show, as the first latent of a video: [B, 1, C, h, w]."""
         return self._autoencoder.to(latents_BTCHW.device).image_latent(latents_BTCHW)
 
     @cached_property
@@ -218,40 +244,70 @@ class LatentFolder:
         return WanAutoencoder.load(path_of(self.settings.autoencoder)).requires_grad_(False)
 
     def _read(self, number: int) -> tuple[Tensor, Tensor, str]:
-        from safetensors import safe_open
+        with _open_clip(self.files[number]) as file:
+            latents, text = file.get_tensor("latents"), file.get_tensor("text").float()
+            prompt = (file.metadata() or {}).get("prompt", "")
+        if not bool(latents.isfinite().all()):
+            raise ConfigError(_NOT_FINITE.format(self.files[number]))
+        return latents, F.pad(text, (0, 0, 0, max(0, self._text_length - len(text)))), prompt
 
-        with safe_open(self.files[number], "pt") as file:
-            return file.get_tensor("latents"), file.get_tensor("text"), (file.metadata() or {}).get("prompt", "")
+
+def _read_index(folder: Path, clips: int) -> dict[str, Any]:
+    """Return what data.json says. ConfigError if it does not fit the number of clips."""
+    path = folder / "data.json"
+    try:
+        index = dict(json.loads(path.read_text())) if path.is_file() else {}
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}): write the folder anew.") from error
+    if not clips or index.get("clips") != clips:
+        raise ConfigError(f"data.folder {str(folder)!r} holds no encoded clips, or not all of them: data.json tells of "
+                          f"{index.get('clips', 0)}, there are {clips}. train/encode.py makes them of videos (run it "
+                          "to its end), rollforce.training.data.write_latents of tensors.")
+    return index
+
+
+@contextmanager
+def _open_clip(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}): copy it again, or encode it again.") from error
 
 
 def write_latents(folder: Path, clips: Iterable[tuple[Tensor, Tensor, str]]) -> str:
     """Write (latents [T, C, h, w], text [L, D], prompt) clips as a LatentFolder reads them; return the fingerprint."""
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
-    digests: list[bytes] = []
-    latent: tuple[int, ...] = ()
-    count = 0
-    for count, (latents, text, prompt) in enumerate(clips, 1):
-        tensors = {"latents": latents.contiguous(), "text": text.contiguous()}
-        path = folder / f"clip-{count - 1:06d}.safetensors"
-        save_file(tensors, path, metadata={"prompt": prompt})
-        digests.append(hashlib.sha256(path.read_bytes()).digest())
-        latent = tuple(latents.shape[1:])
-    fingerprint = digest(digests)
-    told = {"fingerprint": fingerprint, "clips": count, "latent": latent}
-    (folder / "data.json").write_text(json.dumps(told) + "\n")
-    return fingerprint
+    digests, broken, latent = list[bytes](), list[str](), tuple[int, ...]()
+    for number, (latents, text, prompt) in enumerate(clips):
+        path = folder / f"clip-{number:06d}.safetensors"
+        digests.append(write_clip(path, latents, text, prompt))
+        latent = latent or tuple(latents.shape[1:])
+        broken += [] if bool(latents.isfinite().all()) else [path.name]
+    index = {"fingerprint": digest(digests), "clips": len(digests), "latent": latent, "not_finite": broken}
+    write_whole(folder / "data.json", json.dumps(index).encode())
+    return digest(digests)
+
+
+def write_clip(path: Path, latents: Tensor, text: Tensor, prompt: str) -> bytes:
+    """Write one clip, latents [T, C, h, w] and text [L, D], and return the SHA-256 of its file."""
+    content = save({"latents": latents.contiguous(), "text": text.contiguous()}, {"prompt": prompt})
+    write_whole(path, content)
+    return hashlib.sha256(content).digest()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file beside its place and rename it, so that it is there whole or not at all."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_bytes(content)
+    part.replace(path)
 
 
 def digest(parts: Iterable[bytes]) -> str:
-    """A short name of some bytes."""
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(part)
-    return whole.hexdigest()[:16]
+    """Return a short name of some bytes: 16 hexadecimal digits of their SHA-256."""
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
 def path_of(name: str) -> Path:
-    """A path as given, or a shipped file of that name."""
+    """Return a path as given, or that of the shipped file of this name. ConfigError if there is neither."""
     return Path(name) if Path(name).exists() else resource(name)
