@@ -33,7 +33,7 @@ import torch
 
 from rollforce.cache.head_groups import write_labels
 from rollforce.cache.policies import Sink, Window
-from rollforce.engine.schedule import linear, warped
+from rollforce.engine.flow import linear, warped
 from rollforce.engine.settings import LayoutSettings, StreamSettings
 from rollforce.errors import RollforceError
 from rollforce.evaluation.speed import estimate, multi_stream, policies, report, streaming

@@ -18,7 +18,7 @@ from rollforce.cache.kv_cache import KVCache
 from rollforce.cache.policies import Sink, Window
 from rollforce.cache.visibility import Visibility
 from rollforce.checkpoints.read import from_wan
-from rollforce.engine import schedule
+from rollforce.engine import flow
 from rollforce.engine.rollout import CONTEXT_DRAW, Stepping
 from rollforce.models.geometry import KVShape
 from rollforce.models.transformer.transformer import TransformerConfig, VideoTransformer
@@ -116,7 +116,7 @@ class GoldenNoise:
 def ladder_of(spec: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[float, ...]:
     levels = [step / 1000 for step in spec["steps"]]
     ladder = (
-        schedule.warped(levels, spec["timestep_shift"]) if spec["warp_denoising_step"] else schedule.explicit(levels)
+        flow.warped(levels, spec["timestep_shift"]) if spec["warp_denoising_step"] else flow.explicit(levels)
     )
     if "denoising_step_list" in tensors:
         close(torch.tensor(ladder) * 1000, tensors["denoising_step_list"].float(), 1e-3, "ladder")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from policies import HEIGHT, WIDTH, latents, start
 
-from rollforce.engine.noise import Noise
+from rollforce.engine.flow import Noise
 from rollforce.engine.rollout import Stepping
 from rollforce.streaming.snapshot import fork
 

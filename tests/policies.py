@@ -28,8 +28,8 @@ from rollforce.cache.policies import (
 )
 from rollforce.cache.positions import Anchored, RunningAhead
 from rollforce.cache.visibility import Visibility
+from rollforce.engine.flow import Noise
 from rollforce.engine.layout import Layout, bidirectional, chunkwise, partitioned, rolling
-from rollforce.engine.noise import Noise
 from rollforce.engine.rollout import Rollout, Stepping
 from rollforce.models.geometry import KVShape
 from rollforce.models.transformer.block_sparse import BlockSparse

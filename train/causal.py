@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rollforce.config import to_dict
 from rollforce.engine import flow
-from rollforce.engine.schedule import linear, warped
+from rollforce.engine.flow import linear, warped
 from rollforce.models.transformer.transformer import Condition
 from rollforce.training import checkpoint, losses, ode, script, streamdit
 from rollforce.training.causal_masking import augmented, drawn_like, flow_matching, own_past, score_by, true_past

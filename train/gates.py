@@ -19,7 +19,7 @@ from rollforce.cache.head_groups import write_labels
 from rollforce.cache.kv_cache import KVCache
 from rollforce.cache.policies import Sink, Window
 from rollforce.cache.visibility import Visibility
-from rollforce.engine.noise import Noise
+from rollforce.engine.flow import Noise
 from rollforce.engine.rollout import Rollout
 from rollforce.training.head_gates import Gating, Twofold, labels_of_gates
 

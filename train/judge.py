@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rollforce.engine import flow
-from rollforce.engine.schedule import linear, shift_level
+from rollforce.engine.flow import linear, shift_level
 from rollforce.evaluation.stats import interval
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
 from rollforce.training.data import Batch, path_of

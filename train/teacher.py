@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rollforce.config import build, resource, to_dict
 from rollforce.engine import flow
-from rollforce.engine.schedule import linear, shift_level
+from rollforce.engine.flow import linear, shift_level
 from rollforce.engine.settings import StreamSettings
 from rollforce.training import checkpoint, losses, script
 from rollforce.training.data import Batch, WorldClips, open_data, path_of

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from rollforce.engine.schedule import Ladder
+from rollforce.engine.flow import Ladder
 from rollforce.errors import ConfigError
 
 

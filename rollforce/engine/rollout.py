@@ -19,8 +19,8 @@ from rollforce.cache.head_groups import AnyCache
 from rollforce.cache.kv_cache import LatentGroup
 from rollforce.cache.visibility import Visibility
 from rollforce.engine import flow
+from rollforce.engine.flow import NoiseSource
 from rollforce.engine.layout import Layout
-from rollforce.engine.noise import NoiseSource
 from rollforce.errors import ConfigError
 from rollforce.models.geometry import index_range
 from rollforce.models.transformer.transformer import Condition, VideoTransformer

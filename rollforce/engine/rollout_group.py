@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rollforce.engine.noise import Noise
+from rollforce.engine.flow import Noise
 from rollforce.engine.rollout import Rollout
 from rollforce.engine.settings import StreamSettings
 from rollforce.engine.transitions import Recache

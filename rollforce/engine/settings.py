@@ -11,9 +11,9 @@ import torch
 from rollforce.cache.head_groups import AnyCache, HeadGroups, read_labels
 from rollforce.cache.kv_cache import KVCache
 from rollforce.cache.policies import AnyTier, Window
+from rollforce.engine.flow import Ladder, warped
 from rollforce.engine.layout import Layout, bidirectional, chunkwise, partitioned, rolling
 from rollforce.engine.rollout import Stepping
-from rollforce.engine.schedule import Ladder, warped
 from rollforce.errors import ConfigError
 from rollforce.models.geometry import KVShape
 

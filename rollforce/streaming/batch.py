@@ -26,10 +26,9 @@ from torch import Tensor
 
 from rollforce.engine.batched_call import group_key, run_together
 from rollforce.engine.rollout import ModelCall
-from rollforce.engine.threads import compute_on
 from rollforce.errors import ConfigError, RollforceError, SessionClosed
-from rollforce.streaming.bundle import ModelBundle
-from rollforce.streaming.prefetch import ChunkResult, Driver, Stepper
+from rollforce.streaming.bundle import ModelBundle, compute_on
+from rollforce.streaming.stream_state import ChunkResult, Driver, Stepper
 
 
 class Batch:

@@ -1,11 +1,14 @@
-"""The parts of a loaded model, and what follows from them."""
+"""The parts of a loaded model, what follows from them, and how many CPU threads they compute with."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock
 
 import torch
 from torch import nn
@@ -96,3 +99,48 @@ class ModelBundle:
             log.warning("%dx%d is not the size this model was trained at (%dx%d): expect lower quality.",
                         width, height, self.size[1], self.size[0])  # fmt: skip
         return Grid(self.autoencoder.channels, height // stride, width // stride, patch)
+
+
+# -- threads: a number of the whole process, which several streams hold at once -----------------------------------------
+
+
+SMALL = 50_000_000  # parameters: a model with fewer computes on one thread
+
+_lock = Lock()
+_held: list[int] = []  # a number for each block that is running now
+_outside = 1  # torch's number before the first of them
+
+
+def threads_for(parameters: int, device: torch.device) -> int:
+    """Return how many CPU threads a model should compute with: one if it is small, else torch's own number.
+
+    A small model's layers are too short to share: a second thread gains little on an idle machine, waits ten times
+    longer on a busy one, and would make the bytes depend on the number of cores.
+    """
+    return 1 if parameters < SMALL and device.type == "cpu" else torch.get_num_threads()
+
+
+@contextmanager
+def compute_on(threads: int) -> Iterator[None]:
+    """Let torch compute with this many threads inside the block.
+
+    Blocks may overlap in any order, in one thread or several: the number from before the first of them comes back when
+    the last one ends, not before.
+    """
+    global _outside
+    with _lock:
+        if not _held:
+            _outside = torch.get_num_threads()
+        _held.append(threads)
+        _set(threads)
+    try:
+        yield
+    finally:
+        with _lock:
+            _held.remove(threads)
+            _set(_held[-1] if _held else _outside)
+
+
+def _set(threads: int) -> None:
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)

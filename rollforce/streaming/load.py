@@ -14,7 +14,6 @@ from torch import nn
 from rollforce.checkpoints.catalog import CARD, Card, bundled, preset_file
 from rollforce.config import build, resource
 from rollforce.engine.settings import StreamSettings
-from rollforce.engine.threads import threads_for
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.models.autoencoder.interface import Autoencoder, PairedAutoencoder
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
@@ -22,6 +21,7 @@ from rollforce.models.runtime.choices import pick_device, pick_dtype
 from rollforce.models.runtime.options import RuntimeOptions
 from rollforce.models.text.encoder import Text, TextEncoder
 from rollforce.models.transformer.transformer import VideoTransformer
+from rollforce.streaming.bundle import threads_for
 from rollforce.streaming.events import Chunk
 from rollforce.streaming.model import Model
 from rollforce.streaming.session import Session

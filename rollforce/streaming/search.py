@@ -21,7 +21,7 @@ from typing import Literal
 import numpy as np
 
 from rollforce.cache.policies.routed import APPEND, AVERAGE
-from rollforce.engine.noise import Branched, Noise
+from rollforce.engine.flow import Branched, Noise
 from rollforce.engine.transitions import AnyTransition
 from rollforce.errors import ConfigError, SessionClosed
 from rollforce.streaming.events import Chunk, Event

@@ -14,21 +14,30 @@ import torch
 from torch import Tensor
 
 from rollforce.config import to_dict
-from rollforce.engine.noise import Noise
+from rollforce.engine.flow import Noise
 from rollforce.engine.rollout import Rollout
-from rollforce.engine.threads import compute_on
 from rollforce.engine.transitions import AnyTransition
 from rollforce.engine.transitions import transition as find_transition
 from rollforce.errors import ConfigError, SessionClosed, SnapshotError
 from rollforce.streaming.batch import Batch
-from rollforce.streaming.bundle import ModelBundle
+from rollforce.streaming.bundle import ModelBundle, compute_on
 from rollforce.streaming.events import Chunk, Cue, Event, Timings
 from rollforce.streaming.inputs import Follower, SessionOptions, encode_past
 from rollforce.streaming.pace import Measures, PaceController
-from rollforce.streaming.prefetch import ChunkResult, Driver, Prefetcher, Stepper, await_result, run_stepper
+from rollforce.streaming.prefetch import Prefetcher, await_result
 from rollforce.streaming.snapshot import Snapshot, fork, to_device
 from rollforce.streaming.steering import Steering
-from rollforce.streaming.stream_state import FrameQueue, RewindHistory, RewindPoint, StreamState, step_to_commit
+from rollforce.streaming.stream_state import (
+    ChunkResult,
+    Driver,
+    FrameQueue,
+    RewindHistory,
+    RewindPoint,
+    Stepper,
+    StreamState,
+    run_stepper,
+    step_to_commit,
+)
 
 
 class Session:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rollforce.config import build, to_dict
-from rollforce.engine.noise import Noise
+from rollforce.engine.flow import Noise
 from rollforce.engine.quality import QualityLevel
 from rollforce.engine.rollout import Rollout
 from rollforce.engine.transitions import Blend, Keep, check, shares

@@ -3,22 +3,95 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rollforce.config import build, to_dict
-from rollforce.engine.rollout import Rollout
+from rollforce.engine.rollout import Commit, ModelCall, Rollout
 from rollforce.errors import ConfigError
 from rollforce.models.autoencoder.interface import Decoder
+from rollforce.models.transformer.transformer import VideoTransformer
 from rollforce.streaming.bundle import ModelBundle
 from rollforce.streaming.events import Chunk, Event, Timings
-from rollforce.streaming.prefetch import ChunkResult, Stepper
 from rollforce.streaming.snapshot import fork
 from rollforce.streaming.steering import Steering
+
+
+@dataclass(frozen=True)
+class ChunkResult:
+    """What stepping to the next commit gave (`commit` None: the stream is over), and the seconds it took.
+
+    `prompt` is the one in force at the commit, `events` are of the cues before it, `before` is a copy of the state it
+    began from, for streams that can go back, and `ready` a CUDA event after which the latents are there.
+    """
+
+    commit: Commit | None
+    seconds: float
+    prompt: str = ""
+    events: tuple[Event, ...] = ()
+    before: Any = None
+    ready: Any = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a snapshot keeps of a result that was not yet decoded."""
+        from rollforce.config import to_dict  # needs omegaconf, which benchmarks do without
+
+        commit = None if self.commit is None else {"start": self.commit.start, "latents": self.commit.latents_BTCHW}
+        return {"commit": commit, "prompt": self.prompt, "events": [to_dict(event) for event in self.events]}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> ChunkResult:
+        """Build the result that a `state_dict` describes."""
+        from rollforce.config import build
+
+        kept, events = state["commit"], tuple(build(Event, event) for event in state["events"])
+        commit = None if kept is None else Commit(int(kept["start"]), kept["latents"])
+        return cls(commit, 0.0, state["prompt"], events)
+
+
+Stepper = Generator[ModelCall, Tensor, ChunkResult]
+
+
+def run_stepper(stepper: Stepper, model: VideoTransformer) -> ChunkResult:
+    """Walk a stepper to its end, each of its calls by itself."""
+    try:
+        call = next(stepper)
+        while True:
+            call = stepper.send(call.run(model))
+    except StopIteration as end:
+        result: ChunkResult = end.value
+        return result
+
+
+class Driver:
+    """Steps one stream to its next commit. This one computes what is asked for in the thread that asks."""
+
+    def __init__(self, step: Callable[[], ChunkResult]) -> None:
+        self.step = step
+
+    def expect(self) -> None:
+        """Take note that the stream will be pulled: its next commit may be computed along with others."""
+
+    def take(self, go_on: bool) -> ChunkResult:
+        """Return the next commit; with `go_on` the one after it may be begun."""
+        return self.step()
+
+    def hand_over(self) -> ChunkResult | None:
+        """Finish what is under way and return it. None if nothing is."""
+        return None
+
+    def beside(self, result: ChunkResult) -> AbstractContextManager[None]:
+        """Let the block's work on the latents of a result run beside the ticks."""
+        return nullcontext()
+
+    def close(self) -> None:
+        """End, wherever it stands."""
 
 
 @dataclass

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from rollforce.engine import flow
-from rollforce.engine.schedule import training_weight
+from rollforce.engine.flow import training_weight
 from rollforce.errors import ConfigError, ShapeError
 from rollforce.models.transformer.transformer import Condition, VideoTransformer
 from rollforce.training import losses

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rollforce.engine.schedule import shift_level
+from rollforce.engine.flow import shift_level
 from rollforce.training.masks import additive
 
 SHIFT = 3.0

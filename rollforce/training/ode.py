@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rollforce.engine import flow
-from rollforce.engine.schedule import Ladder, explicit, linear, warped
+from rollforce.engine.flow import Ladder, explicit, linear, warped
 from rollforce.errors import ConfigError
 from rollforce.training import losses
 from rollforce.training.causal_masking import chunks_in, drawn_like, spread

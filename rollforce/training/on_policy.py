@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rollforce.cache.head_groups import AnyCache
 from rollforce.engine import flow
-from rollforce.engine.noise import Noise
+from rollforce.engine.flow import Noise
 from rollforce.engine.rollout import Rollout
 from rollforce.engine.rollout_group import RolloutGroup, cache_shape
 from rollforce.engine.settings import StreamSettings

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rollforce.engine.schedule import Ladder, warped
+from rollforce.engine.flow import Ladder, warped
 from rollforce.errors import ConfigError
 
 

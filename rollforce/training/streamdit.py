@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rollforce.engine import flow
-from rollforce.engine.schedule import Ladder, linear, warped
+from rollforce.engine.flow import Ladder, linear, warped
 from rollforce.errors import ConfigError
 from rollforce.training.masks import additive
 from rollforce.training.noise_patterns import Group, Noising, visible

@@ -20,7 +20,7 @@ from rollforce.cache.kv_cache import KVCache, LatentGroup
 from rollforce.cache.policies import EmaSink, Segments, Sink, Window
 from rollforce.cache.visibility import Visibility
 from rollforce.config import build
-from rollforce.engine.noise import Noise
+from rollforce.engine.flow import Noise
 from rollforce.engine.rollout import Rollout, Stepping
 from rollforce.engine.settings import HeadSettings, StreamSettings
 from rollforce.engine.transitions import recache

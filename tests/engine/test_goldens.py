@@ -31,7 +31,7 @@ from rollforce.cache.commit_plan import Tier
 from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup
 from rollforce.cache.policies import Sink, Window
 from rollforce.cache.visibility import Visibility
-from rollforce.engine import flow, schedule
+from rollforce.engine import flow
 from rollforce.engine.layout import chunkwise, rolling
 from rollforce.engine.rollout import Rollout, Stepping
 from rollforce.models.geometry import index_range
@@ -213,17 +213,17 @@ def test_scheduler(path: Path) -> None:
         name = f"shift{shift:g}" if f"shift{shift:g}.sigmas" in tensors else f"shift{shift}"
         table = torch.tensor(
             [
-                schedule.shift_level(1 - i / len(tensors[f"{name}.sigmas"]), shift)
+                flow.shift_level(1 - i / len(tensors[f"{name}.sigmas"]), shift)
                 for i in range(len(tensors[f"{name}.sigmas"]))
             ]
         )
         torch.testing.assert_close(table, tensors[f"{name}.sigmas"], rtol=1e-6, atol=1e-7)
         torch.testing.assert_close(table * 1000, tensors[f"{name}.timesteps"], rtol=1e-6, atol=1e-4)
-        weight = schedule.training_weight(table.double(), shift, len(table)).float()
+        weight = flow.training_weight(table.double(), shift, len(table)).float()
         torch.testing.assert_close(weight, tensors[f"{name}.training_weights"], rtol=1e-4, atol=1e-5)
         for steps in spec["step_lists"]:
             expected = tensors[f"{name}.warped.{'_'.join(map(str, steps))}"]
-            ladder = torch.tensor(schedule.warped([step / 1000 for step in steps], shift)) * 1000
+            ladder = torch.tensor(flow.warped([step / 1000 for step in steps], shift)) * 1000
             torch.testing.assert_close(ladder, expected.float(), rtol=1e-6, atol=1e-4)
         sigma = tensors[f"{name}.sigma_used"][:, None]  # the reference's nearest table entry; ours is exact
         xt = flow.noised(x0, noise, sigma)
@@ -241,7 +241,7 @@ def test_scheduler(path: Path) -> None:
             atol=1e-6,
         )
         euler_steps(tensors, name, table, velocity)
-        warp = torch.tensor([schedule.shift_level(t / 1000, shift) * 1000 for t in range(1000)]).clamp(20, 980)
+        warp = torch.tensor([flow.shift_level(t / 1000, shift) * 1000 for t in range(1000)]).clamp(20, 980)
         torch.testing.assert_close(warp, tensors[f"{name}.dmd_timestep_warp_of_0_999_clamped"], rtol=1e-5, atol=1e-3)
 
 

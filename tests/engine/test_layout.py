@@ -2,8 +2,8 @@
 
 import pytest
 
+from rollforce.engine.flow import warped
 from rollforce.engine.layout import Layout, bidirectional, chunkwise, partitioned, rolling
-from rollforce.engine.schedule import warped
 from rollforce.errors import ConfigError
 
 LADDER = (1.0, 0.8, 0.6, 0.4)

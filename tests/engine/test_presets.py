@@ -14,7 +14,7 @@ from torch import Tensor
 from traces import noise, settings_of, spans, walk
 
 from rollforce.config import resource
-from rollforce.engine import schedule
+from rollforce.engine import flow
 
 PRESETS = ("causal_forcing", "causvid", "longlive", "rolling_forcing", "self_forcing")
 
@@ -43,10 +43,10 @@ def test_ladders(name: str) -> None:
 
 def test_the_list_of_causvid_is_one_of_shift_8() -> None:
     """Its code noises at the nearest entry of the table of 1000 levels at shift 8: within .0003 of the list."""
-    table = [schedule.shift_level(1 - i / 1000, 8) for i in range(1000)]
+    table = [flow.shift_level(1 - i / 1000, 8) for i in range(1000)]
     for level in settings_of("causvid").layout.ladder:
         assert min(abs(level - entry) for entry in table) < 3e-4
-    warped = schedule.warped([1, 0.75, 0.5, 0.25], 8)  # the variant that the preset's comment names
+    warped = flow.warped([1, 0.75, 0.5, 0.25], 8)  # the variant that the preset's comment names
     assert warped == pytest.approx([1, 0.96, 0.8888889, 0.7272727], abs=1e-6)
 
 

@@ -33,8 +33,8 @@ from rollforce.streaming.batch import Batch
 from rollforce.streaming.events import Cue
 from rollforce.streaming.load import load
 from rollforce.streaming.model import Model
-from rollforce.streaming.prefetch import ChunkResult
 from rollforce.streaming.session import Session
+from rollforce.streaming.stream_state import ChunkResult
 
 PROMPTS = ("a red ball bounces over green hills", "the blue star", "a green ball", "the red star bounces")
 PRESETS = ("chunkwise", "rolling", "streamdit", "tempcache", "kivi4", "self_forcing")  # streamdit: partitioned

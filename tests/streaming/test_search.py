@@ -15,7 +15,7 @@ import torch
 from repository import ROOT
 
 from rollforce.cache.kv_cache import KVCache
-from rollforce.engine.noise import Branched, Noise
+from rollforce.engine.flow import Branched, Noise
 from rollforce.errors import ConfigError, SessionClosed
 from rollforce.streaming.events import Cue
 from rollforce.streaming.load import load

@@ -10,7 +10,7 @@ from conftest import tiny_transformer
 from torch import Tensor
 
 from rollforce.engine import flow
-from rollforce.engine.schedule import linear, training_weight, warped
+from rollforce.engine.flow import linear, training_weight, warped
 from rollforce.errors import ConfigError, ShapeError
 from rollforce.models.transformer.transformer import Condition, VideoTransformer
 from rollforce.training import ode

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from rollforce.checkpoints.read import from_wan, to_wan
 from rollforce.engine import flow
+from rollforce.engine.flow import shift_level
 from rollforce.engine.layout import chunkwise, rolling
 from rollforce.engine.rollout import Rollout, Stepping
-from rollforce.engine.schedule import shift_level
 from rollforce.models.transformer.transformer import VideoTransformer
 from rollforce.training import losses
 from rollforce.training.reference_cache import LeakyCache

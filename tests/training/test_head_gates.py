@@ -15,7 +15,7 @@ from rollforce.cache.head_groups import HeadGroups, read_labels
 from rollforce.cache.kv_cache import KVCache
 from rollforce.cache.policies import Sink, Window
 from rollforce.config import resource
-from rollforce.engine.noise import Noise
+from rollforce.engine.flow import Noise
 from rollforce.engine.rollout import Rollout, Stepping
 from rollforce.models.geometry import KVShape
 from rollforce.training.head_gates import Gating, Twofold, labels_of_gates

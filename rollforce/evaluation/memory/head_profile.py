@@ -17,13 +17,12 @@ from rollforce.cache.head_groups import Labels
 from rollforce.cache.kv_cache import CacheView, CallMemory, KVCache, LatentGroup
 from rollforce.cache.policies import Sink, Window
 from rollforce.cache.visibility import Visibility
-from rollforce.engine.noise import Noise
+from rollforce.engine.flow import Noise
 from rollforce.engine.rollout import Rollout
-from rollforce.engine.threads import compute_on
 from rollforce.errors import ConfigError
 from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer.attention import Kernel
-from rollforce.streaming.bundle import ModelBundle
+from rollforce.streaming.bundle import ModelBundle, compute_on
 
 log = logging.getLogger(__name__)
 

@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
-from rollforce.engine.noise import Noise
+from rollforce.engine.flow import Noise
 from rollforce.engine.rollout import Commit, Rollout
 from rollforce.evaluation.speed import clock
 from rollforce.evaluation.speed.cases import FRAMES, Case, Setting
 from rollforce.evaluation.speed.floor import Bare, MatmulCall, attention_rate, flops, matmul_rate, recording
 from rollforce.models.autoencoder.interface import Autoencoder
 from rollforce.models.transformer.transformer import VideoTransformer
-from rollforce.streaming.prefetch import ChunkResult, Prefetcher
+from rollforce.streaming.prefetch import Prefetcher
+from rollforce.streaming.stream_state import ChunkResult
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rollforce.engine import flow
-from rollforce.engine.noise import Noise
+from rollforce.engine.flow import Noise
 from rollforce.engine.rollout import Rollout
 from rollforce.evaluation.speed import clock
 from rollforce.evaluation.speed.cases import Case, Setting

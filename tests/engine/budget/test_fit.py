@@ -35,7 +35,7 @@ from rollforce.engine.budget.requirements import (
     parts,
     transformer_bytes,
 )
-from rollforce.engine.noise import Noise
+from rollforce.engine.flow import Noise
 from rollforce.engine.rollout import Rollout
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError, DoesNotFit

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rollforce import Model
-from rollforce.engine.threads import SMALL, compute_on, threads_for
+from rollforce.streaming.bundle import SMALL, compute_on, threads_for
 
 
 @pytest.fixture
