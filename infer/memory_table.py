@@ -6,11 +6,12 @@
                                                                   runs have presets' names: as they are
     python infer/memory_table.py --tuned scores.json              the same after tuning
 
-Bytes are those of the bundled model's sizes, by a walk without weights (rollforce/trace.py): what memory keeps, the
-chunk in flight included, and what attention reads of it for one chunk, all calls and layers. Time is that of a chunk of
-a random-weight model beside plain sink + window which attends to as many latents, and beside a dense one of a longer
-context; the middle half of the repeats in brackets. Quality is the mean of scene, colour, motion, shape and count in
-the last 10 s, with its 95 % interval over prompts, and after the comma what that is more or less than in the first.
+Bytes are those of the bundled model's sizes, by a walk without weights (rollforce/engine/dry_run.py): what memory
+keeps, the chunk in flight included, and what attention reads of it for one chunk, all calls and layers. Time is that of
+a chunk of a random-weight model beside plain sink + window which attends to as many latents, and beside a dense one
+of a longer context; the middle half of the repeats in brackets. Quality is the mean of scene, colour, motion, shape and
+count in the last 10 s, with its 95 % interval over prompts, and after the comma what that is more or less than in the
+first.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rollforce.cache.head_groups import HeadGroups
 from rollforce.cache.positions import Anchored, RunningAhead
 from rollforce.checkpoints.catalog import presets
 from rollforce.config import build, resource
@@ -35,7 +37,7 @@ from rollforce.engine.budget.model_sizes import sizes_of
 from rollforce.engine.budget.requirements import MemorySetup
 from rollforce.engine.dry_run import trace
 from rollforce.engine.settings import StreamSettings
-from rollforce.evaluation.memory.memory_map import size
+from rollforce.evaluation.memory.memory_map import format_bytes
 from rollforce.evaluation.stats import interval
 
 RESULTS = Path(__file__).with_name("memory.json")
@@ -83,7 +85,7 @@ def row(name: str, results: dict[str, Any]) -> list[str]:
     plainly, tuned = (quality(judged(results.get(kind, {}), stream)) for kind in ("quality", "tuned"))
     both = [plainly] * bool(plainly) + [f"tuned: {tuned}"] * bool(tuned)
     return [f"`{name}`", method, paper, ", ".join(f"`{file.name}`" for file in files), str(long) if long else "",
-            size(kept), size(read), *times, "; ".join(both) or NOTHING]
+            format_bytes(kept), format_bytes(read), *times, "; ".join(both) or NOTHING]
 
 
 # -- what the presets say --------------------------------------------------------------------------------------------
@@ -104,12 +106,11 @@ def described(text: str) -> tuple[str, str]:
 
 def made_of(stream: StreamSettings) -> list[Path]:
     """The files of its tiers, sparse sights and positions."""
-    kinds: list[Any] = [type(tier) for tier in stream.tiers]
+    kinds: list[Any] = [type(tier) for tier in stream.tiers] + [HeadGroups] * (stream.heads is not None)
     for sight in (stream.stepping.denoise, stream.stepping.commit):
         kinds += [type(part) for part in (sight.sparse, sight.text) if part is not None]
         kinds += [type(sight.positions)] if isinstance(sight.positions, Anchored | RunningAhead) else []
     files = [Path(str(sys.modules[kind.__module__].__file__)) for kind in kinds]
-    files += [files[0].with_name("heads.py")] if stream.heads is not None else []
     return list(dict.fromkeys(files))
 
 

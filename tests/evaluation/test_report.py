@@ -245,12 +245,6 @@ def test_curves_become_a_picture_and_nothing_else_changes(tmp_path: Path) -> Non
         save_curves({"short": {"curve_5s": []}}, tmp_path / "b.png")
 
 
-def test_a_missing_matplotlib_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ConfigError, match=r"rollforce\[train\]"):
-        save_curves({"a": summary(streams("a", prompts=2))}, tmp_path / "a.png")
-
-
 def test_frames_survive_as_text() -> None:
     video = np.random.default_rng(0).integers(0, 256, (9, 16, 24, 3)).astype(np.uint8)
     assert np.array_equal(unpacked(packed(video, 3), 3), video[[0, 4, 8]])

@@ -10,7 +10,7 @@ import psutil
 
 PROGRAM = """
 import os, time
-from rollforce.workers import workers
+from rollforce.world.processes import workers
 
 if __name__ == "__main__":
     with workers(1) as pool:

@@ -21,7 +21,7 @@ from rollforce.engine.dry_run import CallTrace, GroupTrace, StreamEvent, trace
 from rollforce.engine.settings import StreamSettings
 from rollforce.engine.transitions import NAMES, check, transition
 from rollforce.errors import ConfigError
-from rollforce.evaluation.memory.memory_map import Page, draw, size
+from rollforce.evaluation.memory.memory_map import Page, format_bytes, save_map
 
 FRAMES, WAN_FPS = 4, 16  # of a latent; of Wan
 LONGEST = 3600.0
@@ -79,7 +79,7 @@ def save(inspection: Inspection, path: Path) -> None:
     """Write the picture as a PNG."""
     if path.suffix.lower() != ".png":
         raise ConfigError(f"{path}: the picture is a PNG; call it {path.with_suffix('.png')}.")
-    draw(inspection.calls, page(inspection)).save(path)
+    save_map(inspection.calls, page(inspection), path)
 
 
 def page(inspection: Inspection) -> Page:
@@ -125,7 +125,7 @@ def rows(inspection: Inspection) -> list[tuple[str, str, str, str, str]]:
     own = max(len(look.sigma) for look in looks)
     denoising, writing = ([look for look in looks if look.commit is commit] for commit in (False, True))
     return [
-        (name, str(own if name.endswith("in flight") else held[name]), size(most[name]), _span(denoising, name),
+        (name, str(own if name.endswith("in flight") else held[name]), format_bytes(most[name]), _span(denoising, name),
          _span(writing, name))
         for name in most
     ]  # fmt: skip
@@ -153,6 +153,6 @@ def show(inspection: Inspection, path: Path) -> None:
         table.add_row(*row)
     table.add_section()
     last = inspection.calls[-1]
-    table.add_row("together", str(sum(len(held) for held in last.held.values())), size(last.bytes))
+    table.add_row("together", str(sum(len(held) for held in last.held.values())), format_bytes(last.bytes))
     console.print(table)
     console.print(f"Places are latents before (-) or after (+) the newest of the call.\nwrote {path}")

@@ -24,7 +24,7 @@ TABLE: dict[str, Any] = runpy.run_path(str(SCRIPT))
 def test_a_preset_tells_its_method_paper_and_files() -> None:
     cells = TABLE["row"]("reward_forcing", {})
     assert cells[:3] == ["`reward_forcing`", "Reward Forcing", "[2512.04678](https://arxiv.org/abs/2512.04678)"]
-    assert cells[3] == "`window.py`, `ema.py`" and int(cells[4]) > 10
+    assert cells[3] == "`window.py`, `ema_sink.py`" and int(cells[4]) > 10
     assert cells[7:] == ["not measured", "", "not measured"]
     assert TABLE["row"]("longlive", {})[7] == "1"  # sink and window: what all others stand beside
 
