@@ -157,7 +157,7 @@ def memory(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     layout = LayoutSettings("chunkwise", args.chunk, warped(linear(args.steps), 5.0))
     with tempfile.TemporaryDirectory() as folder:
         config = setting.config
-        thirds = policies.every_third(config.num_layers, config.num_attention_heads)
+        thirds = policies.label_every_third(config.num_layers, config.num_attention_heads)
         labels = write_labels(Path(folder) / "heads.json", thirds, "every third head")
         found = policies.policies(layout, max(args.window, 12), 4, labels)
         yield from policies.measure(found, setting, args.chunks or 21)
