@@ -36,37 +36,42 @@ class Drift:
 
 
 class DriftMeter:
-    """Collects measures chunk by chunk; holds five numbers per frame and the last frame."""
+    """Compares the last `window_s` seconds of a video, measured chunk by chunk, with the first, or halves of a shorter
+    one. Memory is constant: five numbers for each frame of the two windows, and the last frame."""
 
-    def __init__(self, fps: float) -> None:
-        self._fps = fps
-        self._rows: list[np.ndarray] = []
+    def __init__(self, fps: float, window_s: float = 5.0) -> None:
+        self._fps, self._window = fps, round(window_s * fps)
+        self._rows = np.zeros((0, 5), np.float32)  # all frames; of a long video those of both windows
         self._last: np.ndarray | None = None
 
     def add(self, frames_FHWC: np.ndarray) -> None:
         """Measure uint8 frames [F, H, W, 3] that follow those added before."""
         for start in range(0, len(frames_FHWC), _STEP):
-            self._rows.append(self._measure(frames_FHWC[start : start + _STEP]))
+            self._keep(self._measure(frames_FHWC[start : start + _STEP]))
 
-    def result(self, window_s: float = 5.0) -> Drift | None:
-        """The last `window_s` seconds against the first, or halves of a shorter video; None below four frames."""
-        rows = np.concatenate(self._rows) if self._rows else np.zeros((0, 5), np.float32)
-        count = min(round(window_s * self._fps), len(rows) // 2)
+    def result(self) -> Drift | None:
+        """Return the drift so far, or None below four frames."""
+        count = min(self._window, len(self._rows) // 2)
         if count < 2:
             return None
-        start, end = (np.nanmean(part, axis=0) for part in (rows[:count], rows[-count:]))
+        start, end = (np.nanmean(part, axis=0) for part in (self._rows[:count], self._rows[-count:]))
         ratios = (end + 1e-3) / (start + 1e-3)  # the constant keeps a still or black video at 1
         luma, saturation, sharpness, contrast, motion = (round(float(ratio), 4) for ratio in ratios)
         return Drift(luma, saturation, sharpness, contrast, motion, round(count / self._fps, 3))
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """All that was measured: rows [F, 5] and, if there is one, the luma of the last frame [1, H, W]; float32."""
-        rows = np.concatenate(self._rows) if self._rows else np.zeros((0, 5), np.float32)
-        return {"rows": rows} | ({} if self._last is None else {"last": self._last})
+        """Return what is held, float32: rows [at most 2 windows, 5] and, if any, the last frame's luma [1, H, W]."""
+        return {"rows": self._rows} | ({} if self._last is None else {"last": self._last})
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on measuring from a `state_dict`."""
-        self._rows, self._last = [state["rows"]], state.get("last")
+        """Go on measuring from a `state_dict`; one that holds rows of every frame is taken too."""
+        self._rows, self._last = np.zeros((0, 5), np.float32), state.get("last")
+        self._keep(state["rows"])
+
+    def _keep(self, rows: np.ndarray) -> None:
+        rows = np.concatenate([self._rows, rows])
+        long = len(rows) > 2 * self._window
+        self._rows = np.concatenate([rows[: self._window], rows[-self._window :]]) if long else rows
 
     def _measure(self, frames_FHWC: np.ndarray) -> np.ndarray:
         """Columns: luma, saturation, sharpness (Laplacian), contrast, motion (change since the frame before)."""

@@ -69,10 +69,10 @@ def drift_curve(frames: np.ndarray, parts: Sequence[slice]) -> list[dict[str, fl
     change = [float(differences(frames[part]).mean()) for part in parts]
     curve = []
     for part, motion in zip(parts, change, strict=True):
-        meter = DriftMeter(fps=1)
+        meter = DriftMeter(fps=1, window_s=len(frames[part]))
         meter.add(frames[parts[0]])
         meter.add(frames[part])
-        drift = meter.result(window_s=len(frames[part]))
+        drift = meter.result()
         ratios = drift.ratios() if drift else {}
         curve.append(ratios | {"motion": (motion + 0.1) / (change[0] + 0.1)})  # without the jump from part to part
     return curve
