@@ -41,7 +41,7 @@ from rollforce.evaluation.plots import save_curves
 from rollforce.evaluation.report import Report, StreamedVideo, compared, saved_runs, summary
 from rollforce.evaluation.runner import MOMENTS, Configuration, EvaluationJob, EvaluationTask, finished, told
 from rollforce.evaluation.tables import differences, markdown, terminal
-from rollforce.video.contact_sheet import contact_sheet, unpacked
+from rollforce.video.contact_sheet import contact_sheet, unpack_frames
 from rollforce.world import caption, sample_scene
 
 SEED_STEP = 1_000_000  # between the seeds of one prompt's streams
@@ -165,16 +165,16 @@ def stream_all(
 
 def save_sheets(streams: Sequence[StreamedVideo], runs: list[str], path: Path, ends: bool = False) -> None:
     """A sheet of each run; with several runs also one where a prompt's rows stand together, and that is `path`."""
-    from PIL import Image
+    import imageio.v3 as iio
 
     rows = {(s.number, s.run): s for s in sorted(streams, key=lambda s: (s.number, runs.index(s.run))) if s.tiles}
 
     def save_rows(chosen: list[StreamedVideo], labels: list[str], target: Path) -> None:
-        videos, seconds = [unpacked(s.tiles, MOMENTS) for s in chosen], chosen[0].seconds
+        videos, seconds = [unpack_frames(s.tiles, MOMENTS) for s in chosen], chosen[0].seconds
         moments = np.linspace(0, 2 * ENDS_S if ends else seconds, MOMENTS)
         moments = np.where(ends & (moments > ENDS_S), moments + seconds - 2 * ENDS_S, moments)
         heads = [f"{moment:.3g} s" for moment in moments]
-        Image.fromarray(contact_sheet(videos, MOMENTS, labels, zoom=2, heads=heads)).save(target)
+        iio.imwrite(target, contact_sheet(videos, MOMENTS, labels, zoom=2, heads=heads))
 
     for run in runs:
         mine = [s for s in rows.values() if s.run == run]

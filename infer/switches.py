@@ -203,12 +203,12 @@ def told(rows: Sequence[Row], name: str) -> str:
 
 def save_sheet(rows: Sequence[Row], path: Path) -> None:
     """A row for each transition and kind of the first prompts: half seconds around the switch."""
-    from PIL import Image
+    import imageio.v3 as iio
 
     shown = [row for row in rows if row["prompt"] < 2 and "frames" in row]
     labels = [f"{row['transition']}: {row['kind']}" for row in shown]
     heads = [f"{n / 2 - 0.5:+.1f} s" for n in range(10)]
-    Image.fromarray(contact_sheet([row["frames"] for row in shown], 10, labels, zoom=1, heads=heads)).save(path)
+    iio.imwrite(path, contact_sheet([row["frames"] for row in shown], 10, labels, zoom=1, heads=heads))
 
 
 def arguments() -> argparse.Namespace:

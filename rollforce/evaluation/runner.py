@@ -19,7 +19,7 @@ from rollforce.errors import ConfigError
 from rollforce.evaluation.judge import ENDS_S, Numbers, judge_stream, seams_to_real
 from rollforce.evaluation.report import StreamedVideo
 from rollforce.streaming.load import load
-from rollforce.video.contact_sheet import packed
+from rollforce.video.contact_sheet import pack_frames
 from rollforce.world.caption import wish_of
 from rollforce.world.eyes import Eyes
 from rollforce.world.processes import workers
@@ -96,7 +96,7 @@ def work(job: EvaluationJob) -> Iterator[StreamedVideo]:
             last = found.ends["last_10s"] | {"identity": found.whole["identity"]}  # are its things those of the first?
             found = replace(found, whole=last, curve=[])
         whole = found.whole | seams_to_real(found.whole, real["truth_autoencoder"]) | {"x_real_time": seconds / taken}
-        tiles = packed(video, MOMENTS) if task.number < ROWS and task.repeat == 0 else ""
+        tiles = pack_frames(video, MOMENTS) if task.number < ROWS and task.repeat == 0 else ""
         yield StreamedVideo(job.name, task.number, task.repeat, task.prompt, task.seed, seconds, taken, found.seen,
                        {"model": whole} | found.ends | real, found.curve, tiles)
 

@@ -24,7 +24,7 @@ from rollforce.evaluation.report import StreamedVideo, compared, saved_runs, sum
 from rollforce.evaluation.stats import difference, interval
 from rollforce.evaluation.tables import markdown, terminal
 from rollforce.models.text.encoder import TextConfig, TextEncoder
-from rollforce.video.contact_sheet import packed, unpacked
+from rollforce.video.contact_sheet import pack_frames, unpack_frames
 from rollforce.world import Scene, render, sample_scene, wish_of
 from rollforce.world.caption import KINDS, caption
 from rollforce.world.eyes import Eyes
@@ -247,7 +247,7 @@ def test_curves_become_a_picture_and_nothing_else_changes(tmp_path: Path) -> Non
 
 def test_frames_survive_as_text() -> None:
     video = np.random.default_rng(0).integers(0, 256, (9, 16, 24, 3)).astype(np.uint8)
-    assert np.array_equal(unpacked(packed(video, 3), 3), video[[0, 4, 8]])
+    assert np.array_equal(unpack_frames(pack_frames(video, 3), 3), video[[0, 4, 8]])
 
 
 # ---------------------------------------------------------------------------------------------------------- journal
