@@ -77,7 +77,7 @@ def _read_file(path: Path, fps: float, name: str) -> Iterator[np.ndarray]:
 
 
 def _quarter_turns(display_matrix: bytes | None) -> int:
-    """Counter-clockwise quarter turns that bring a video's pictures upright, as a phone's say of themselves."""
+    """Return the counter-clockwise quarter turns that bring a video's pictures upright."""
     if display_matrix is None:
         return 0
     cos, sin = np.frombuffer(display_matrix, "<i4")[:2]

@@ -42,7 +42,7 @@ STARS = ((0.08, 0.1), (0.22, 0.26), (0.36, 0.08), (0.5, 0.2), (0.12, 0.42), (0.6
 
 
 def background(scene: Scene, size: int) -> np.ndarray:
-    """The surroundings of `scene` without its things, 0..255: float32 [size, size, 3]. Water is left blank."""
+    """Return the surroundings of `scene` without its things, 0..255: float32 [size, size, 3]. Water is left blank."""
     ticks = (np.arange(size, dtype=np.float32) + 0.5) / size
     x, y = ticks[None, :], ticks[:, None]
     picture = _sky(scene, x, y, size)
@@ -51,7 +51,7 @@ def background(scene: Scene, size: int) -> np.ndarray:
 
 
 def sun_at(scene: Scene) -> tuple[float, float, float]:
-    """Middle (x, y) and radius of the sun or moon."""
+    """Return middle (x, y) and radius of the sun or moon."""
     if scene.time == "sunset":
         return 0.7 + 0.05 * scene.sun, 0.53, 0.1
     return 0.78 + 0.05 * scene.sun, 0.16, 0.075

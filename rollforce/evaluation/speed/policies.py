@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import process_time
-from typing import Any
+from typing import Any, cast
 
 from rollforce.cache.head_groups import Labels
 from rollforce.cache.policies import AnyTier, LinearMemory, Sink, Window
@@ -21,7 +21,7 @@ from rollforce.errors import ConfigError
 from rollforce.evaluation.speed import clock, streaming
 from rollforce.evaluation.speed.cases import Case, Setting
 
-Lap = tuple[float, float]  # seconds that passed, and those that this process had a processor: for busy machines
+ChunkTiming = tuple[float, float]  # seconds that passed, and those that this process had a processor: for busy machines
 PLAIN, DENSE = "plain", "dense"
 SHORTEST = 8  # latents of the past with which every policy still has a sink, a window and what it adds
 BITS = {"kivi4": "4 bits", "kivi2": "2 bits", "int8": "8 bits", "fp8": "8-bit floats"}
@@ -98,7 +98,7 @@ def resize(
 
     stream = build(StreamSettings, preset_file(name))
     filling = FILLING | {"junction": {"every": past}, "routed": {"first": sizes[0][-1]}}
-    tiers = [tuple(replace(tier, latents=latents, **filling.get(tier.kind, {}))
+    tiers = [tuple(replace(cast(Any, tier), latents=latents, **filling.get(tier.kind, {}))
                    for tier, latents in zip(memory, each, strict=False))
              for memory, each in zip(stream.memories, sizes, strict=True)]  # fmt: skip
     denoise, commit = (_resize_sight(sight, past + 2 * layout.chunk)
@@ -126,38 +126,42 @@ def label_every_third(layers: int, heads: int) -> Labels:
 
 
 def measure(found: Sequence[Policy], setting: Setting, rounds: int) -> Iterator[dict[str, Any]]:
-    """A line for each policy: median seconds of a chunk, and the median and the middle half of its ratio to the policy
-    it is measured against, chunk beside chunk."""
+    """Yield a row for each policy: median seconds of a chunk, and the median and the middle half of its ratio to the
+    policy it is measured against, chunk beside chunk."""
     model = streaming.random_model(setting, Case(PLAIN, found[0].stream))
     model.learn([tier for policy in found for tier in policy.stream.tiers])
-    rollouts = [streaming.begin(model, setting, Case(policy.name, policy.stream), setting.ride) for policy in found]
+    rollouts = [
+        streaming.begin_rollout(model, setting, Case(policy.name, policy.stream), setting.ride) for policy in found
+    ]
     for policy, rollout in zip(found, rollouts, strict=True):
-        for _ in range(steady(policy, rollout)):
-            streaming.chunk(rollout)
-    times: list[list[Lap]] = [[] for _ in found]
+        for _ in range(chunks_until_full(policy, rollout)):
+            streaming.next_chunk(rollout)
+    times: list[list[ChunkTiming]] = [[] for _ in found]
     for number in range(rounds):
         order = range(len(found)) if number % 2 == 0 else reversed(range(len(found)))
         for place in order:
-            times[place].append(lap(rollouts[place], setting))
+            times[place].append(time_chunk(rollouts[place], setting))
     base = {policy.name: place for place, policy in enumerate(found) if policy.name == policy.against}
     for place, policy in enumerate(found):
-        yield told(policy, rollouts[place], times[place], times[base[policy.against]])
+        yield describe_result(policy, rollouts[place], times[place], times[base[policy.against]])
 
 
-def lap(rollout: Rollout, setting: Setting) -> Lap:
-    """Of the next chunk."""
+def time_chunk(rollout: Rollout, setting: Setting) -> ChunkTiming:
+    """Return the wall and processor seconds of the next chunk."""
     begun = process_time()
-    passed = clock.seconds(lambda: streaming.chunk(rollout), setting.device)
+    passed = clock.time_call(lambda: streaming.next_chunk(rollout), setting.device)
     return passed, process_time() - begun
 
 
-def steady(policy: Policy, rollout: Rollout) -> int:
-    """Chunks until the memory is full."""
+def chunks_until_full(policy: Policy, rollout: Rollout) -> int:
+    """Return the number of chunks until the memory is full."""
     return max(sum(tier.latents for tier in tiers) for tiers in policy.stream.memories) // rollout.layout.shift + 3
 
 
-def told(policy: Policy, rollout: Rollout, times: Sequence[Lap], beside: Sequence[Lap]) -> dict[str, Any]:
-    """The line of one policy; `beside`: the times of the one it is measured against, taken in the same rounds."""
+def describe_result(
+    policy: Policy, rollout: Rollout, times: Sequence[ChunkTiming], beside: Sequence[ChunkTiming]
+) -> dict[str, Any]:
+    """Return the row of one policy; `beside`: times of the one it is measured against, of the same rounds."""
     passed, busy = (sorted(one[kind] / other[kind] for one, other in zip(times, beside, strict=True))
                     for kind in (0, 1))  # fmt: skip
     seconds, ratio = statistics.median(one for one, _ in times), statistics.median(passed)
