@@ -255,7 +255,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--train-step", action="store_true", help="one step of distillation instead of a stream")
     parser.add_argument("--latents", default="21,27", help="lengths of the videos of --train-step")
     parser.add_argument("--decoder", choices=["wan", "taehv"], help="decode beside the ticks, with random weights too")
-    parser.add_argument("--attention", default="sdpa", help="kernel by name; see rollforce/attention.py")
+    parser.add_argument("--attention", default="sdpa", help="kernel by name; see models/transformer/attention.py")
     parser.add_argument("--quantize", choices=["int8", "fp8"], help="store the blocks' weights so (needs torchao)")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--graphs", action="store_true", help="compile, and replay as CUDA graphs")

@@ -1,4 +1,4 @@
-"""What test-time search buys (rollforce/search.py, Stream-T1) beside other ways to spend as much.
+"""What test-time search buys (rollforce/streaming/search.py, Stream-T1) beside other ways to spend as much.
 
     python infer/search.py --prompts 24 --seconds 10 --json runs/search.json --markdown runs/search.md
     python infer/search.py --stream rolling --branch anew --prompts 24 --json runs/search_rolling.json

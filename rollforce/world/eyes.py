@@ -6,7 +6,7 @@ rendered scenes with blur, ghosts and noise, so that they also read soft and sli
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +77,7 @@ class Detection:
     y: float
     heat: float
     colour: np.ndarray
-    shape: np.ndarray | None
+    shape: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -119,14 +119,12 @@ class Eyes:
         heat, offset, scene = self.finder(x)
         place, time = scene.split([len(PLACES), len(TIMES)], 1)
         found = [find_peaks(h, o) for h, o in zip(torch.sigmoid(heat), offset, strict=True)]
-        whole = [(f, n) for f, spots in enumerate(found) for n, (px, _, _, _) in enumerate(spots) if 0 < px < 1]
-        shapes: dict[tuple[int, int], np.ndarray] = {}
-        if whole:
-            crops = torch.stack([crop(x[f], found[f][n][0], found[f][n][1]) for f, n in whole])
-            shapes = dict(zip(whole, self.namer(crops).softmax(1).numpy(), strict=True))
-        things = tuple(tuple(Detection(px, py, sure, colour, shapes.get((f, n)))
-                             for n, (px, py, sure, colour) in enumerate(spots)) for f, spots in enumerate(found))
-        return EyesOutput(place.softmax(1).numpy(), time.softmax(1).numpy(), things)
+        inside = [(f, n) for f, things in enumerate(found) for n, thing in enumerate(things) if 0 < thing.x < 1]
+        if inside:
+            crops = torch.stack([crop(x[f], found[f][n].x, found[f][n].y) for f, n in inside])
+            for (f, n), shape in zip(inside, self.namer(crops).softmax(1).numpy(), strict=True):
+                found[f][n] = replace(found[f][n], shape=shape)
+        return EyesOutput(place.softmax(1).numpy(), time.softmax(1).numpy(), tuple(map(tuple, found)))
 
 
 def bundled() -> Path:
@@ -157,8 +155,8 @@ def crop(x: Tensor, px: float, py: float) -> Tensor:
     return x[:, top : top + CROP, left : left + CROP]
 
 
-def find_peaks(heat: Tensor, offset: Tensor) -> list[tuple[float, float, float, np.ndarray]]:
-    """Return the things in one frame's heat [6, h, w]: (x, y, how sure, colour probabilities), surest first."""
+def find_peaks(heat: Tensor, offset: Tensor) -> list[Detection]:
+    """Return the things in one frame's heat [6, h, w], surest first, without their shapes."""
     best = heat.amax(0)
     tops = (best == F.max_pool2d(best[None], 3, 1, 1)[0]) & (best > SURE)
     spots = []
@@ -167,9 +165,9 @@ def find_peaks(heat: Tensor, offset: Tensor) -> list[tuple[float, float, float, 
         px = ((column + 0.5 + dx) * CELL - MARGIN) / SIZE
         py = ((row + 0.5 + dy) * CELL - MARGIN) / SIZE
         around = heat[:, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2].mean((1, 2))
-        spots.append((px, py, float(best[row, column]), (around / around.sum()).numpy()))
-    kept: list[tuple[float, float, float, np.ndarray]] = []
-    for spot in sorted(spots, key=lambda s: -s[2]):
-        if all(abs(spot[0] - k[0]) + abs(spot[1] - k[1]) > NEAR for k in kept):
+        spots.append(Detection(px, py, float(best[row, column]), (around / around.sum()).numpy()))
+    kept: list[Detection] = []
+    for spot in sorted(spots, key=lambda s: -s.heat):
+        if all(abs(spot.x - k.x) + abs(spot.y - k.y) > NEAR for k in kept):
             kept.append(spot)
     return kept

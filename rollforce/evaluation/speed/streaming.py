@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rollforce.engine.noise import Noise
 from rollforce.engine.rollout import Commit, Rollout
@@ -48,17 +49,18 @@ def random_model(setting: Setting, case: Case) -> VideoTransformer:
 
 
 @torch.no_grad()
-def begin_rollout(model: VideoTransformer, setting: Setting, case: Case, ride: bool = True) -> Rollout:
-    """Begin a stream of the case at its first latent."""
+def begin_rollout(
+    model: VideoTransformer, setting: Setting, case: Case, ride: bool = True, text: Tensor | None = None,
+    length: int | None = None,
+) -> Rollout:  # fmt: skip
+    """Begin a stream of the case at its first latent, of `length` latents or endless, by a `text` or a random one."""
     config, grid, settings = setting.config, setting.grid, case.stream
-    layout = settings.layout.build()
-    shape = config.shape(grid)
-    cache = settings.memory(shape, setting.dtype, setting.device)
-    text = torch.empty(1, setting.text, config.text_dim, device=setting.device, dtype=setting.dtype)
-    condition = model.condition(text.normal_())
-    stepping = replace(settings.stepping, ride=ride)
+    cache = settings.memory(config.shape(grid), setting.dtype, setting.device)
+    if text is None:
+        text = torch.empty(1, setting.text, config.text_dim, device=setting.device, dtype=setting.dtype).normal_()
     noise = Noise.of(0, (config.in_channels, grid.height, grid.width))
-    return Rollout(model, condition, cache, layout, noise, stepping)
+    stepping = replace(settings.stepping, ride=ride)
+    return Rollout(model, model.condition(text), cache, settings.layout.build(), noise, stepping, length=length)
 
 
 @torch.no_grad()

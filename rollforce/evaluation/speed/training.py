@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from rollforce.engine import flow
-from rollforce.engine.noise import Noise
-from rollforce.engine.rollout import Rollout
 from rollforce.evaluation.speed import clock
 from rollforce.evaluation.speed.cases import Case, Setting
-from rollforce.evaluation.speed.streaming import random_model
+from rollforce.evaluation.speed.streaming import begin_rollout, random_model
 from rollforce.models.transformer.transformer import VideoTransformer
 from rollforce.training import losses
 from rollforce.training.scores import guided, score_of
@@ -72,14 +70,7 @@ class TrainingBench:
 
     def _video(self, with_grad: bool) -> Tensor:
         """Return a video of the last exit, the one that takes the most calls."""
-        setting, config, grid = self.setting, self.setting.config, self.setting.grid
-        layout = self.case.stream.layout.build()
-        shape = config.shape(grid)
-        cache = self.case.stream.memory(shape, setting.dtype, setting.device)
-        noise = Noise.of(0, (config.in_channels, grid.height, grid.width))
-        with torch.no_grad():
-            condition = self.student.condition(self.text)
-        rollout = Rollout(self.student, condition, cache, layout, noise, self.case.stream.stepping, length=self.latents)
+        rollout = begin_rollout(self.student, self.setting, self.case, text=self.text, length=self.latents)
         if with_grad:
             return lesson(rollout, lambda: self.student.condition(self.text), exits(rollout) - 1, last=21).float()
         with torch.no_grad():
