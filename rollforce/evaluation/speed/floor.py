@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,10 +29,7 @@ class MatmulCall:
     @property
     def flops(self) -> int:
         """Floating-point operations, a multiplication and an addition counting two."""
-        product = 4 if self.kind == "attention" else 2
-        for size in self.sizes:
-            product *= size
-        return product
+        return (4 if self.kind == "attention" else 2) * math.prod(self.sizes)
 
 
 def flops(calls: list[MatmulCall]) -> dict[str, int]:
