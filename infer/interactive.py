@@ -160,9 +160,9 @@ class Player:
         """Return what became of something that was typed, or of the pace."""
         cue, at = event.cue, (event.frame or 0) / self.model.fps
         what = f"{cue.prompt!r}" if cue.prompt is not None else f"seed {cue.seed}"
-        if event.kind == "pace" and cue.rung is not None:
-            part = f", {cue.rung.past:.0%} of the past" if cue.rung.past < 1 else ""
-            return f"pace: {cue.rung.steps} steps{part} from {at:g} s on"
+        if event.kind == "pace" and cue.quality is not None:
+            part = f", {cue.quality.past:.0%} of the past" if cue.quality.past < 1 else ""
+            return f"pace: {cue.quality.steps} steps{part} from {at:g} s on"
         if event.kind == "visible" and cue.prompt in self.typed:
             after = time.monotonic() - self.typed.pop(cue.prompt)
             return f"visible: {what} from {at:g} s on, {after:.1f} s after it was typed"
@@ -198,7 +198,7 @@ class Player:
             yield "again        no command makes it: it goes on from a stream that was loaded"
             return
         yield f"again        rollforce render --from {shlex.quote(str(record_path(self.path)))} -o again.mp4"
-        if all(cue.seed is None and cue.rung is None for cue in self.session.cues):
+        if all(cue.seed is None and cue.quality is None for cue in self.session.cues):
             yield f"or           {self.command()}"
 
     def command(self) -> str:

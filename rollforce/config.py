@@ -3,8 +3,9 @@
     build(Stream, resource("configs/stream/rolling.yaml"), overrides=["window=6"]) -> Stream
 
 A field that may hold one of several dataclasses is a union of them, each with a `kind: Literal["..."]` field that
-tells them apart: the union is the registry. OmegaConf stops in this file. Every error is a ConfigError that names
-the dotted path, the value, what would have been right, and where the value came from.
+tells them apart: the union is the registry. Known annotations besides: bool, int, float, str, Path, Literal, Optional
+and other unions, tuple, list, dict. OmegaConf stops in this file. Every error is a ConfigError that names the dotted
+path, the value, what would have been right, and where the value came from.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def resource(name: str) -> Path:
-    """The path of a shipped file or folder, such as "configs/stream/rolling.yaml": in a wheel or in a checkout."""
+    """Return the path of a shipped file or folder, such as "configs/stream/rolling.yaml", in a wheel or in a checkout.
+
+    ConfigError lists what there is beside it.
+    """
     for root in (_PACKAGE, _PACKAGE.parent):
         if (root / name).exists():
             return root / name
@@ -40,7 +44,7 @@ def resource(name: str) -> Path:
 
 
 def build(cls: type[T], *sources: Source, overrides: Sequence[str] = ()) -> T:
-    """One `cls` from sources, later ones winning key by key, then from `dotted.path=value` overrides.
+    """Build one `cls` from sources, later ones winning key by key, then from `dotted.path=value` overrides.
 
     A source is a dict, the Path of a YAML file, or YAML text. A list replaces a list; a mapping whose `kind` changes
     replaces the mapping. Raises ConfigError.
@@ -52,15 +56,15 @@ def build(cls: type[T], *sources: Source, overrides: Sequence[str] = ()) -> T:
     for override in overrides:
         _apply(data, override)
     try:
-        return typing.cast(T, convert(_resolve(data), cls, ()))
+        return typing.cast(T, _convert(_resolve(data), cls, ()))
     except InvalidValue as wrong:
         raise ConfigError(f"{wrong.text()}{_origin(wrong.path, named, overrides)}") from None
 
 
 def to_dict(settings: Any) -> Any:
-    """The inverse of `build`: plain dicts, lists, strings and numbers, `kind` included."""
+    """Return settings as plain dicts, lists, strings and numbers, `kind` included: the inverse of `build`."""
     if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
-        return {name: to_dict(getattr(settings, name)) for name in field_names(settings)}
+        return {name: to_dict(getattr(settings, name)) for name in _field_names(settings)}
     if isinstance(settings, Mapping):
         return {str(key): to_dict(value) for key, value in settings.items()}
     if isinstance(settings, list | tuple):
@@ -69,7 +73,7 @@ def to_dict(settings: Any) -> Any:
 
 
 def _read(source: Source) -> tuple[str, dict[str, Any]]:
-    """A source's name for error texts, and its plain content."""
+    """Return a source's name for error texts, and its plain content."""
     name = str(source) if isinstance(source, Path) else ""
     try:
         if isinstance(source, Path):
@@ -82,7 +86,7 @@ def _read(source: Source) -> tuple[str, dict[str, Any]]:
     except (YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{name or 'the YAML text'} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{name or 'the YAML text'} must hold `key: value` lines, got {show(content)}.")
+        raise ConfigError(f"{name or 'the YAML text'} must hold `key: value` lines, got {_show(content)}.")
     return name, content
 
 
@@ -146,7 +150,7 @@ def _resolve(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _origin(path: tuple[str, ...], named: list[tuple[str, dict[str, Any]]], overrides: Sequence[str]) -> str:
-    """Where the value at `path`, or a part of it, was set last: a suffix for an error text."""
+    """Say where the value at `path`, or a part of it, was set last: a suffix for an error text."""
     dotted = ".".join(path)
     targets = {override: override.partition("=")[0].strip() for override in overrides}
     guilty = [override for override, target in targets.items()
@@ -166,16 +170,17 @@ class InvalidValue(Exception):
         self.path, self.problem = path, problem
 
     def text(self) -> str:
+        """Return the problem with the dotted path before it."""
         return f"{'.'.join(self.path)}: {self.problem}" if self.path else self.problem
 
 
-def convert(value: Any, expected: Any, path: tuple[str, ...]) -> Any:
-    """`value` as the annotation `expected`, or Wrong."""
+def _convert(value: Any, expected: Any, path: tuple[str, ...]) -> Any:
+    """Return `value` as the annotation `expected` wants it. InvalidValue if it cannot be."""
     origin, arguments = typing.get_origin(expected), typing.get_args(expected)
     if expected is Any or expected is object:
         return value
     if origin is typing.Annotated:
-        return convert(value, arguments[0], path)
+        return _convert(value, arguments[0], path)
     if origin in (Union, types.UnionType):
         return _union(value, arguments, path)
     if origin is Literal:
@@ -191,13 +196,13 @@ def convert(value: Any, expected: Any, path: tuple[str, ...]) -> Any:
 
 def _dataclass(cls: type, value: Any, path: tuple[str, ...]) -> Any:
     if not isinstance(value, dict):
-        raise InvalidValue(path, f"must hold settings ({', '.join(field_names(cls))}), got {show(value)}.")
+        raise InvalidValue(path, f"must hold settings ({', '.join(_field_names(cls))}), got {_show(value)}.")
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
     for key in value:
         if key not in fields:
             raise InvalidValue((*path, str(key)), _unknown(str(key), list(fields)))
     hints = typing.get_type_hints(cls, include_extras=True)
-    given = {key: convert(item, hints[key], (*path, key)) for key, item in value.items()}
+    given = {key: _convert(item, hints[key], (*path, key)) for key, item in value.items()}
     for name, field in fields.items():
         if name not in given and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise InvalidValue((*path, name), f"is missing; it must be {_name(hints[name])}.")
@@ -222,16 +227,16 @@ def _union(value: Any, members: tuple[Any, ...], path: tuple[str, ...]) -> Any:
     for member in sorted(members, key=lambda member: type(value) is not member):
         if member is not types.NoneType:
             try:
-                return convert(value, member, path)
+                return _convert(value, member, path)
             except InvalidValue as wrong:
                 problems.append(wrong)
     if len(problems) == 1 or any(wrong.path != path for wrong in problems):
         raise max(problems, key=lambda wrong: len(wrong.path))
-    raise InvalidValue(path, f"must be {_name(Union[members])}, got {show(value)}.")  # noqa: UP007
+    raise InvalidValue(path, f"must be {_name(Union[members])}, got {_show(value)}.")  # noqa: UP007
 
 
 def _kinds(member: Any) -> tuple[str, ...]:
-    if not dataclasses.is_dataclass(member) or "kind" not in field_names(member):
+    if not dataclasses.is_dataclass(member) or "kind" not in _field_names(member):
         return ()
     return typing.get_args(typing.get_type_hints(member)["kind"])
 
@@ -246,21 +251,21 @@ def _literal(value: Any, allowed: tuple[Any, ...], path: tuple[str, ...]) -> Any
 def _sequence(value: Any, expected: Any, path: tuple[str, ...]) -> Any:
     kind, arguments = typing.get_origin(expected) or expected, typing.get_args(expected)
     if not isinstance(value, list):
-        raise InvalidValue(path, f"must be a list, such as [1, 2], got {show(value)}.")
+        raise InvalidValue(path, f"must be a list, such as [1, 2], got {_show(value)}.")
     if kind is tuple and arguments and arguments[-1] is not Ellipsis:
         if len(value) != len(arguments):
-            raise InvalidValue(path, f"must hold {len(arguments)} values, got {len(value)}: {show(value)}.")
+            raise InvalidValue(path, f"must hold {len(arguments)} values, got {len(value)}: {_show(value)}.")
         each: Sequence[Any] = arguments
     else:
         each = [arguments[0] if arguments else Any] * len(value)
-    items = [convert(item, member, (*path, str(i))) for i, (item, member) in enumerate(zip(value, each, strict=True))]
+    items = [_convert(item, member, (*path, str(i))) for i, (item, member) in enumerate(zip(value, each, strict=True))]
     return items if kind is list else tuple(items)
 
 
 def _mapping(value: Any, arguments: tuple[Any, ...], path: tuple[str, ...]) -> dict[Any, Any]:
     if not isinstance(value, dict):
-        raise InvalidValue(path, f"must be a mapping of names to values, got {show(value)}.")
-    return {_scalar(key, arguments[0], path): convert(item, arguments[1], (*path, str(key)))
+        raise InvalidValue(path, f"must be a mapping of names to values, got {_show(value)}.")
+    return {_scalar(key, arguments[0], path): _convert(item, arguments[1], (*path, str(key)))
             for key, item in value.items()}
 
 
@@ -274,10 +279,10 @@ def _scalar(value: Any, expected: Any, path: tuple[str, ...]) -> Any:
     if isinstance(expected, type) and type(value) is expected:
         return value
     hint = f' Write it in quotes: "{value}".' if expected is str and value is not None else ""
-    raise InvalidValue(path, f"must be {_name(expected)}, got {show(value)}.{hint}")
+    raise InvalidValue(path, f"must be {_name(expected)}, got {_show(value)}.{hint}")
 
 
-def field_names(cls: Any) -> list[str]:
+def _field_names(cls: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(cls) if field.init]
 
 
@@ -289,7 +294,7 @@ def _unknown(key: str, known: list[str]) -> str:
 def _not_among(value: Any, allowed: tuple[Any, ...]) -> str:
     near = difflib.get_close_matches(str(value), [str(choice) for choice in allowed], n=1, cutoff=0.5)
     meant = f"; did you mean {near[0]!r}" if near else ""
-    return f"{show(value)} is not one of {', '.join(map(str, allowed))}{meant}{'?' if near else '.'}"
+    return f"{_show(value)} is not one of {', '.join(map(str, allowed))}{meant}{'?' if near else '.'}"
 
 
 def _name(expected: Any) -> str:
@@ -306,6 +311,6 @@ def _name(expected: Any) -> str:
     return getattr(expected, "__name__", str(expected))
 
 
-def show(value: Any) -> str:
+def _show(value: Any) -> str:
     text = "null" if value is None else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

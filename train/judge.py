@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rollforce.engine import flow
-from rollforce.engine.schedule import linear, shifted
+from rollforce.engine.schedule import linear, shift_level
 from rollforce.evaluation.stats import interval
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
 from rollforce.training.data import Batch, path_of
@@ -74,7 +74,7 @@ def sampled(
     x = torch.randn(1, args.latents, autoencoder.config.channels, side, side, generator=generator)
     index = torch.arange(args.latents)
     wished, free = (teacher.condition(Batch(None, (text,))) for text in (prompt, ""))
-    for now, later in pairwise([*(shifted(s, 3.0) for s in linear(args.steps)), 0.0]):
+    for now, later in pairwise([*(shift_level(s, 3.0) for s in linear(args.steps)), 0.0]):
         sigma = torch.full(x.shape[:2], now)
         base = teacher.transformer(x, sigma, index, free)
         velocity = base + args.scale * (teacher.transformer(x, sigma, index, wished) - base)

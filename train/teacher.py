@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rollforce.config import build, resource, to_dict
 from rollforce.engine import flow
-from rollforce.engine.schedule import linear, shifted
+from rollforce.engine.schedule import linear, shift_level
 from rollforce.engine.settings import StreamSettings
 from rollforce.training import checkpoint, losses, script
 from rollforce.training.data import Batch, WorldClips, open_data, path_of
@@ -145,7 +145,7 @@ def show(average: Network, recipe: TeacherRecipe, device: torch.device) -> tuple
     prompts = clips.full_captions(8)
     x = torch.randn(8, recipe.latents, *clips.latent, generator=torch.Generator().manual_seed(3)).to(device)
     wished, free = (average.condition(Batch(None, tuple(p))) for p in (prompts, [""] * 8))
-    for now, later in pairwise([*(shifted(s, recipe.noising.shift) for s in linear(12)), 0.0]):
+    for now, later in pairwise([*(shift_level(s, recipe.noising.shift) for s in linear(12)), 0.0]):
         sigma = torch.full(x.shape[:2], now, device=device)
         base = average.transformer(x, sigma, index, free)
         velocity = base + recipe.scale * (average.transformer(x, sigma, index, wished) - base)

@@ -1,4 +1,4 @@
-"""TODO doc."""
+"""What ships with rollforce, and the card that every model folder has: how it wants to be streamed."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ CARD = "model.yaml"
 
 @dataclass(frozen=True)
 class Card:
-    """A model folder's model.yaml: what it is, how it wants to be streamed (`stream`: a preset in configs/stream)."""
+    """A model folder's model.yaml: what it is, its `size` (height, width) in pixels, and the preset in configs/stream
+    (or YAML file) that it wants to be streamed with."""
 
     name: str
     licence: str
     fps: int
-    size: tuple[int, int]  # height, width
+    size: tuple[int, int]
     stream: str
 
 
 def bundled() -> tuple[str, ...]:
-    """Names of the models that ship with rollforce."""
+    """Return the names of the models that ship with rollforce."""
     return tuple(sorted(path.parent.name for path in resource("assets").glob(f"*/{CARD}")))
 
 
 def presets() -> tuple[str, ...]:
-    """Names of the stream presets that ship with rollforce."""
+    """Return the names of the stream presets that ship with rollforce."""
     return tuple(sorted(path.stem for path in resource("configs/stream").glob("*.yaml")))
 
 
 def preset_file(stream: str | Path) -> Path:
-    """The file of a stream preset, or the YAML file itself. ConfigError lists the presets."""
+    """Return the file of a stream preset, or the YAML file itself. ConfigError lists the presets."""
     path = Path(stream)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():

@@ -52,7 +52,7 @@ class Request:
 
     def given(self) -> StreamInputs:
         """What the stream is given besides its prompt; files are looked for, not yet read. ConfigError."""
-        given = StreamInputs(self.image, self.video, self.follow, FollowSettings.of(self.strength), self.fit)
+        given = StreamInputs(self.image, self.video, self.follow, FollowSettings.of_strength(self.strength), self.fit)
         for name in ("image", "video", "follow"):
             path = getattr(self, name)
             if path is not None and not Path(path).is_file():

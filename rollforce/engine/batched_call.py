@@ -1,4 +1,4 @@
-"""Together: the calls of several streams as one.
+"""The model calls of several streams as one.
 
 Latents of all streams stand one after the other in time, B = 1, each with its own noise, stream index and phase; the
 memory splits queries, keys and values again, and every stream attends to its own past and its own prompt. So streams
@@ -24,23 +24,25 @@ from rollforce.models.transformer.transformer import HALVES, Condition, Memory, 
 
 
 def group_key(call: ModelCall) -> Hashable:
-    """Asks of one kind can be one call: as many streams, latents of one size, prompts of one length."""
+    """Return a key that is the same for calls that can be one: as many streams, latents of one size, prompts of one
+    length."""
     x, given = call.x_BTCHW, call.condition.layers[0]
     return (x.shape[0], x.shape[2:], x.dtype, x.device, tuple(block.key.shape for block in given))
 
 
 def run_together(calls: Sequence[ModelCall], model: VideoTransformer) -> list[Tensor]:
-    """Velocity [B, T, C, H, W] of each of these calls of one kind. Their pasts are written, once.
+    """Return the velocity [B, T, C, H, W] of each of these calls of one `group_key`. Their pasts are written, once.
 
-    One call; but one for each where blocks are compiled, which would be done anew for every company of streams."""
+    It is one call; but one for each where blocks are compiled, which would be done anew for every company of
+    streams."""
     if len(calls) == 1 or model.halves is not HALVES:
         return [call.run(model) for call in calls]
     latents = [call.x_BTCHW.shape[1] for call in calls]
     x = torch.cat([call.x_BTCHW for call in calls], dim=1)
     sigma = torch.cat([call.sigma_BT for call in calls], dim=1)
-    index, phase = torch.cat([call.index_T for call in calls]), _phase(calls)
+    index, phase = torch.cat([call.index_T for call in calls]), _join_phases(calls)
     memory = ConcatenatedMemory([call.cache.memory(call.groups) for call in calls], latents)
-    velocity = model(x, sigma, index, _prompts(calls), memory, phase_T=phase, streams=latents)
+    velocity = model(x, sigma, index, _join_prompts(calls), memory, phase_T=phase, streams=latents)
     return list(velocity.split(latents, dim=1))
 
 
@@ -51,40 +53,40 @@ class ConcatenatedMemory:
         self._parts, self._latents = parts, latents
 
     def attend(self, layer: int, query: Tensor, own: KVBlock, attend: Kernel) -> Tensor:
-        """Attention output of all streams, [B, N, L, K]."""
-        keys, values = self._each(own.key), self._each(own.value)
+        """Return the attention output of all streams, [B, N, L, K]."""
+        keys, values = self._split(own.key), self._split(own.value)
         outputs = [
             part.attend(layer, asking, KVBlock(key, value), attend)
-            for part, asking, key, value in zip(self._parts, self._each(query), keys, values, strict=True)
+            for part, asking, key, value in zip(self._parts, self._split(query), keys, values, strict=True)
         ]
         return torch.cat(outputs, dim=2)
 
     def across(self, attend: Kernel) -> Kernel:
-        """The kernel for cross-attention: the prompts stand one after the other in the batch."""
+        """Return the kernel for cross-attention: the prompts stand one after the other in the batch."""
         kernels, streams = [part.across(attend) for part in self._parts], len(self._parts)
 
         def each(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-            prompts = zip(kernels, self._each(query), key.chunk(streams), value.chunk(streams), strict=True)
+            prompts = zip(kernels, self._split(query), key.chunk(streams), value.chunk(streams), strict=True)
             return torch.cat([kernel(asking, k, v, mask) for kernel, asking, k, v in prompts], dim=2)
 
         return each
 
-    def _each(self, x_BNLK: Tensor) -> tuple[Tensor, ...]:
+    def _split(self, x_BNLK: Tensor) -> tuple[Tensor, ...]:
         tokens = x_BNLK.shape[2] // sum(self._latents)
         return x_BNLK.split([count * tokens for count in self._latents], dim=2)
 
 
-def _prompts(calls: Sequence[ModelCall]) -> Condition:
-    """One after the other in the batch, of every layer: [streams x B, N, L, K]."""
+def _join_prompts(calls: Sequence[ModelCall]) -> Condition:
+    """Put the prompts of every layer one after the other in the batch: [streams x B, N, L, K]."""
     layers = zip(*(call.condition.layers for call in calls), strict=True)
-    return Condition(tuple(tuple(_stacked(blocks) for blocks in zip(*given, strict=True)) for given in layers))
+    return Condition(tuple(tuple(_stack(blocks) for blocks in zip(*given, strict=True)) for given in layers))
 
 
-def _stacked(blocks: Sequence[KVBlock]) -> KVBlock:
+def _stack(blocks: Sequence[KVBlock]) -> KVBlock:
     return KVBlock(torch.cat([block.key for block in blocks]), torch.cat([block.value for block in blocks]))
 
 
-def _phase(calls: Sequence[ModelCall]) -> Tensor | None:
+def _join_phases(calls: Sequence[ModelCall]) -> Tensor | None:
     if all(call.phase_T is None for call in calls):
         return None
     return torch.cat([torch.zeros(call.index_T.shape) if call.phase_T is None else call.phase_T for call in calls])

@@ -17,27 +17,27 @@ def _wide(sigma_BT: Tensor) -> Tensor:
 
 
 def noised(clean_BTCHW: Tensor, noise_BTCHW: Tensor, sigma_BT: Tensor) -> Tensor:
-    """Clean latents brought to noise level sigma."""
+    """Bring clean latents to noise level sigma."""
     sigma = _wide(sigma_BT)
     return ((1 - sigma) * clean_BTCHW.float() + sigma * noise_BTCHW.float()).to(clean_BTCHW.dtype)
 
 
 def clean_of(x_BTCHW: Tensor, velocity_BTCHW: Tensor, sigma_BT: Tensor) -> Tensor:
-    """The clean latents that a velocity at x points away from."""
+    """Return the clean latents that a velocity at x points away from."""
     return (x_BTCHW.float() - _wide(sigma_BT) * velocity_BTCHW.float()).to(x_BTCHW.dtype)
 
 
 def velocity_of(x_BTCHW: Tensor, clean_BTCHW: Tensor, sigma_BT: Tensor) -> Tensor:
-    """The velocity that leads from `clean` to `x`; sigma must be positive."""
+    """Return the velocity that leads from `clean` to `x`; sigma must be positive."""
     return ((x_BTCHW.float() - clean_BTCHW.float()) / _wide(sigma_BT)).to(x_BTCHW.dtype)
 
 
 def euler(x_BTCHW: Tensor, velocity_BTCHW: Tensor, sigma_BT: Tensor, next_sigma_BT: Tensor) -> Tensor:
-    """One deterministic step of the probability-flow ODE from sigma to next_sigma."""
+    """Take one deterministic step of the probability-flow ODE from sigma to next_sigma."""
     step = _wide(next_sigma_BT) - _wide(sigma_BT)
     return (x_BTCHW.float() + step * velocity_BTCHW.float()).to(x_BTCHW.dtype)
 
 
 def renoise(clean_BTCHW: Tensor, noise_BTCHW: Tensor, next_sigma_BT: Tensor) -> Tensor:
-    """One step of the few-step consistency sampler: forget the old noise, draw the next level afresh."""
+    """Take one step of the few-step consistency sampler: forget the old noise, draw the next level afresh."""
     return noised(clean_BTCHW, noise_BTCHW, next_sigma_BT)

@@ -14,7 +14,8 @@ Filling and draining need no code: slots whose stream index is below 0 or past t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 from rollforce.engine.schedule import Ladder
 from rollforce.errors import ConfigError
@@ -22,13 +23,21 @@ from rollforce.errors import ConfigError
 
 @dataclass(frozen=True)
 class Layout:
-    """The table and how far the buffer moves per commit. ConfigError for a table that cannot stream."""
+    """The table `sigma[row][slot]`, and by how many slots the buffer moves per commit (`shift`).
+
+    What follows from the two: `slots` latents have room in the buffer, `ticks` model calls lead from one commit to the
+    next, and `draws[row][slot]` counts how often a latent was noised that stands there (0 is the pure noise at entry).
+    ConfigError for a table that cannot stream.
+    """
 
     sigma: tuple[tuple[float, ...], ...]
     shift: int
+    slots: int = field(init=False, compare=False, repr=False)
+    ticks: int = field(init=False, compare=False, repr=False)
+    draws: tuple[tuple[int, ...], ...] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        slots, last = self.slots, self.sigma[-1]
+        slots, last = len(self.sigma[0]), self.sigma[-1]
         if len(self.sigma) < 2 or any(len(row) != slots for row in self.sigma):
             raise ConfigError("a layout needs at least one tick (two rows), and rows of equal length.")
         if not 0 < self.shift <= slots or slots % self.shift:
@@ -39,44 +48,34 @@ class Layout:
             )
         if last[self.shift :] != self.sigma[0][: slots - self.shift]:
             raise ConfigError("after a commit the buffer does not look as it did before: the table must repeat.")
-        if any(after > before for row, later in self.pairs for before, after in zip(row, later, strict=True)):
+        if any(after > before for row, later in pairwise(self.sigma) for before, after in zip(row, later, strict=True)):
             raise ConfigError("noise rises in a slot; it may only fall.")
+        ticks = len(self.sigma) - 1
+        draws = (tuple((slots - 1 - slot) // self.shift * ticks + row for slot in range(slots)) for row in range(ticks))
+        for name, value in {"slots": slots, "ticks": ticks, "draws": tuple(draws)}.items():
+            object.__setattr__(self, name, value)
 
     @property
-    def slots(self) -> int:
-        return len(self.sigma[0])
-
-    @property
-    def ticks(self) -> int:
-        """Model calls per commit."""
-        return len(self.sigma) - 1
-
-    @property
-    def pairs(self) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
-        return list(zip(self.sigma, self.sigma[1:], strict=False))
-
     def first(self) -> int:
         """Stream index of slot 0 at the start: only the entering slots hold latents, the others lie before 0."""
         return self.shift - self.slots
 
-    def draw(self, row: int, slot: int) -> int:
-        """How often a latent has been noised when it stands in `slot` before tick `row`: 0 = pure noise at entry."""
-        return (self.slots - 1 - slot) // self.shift * self.ticks + row
-
 
 def chunkwise(ladder: Ladder, chunk: int) -> Layout:
-    """Self Forcing (Huang et al. 2025): denoise one chunk through the whole ladder, commit it, go on."""
-    return Layout(tuple((level,) * _positive("chunk", chunk) for level in (*ladder, 0.0)), chunk)
+    """Return the layout of Self Forcing (Huang et al. 2025): one chunk goes down the whole ladder, then the next."""
+    return Layout(tuple((level,) * _check_positive("chunk", chunk) for level in (*ladder, 0.0)), chunk)
 
 
 def rolling(ladder: Ladder, chunk: int) -> Layout:
-    """Rolling Forcing (Liu et al. 2025, section 3.2): one chunk per level in flight, one tick per commit."""
+    """Return the layout of Rolling Forcing (Liu et al. 2025, section 3.2): a chunk per level in flight, a tick per
+    commit."""
     return partitioned(ladder, chunk, micro=1)
 
 
 def partitioned(ladder: Ladder, chunk: int, micro: int) -> Layout:
-    """StreamDiT (Kodaira et al. 2025, 3.2): `micro` ticks between commits, len(ladder) / micro chunks in flight."""
-    _positive("chunk", chunk)
+    """Return the layout of StreamDiT (Kodaira et al. 2025, section 3.2): `micro` ticks between two commits, and
+    len(ladder) / micro chunks in flight. ConfigError if `micro` does not divide the ladder."""
+    _check_positive("chunk", chunk)
     if micro < 1 or len(ladder) % micro:
         raise ConfigError(f"micro {micro} must divide the number of steps, {len(ladder)}.")
     levels, chunks = (*ladder, 0.0), len(ladder) // micro
@@ -88,11 +87,11 @@ def partitioned(ladder: Ladder, chunk: int, micro: int) -> Layout:
 
 
 def bidirectional(ladder: Ladder, latents: int) -> Layout:
-    """A whole clip at one noise level, as bidirectional teachers sample."""
+    """Return the layout of a bidirectional teacher: a whole clip of `latents` at one noise level."""
     return chunkwise(ladder, latents)
 
 
-def _positive(name: str, value: int) -> int:
+def _check_positive(name: str, value: int) -> int:
     if value < 1:
         raise ConfigError(f"{name} {value}: at least 1 latent.")
     return value

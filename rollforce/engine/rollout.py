@@ -92,7 +92,7 @@ class Stepping:
 
 @dataclass(frozen=True)
 class ModelCall:
-    """A model call that a rollout waits for: noisy latents, their noise and places, and what they see."""
+    """A model call that a rollout waits for: noisy latents, their noise and stream indices, and what they see."""
 
     x_BTCHW: Tensor
     sigma_BT: Tensor
@@ -103,15 +103,19 @@ class ModelCall:
     phase_T: Tensor | None
 
     def run(self, model: VideoTransformer) -> Tensor:
-        """Velocity [B, T, C, H, W]. The past is written by it, once."""
+        """Make the call and return the velocity, [B, T, C, H, W]. It writes the past, once."""
         memory = self.cache.memory(self.groups)
         return model(self.x_BTCHW, self.sigma_BT, self.index_T, self.condition, memory, phase_T=self.phase_T)
 
 
 class Rollout:
-    """Steps one batch of streams through a layout. `length` latents in all (None: for ever), the first at `start`.
+    """Steps one batch of streams through a layout: `length` latents in all (None: for ever), the first at `start`.
 
-    `source`: what enters instead of pure noise; the stream ends when it does."""
+    `source` enters instead of pure noise; the stream ends when it does. State, which `state_dict` saves: `x` holds the
+    live slots [B, T, C, H, W] of the buffer whose slot 0 is latent `first`, before tick `row` of the layout; `pending`
+    is clean and handed out, but not yet in memory; `recent` is clean and in memory, as many of the newest latents as
+    fit, for a recache; `phase` (of RoPE in time) and `scene` are what `transitions.Shot` changes.
+    """
 
     def __init__(
         self,
@@ -131,15 +135,15 @@ class Rollout:
         self.start, self.source = start, source
         cache.learned = model.policy
         self.end = None if length is None else start + length
-        self.first = start + layout.first()
+        self.first = start + layout.first
         self.row = 0
-        self.x: Tensor | None = None  # live slots only
+        self.x: Tensor | None = None
         self.entry: dict[int, float] = {}  # noise levels of latents of the source that entered and were not yet ticked
-        self.phase = 0.0  # of RoPE in time; it and the scene: see shots.py
+        self.phase = 0.0
         self.scene: ShotContext | None = None
-        self.pending: Commit | None = None  # clean, handed out, not yet in memory
-        self.recent: Commit | None = None  # clean, in memory: as many of the newest as fit; for recache.py
-        self._asked: tuple[float, ...] = ()  # noise of the live latents in the call that was asked for
+        self.pending: Commit | None = None
+        self.recent: Commit | None = None
+        self._sigma: tuple[float, ...] = ()  # noise of the live latents in the call that is under way
 
     def prefill(self, latents_BTCHW: Tensor) -> None:
         """Give the stream a past, before its first tick: clean latents that stand just before `start`.
@@ -162,16 +166,18 @@ class Rollout:
 
     @property
     def done(self) -> bool:
+        """Whether no slot holds a latent any more."""
         low, high = self.live
         return low >= high
 
     def tick(self, with_grad: bool = False) -> Tick:
-        """One model call. With `with_grad` the clean estimates carry gradient; past and state never do."""
+        """Make one model call and step down. With `with_grad` the clean estimates carry gradient; past and state never
+        do."""
         with torch.set_grad_enabled(with_grad):
             return self.apply(self.next_call(apart=with_grad).run(self.model))
 
     def next_call(self, apart: bool = False) -> ModelCall:
-        """The first half of a tick: the call it needs. Nothing may come between it and `answer`.
+        """Return the model call that the next tick needs: its first half. Nothing may come between it and `apply`.
 
         The clean pass of what is pending rides along, unless it is to be a call of its own (`apart`)."""
         self.admit()
@@ -179,33 +185,34 @@ class Rollout:
         assert self.x is not None and low < high, "a finished rollout was ticked"
         slots = slice(low - self.first, high - self.first)
         now = tuple(self.entry.pop(low + i, level) for i, level in enumerate(self.layout.sigma[self.row][slots]))
-        self._asked = now
+        self._sigma = now
         if apart or not self.stepping.ride:
             self.settle()
-        riding, x, count = self._taken(), self.x, high - low
+        riding, x, count = self._take_pending(), self.x, high - low
         groups = [LatentGroup(low, count, self.stepping.denoise.at(max(now)))]
         index, levels = index_range(low, count), self._levels(now)
         if riding is not None:
-            groups.insert(0, self._committing(riding))
+            groups.insert(0, self._commit_group(riding))
             x = torch.cat([riding.latents_BTCHW, x], dim=1)
             index = torch.cat([index_range(riding.start, riding.latents_BTCHW.shape[1]), index])
             levels = torch.cat([self._context_levels(riding), levels], dim=1)
-        return self._ask(x, levels, index, groups)
+        return self._build_call(x, levels, index, groups)
 
     def apply(self, velocity_BTCHW: Tensor) -> Tick:
-        """The second half of a tick: step down by what was asked for."""
-        (low, high), now, x = self.live, self._asked, self.x
+        """Step down by the velocity of `next_call`, [B, T, C, H, W]: the second half of a tick."""
+        (low, high), now, x = self.live, self._sigma, self.x
         assert x is not None
         later = self.layout.sigma[self.row + 1][low - self.first : high - self.first]
         velocity = velocity_BTCHW[:, velocity_BTCHW.shape[1] - x.shape[1] :]
         clean = flow.clean_of(x, velocity, self._levels(now))
         with torch.no_grad():
-            self.x = self._stepped(x, velocity.detach(), clean.detach(), now, later, low)
+            self.x = self._step_down(x, velocity.detach(), clean.detach(), now, later, low)
         self.row += 1
         return Tick(low, clean, now, clean.requires_grad)
 
     def commit(self) -> Commit | None:
-        """After the layout's last row: hand out the clean slots and move on. None before, or where nothing is live."""
+        """Hand out the clean slots after the layout's last row, and move on. None before that, or where nothing is
+        live."""
         if self.row < self.layout.ticks:
             return None
         assert self.x is not None
@@ -232,16 +239,16 @@ class Rollout:
             self.recent = None  # it would no longer lie before what comes
             self.end = None if self.end is None else self.end + skip
         self.start, self.x = low + skip, None
-        self.first = self.start + self.layout.first()
+        self.first = self.start + self.layout.first
 
     def finish(self, clean_BTCHW: Tensor) -> Commit | None:
-        """Leave the ladder here: these estimates of all live slots are committed. Chunkwise layouts only."""
+        """Leave the ladder here, and commit these estimates of all live slots. Chunkwise layouts only."""
         assert self.layout.slots == self.layout.shift, "only a layout with one chunk in flight can stop early"
         self.x, self.row = clean_BTCHW.detach(), self.layout.ticks
         return self.commit()
 
     def commits(self) -> Iterator[Commit]:
-        """Tick on; yield latents as soon as they are clean."""
+        """Tick on, and yield latents as soon as they are clean."""
         while self.admit():
             self.tick()
             finished = self.commit()
@@ -253,10 +260,10 @@ class Rollout:
     def call(
         self, x: Tensor, sigma: Tensor, index: Tensor, groups: Sequence[LatentGroup], phase: Tensor | None = None
     ) -> Tensor:
-        """Velocity of latents that see memory in these groups."""
-        return self._ask(x, sigma, index, groups, phase).run(self.model)
+        """Return the velocity of latents that see memory in these groups, by a call of its own."""
+        return self._build_call(x, sigma, index, groups, phase).run(self.model)
 
-    def _ask(
+    def _build_call(
         self, x: Tensor, sigma: Tensor, index: Tensor, groups: Sequence[LatentGroup], phase: Tensor | None = None
     ) -> ModelCall:
         if phase is None and self.phase:
@@ -265,15 +272,15 @@ class Rollout:
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Write what is pending: the clean pass as a call of its own."""
-        pending = self._taken()
+        """Write what is pending into memory: the clean pass as a call of its own."""
+        pending = self._take_pending()
         if pending is None:
             return
         index = index_range(pending.start, pending.latents_BTCHW.shape[1])
-        self.call(pending.latents_BTCHW, self._context_levels(pending), index, [self._committing(pending)])
+        self.call(pending.latents_BTCHW, self._context_levels(pending), index, [self._commit_group(pending)])
 
-    def _taken(self) -> Commit | None:
-        """The pending latents, about to be written to memory."""
+    def _take_pending(self) -> Commit | None:
+        """Return the pending latents, about to be written to memory, and count them among the recent ones."""
         pending, self.pending = self.pending, None
         if pending is not None:
             both = [pending] if self.recent is None else [self.recent, pending]
@@ -282,15 +289,15 @@ class Rollout:
         return pending
 
     def _as_context(self, finished: Commit) -> Commit:
-        """What is written to memory of a finished chunk."""
+        """Return what is written to memory of a finished chunk: itself, or a little noised."""
         level = self.stepping.context_noise
         if not level:
             return finished
         x, low = finished.latents_BTCHW, finished.start
-        noise = torch.stack([self._drawn(low + i, CONTEXT_DRAW) for i in range(x.shape[1])], dim=1)
+        noise = torch.stack([self._draw(low + i, CONTEXT_DRAW) for i in range(x.shape[1])], dim=1)
         return Commit(low, flow.noised(x, noise, self._levels((level,) * x.shape[1])))
 
-    def _committing(self, pending: Commit) -> LatentGroup:
+    def _commit_group(self, pending: Commit) -> LatentGroup:
         return LatentGroup(pending.start, pending.latents_BTCHW.shape[1], self.stepping.commit, commit=True)
 
     def _context_levels(self, pending: Commit) -> Tensor:
@@ -306,12 +313,12 @@ class Rollout:
     # -- the buffer ---------------------------------------------------------------------------------------------
 
     def admit(self) -> bool:
-        """Fill the free slots of the buffer, with pure noise or from the source. False: the stream is done."""
+        """Fill the free slots of the buffer, with pure noise or from the source. Return False if the stream is done."""
         low, high = self.live
         count = 0 if self.x is None else self.x.shape[1]
         fresh = []
         for index in range(low + count, high):
-            entering = self._entering(index)
+            entering = self._admit_one(index)
             if entering is None:
                 self.end = index
                 break
@@ -321,8 +328,8 @@ class Rollout:
             self.x = new if self.x is None else torch.cat([self.x, new], dim=1)
         return not self.done
 
-    def _entering(self, index: int) -> Tensor | None:
-        noise = self._drawn(index, 0)
+    def _admit_one(self, index: int) -> Tensor | None:
+        noise = self._draw(index, 0)
         if self.source is None:
             return noise
         given = self.source(index)
@@ -332,7 +339,7 @@ class Rollout:
         level = torch.tensor(self.entry[index], device=self._device)
         return flow.noised(clean.to(noise), noise, level)
 
-    def _stepped(
+    def _step_down(
         self, x: Tensor, velocity: Tensor, clean: Tensor, now: tuple[float, ...], later: tuple[float, ...], low: int
     ) -> Tensor:
         next_levels = self._levels(later)
@@ -340,18 +347,18 @@ class Rollout:
             return flow.euler(x, velocity, self._levels(now), next_levels)
         slot = low - self.first
         noise = [
-            self._drawn(low + i, self.layout.draw(self.row, slot + i) + 1) if level > 0 else torch.zeros_like(x[:, i])
+            self._draw(low + i, self.layout.draws[self.row][slot + i] + 1) if level > 0 else torch.zeros_like(x[:, i])
             for i, level in enumerate(later)
         ]
         return flow.renoise(clean, torch.stack(noise, dim=1), next_levels)
 
-    def _drawn(self, index: int, draw: int) -> Tensor:
+    def _draw(self, index: int, draw: int) -> Tensor:
         return self.noise(index, draw).to(self._device, self.cache.dtype)
 
     # -- saving -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but model, prompt and settings: the stream goes on from here, bit for bit."""
+        """Return everything but model, prompt and settings: the stream goes on from it, bit for bit."""
         return {
             "start": self.start,
             "first": self.first,

@@ -1,4 +1,4 @@
-"""Persistent streams: the student's own rollouts, kept running while it learns.
+"""RolloutGroup: the student's own streams, kept running while it learns.
 
 A rollout from the start for every update would spend eight calls on one gradient. Instead several groups of streams of
 different age stay alive: an update makes one tick of one group with gradient, and that tick also moves the group on. So
@@ -23,7 +23,7 @@ from rollforce.models.transformer.transformer import VideoTransformer
 
 
 class RolloutGroup:
-    """One group: a batch of streams with their own prompts, walked by the same Rollout that inference walks."""
+    """A batch of streams with their own prompts, walked by the same Rollout that inference walks."""
 
     def __init__(
         self,
@@ -35,10 +35,13 @@ class RolloutGroup:
         prompts: tuple[str, ...] = (),
         behind: int | None = None,
     ) -> None:
-        """`text_BLD`: encoded prompts; `seeds`: one per stream; `latent`: C, h, w; `prompts`: for rewards; `behind`:
-        how many finished latents a tick's video begins with (None: one chunk)."""
+        """Begin streams from encoded prompts `text_BLD`, with one of `seeds` each and latents of shape `latent` (C, h,
+        w).
+
+        `prompts` are for rewards; `behind` finished latents stand before those in flight in a tick's video (None: one
+        chunk)."""
         layout = settings.layout.build()
-        cache = settings.memory(shape_of(student, len(seeds), latent), text_BLD.dtype, text_BLD.device)
+        cache = settings.memory(cache_shape(student, len(seeds), latent), text_BLD.dtype, text_BLD.device)
         with torch.no_grad():
             condition = student.condition(text_BLD)
         self.text_BLD, self.prompts, self.seeds = text_BLD, prompts, seeds
@@ -47,8 +50,8 @@ class RolloutGroup:
         self._behind: Tensor | None = None  # the latents just before the live slots, clean
 
     def tick(self) -> Tensor:
-        """One tick with gradient. Returns the video it believes in, [B, T, C, h, w]: the latents behind (no gradient),
-        then the clean estimates of all live slots."""
+        """Make one tick with gradient. Return the video that it believes in, [B, T, C, h, w]: the latents behind (no
+        gradient), then the clean estimates of all live slots."""
         rollout = self.rollout
         rollout.condition = rollout.model.condition(self.text_BLD)  # afresh: the weights have changed, and may learn
         clean = rollout.tick(with_grad=True).clean_BTCHW
@@ -68,16 +71,16 @@ class RolloutGroup:
             Recache().begin(self.rollout, self.rollout.model.condition(text_BLD))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `resumed` needs besides the student."""
+        """Return all that `resume` needs besides the student."""
         return {"rollout": self.rollout.state_dict(), "ticks": self.ticks, "behind": self._behind,
                 "length_behind": self.behind, "text": self.text_BLD, "seeds": list(self.seeds),
                 "prompts": list(self.prompts)}
 
     @classmethod
-    def resumed(
+    def resume(
         cls, student: VideoTransformer, settings: StreamSettings, latent: tuple[int, int, int], state: Mapping[str, Any]
     ) -> RolloutGroup:
-        """The streams of a `state_dict`, going on."""
+        """Return the group that a `state_dict` describes, going on."""
         seeds, prompts = tuple(state["seeds"]), tuple(state["prompts"])
         group = cls(student, settings, state["text"], seeds, latent, prompts, int(state["length_behind"]))
         group.rollout.load_state_dict(state["rollout"])
@@ -85,7 +88,7 @@ class RolloutGroup:
         return group
 
 
-def shape_of(student: VideoTransformer, batch: int, latent: tuple[int, int, int]) -> KVShape:
-    """The shape of a cache for `batch` videos of latents C, h, w."""
+def cache_shape(student: VideoTransformer, batch: int, latent: tuple[int, int, int]) -> KVShape:
+    """Return the sizes of a memory for `batch` videos of latents of shape (C, h, w)."""
     channels, height, width = latent
     return student.config.shape(Grid(channels, height, width, student.config.patch), batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,29 +12,30 @@ from torch import Tensor
 from rollforce.errors import ConfigError
 
 Ladder = tuple[float, ...]
+Level = TypeVar("Level", float, Tensor)
 
 
-def shifted(sigma: float, shift: float) -> float:
-    """Timestep shift of SD3 (Esser et al. 2024, eq. 23): moves levels towards noise for shift > 1. Fixes 0 and 1."""
+def shift_level(sigma: Level, shift: float) -> Level:
+    """Move a noise level towards noise, for shift > 1 (SD3, Esser et al. 2024, eq. 23). 0 and 1 stay."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
 def linear(steps: int) -> Ladder:
-    """`steps` equal steps from 1 down to 0."""
+    """Return a ladder of `steps` equal steps from 1 down to 0. ConfigError for fewer than one."""
     if steps < 1:
         raise ConfigError(f"steps {steps}: a ladder needs at least 1 step.")
     return tuple(1 - i / steps for i in range(steps))
 
 
 def warped(levels: Sequence[float], shift: float) -> Ladder:
-    """Explicit levels, each shifted: [1, .75, .5, .25] at shift 5 is Self Forcing's 1, .9375, .8333, .625."""
+    """Return explicit levels, each shifted: [1, .75, .5, .25] at shift 5 is Self Forcing's 1, .9375, .8333, .625."""
     if shift <= 0:
         raise ConfigError(f"shift {shift} must be positive (1 leaves the levels as they are).")
-    return explicit([shifted(level, shift) for level in levels])
+    return explicit([shift_level(level, shift) for level in levels])
 
 
 def explicit(levels: Sequence[float]) -> Ladder:
-    """Levels as given; they must fall and lie in (0, 1]."""
+    """Return the levels as given. ConfigError unless they fall and lie in (0, 1]."""
     ladder = tuple(float(level) for level in levels)
     if not ladder:
         raise ConfigError("a ladder needs at least one level, e.g. [1, 0.75, 0.5, 0.25].")
@@ -45,13 +47,12 @@ def explicit(levels: Sequence[float]) -> Ladder:
 
 
 def training_weight(sigma: Tensor, shift: float, table: int = 1000) -> Tensor:
-    """Loss weight of Wan's flow-matching scheduler: a Gaussian bump around sigma .5, zero-based, mean 1 over its table.
+    """Return the loss weight of Wan's flow-matching scheduler: a Gaussian bump around sigma .5, from 0, of mean 1.
 
     The table of `table` shifted levels only sets the normalisation (`bsmntw` weighting).
     """
     grid = torch.arange(table, dtype=torch.float64)
-    levels = 1 - grid / table
-    levels = shift * levels / (1 + (shift - 1) * levels)
+    levels = shift_level(1 - grid / table, shift)
 
     def bump(level: Tensor) -> Tensor:
         return torch.exp(-2 * (level - 0.5) ** 2)

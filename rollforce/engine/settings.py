@@ -20,7 +20,7 @@ from rollforce.models.geometry import KVShape
 
 @dataclass(frozen=True)
 class LayoutSettings:
-    """How latents step down to clean: see layout.py. `micro` is read by `partitioned` only."""
+    """How latents step down to clean: see engine/layout.py. Only the kind `partitioned` reads `micro`."""
 
     kind: Literal["chunkwise", "rolling", "partitioned", "bidirectional"] = "rolling"
     chunk: int = 3
@@ -37,7 +37,7 @@ class LayoutSettings:
         return warped(self.levels, self.shift)
 
     def build(self) -> Layout:
-        """The table."""
+        """Return the layout's table."""
         if self.kind == "partitioned":
             return partitioned(self.ladder, self.chunk, self.micro)
         return {"chunkwise": chunkwise, "rolling": rolling, "bidirectional": bidirectional}[self.kind](
@@ -47,15 +47,17 @@ class LayoutSettings:
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """Heads that remember differently. `groups`: the tiers of each group.
+    """Heads that remember differently: `groups` are the tiers of each group.
 
-    `file`: which head is of which group, made for one model (infer/heads.py): a path, or what ships with rollforce."""
+    `file` says which head is of which group; it is made for one model (infer/heads.py), and is a path or the name of a
+    file that ships with rollforce.
+    """
 
     file: str
     groups: dict[str, tuple[AnyTier, ...]]
 
     def memory(self, shape: KVShape, flight: int, dtype: torch.dtype, device: str | torch.device) -> HeadGroups:
-        """ConfigError if the file cannot be read or is of another model."""
+        """Return an empty memory of all groups. ConfigError if the file cannot be read or is of another model."""
         from rollforce.config import resource  # needs omegaconf, which benchmarks do without
 
         path = Path(self.file)
@@ -68,11 +70,11 @@ PLAIN: tuple[AnyTier, ...] = (Window(6),)
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """A whole stream: layout, memory, and how calls see it. ConfigError for a combination that cannot work.
+    """A whole stream: layout, memory, and what calls see of it. ConfigError for a combination that cannot work.
 
-    `heads`: groups of heads with tiers of their own; then `cache`, the tiers of all heads, is empty.
-    `float32_islands`: norms, modulation and residuals in float32 whatever the weights are in. The released students of
-    Self Forcing's code were trained without: it matters in bfloat16 only.
+    With `heads`, groups of heads have tiers of their own; then `cache`, the tiers of all heads, is empty.
+    `float32_islands` keeps norms, modulation and residuals in float32 whatever the weights are in. The released
+    students of Self Forcing's code were trained without: it matters in bfloat16 only.
     """
 
     layout: LayoutSettings = field(default_factory=LayoutSettings)
@@ -99,7 +101,7 @@ class StreamSettings:
     def memory(
         self, shape: KVShape, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
     ) -> AnyCache:
-        """An empty memory for a batch of these streams."""
+        """Return an empty memory for a batch of these streams."""
         layout = self.layout.build()
         flight = max(layout.slots, layout.shift)
         if self.heads is not None:
@@ -107,7 +109,7 @@ class StreamSettings:
         return KVCache(self.cache, shape, flight, dtype, device)
 
     def with_window(self, latents: int) -> StreamSettings:
-        """The same with a longer or shorter window. ConfigError if there is none."""
+        """Return the same settings with a window of so many latents. ConfigError if there is no window."""
         if not any(tier.kind == "window" for tier in self.cache):
             raise ConfigError("this stream's memory has no window whose length could be chosen.")
         if latents < 1:

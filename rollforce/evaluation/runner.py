@@ -14,6 +14,7 @@ from zlib import crc32
 import numpy as np
 import torch
 
+from rollforce.config import to_dict
 from rollforce.engine.rollout_group import RolloutGroup
 from rollforce.errors import ConfigError
 from rollforce.evaluation.judge import ENDS_S, Numbers, judge_stream, seams_to_real
@@ -143,9 +144,9 @@ def load_model(run: Configuration) -> Any:
     return load(run.model or "tiny", stream=run.stream, overrides=run.overrides)
 
 
-def describe_model(run: Configuration) -> dict[str, str]:
+def describe_model(run: Configuration) -> dict[str, Any]:
     """Return what a stream's result depends on besides its prompt and seed."""
-    return {"weights": load_model(run).fingerprint[:16], "settings": load_model(run).signature}
+    return {"weights": load_model(run).fingerprint[:16], "settings": to_dict(load_model(run).identity)}
 
 
 @cache

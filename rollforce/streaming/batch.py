@@ -5,7 +5,8 @@ for all that want to go on, until its own next commit is there; what the others 
 goes on only if it is pulled, or (`ahead`) has handed out all that is ready: a slow or paused one costs nothing.
 
 More of them than `limit`: those whose frames run out first (earliest deadline first; Liu and Layland 1973, section 7,
-are the theorem; deadlines here are soft)."""
+are the theorem; deadlines here are soft).
+"""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from rollforce.engine.batched_call import group_key, run_together
 from rollforce.engine.rollout import ModelCall
-from rollforce.engine.threads import computing_on
+from rollforce.engine.threads import compute_on
 from rollforce.errors import ConfigError, RollforceError, SessionClosed
 from rollforce.streaming.bundle import ModelBundle
 from rollforce.streaming.prefetch import ChunkResult, Stepper
@@ -39,14 +40,15 @@ class Batch:
     lane for a GPU, and where one thread pulls all; one for each core where a model computes with a single thread.
 
     Streams are held weakly: one that is dropped, closed or not, leaves. A source that is waited for (a live video)
-    holds up the others of its call."""
+    holds up the others of its call.
+    """
 
     def __init__(
         self, model: ModelBundle, limit: int = 8, ahead: bool = True, lanes: int = 1,
         clock: Callable[[], float] = monotonic,
     ) -> None:  # fmt: skip
-        """`limit` streams at most in one call; `ahead` compute the next chunk of a stream while others are pulled;
-        `lanes` calls at most at a time."""
+        """Put at most `limit` streams in one call; `ahead` computes the next chunk of a stream while others are pulled;
+        at most `lanes` calls are made at a time. ConfigError for fewer than one of either."""
         if limit < 1 or lanes < 1:
             raise ConfigError(f"a batch with limit {limit} and {lanes} lanes: at least 1 stream in a call, and 1 lane.")
         if lanes > 1 and "blocks" in model.running.offload:
@@ -58,19 +60,19 @@ class Batch:
         self._numbers = count()
         self._rounds: dict[int, Sequence[BatchMember]] = {}  # under way: of each thread that drives one, who takes part
 
-    def join(self, model: ModelBundle) -> BatchMember:
-        """A place for one more stream. ConfigError if it is of another model."""
+    def join(self, model: ModelBundle, begin: Callable[[], Stepper]) -> BatchMember:
+        """Give one more stream a place; `begin` begins each of its steps. ConfigError if it is of another model."""
         if model.transformer is not self.model.transformer or model.threads != self.model.threads:
             raise ConfigError(f"this batch is of {self.model.name!r} as it was loaded for it: streams of another model "
                               "need a batch of their own, model.batch().")  # fmt: skip
         with self.changed:
-            member = BatchMember(self, next(self._numbers))
+            member = BatchMember(self, next(self._numbers), begin)
             self._members.add(member)
         return member
 
     @property
     def streams(self) -> int:
-        """That are in it now."""
+        """How many streams are in it now."""
         return len(self._members)
 
     @cached_property
@@ -81,11 +83,11 @@ class Batch:
     # -- with `changed` held ------------------------------------------------------------------------------------
 
     def finish(self, member: BatchMember) -> None:
-        """Until a member that is on its way has arrived: drive, or wait while other threads do."""
+        """Drive, or wait while other threads do, until a member that is on its way has arrived."""
         while member.busy:
-            chosen = self._chosen()
-            if chosen:
-                self._drive(chosen)
+            members = self.choose()
+            if members:
+                self.drive(members)
             else:
                 self._wait()
 
@@ -95,7 +97,7 @@ class Batch:
             self._wait()
 
     def leave(self, member: BatchMember) -> None:
-        """No further rounds for this one."""
+        """Take a member out: no further rounds for this one."""
         self._members.discard(member)
         self.spare(member)
 
@@ -105,21 +107,21 @@ class Batch:
                               "the one that is followed a session outside of it.")  # fmt: skip
         self.changed.wait()
 
-    def _chosen(self) -> Sequence[BatchMember]:
-        """Who takes part in a round that would begin now: the most urgent, and as many for each lane that is free."""
+    def choose(self) -> Sequence[BatchMember]:
+        """Return who takes part in a round that begins now: the most urgent, as many for each lane that is free."""
         free = self.lanes - len(self._rounds)
         if free < 1 or get_ident() in self._rounds:
             return ()
-        taken = {member for each in self._rounds.values() for member in each}
-        wanting = [each for each in list(self._members) if each.busy and each not in taken]
+        busy = {member for each in self._rounds.values() for member in each}
+        wanting = [each for each in list(self._members) if each.busy and each not in busy]
         return sorted(wanting, key=lambda each: each.urgency)[: min(self.limit, ceil(len(wanting) / free))]
 
-    def _drive(self, members: Sequence[BatchMember]) -> None:
-        """One round. Others may come and go, and take what is ready, meanwhile."""
+    def drive(self, members: Sequence[BatchMember]) -> None:
+        """Make one round. Others may come and go, and take what is ready, meanwhile."""
         self._rounds[get_ident()] = members
         self.changed.release()
         try:
-            self._tick(members)
+            self.tick(members)
         finally:
             self.changed.acquire()
             del self._rounds[get_ident()]
@@ -128,135 +130,143 @@ class Batch:
     # -- a round ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _tick(self, members: Sequence[BatchMember]) -> None:
-        """One tick of each; calls of one kind are one call."""
-        with computing_on(self.model.threads):
-            calls: dict[object, list[tuple[BatchMember, ModelCall]]] = {}
+    def tick(self, members: Sequence[BatchMember]) -> None:
+        """Step each member by one model call; calls of one group are one call."""
+        with compute_on(self.model.threads):
+            groups: dict[object, list[tuple[BatchMember, ModelCall]]] = {}
             for member in members:
-                if member.asking is None:
-                    member.go_on(None)
-                if member.asking is not None:
-                    calls.setdefault(group_key(member.asking), []).append((member, member.asking))
-            for together in calls.values():
-                self._call([member for member, _ in together], [ask for _, ask in together])
+                if member.call is None:
+                    member.advance(None)
+                if member.call is not None:
+                    groups.setdefault(group_key(member.call), []).append((member, member.call))
+            for group in groups.values():
+                self._run([member for member, _ in group], [call for _, call in group])
 
-    def _call(self, members: Sequence[BatchMember], asks: Sequence[ModelCall]) -> None:
+    def _run(self, members: Sequence[BatchMember], calls: Sequence[ModelCall]) -> None:
         velocities: list[Tensor] = []
         begun = perf_counter()
         with FailureScope(*members):
-            velocities = run_together(asks, self.model.transformer)
-        share = (perf_counter() - begun) / sum(ask.x_BTCHW.shape[1] for ask in asks)
+            velocities = run_together(calls, self.model.transformer)
+        share = (perf_counter() - begun) / sum(call.x_BTCHW.shape[1] for call in calls)
         for member, velocity in zip(members, velocities, strict=bool(velocities)):
             member.seconds += share * velocity.shape[1]
-            member.go_on(velocity)
+            member.advance(velocity)
 
 
 class BatchMember:
-    """A stream's place in a batch: it goes on to the next commit, at most one ahead of what was asked for."""
+    """The driver of a stream in a batch: it steps to the next commit, at most one ahead of what was asked for.
 
-    def __init__(self, batch: Batch, number: int) -> None:
-        self._batch, self._number = batch, number
+    `call` is the model call that it waits for; `seconds` were computed for this step: of calls that were shared, its
+    share by latents.
+    """
+
+    def __init__(self, batch: Batch, number: int, begin: Callable[[], Stepper]) -> None:
+        self.number = number
+        self.call: ModelCall | None = None
+        self.seconds = 0.0
+        self._batch, self._begin = batch, begin
         self._due = batch.clock()  # when the frames that were handed out have been shown
-        self._start: Callable[[], Stepper] | None = None  # it may begin to advance
-        self._advancing: Stepper | None = None
-        self._ready: ChunkResult | None = None
-        self._failed: BaseException | None = None
-        self.asking: ModelCall | None = None
-        self.seconds = 0.0  # of computing, for this advance; of calls that were shared, its share by latents
+        self._may_begin = False
+        self._stepper: Stepper | None = None
+        self._result: ChunkResult | None = None
+        self._failure: BaseException | None = None
 
-    # -- of its session -----------------------------------------------------------------------------------------
+    # -- as the driver of its session ---------------------------------------------------------------------------
 
-    def expect(self, start: Callable[[], Stepper]) -> None:
-        """It will be pulled: it may be computed along with others."""
+    def expect(self) -> None:
+        """See Driver."""
         with self._batch.changed:
             if self._batch.ahead and not self.busy and not self._arrived:
-                self._start = start
+                self._may_begin = True
 
-    def take(self, start: Callable[[], Stepper], go_on: bool) -> ChunkResult:
-        """The next commit; with `go_on` the one after it may be begun. `start` begins to advance.
-
-        Raises what went wrong in its own source, cues or steps, or in a call that it took part in; once."""
+    def take(self, go_on: bool) -> ChunkResult:
+        """See Driver. Raises, once, what went wrong in its source, cues or steps, or in a call that it took part in."""
         batch = self._batch
         with batch.changed:
             if not self.busy and not self._arrived:
-                self._start = start
+                self._may_begin = True
             batch.finish(self)
-            done = self._handed_out()
-            if done.commit is not None:
-                frames = done.commit.latents_BTCHW.shape[1] * batch.model.frames_per_latent
+            result = self._take_result()
+            if result.commit is not None:
+                frames = result.commit.latents_BTCHW.shape[1] * batch.model.frames_per_latent
                 self._due = max(self._due, batch.clock()) + frames / batch.model.fps
-                self._start = start if go_on and batch.ahead else None
-        return done
+                self._may_begin = go_on and batch.ahead
+        return result
 
     def hand_over(self) -> ChunkResult | None:
-        """Finish what is under way and give it out. None if nothing is."""
+        """See Driver."""
         with self._batch.changed:
             self._batch.spare(self)
-            if self._advancing is not None:
+            if self.stepping:
                 self._batch.finish(self)
-            self._start = None
-            return self._handed_out() if self._arrived else None
+            self._may_begin = False
+            return self._take_result() if self._arrived else None
 
-    def beside(self, done: ChunkResult) -> AbstractContextManager[None]:
-        """See Ahead.beside: here, what is computed ahead is computed while others are pulled."""
+    def beside(self, result: ChunkResult) -> AbstractContextManager[None]:
+        """See Driver: what is computed ahead is computed while others are pulled."""
         return nullcontext()
 
     def close(self) -> None:
-        """Leave the batch, wherever it stands."""
+        """See Driver: leaves the batch."""
         with self._batch.changed:
             self._batch.leave(self)
-            self._start = self._advancing = self.asking = self._ready = None
+            self._may_begin, self._stepper, self.call, self._result = False, None, None, None
             self._batch.changed.notify_all()
 
-    def _handed_out(self) -> ChunkResult:
-        done, failed, self._ready, self._failed = self._ready, self._failed, None, None
-        if failed is not None:
-            raise failed
-        if done is None:
+    def _take_result(self) -> ChunkResult:
+        result, failure, self._result, self._failure = self._result, self._failure, None, None
+        if failure is not None:
+            raise failure
+        if result is None:
             raise SessionClosed("This session was closed, by another thread, while it was pulled.")
-        return done
+        return result
 
-    # -- of its batch -------------------------------------------------------------------------------------------
+    # -- as a member of its batch -------------------------------------------------------------------------------
+
+    @property
+    def stepping(self) -> bool:
+        """Whether it is on its way to a commit."""
+        return self._stepper is not None
 
     @property
     def busy(self) -> bool:
-        """On its way to a commit, or about to be."""
-        return self._start is not None or self._advancing is not None
+        """Whether it is on its way to a commit, or may begin to be."""
+        return self._may_begin or self.stepping
 
     @property
     def urgency(self) -> tuple[float, int]:
         """Its deadline; of equal ones, who came first."""
-        return self._due, self._number
+        return self._due, self.number
 
     @property
     def _arrived(self) -> bool:
-        return self._ready is not None or self._failed is not None
+        return self._result is not None or self._failure is not None
 
-    def go_on(self, velocity: Tensor | None) -> None:
-        """To the next call it needs, or to the end of its advance."""
+    def advance(self, velocity: Tensor | None) -> None:
+        """Go on to the next call it needs, or to the end of its step."""
         begun = perf_counter()
         with FailureScope(self):
-            if self._advancing is None:
-                assert self._start is not None
-                self._advancing, self._start, self.seconds = self._start(), None, 0.0
-            self.asking = None
+            if self._stepper is None:
+                self._stepper, self._may_begin, self.seconds = self._begin(), False, 0.0
+            self.call = None
             try:
-                self.asking = next(self._advancing) if velocity is None else self._advancing.send(velocity)
+                self.call = next(self._stepper) if velocity is None else self._stepper.send(velocity)
             except StopIteration as end:
-                self._ready = replace(end.value, seconds=self.seconds + perf_counter() - begun)
-                self._advancing = None
+                self._result = replace(end.value, seconds=self.seconds + perf_counter() - begun)
+                self._stepper = None
         self.seconds += perf_counter() - begun
 
     def fail(self, error: BaseException) -> None:
-        """It ends here, and will say why when it is pulled."""
-        self._start = self._advancing = self.asking = None
-        self._failed = error
+        """End the step here; the error is raised when the stream is pulled."""
+        self._may_begin, self._stepper, self.call = False, None, None
+        self._failure = error
 
 
 class FailureScope:
-    """What goes wrong within is these members' own: it goes no further, and each says it at its own next pull.
+    """Within it, what goes wrong is these members' own: it goes no further, and each raises it at its own next pull.
 
-    An interrupt (what is no Exception) does go on; to the members it is an error, for their ticks were broken off."""
+    An interrupt (what is no Exception) does go on; to the members it is an error, for their ticks were broken off.
+    """
 
     def __init__(self, *members: BatchMember) -> None:
         self._members = members
@@ -264,7 +274,7 @@ class FailureScope:
     def __enter__(self) -> None: ...
 
     def __exit__(
-        self, group_key: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         if error is None:
             return False

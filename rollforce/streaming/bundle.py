@@ -1,4 +1,4 @@
-"""What was loaded: the parts of a model, and what can be told of them."""
+"""The parts of a loaded model, and what follows from them."""
 
 from __future__ import annotations
 
@@ -17,30 +17,35 @@ from rollforce.models.geometry import Grid
 from rollforce.models.runtime.options import RuntimeOptions
 from rollforce.models.text.encoder import Text
 from rollforce.models.transformer.transformer import VideoTransformer
+from rollforce.streaming.snapshot import StreamIdentity
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ModelBundle:
-    """A loaded model: text encoder, transformer, autoencoder, and the settings it streams with."""
+    """What was loaded: text encoder, transformer, autoencoder, and the settings they stream with.
+
+    `size` is (height, width) in pixels, as trained; `fingerprint` a sha256 over the weights; `threads` of the CPU
+    belong to a model because another number gives another last digit.
+    """
 
     name: str
     licence: str
     fps: int
-    size: tuple[int, int]  # height, width in pixels that it was trained at
+    size: tuple[int, int]
     transformer: VideoTransformer
     text: Text
     autoencoder: Autoencoder
     stream_settings: StreamSettings
-    fingerprint: str  # sha256 over the weights
-    threads: int  # of the CPU; another number gives another last digit, so it belongs to the model
+    fingerprint: str
+    threads: int
     running: RuntimeOptions
     device: torch.device
 
     @cached_property
     def parameters(self) -> int:
-        """Weights in memory: a text encoder that is loaded when it is needed does not count."""
+        """How many weights are in memory; a text encoder that is loaded when it is needed does not count."""
         parts = (self.transformer, self.text, self.autoencoder)
         return sum(tensor.numel() for part in parts if isinstance(part, nn.Module) for tensor in part.parameters())
 
@@ -56,29 +61,33 @@ class ModelBundle:
 
     @property
     def frames_per_latent(self) -> int:
+        """Frames of a latent, but for the first of a stream: see `autoencoder.first_frames`."""
         return self.autoencoder.frames
 
     @property
     def frames_per_chunk(self) -> int:
+        """Frames that are handed out at a time."""
         return self.frames_per_latent * self.stream_settings.layout.build().shift
 
     @property
     def dtype(self) -> torch.dtype:
+        """What the transformer computes in."""
         return self.transformer.proj_out.weight.dtype
 
     @property
-    def signature(self) -> str:
+    def identity(self) -> StreamIdentity:
         """The settings that a snapshot must meet again to continue to the same bytes."""
-        return f"{self.stream_settings!r} in {self.dtype} on {self.threads} threads, {self.running!r}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return StreamIdentity(self.stream_settings, self.running, dtype, self.threads)
 
     def check_prompt(self, text: str) -> None:
-        """ConfigError for an empty prompt or a word that this model does not know."""
+        """Refuse an empty prompt or a word that this model does not know, by a ConfigError."""
         if not text.strip():
             raise ConfigError('The prompt is empty. Say what to show, e.g. "a red ball bounces over green hills".')
         self.text.check(text)
 
     def grid(self, size: tuple[int, int] | None = None) -> Grid:
-        """Latent geometry of a picture size (height, width). ShapeError if it does not fit."""
+        """Return the latent geometry of a picture size (height, width). ShapeError if it does not fit."""
         stride, patch = self.autoencoder.stride, self.transformer.config.patch
         step = stride * patch
         for name, value in zip(("height", "width"), size or self.size, strict=True):

@@ -1,4 +1,4 @@
-"""Cues: what a stream is told while it runs, and what it says of it."""
+"""Cues are what a stream is told while it runs, events what became of them, chunks what it hands out."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ RECACHE = Recache()
 
 @dataclass(frozen=True)
 class Cue:
-    """From `at` seconds of video on: another prompt, by a transition, another seed, or another rung (how much work a
-    chunk is: rungs.py). It takes effect with the first chunk that begins at or after that. A stream is its prompt, its
-    seed and its cues: the same ones, the same bytes."""
+    """A change from `at` seconds of video on: another prompt, by a transition, another seed, or another quality level.
+
+    It takes effect with the first chunk that begins at or after that. A stream is its prompt, its seed and its cues:
+    the same ones, the same bytes. ConfigError if it changes nothing, or lies before the start.
+    """
 
     at: float
     prompt: str | None = None
     transition: AnyTransition = RECACHE
     seed: int | None = None
-    rung: QualityLevel | None = None
+    quality: QualityLevel | None = None
 
     def __post_init__(self) -> None:
         if not self.at >= 0:
             raise ConfigError(f"at {self.at:g}: seconds from the start of the stream, 0 or more.")
-        if self.prompt is None and self.seed is None and self.rung is None:
-            raise ConfigError(f"the cue at {self.at:g} s changes nothing: give it a prompt, a seed or a rung.")
+        if self.prompt is None and self.seed is None and self.quality is None:
+            raise ConfigError(f"the cue at {self.at:g} s changes nothing: give it a prompt, a seed or a quality level.")
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,11 @@ class Event:
     applied    `chunk` is the first that is computed with it
     visible    `chunk` is the first that no step of another prompt went into; its first frame is `frame`
     replaced   another came for the same chunk
-    pace       from `chunk` on it stands on the cue's rung
+    pace       from `chunk` on it is made at the cue's quality level
 
     `chunk` counts commits, `frame` frames, from the start of the stream, not those of a given past. `frame` is known
-    once the chunk is decoded; until then, and for what is only accepted, both may be None."""
+    once the chunk is decoded; until then, and for what is only accepted, both may be None.
+    """
 
     kind: Literal["accepted", "applied", "visible", "replaced", "pace"]
     cue: Cue
@@ -55,13 +58,13 @@ class Event:
 
     @property
     def cuts(self) -> bool:
-        """Whether a new shot begins here."""
+        """Whether a new shot begins with it."""
         return self.kind == "applied" and self.cue.prompt is not None and self.cue.transition.kind in ("cut", "shot")
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds spent on one chunk."""
+    """Seconds that one chunk took, to denoise and to decode."""
 
     denoise_s: float
     decode_s: float
@@ -69,9 +72,10 @@ class Timings:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Decoded pictures: frames uint8 [F, H, W, 3]; pts = seconds from the start to the first one.
+    """Decoded pictures: `frames` uint8 [F, H, W, 3], `pts` seconds from the start of the stream to the first of them.
 
-    `prompt`: in force when it was finished; `events`: what became of cues with it."""
+    `prompt` was in force when the chunk was finished; `events` say what became of cues with it.
+    """
 
     frames: np.ndarray
     index: int

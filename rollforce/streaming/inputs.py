@@ -50,12 +50,12 @@ class FollowSettings:
             raise ConfigError(f"full {self.full:g} must be above 0 and inertia {self.inertia:g} in [0, 1).")
 
     @classmethod
-    def of(cls, strength: float) -> FollowSettings:
-        """A strength, and what yields for it: never more than half of it."""
+    def of_strength(cls, strength: float) -> FollowSettings:
+        """Return the settings of a strength: `yielding` is never more than half of it."""
         return cls(strength, yielding=min(cls.yielding, strength / 2))
 
     def layout(self, settings: LayoutSettings) -> LayoutSettings:
-        """The layout of a stream that enters at `strength`: that level, then those of the ladder that lie below."""
+        """Return the layout of a stream that enters at `strength`: that level, then those of the ladder below it."""
         below = [level for level in settings.ladder if level < self.strength - self.yielding - 1e-6]
         levels = (self.strength, *below)
         if settings.kind == "partitioned":  # whole groups of `micro` steps only
@@ -65,7 +65,7 @@ class FollowSettings:
 
 @dataclass(frozen=True)
 class StreamInputs:
-    """All that was given, as the user gave it. At most one of the three."""
+    """What a stream goes on from (`image` or `video`) or follows (`follow`), as the user gave it: at most one."""
 
     image: Picture | None = None
     video: Clip | None = None
@@ -81,36 +81,38 @@ class StreamInputs:
             raise ConfigError(f"fit {self.fit!r} is not one of crop, pad, stretch.")
 
 
-def encode_past(given: StreamInputs, autoencoder: Autoencoder, size: tuple[int, int], fps: float) -> Tensor | None:
-    """Latents [1, T, C, h, w] of the image or clip to go on from; None if there is none.
+def encode_past(inputs: StreamInputs, autoencoder: Autoencoder, size: tuple[int, int], fps: float) -> Tensor | None:
+    """Return the latents [1, T, C, h, w] of the image or clip to go on from, or None if there is none.
 
-    A clip's newest whole latents; its first frames are left out where they do not fill one."""
-    if given.image is not None:
-        picture = read_picture(given.image)
-        say_fit(picture.shape, size, given.fit, "Image")
-        frames = np.stack([fitted(picture, size, given.fit)] * autoencoder.first_frames)
+    A clip gives its newest whole latents: its first frames are left out where they do not fill one. ConfigError if it
+    has too few frames.
+    """
+    if inputs.image is not None:
+        picture = read_picture(inputs.image)
+        say_fit(picture.shape, size, inputs.fit, "Image")
+        frames = np.stack([fitted(picture, size, inputs.fit)] * autoencoder.first_frames)
         return autoencoder.encoder().encode(frames)
-    if given.video is None:
+    if inputs.video is None:
         return None
-    pictures = list(read_clip(given.video, fps))
+    pictures = list(read_clip(inputs.video, fps))
     first = autoencoder.first_frames
     if len(pictures) < first:
         raise ConfigError(f"video= has {len(pictures)} frames; this model needs {first} to go on from.")
-    say_fit(pictures[0].shape, size, given.fit, "Video")
+    say_fit(pictures[0].shape, size, inputs.fit, "Video")
     spare = (len(pictures) - first) % autoencoder.frames
-    return autoencoder.encoder().encode(np.stack([fitted(p, size, given.fit) for p in pictures[spare:]]))
+    return autoencoder.encoder().encode(np.stack([fitted(p, size, inputs.fit) for p in pictures[spare:]]))
 
 
 class Follower:
-    """Latents of a video as it comes, and the noise level of each chunk: what `Rollout` takes as its source."""
+    """A video that a stream follows: its latents as it comes, and the noise level of each chunk (rollout.Source)."""
 
     def __init__(
-        self, given: StreamInputs, autoencoder: Autoencoder, size: tuple[int, int], fps: float, chunk: int
+        self, inputs: StreamInputs, autoencoder: Autoencoder, size: tuple[int, int], fps: float, chunk: int
     ) -> None:
-        self.settings, self.chunk, self.size, self.fit = given.following, chunk, size, given.fit
-        self._pictures: Iterator[np.ndarray] = read_clip(given.follow, fps, "follow")
+        self.settings, self.chunk, self.size, self.fit = inputs.following, chunk, size, inputs.fit
+        self._pictures: Iterator[np.ndarray] = read_clip(inputs.follow, fps, "follow")
         self._autoencoder, self._encoder = autoencoder, autoencoder.encoder()
-        self._level = given.following.strength
+        self._level = inputs.following.strength
         self._last: np.ndarray | None = None
         self._waiting: list[Tensor] = []
 
@@ -121,17 +123,17 @@ class Follower:
         return self._waiting.pop(0), self._level
 
     def _pull(self, first: bool) -> bool:
-        """Encode the frames of one more chunk; fewer latents at the video's end, False if it gives none."""
+        """Encode the frames of one more chunk: fewer latents at the video's end. Return False if there are none."""
         per = self._autoencoder.frames
         count = per * self.chunk - (per - self._autoencoder.first_frames if first else 0)
         frames = [fitted(picture, self.size, self.fit) for picture in islice(self._pictures, count)]
         if not frames:
             return False
-        self._level = self._judged(frames)
+        self._level = self._noise_level(frames)
         self._waiting = list(self._encoder.encode(np.stack(frames)).unbind(1))
         return bool(self._waiting)
 
-    def _judged(self, frames: list[np.ndarray]) -> float:
+    def _noise_level(self, frames: list[np.ndarray]) -> float:
         s, line = self.settings, frames if self._last is None else [self._last, *frames]
         self._last = frames[-1]
         steps = [np.square(a / 255.0 - b / 255.0).mean() ** 0.5 for a, b in pairwise(line)]
@@ -141,11 +143,14 @@ class Follower:
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """`given` pictures to go on from, or a video to follow; `ahead` compute the next chunk while this one is used;
-    `cues` what changes later; `remember` seconds that it can be rewound, each chunk of them with a memory of its own;
-    `pace` the ladder it goes down when it is late; `batch` the streams whose model calls it shares."""
+    """How a stream is begun, beside its prompt, seed and size.
 
-    given: StreamInputs = field(default_factory=StreamInputs)
+    `inputs` are pictures to go on from, or a video to follow; `ahead` computes the next chunk while this one is used;
+    `cues` are what changes later; `remember` seconds can be rewound, each chunk of them with a memory of its own;
+    `pace` says how the stream does less when it is late; the streams of `batch` share their model calls.
+    """
+
+    inputs: StreamInputs = field(default_factory=StreamInputs)
     ahead: bool = False
     cues: tuple[Cue, ...] = ()
     remember: float = 0.0

@@ -1,4 +1,4 @@
-"""From a model's name, folder or YAML file to a Model."""
+"""Load a model by its name, folder or hub id; `stream` frames from one in a single call."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from rollforce.streaming.model import Model
 from rollforce.streaming.session import Session
 
 log = logging.getLogger(__name__)
-PARTS = (CARD, "model_index.json", "README.md", "transformer/*", "text/*", "autoencoder/*", "text_encoder/*",
-         "tokenizer/*", "vae/*", "image_encoder/*")  # what is fetched from the hub  # fmt: skip
+HUB_PARTS = (CARD, "model_index.json", "README.md", "transformer/*", "text/*", "autoencoder/*", "text_encoder/*",
+         "tokenizer/*", "vae/*", "image_encoder/*")  # fmt: skip
 WHOLE, END = 256_000_000, 4_000_000  # bytes: files up to WHOLE are hashed whole, of larger ones both ends
 
 
@@ -50,11 +50,11 @@ def load(
     number); `running` attention kernel, LoRAs, quantised weights, offloading.
     Raises ConfigError, CheckpointError, or DoesNotFit before anything is computed.
     """
-    folder = _folder(model)
-    card = _card(folder, stream)
+    folder = _find_folder(model)
+    card = _read_card(folder, stream)
     settings = build(StreamSettings, preset_file(stream or card.stream), overrides=overrides)
     settings = settings if window is None else settings.with_window(window)
-    place, number = _device(device), _dtype(dtype, _device(device))
+    place, number = _choose_device(device), _choose_dtype(dtype, _choose_device(device))
     log.info("model %s, licence %s", card.name, card.licence)
     running = running or RuntimeOptions()
     if place.type == "cuda":
@@ -63,8 +63,8 @@ def load(
     for tier in transformer.unlearned(settings.tiers):
         log.warning("model %s was not trained with %s: its weights are zeros, so it adds nothing", card.name, tier.kind)
     transformer.float32_islands = settings.float32_islands
-    text = _text(folder, torch.device("cpu") if "text" in running.offload else place, number)
-    autoencoder = _autoencoder(folder, place, number, running)
+    text = _load_text(folder, torch.device("cpu") if "text" in running.offload else place, number)
+    autoencoder = _load_autoencoder(folder, place, number, running)
     parameters = 0
     for part in (transformer, text, autoencoder):
         if isinstance(part, nn.Module):
@@ -88,20 +88,20 @@ def stream(
     preset: str | Path | None = None,
     overrides: Sequence[str] = (),
 ) -> Iterator[np.ndarray]:
-    """Frames, uint8 [H, W, 3], each as soon as it exists; endless unless `seconds` is given."""
+    """Yield frames, uint8 [H, W, 3], each as soon as it exists; endless unless `seconds` is given."""
     loaded = model if isinstance(model, Model) else load(model, stream=preset, overrides=overrides)
     session = loaded.session(prompt, seed=seed, size=size)
-    return _frames(session, session.stream(seconds))
+    return _yield_frames(session, session.stream(seconds))
 
 
-def _frames(session: Session, chunks: Iterator[Chunk]) -> Iterator[np.ndarray]:
+def _yield_frames(session: Session, chunks: Iterator[Chunk]) -> Iterator[np.ndarray]:
     with session:
         for chunk in chunks:
             yield from chunk.frames
 
 
-def _folder(model: str | Path) -> Path:
-    """A bundled model, a local folder, or one from the hub."""
+def _find_folder(model: str | Path) -> Path:
+    """Return the folder of a bundled model, a local one, or one fetched from the hub. ConfigError if there is none."""
     from rollforce.checkpoints.hub import fetch, is_repository
     from rollforce.checkpoints.read import raw_advice
 
@@ -111,7 +111,7 @@ def _folder(model: str | Path) -> Path:
     if folder.is_file():
         raise CheckpointError(raw_advice(folder))
     if is_repository(model):
-        folder = fetch(str(model), PARTS)
+        folder = fetch(str(model), HUB_PARTS)
     if (folder / CARD).is_file() or (folder / "model_index.json").is_file():
         return folder
     if folder.is_dir():
@@ -122,8 +122,8 @@ def _folder(model: str | Path) -> Path:
     )
 
 
-def _card(folder: Path, stream: str | Path | None) -> Card:
-    """A folder's card; a diffusers folder has none, and streams only if it is said how (`stream`)."""
+def _read_card(folder: Path, stream: str | Path | None) -> Card:
+    """Return a folder's card; a diffusers folder has none, and streams only if it is said how (`stream`)."""
     from rollforce.checkpoints.read import teacher_refusal
 
     if (folder / CARD).is_file():
@@ -137,7 +137,7 @@ def _card(folder: Path, stream: str | Path | None) -> Card:
     return Card(name=folder.name, licence="unknown", fps=16, size=(480, 832), stream=str(stream))
 
 
-def _text(folder: Path, device: torch.device, dtype: torch.dtype) -> Text:
+def _load_text(folder: Path, device: torch.device, dtype: torch.dtype) -> Text:
     if (folder / "text").is_dir():
         return TextEncoder.load(folder / "text").to(device)
     from rollforce.models.text.umt5 import WanText
@@ -145,7 +145,7 @@ def _text(folder: Path, device: torch.device, dtype: torch.dtype) -> Text:
     return WanText.load(folder, device=device, dtype=dtype if device.type == "cuda" else None)
 
 
-def _autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, running: RuntimeOptions) -> Autoencoder:
+def _load_autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, running: RuntimeOptions) -> Autoencoder:
     if (folder / "autoencoder").is_dir():
         if running.decoder or running.tiling:
             raise ConfigError("--decoder and --tiling are for Wan's autoencoder; this model's is small itself.")
@@ -181,7 +181,7 @@ def _check_fits(
                      Tiling() if running.tiling else None, small=running.decoder is not None))  # fmt: skip
 
 
-def _device(name: str) -> torch.device:
+def _choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -194,7 +194,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def _choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -204,7 +204,7 @@ def _dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _fingerprint(folder: Path) -> str:
-    """Of all weights; large files by their size and their ends, where header and last tensors are."""
+    """Return a sha256 over all weights; large files count by their size and their ends (header, last tensors)."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.safetensors")):
         digest.update(path.relative_to(folder).as_posix().encode())

@@ -23,7 +23,7 @@ from rollforce.video.images import Clip, Fit, Picture
 
 
 def check_session(model: ModelBundle, size: tuple[int, int] | None = None) -> None:
-    """DoesNotFit if a stream of these pictures (height, width) has no room beside what is loaded."""
+    """Raise DoesNotFit if a stream of these pictures (height, width) has no room beside what is loaded."""
     autoencoder, small = model.autoencoder, isinstance(model.autoencoder, PairedAutoencoder)
     if isinstance(autoencoder, PairedAutoencoder):
         autoencoder = autoencoder.full
@@ -37,7 +37,7 @@ def check_session(model: ModelBundle, size: tuple[int, int] | None = None) -> No
 
 @dataclass(frozen=True)
 class Model(ModelBundle):
-    """A loaded model: text encoder, transformer, autoencoder, and the settings it streams with."""
+    """A loaded model, and the sessions that stream from it."""
 
     def session(
         self,
@@ -63,28 +63,30 @@ class Model(ModelBundle):
         the stream shows the prompt in its place, and ends with it; `fit` crop, pad or stretch, for pictures of
         another size; `ahead` compute the next chunk while this one is decoded and used; `cues` what changes later;
         `remember` seconds that `rewind` can go back: each chunk of them keeps a memory of its own;
-        `pace` how the stream does less when it is late, and more when it has time: see live.py; `batch` what makes its
-        model calls together with those of other streams.
+        `pace` how the stream does less when it is late, and more when it has time: see streaming/pace.py; `batch` what
+        makes its model calls together with those of other streams.
         """
-        given = StreamInputs(image, video, follow, FollowSettings.of(strength), fit)
-        return self.begin(prompt, seed, size, SessionOptions(given, ahead, tuple(cues), remember, pace, batch))
+        inputs = StreamInputs(image, video, follow, FollowSettings.of_strength(strength), fit)
+        return self.begin(prompt, seed, size, SessionOptions(inputs, ahead, tuple(cues), remember, pace, batch))
 
     def begin(
-        self, prompt: str, seed: int, size: tuple[int, int] | None, opening: SessionOptions | None = None
+        self, prompt: str, seed: int, size: tuple[int, int] | None, options: SessionOptions | None = None
     ) -> Session:
-        """`session`, with all that it may be told as one. DoesNotFit where the device has not the memory."""
+        """Start a stream as `session` does, its options as one. DoesNotFit where the device has not the memory."""
         if self.device.type == "cuda":
             check_session(self, size)
-        return Session(self, prompt, seed, size, opening)
+        return Session(self, prompt, seed, size, options)
 
     def batch(self, limit: int = 8, ahead: bool = True, lanes: int = 1) -> Batch:
-        """For streams that tick together, `session(..., batch=batch)`: at most `limit` in one model call; `ahead`: the
-        next chunk of a stream is computed while others are pulled; `lanes` calls at a time, where several threads or
-        tasks pull: for a small model on a CPU, as many as there are cores."""
+        """Return a batch, for streams that tick together: `session(..., batch=batch)`.
+
+        Args: `limit` streams at most in one model call; `ahead` compute the next chunk of a stream while others are
+        pulled; `lanes` calls at a time, where several threads or tasks pull: for a small model on a CPU, as many as
+        there are cores."""
         return Batch(self, limit, ahead, lanes)
 
     def warmup(self, size: tuple[int, int] | None = None) -> float:
-        """Stream until the buffer is full and once more, and throw it away; return the seconds it took.
+        """Stream until the buffer is full and once more, and throw it away; return the seconds that it took.
 
         What is compiled, captured or allocated at first use is there afterwards, for this size."""
         begun, layout = perf_counter(), self.stream_settings.layout.build()
@@ -94,15 +96,14 @@ class Model(ModelBundle):
         return perf_counter() - begun
 
     def check_snapshot(self, snapshot: Snapshot) -> None:
-        """SnapshotError if it has another model or other settings."""
+        """Refuse a snapshot of another model or of other settings, by a SnapshotError that names them."""
         if snapshot.model != self.fingerprint:
             raise SnapshotError(
                 f"The snapshot was made with other weights than those of {self.name!r}; load the model it came from."
             )
-        if snapshot.settings != self.signature:
-            raise SnapshotError(
-                "The snapshot was made with other settings; load the model with the same ones, dtype and threads."
-            )
+        if differences := self.identity.differences(snapshot.settings):
+            raise SnapshotError(f"The snapshot was made with other settings ({', '.join(differences)}); load the model "
+                                "with the same ones, dtype and threads.")  # fmt: skip
 
     def resume(
         self, snapshot: Snapshot, ahead: bool = False, pace: Pace | None = None, batch: Batch | None = None,
@@ -110,7 +111,7 @@ class Model(ModelBundle):
     ) -> Session:  # fmt: skip
         """Continue a saved stream to the same bytes. SnapshotError if it has another model or other settings."""
         self.check_snapshot(snapshot)
-        how = SessionOptions(ahead=ahead, remember=remember, pace=pace, batch=batch)
-        session = Session(self, snapshot.prompt, snapshot.seed, snapshot.size, how)
-        session._restore(snapshot)
+        options = SessionOptions(ahead=ahead, remember=remember, pace=pace, batch=batch)
+        session = Session(self, snapshot.prompt, snapshot.seed, snapshot.size, options)
+        session.restore(snapshot)
         return session

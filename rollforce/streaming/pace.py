@@ -1,8 +1,9 @@
-"""Live: what is measured while a stream runs, and the rungs it goes down when it is late and up when it has time.
+"""Pace: what is measured while a stream runs, and the quality level, lower when it is late and higher when it has time.
 
 A player shows frames at a fixed rate from the moment the first chunk is there; when it has run out it stands still
 until the next one comes. A chunk is late (it misses its deadline) if it comes more than `grace` after the frames before
-it have run out, or after it was asked for if that was later: a consumer's pause is not held against the stream."""
+it have run out, or after it was asked for if that was later: a consumer's pause is not held against the stream.
+"""
 
 from __future__ import annotations
 
@@ -23,23 +24,24 @@ RECENT = 512  # chunks that percentiles are over
 
 @dataclass(frozen=True)
 class Pace:
-    """How a stream keeps up with its player: it stands on a ladder of rungs (rungs.py), at first on the highest.
+    """How a stream keeps up with its player: by going down and up between quality levels, from the highest on.
 
     Down by one: of the last `among` chunks, `misses` were late.
     Up by one: of the last `calm` chunks none was late, and each took at most `ample` of the time that it plays to make
     (denoising and decoding one after the other).
-    Counting begins anew with the second chunk on a rung: the first pays for the change, and what was under way before
-    it is of the rung before. So two changes are never nearer than `misses` + 1 chunks, and because going up by one step
-    costs less than 1 / `ample` times as much, it leads to no misses by itself.
+    Counting begins anew with the second chunk on a level: the first pays for the change, and what was under way before
+    it is of the level before. So two changes are never nearer than `misses` + 1 chunks, and because going up by one
+    step costs less than 1 / `ample` times as much, it leads to no misses by itself.
 
-    `fps`: of the player (None: the model's). `grace`: seconds that nobody minds. `rungs`: from the highest down (None:
-    those of `quality_levels`); with one there is nothing to choose. `clock`: seconds, any start.
+    `fps` is the player's (None: the model's), `grace` are seconds that nobody minds. `levels` go from the highest down
+    (None: those of `quality_levels`); with one there is nothing to choose. `clock` counts seconds, from any start.
 
     StreamDiffusionV2 (arXiv 2511.07399) plans for deadlines with the size of its batch; here it is the work of a chunk
-    that changes while the stream runs, and the rules are ours."""
+    that changes while the stream runs, and the rules are ours.
+    """
 
     fps: float | None = None
-    rungs: tuple[QualityLevel, ...] | None = None
+    levels: tuple[QualityLevel, ...] | None = None
     grace: float = 0.1
     misses: int = 2
     among: int = 4
@@ -56,31 +58,35 @@ class Pace:
             raise ConfigError(f"pace.misses {self.misses} must lie in 1..among, which is {self.among}.")
         if not 0 < self.ample < 1 or self.calm < 1:
             raise ConfigError(f"pace.ample {self.ample:g} must lie between 0 and 1, calm {self.calm} be 1 or more.")
-        if self.rungs is not None and not self.rungs:
-            raise ConfigError("pace.rungs: at least one, the highest first; None derives them from the stream.")
+        if self.levels is not None and not self.levels:
+            raise ConfigError("pace.levels: at least one, the highest first; None derives them from the stream.")
 
-    def ladder(self, settings: StreamSettings) -> tuple[QualityLevel, ...]:
-        """The rungs of a stream, highest first. ConfigError if it cannot stand on one of them."""
-        if self.rungs is None:
+    def levels_of(self, settings: StreamSettings) -> tuple[QualityLevel, ...]:
+        """Return the quality levels of a stream, highest first. ConfigError if it cannot stream at one of them."""
+        if self.levels is None:
             return quality_levels(settings)
-        for rung in self.rungs:
-            rung.on(settings)
-        return self.rungs
+        for level in self.levels:
+            level.apply(settings)
+        return self.levels
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What a stream was measured to do so far. `latency_*`: seconds from asking for a chunk to its frames, over the
-    newest RECENT chunks (nearest rank); everything else since the start."""
+    """What a stream was measured to do so far.
 
-    fps: float  # of the player that deadlines are of
+    `fps` is of the player that deadlines are of, `first_frame_s` counts from opening the session, `latency_*` are
+    seconds from asking for a chunk to its frames, over the newest RECENT chunks (nearest rank), and `misses` the chunks
+    that were late. Everything but latencies is of the whole stream.
+    """
+
+    fps: float
     chunks: int
     frames: int
-    first_frame_s: float | None  # from opening the session to the first frames
+    first_frame_s: float | None
     latency_p50_s: float | None
     latency_p95_s: float | None
     latency_p99_s: float | None
-    misses: int  # chunks that were late
+    misses: int
     denoise_s: float
     decode_s: float
 
@@ -96,52 +102,53 @@ class LatencyMeter:
 
     def __init__(self, fps: float, grace: float, clock: Callable[[], float] = perf_counter) -> None:
         self.fps, self.grace, self.clock = fps, grace, clock
+        self.until: float | None = None  # when the player will have shown all frames that it has
         self._begun = clock()
         self._first: float | None = None
         self._chunks = self._frames = self._misses = 0
         self._denoise = self._decode = 0.0
-        self._recent: deque[float] = deque(maxlen=RECENT)
-        self._out: float | None = None  # when the player will have shown all
+        self.recent: deque[float] = deque(maxlen=RECENT)
 
     def add(self, asked: float, frames: int, timings: Timings) -> tuple[bool, float]:
-        """A chunk of so many frames, asked for at `asked`, is there now. Whether it is late, and the work it took as a
-        share of the time that it plays."""
+        """Count a chunk of so many frames, asked for at `asked`, that is there now. Return whether it is late, and the
+        work that it took as a share of the time that it plays."""
         now, plays = self.clock(), frames / self.fps
-        late = self._out is not None and now > max(self._out, asked) + self.grace
-        self._out = (now if self._out is None else max(self._out, now)) + plays
+        late = self.until is not None and now > max(self.until, asked) + self.grace
+        self.until = (now if self.until is None else max(self.until, now)) + plays
         self._first = now - self._begun if self._first is None else self._first
-        self._recent.append(now - asked)
+        self.recent.append(now - asked)
         self._chunks, self._frames, self._misses = self._chunks + 1, self._frames + frames, self._misses + late
         self._denoise, self._decode = self._denoise + timings.denoise_s, self._decode + timings.decode_s
         return late, (timings.denoise_s + timings.decode_s) / plays
 
-    def jumped(self) -> None:
-        """The stream goes on elsewhere: its player begins anew."""
-        self._out = None
+    def jump(self) -> None:
+        """Note that the stream goes on elsewhere: its player begins anew."""
+        self.until = None
 
     @property
     def measures(self) -> Measures:
-        """So far."""
-        p50, p95, p99 = (percentile(self._recent, share) for share in (0.5, 0.95, 0.99))
+        """What was measured so far."""
+        p50, p95, p99 = (percentile(self.recent, share) for share in (0.5, 0.95, 0.99))
         return Measures(self.fps, self._chunks, self._frames, self._first, p50, p95, p99, self._misses, self._denoise,
                         self._decode)  # fmt: skip
 
 
 class LevelChooser:
-    """Judges chunk by chunk on which rung a stream should stand: the rules of `Pace`."""
+    """Chooses, chunk by chunk, at which quality level a stream should be made: the rules of `Pace`."""
 
-    def __init__(self, pace: Pace, rungs: Sequence[QualityLevel], at: int = 0) -> None:
-        self.pace, self.rungs, self.at = pace, tuple(rungs), at
+    def __init__(self, pace: Pace, levels: Sequence[QualityLevel], at: int = 0) -> None:
+        self.pace, self.levels, self.at = pace, tuple(levels), at
         self._asked: QualityLevel | None = None  # and not yet there
         self._late: deque[bool] = deque(maxlen=pace.among)
         self._calm = 0
 
-    def judge(self, late: bool, load: float, arrived: QualityLevel | None = None) -> QualityLevel | None:
-        """The rung to go to, if any. `arrived`: the one that this chunk is the first of."""
+    def choose(self, late: bool, load: float, arrived: QualityLevel | None = None) -> QualityLevel | None:
+        """Return the level to go to, if any. `arrived` is the level that this chunk is the first of."""
         if arrived is not None:
-            self.at = self.rungs.index(arrived) if arrived in self.rungs else self.at
+            self.at = self.levels.index(arrived) if arrived in self.levels else self.at
             self._asked = None
-            self.anew()
+            self._late.clear()
+            self._calm = 0
             return None
         if self._asked is not None:
             return None
@@ -149,61 +156,57 @@ class LevelChooser:
         self._calm = 0 if late or load > self.pace.ample else self._calm + 1
         to = self.at
         if sum(self._late) >= self.pace.misses:
-            to = min(self.at + 1, len(self.rungs) - 1)
+            to = min(self.at + 1, len(self.levels) - 1)
         elif self._calm >= self.pace.calm:
             to = max(self.at - 1, 0)
         if to == self.at:
             return None
-        self._asked = self.rungs[to]
+        self._asked = self.levels[to]
         return self._asked
-
-    def anew(self) -> None:
-        """Forget what was counted."""
-        self._late.clear()
-        self._calm = 0
 
 
 class PaceController:
-    """The meter of one session, and its ladder if it has a `pace`."""
+    """The meter of one session and, if it has a `pace`, who chooses its quality level."""
 
     def __init__(self, pace: Pace | None, settings: StreamSettings, fps: float, follows: bool = False) -> None:
         if pace is not None and follows:
-            raise ConfigError("a stream that follows a video has its pace: it cannot begin anew on another rung.")
+            raise ConfigError("a stream that follows a video has its pace: it cannot begin anew at another level.")
         self._made = (pace, settings, fps, follows)
-        chosen = pace or Pace()
-        self.meter = LatencyMeter(chosen.fps or fps, chosen.grace, chosen.clock)
-        self.ladder = None if pace is None else LevelChooser(pace, pace.ladder(settings))
+        wanted = pace or Pace()
+        self.meter = LatencyMeter(wanted.fps or fps, wanted.grace, wanted.clock)
+        self.chooser = None if pace is None else LevelChooser(pace, pace.levels_of(settings))
 
-    def took(
+    def take(
         self, asked: float, frames: int, timings: Timings, events: Sequence[Event], steering: Steering, seconds: float
     ) -> None:
-        """A chunk is there. What it was told of the pace is asked of `steering`, for the next that is not begun."""
+        """Count a chunk that is there, and ask `steering` for another quality level if that is due: it holds from the
+        next chunk on that is not begun."""
         if not frames:
             return
         late, load = self.meter.add(asked, frames, timings)
-        if self.ladder is None:
+        if self.chooser is None:
             return
-        arrived = [event.cue.rung for event in events if event.kind == "pace"]
-        rung = self.ladder.judge(late, load, arrived[-1] if arrived else None)
-        if rung is not None:
-            steering.add(Cue(seconds, rung=rung), now=True)
+        arrived = [event.cue.quality for event in events if event.kind == "pace"]
+        level = self.chooser.choose(late, load, arrived[-1] if arrived else None)
+        if level is not None:
+            steering.add(Cue(seconds, quality=level), now=True)
 
-    def jumped(self, steering: Steering) -> None:
-        """The stream went back, or was resumed: what is measured goes on, on the rung that it stands on there."""
-        self.meter.jumped()
-        if self.ladder is not None:
-            rungs = self.ladder.rungs
-            at = rungs.index(steering.rung) if steering.rung in rungs else 0
-            self.ladder = LevelChooser(self.ladder.pace, rungs, at)
+    def jump(self, steering: Steering) -> None:
+        """Note that the stream went back, or was resumed: measuring goes on, at the level that it has there."""
+        self.meter.jump()
+        if self.chooser is not None:
+            levels = self.chooser.levels
+            at = levels.index(steering.quality) if steering.quality in levels else 0
+            self.chooser = LevelChooser(self.chooser.pace, levels, at)
 
-    def twin(self, steering: Steering) -> PaceController:
-        """For a fork: measured from here on."""
-        live = PaceController(*self._made)
-        live.jumped(steering)
-        return live
+    def fork(self, steering: Steering) -> PaceController:
+        """Return a controller for a fork: it measures from here on."""
+        twin = PaceController(*self._made)
+        twin.jump(steering)
+        return twin
 
 
 def percentile(values: Sequence[float] | deque[float], share: float) -> float | None:
-    """The smallest value that at least `share` of all are not above (nearest rank). None of none."""
+    """Return the smallest value that at least `share` of all are not above (nearest rank); None if there are none."""
     ordered = sorted(values)
     return ordered[max(0, ceil(share * len(ordered)) - 1)] if ordered else None

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from types import TracebackType
@@ -22,13 +22,13 @@ import numpy as np
 
 from rollforce.cache.policies.routed import APPEND, AVERAGE
 from rollforce.engine.noise import Branched, Noise
-from rollforce.engine.rollout import Rollout
 from rollforce.engine.transitions import AnyTransition
 from rollforce.errors import ConfigError, SessionClosed
-from rollforce.streaming.batch import Batch
 from rollforce.streaming.events import Chunk, Event
-from rollforce.streaming.session import Session, frames_of
-from rollforce.training.rewards import FrameReward
+from rollforce.streaming.session import Session, count_frames, step_together
+
+FrameReward = Callable[[np.ndarray, str], float]
+"""How good frames, uint8 [F, H, W, 3], are for a prompt: more is better."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class SearchSettings:
 
 
 def candidate_seed(seed: int, round_: int, beam: int, number: int) -> int:
-    """The seed of a candidate: unrelated to those that people choose, and to each other."""
+    """Return the seed of a candidate, unrelated to those that people choose, and to each other."""
     return zlib.crc32(f"{seed}/{round_}/{beam}/{number}".encode())
 
 
@@ -88,7 +88,7 @@ def candidate_seed(seed: int, round_: int, beam: int, number: int) -> int:
 
 @dataclass(frozen=True)
 class ScoredChunk:
-    """A chunk that was seen, and the reward of itself."""
+    """A chunk, and the reward of itself."""
 
     chunk: Chunk
     short: float
@@ -96,16 +96,19 @@ class ScoredChunk:
 
 @dataclass(eq=False)
 class Beam:
-    """A stream that is alive: its rounds that are not yet handed out, and what its next chunks are compared with."""
+    """A stream that is alive: its rounds that are not yet handed out, and what its next chunks are compared with.
+
+    `recent` are its last `window` chunks, `long` the reward of them together, `score` that of the last round.
+    """
 
     session: Session
     rounds: tuple[tuple[Chunk, ...], ...] = ()
-    seen: tuple[ScoredChunk, ...] = ()  # the last `window`
+    recent: tuple[ScoredChunk, ...] = ()
     long: float = 0.0
-    score: float = 0.0  # of the last round
+    score: float = 0.0
 
-    def forked(self) -> Beam:
-        """A second one that goes on from here."""
+    def fork(self) -> Beam:
+        """Return a second one that goes on from here."""
         return replace(self, session=self.session.fork())
 
 
@@ -131,8 +134,8 @@ class Search:
         self.settings = settings or SearchSettings()
         _check(session, self.settings)
         self._reward, self._long, self._seed, self._fps = reward, long or reward, session.seed, session.model.fps
-        self._beams = [Beam(session.fork())]  # the best first
-        rollout = _rollout(self._beams[0].session)
+        self.beams = [Beam(session.fork())]  # the best first
+        rollout = self.beams[0].session.state.rollout
         noise, chunk = rollout.noise, rollout.layout.shift
         assert isinstance(noise, Noise)
         before = noise.branches if isinstance(noise, Branched) else ()
@@ -141,9 +144,9 @@ class Search:
         self._round = 0
 
     def stream(self, seconds: float | None = None) -> Iterator[Chunk]:
-        """Chunks of frames of the best stream; for ever, or for the next `seconds` of video."""
+        """Yield chunks of frames of the best stream; for ever, or for the next `seconds` of video."""
         self._alive()
-        return self._chunks(None if seconds is None else frames_of(seconds, self._fps))
+        return self._chunks(None if seconds is None else count_frames(seconds, self._fps))
 
     def _chunks(self, limit: int | None) -> Iterator[Chunk]:
         while limit is None or limit > 0:
@@ -160,15 +163,15 @@ class Search:
 
     @property
     def noise(self) -> Branched:
-        """Of the best stream: a plain session that draws it makes the same bytes, unless its memory is routed, or what
-        was in flight began anew."""
-        noise = _rollout(self._alive()[0].session).noise
+        """The noise of the best stream: a plain session that draws it makes the same bytes, unless its memory is
+        routed, or what was in flight began anew."""
+        noise = self._alive()[0].session.state.rollout.noise
         assert isinstance(noise, Branched)
         return noise
 
     def prompt(self, text: str, transition: AnyTransition | str = "recache", *, at: float | None = None) -> Event:
-        """Session.prompt for all beams: from the next chunk that is not begun, which is ahead of what was handed out.
-        Not while `stream` computes."""
+        """Change the prompt of all beams, as Session.prompt does: from the next chunk that is not begun, which is ahead
+        of what was handed out. Not while `stream` computes."""
         events = [beam.session.prompt(text, transition, at=at) for beam in self._alive()]
         return events[0]
 
@@ -177,7 +180,7 @@ class Search:
     def _go_on(self) -> None:
         """Try all candidates, keep the best, and hand out what is settled. What goes wrong in it ends the search."""
         best: list[Beam] = []
-        beams, self._beams = self._alive(), []
+        beams, self.beams = self._alive(), []
         candidates = self._candidates(beams)
         for group in [list(candidates)] if self.settings.together else ([beam] for beam in candidates):
             self._try(group)
@@ -185,52 +188,52 @@ class Search:
             for pruned in best[self.settings.beams :]:
                 pruned.session.close()
             best = best[: self.settings.beams]
-        self._beams, self._round = best, self._round + 1
+        self.beams, self._round = best, self._round + 1
         self._hand_out()
 
     def _candidates(self, beams: Sequence[Beam]) -> Iterator[Beam]:
-        """Where each begins. The last of a beam is the beam itself."""
+        """Yield where each candidate begins. The last of a beam is the beam itself."""
         total = self.settings.beams * self.settings.candidates
         for place, beam in enumerate(beams):
             count = total // len(beams) + (place < total % len(beams))
             for number in range(count):
-                twin = beam if number == count - 1 else beam.forked()
+                twin = beam if number == count - 1 else beam.fork()
                 if number:
                     self._branch(twin, candidate_seed(self._seed, self._round, place, number))
                 yield twin
 
     def _branch(self, beam: Beam, seed: int) -> None:
-        """Other noise from the next latent on that is not in flight; or (`anew`) nothing is in flight any more."""
-        rollout = _rollout(beam.session)
+        """Draw other noise from the next latent on that is not in flight; or (`anew`) let nothing be in flight."""
+        rollout = beam.session.state.rollout
         if self.settings.branch == "anew":
             rollout.restart()
         assert isinstance(rollout.noise, Branched)
         entered = 0 if rollout.x is None else rollout.x.shape[1]
-        rollout.noise = rollout.noise.branched(rollout.live[0] + entered, seed)
+        rollout.noise = rollout.noise.branch(rollout.live[0] + entered, seed)
 
     def _try(self, candidates: Sequence[Beam]) -> None:
         """Let candidates go on by a round, and score them."""
         rounds: list[list[tuple[Chunk, float]]] = [[] for _ in candidates]
         for _ in range(self.settings.span):
             if len(candidates) > 1:
-                _compute([beam.session for beam in candidates])
+                step_together([beam.session for beam in candidates])
             for beam, done in zip(candidates, rounds, strict=True):
                 chunk = next(beam.session.stream())
-                done.append((chunk, self._scored(beam, chunk)))
+                done.append((chunk, self._score(beam, chunk)))
         for beam, done in zip(candidates, rounds, strict=True):
             beam.rounds = (*beam.rounds, tuple(chunk for chunk, _ in done))
             beam.score = sum(score for _, score in done) / len(done)
 
-    def _scored(self, beam: Beam, chunk: Chunk) -> float:
-        """A chunk's score; it is marked for the memory and remembered."""
-        wanted, earlier = self.settings, beam.seen[max(0, len(beam.seen) - self.settings.window + 1) :]
+    def _score(self, beam: Beam, chunk: Chunk) -> float:
+        """Return a chunk's score; the chunk is marked for the memory and remembered."""
+        wanted, earlier = self.settings, beam.recent[max(0, len(beam.recent) - self.settings.window + 1) :]
         same = list(takewhile(lambda each: each.chunk.prompt == chunk.prompt, reversed(earlier)))
         recent = [each.chunk.frames for each in reversed(same)]
         short = self._reward(chunk.frames, chunk.prompt)
         long = self._long(np.concatenate([*recent, chunk.frames]), chunk.prompt)
         if earlier and short - sum(each.short for each in earlier) / len(earlier) > wanted.better:
             _mark(beam.session, APPEND if beam.long - long > wanted.worse else AVERAGE)
-        beam.seen, beam.long = (*earlier, ScoredChunk(chunk, short)), long
+        beam.recent, beam.long = (*earlier, ScoredChunk(chunk, short)), long
         alpha = min(chunk.pts / wanted.ramp, wanted.most)
         score = alpha * short + (1 - alpha) * long
         if math.isnan(score):
@@ -239,33 +242,33 @@ class Search:
         return score
 
     def _hand_out(self) -> None:
-        """What all beams share, and what is older than the lookahead."""
-        while self._beams[0].rounds:
-            first = self._beams[0].rounds[0]
-            agreed = [beam for beam in self._beams if beam.rounds[0] is first]
-            if len(agreed) < len(self._beams) and len(self._beams[0].rounds) <= self.settings.lookahead:
+        """Hand out what all beams share, and what is older than the lookahead."""
+        while self.beams[0].rounds:
+            first = self.beams[0].rounds[0]
+            agreed = [beam for beam in self.beams if beam.rounds[0] is first]
+            if len(agreed) < len(self.beams) and len(self.beams[0].rounds) <= self.settings.lookahead:
                 return
-            for beam in self._beams:
+            for beam in self.beams:
                 if beam not in agreed:
                     beam.session.close()
             for beam in agreed:
                 beam.rounds = beam.rounds[1:]
-            self._beams = agreed
+            self.beams = agreed
             self._ready.extend(first)
 
     # -- ending -------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Close all forks. Closing twice is fine."""
-        for beam in self._beams:
+        for beam in self.beams:
             beam.session.close()
-        self._beams = []
+        self.beams = []
         self._ready.clear()
 
     def _alive(self) -> list[Beam]:
-        if not self._beams:
+        if not self.beams:
             raise SessionClosed("This search is closed. Begin another with Search(session, reward).")
-        return self._beams
+        return self.beams
 
     def __enter__(self) -> Search:
         return self
@@ -277,37 +280,21 @@ class Search:
 
 
 def _check(session: Session, settings: SearchSettings) -> None:
-    layout = _rollout(session).layout
+    layout = session.state.rollout.layout
     flying = layout.slots // layout.shift - 1
     if settings.branch == "entering" and settings.candidates * settings.beams > 1 and settings.span <= flying:
         raise ConfigError(f"span {settings.span}: with {flying} chunks in flight beside the next, noise that enters "
                           f"now shows {flying} chunks later. Use span {flying + 1} or more, or branch anew.")
-    if session._ahead is not None:
+    if session.options.ahead or session.options.batch is not None:
         raise ConfigError("a session that computes ahead has begun its next chunk: search in one without ahead.")
-    if session._live.ladder is not None:
+    if session.pace.chooser is not None:
         raise ConfigError("a search takes its time: search in a session without pace.")
     if any(cue.seed is not None and cue.at >= session.seconds for cue in session.cues):
         raise ConfigError("a search chooses the seeds itself: cues to come may change the prompt, not the seed.")
 
 
-def _rollout(session: Session) -> Rollout:
-    return session._alive()[0].rollout
-
-
 def _mark(session: Session, name: str) -> None:
     """Tell the memory of a session what came of its last chunk, which is not yet written."""
-    rollout = _rollout(session)
+    rollout = session.state.rollout
     if rollout.pending is not None:
         rollout.cache.mark(name, rollout.pending.start)
-
-
-def _compute(sessions: Sequence[Session]) -> None:
-    """What the next chunk of each needs, their calls as one: `stream` then only decodes it."""
-    model = sessions[0].model
-    batch = Batch(model, limit=len(sessions))
-    waiting = [session for session in sessions if session._settled is None and not len(session._left)]
-    members = [batch.join(model) for _ in waiting]
-    for session, member in zip(waiting, members, strict=True):
-        member.expect(session._advancing())
-    for session, member in zip(waiting, members, strict=True):
-        session._settled = member.take(session._advancing(), go_on=False)

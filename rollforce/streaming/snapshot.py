@@ -1,4 +1,4 @@
-"""Snapshot: a stream between two chunks, as one safetensors file. No pickle; versioned."""
+"""Snapshot: a stream between two chunks, as one safetensors file (no pickle; versioned); and forks, copied on write."""
 
 from __future__ import annotations
 
@@ -11,17 +11,53 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from rollforce.errors import SnapshotError
+from rollforce.config import build, to_dict
+from rollforce.engine.settings import StreamSettings
+from rollforce.errors import ConfigError, SnapshotError
+from rollforce.models.runtime.options import RuntimeOptions
 
-VERSION = 4
+VERSION = 5
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StreamIdentity:
+    """The settings that a stream must meet again to continue to the same bytes.
+
+    A field that is added later needs a default that means what was done before: then older snapshots go on.
+    """
+
+    stream: StreamSettings
+    runtime: RuntimeOptions
+    dtype: str
+    threads: int
+
+    def differences(self, saved: dict[str, Any]) -> list[str]:
+        """Return the dotted names of the settings in which a saved identity differs. SnapshotError if it is none."""
+        try:
+            then = build(StreamIdentity, saved)
+        except ConfigError as error:
+            raise SnapshotError(f"The snapshot has settings that this rollforce does not know: {error}") from error
+        return sorted(_differing(to_dict(self), to_dict(then)))
+
+
+def _differing(one: Any, other: Any, path: str = "") -> list[str]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return [name for key in one.keys() | other.keys()
+                for name in _differing(one.get(key), other.get(key), f"{path}.{key}" if path else key)]  # fmt: skip
+    return [] if one == other else [path]
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What was streamed (`model` fingerprint, `settings`, `prompt`, `seed`, `size`) and where it stands (`state`)."""
+    """What was streamed, and where it stands.
+
+    `model` is the fingerprint of the weights, `settings` the StreamIdentity as plain data, `size` (height, width) or
+    None for the model's own, and `state` nested tensors and plain values.
+    """
 
     model: str
-    settings: str
+    settings: dict[str, Any]
     prompt: str
     seed: int
     size: tuple[int, int] | None
@@ -32,19 +68,12 @@ class Snapshot:
         from safetensors.torch import save_file
 
         tensors: dict[str, Tensor] = {}
-        plain = _take_tensors(self.state, "", tensors)
-        header = {
-            "model": self.model,
-            "settings": self.settings,
-            "prompt": self.prompt,
-            "seed": self.seed,
-            "size": self.size,
-        }
-        save_file(tensors, path, metadata={"rollforce": json.dumps({"version": VERSION, **header, "state": plain})})
+        header = {**vars(self), "version": VERSION, "state": _take_tensors(self.state, "", tensors)}
+        save_file(tensors, path, metadata={"rollforce": json.dumps(header)})
 
     @classmethod
     def load(cls, path: str | Path) -> Snapshot:
-        """Read a file written by `save`. SnapshotError if it is not one."""
+        """Read a file written by `save`. SnapshotError if it is not one, or of a version that cannot be continued."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -58,7 +87,8 @@ class Snapshot:
         data = json.loads(header)
         if data["version"] != VERSION:
             raise SnapshotError(
-                f"{path} has snapshot version {data['version']}; this rollforce reads version {VERSION}."
+                f"{path} has snapshot version {data['version']}, which does not say its settings by name; this "
+                f"rollforce reads version {VERSION}. Continue it with the rollforce that wrote it, or begin again."
             )
         size = None if data["size"] is None else tuple(data["size"])
         state = _put_tensors(data["state"], tensors)
@@ -66,7 +96,7 @@ class Snapshot:
 
 
 def _take_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """A copy of nested dicts and lists with {"tensor": its path} for each tensor; the tensors go to `tensors`."""
+    """Copy nested dicts and lists with {"tensor": its path} for each tensor; the tensors go to `tensors`."""
     if isinstance(value, Tensor):
         tensors[path] = value.detach().contiguous().cpu()
         return {"tensor": path}
@@ -87,45 +117,43 @@ def _put_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
     return value
 
 
-def on_device(state: Any, device: torch.device) -> Any:
-    """Nested state with its tensors on `device`, copied: they may lie in a mapped file, which forks cannot share."""
+def to_device(state: Any, device: torch.device) -> Any:
+    """Copy nested state with its tensors to `device`: they may lie in a mapped file, which forks cannot share."""
     if isinstance(state, Tensor):
         return state.to(device, copy=True)
     if isinstance(state, dict):
-        return {key: on_device(part, device) for key, part in state.items()}
-    return [on_device(part, device) for part in state] if isinstance(state, list) else state
-
-
-T = TypeVar("T")
+        return {key: to_device(part, device) for key, part in state.items()}
+    return [to_device(part, device) for part in state] if isinstance(state, list) else state
 
 
 def fork(value: T) -> T:
-    """The same again, free to go its own way.
+    """Return the same again, free to go its own way.
 
     Tensors are shared until one of the two writes (torch's copy-on-write storage); lists, dicts and whatever has a
-    `state_dict` (memory, regions, decoders) are made anew around them; modules and frozen settings belong to both."""
-    return cast(T, _forked(value))
+    `state_dict` (memory, regions, decoders) are made anew around them; modules and frozen settings belong to both.
+    """
+    return cast(T, _fork(value))
 
 
-def _forked(value: object) -> object:
+def _fork(value: object) -> object:
     if isinstance(value, nn.Module | nn.Parameter | nn.ParameterDict):
         return value
     if isinstance(value, Tensor):
-        return _twin(value)
+        return _share(value)
     if isinstance(value, dict):
-        return {name: _forked(part) for name, part in value.items()}
+        return {name: _fork(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [_forked(part) for part in value]
+        return [_fork(part) for part in value]
     if isinstance(value, tuple) and not hasattr(value, "_fields"):
-        return tuple(_forked(part) for part in value)
+        return tuple(_fork(part) for part in value)
     if hasattr(value, "state_dict"):
         twin = copy.copy(value)
-        twin.__dict__.update({name: _forked(part) for name, part in vars(value).items()})
+        twin.__dict__.update({name: _fork(part) for name, part in vars(value).items()})
         return twin
     return value
 
 
-def _twin(x: Tensor) -> Tensor:
+def _share(x: Tensor) -> Tensor:
     if x.device.type not in ("cpu", "cuda"):
         return x.clone()
     try:

@@ -1,17 +1,21 @@
-"""Stand: where the ticking of a stream stands, and its going on to the next chunk."""
+"""What a stream is between two chunks: where its ticking stands, the frames that wait, the places it can go back to."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from rollforce.config import build, to_dict
 from rollforce.engine.rollout import Rollout
 from rollforce.errors import ConfigError
-from rollforce.models.autoencoder.interface import Autoencoder, Decoder
+from rollforce.models.autoencoder.interface import Decoder
+from rollforce.streaming.bundle import ModelBundle
+from rollforce.streaming.events import Chunk, Event, Timings
 from rollforce.streaming.prefetch import ChunkResult, Stepper
 from rollforce.streaming.snapshot import fork
 from rollforce.streaming.steering import Steering
@@ -19,72 +23,159 @@ from rollforce.streaming.steering import Steering
 
 @dataclass
 class StreamState:
-    """Where the ticking of a stream stands: what `step_to_commit` changes.
+    """Where the ticking of a stream stands: all that `step_to_commit` changes.
 
-    `given`: latents of a past that it began with."""
+    `past_latents` counts the latents of a past that the stream began with, `latents` and `commits` what was committed
+    since the start.
+    """
 
     rollout: Rollout
     steering: Steering
-    given: int = 0
-    latents: int = 0  # committed since the start
+    past_latents: int = 0
+    latents: int = 0
     commits: int = 0
 
     @property
     def frame(self) -> int:
-        """The frame with which the next latent begins, counted from the start of the stream."""
+        """The number of the frame with which the next latent begins, counted from the start of the stream."""
         model = self.steering.model
         first, rest = model.autoencoder.first_frames, model.frames_per_latent
-        return self.latents * rest if self.given or not self.latents else first + (self.latents - 1) * rest
+        return self.latents * rest if self.past_latents or not self.latents else first + (self.latents - 1) * rest
+
+    def become(self, other: StreamState) -> None:
+        """Go on from where another state of the same stream stands, which goes its own way."""
+        vars(self).update(vars(fork(other)))
 
     def state_dict(self) -> dict[str, Any]:
-        """All but settings."""
+        """Return all but settings, as tensors and plain values."""
         return {"rollout": self.rollout.state_dict(), "steering": self.steering.state_dict(),
-                "given": self.given, "latents": self.latents, "commits": self.commits}  # fmt: skip
+                "past_latents": self.past_latents, "latents": self.latents, "commits": self.commits}  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict` of a stream of the same model and settings."""
         self.rollout.load_state_dict(state["rollout"])
         self.steering.load_state_dict(state["steering"])
-        self.steering.resume(self.rollout)
-        self.given = int(state.get("given", 0))
+        self.steering.apply_to(self.rollout)
+        self.past_latents = int(state["past_latents"])
         self.latents, self.commits = int(state["latents"]), int(state["commits"])
 
 
-@dataclass(frozen=True)
-class RewindPoint:
-    """A place that a stream can go back to: the frame that comes next there."""
+def step_to_commit(state: StreamState, remember: bool = False) -> Stepper:
+    """Apply the cues that are due, and tick on to the next commit; who drives it runs each model call it yields.
 
-    frame: int
-    stand: StreamState
-    decoder: Decoder
-
-
-def step_to_commit(stand: StreamState, remember: bool = False) -> Stepper:
-    """Apply the cues that are due, and tick on to the next commit: who drives it answers each call it asks for.
-
-    `remember`: keep what it began from. It holds the stand, not the session: a session that is dropped is gone."""
-    rollout, steering, commit = stand.rollout, stand.steering, None
-    before = fork(stand) if remember else None
-    events = steering.step(rollout, stand.commits, stand.frame)
+    With `remember` the result keeps a copy of the state that it began from. ConfigError if the first chunk is not a
+    number.
+    """
+    rollout, steering, commit = state.rollout, state.steering, None
+    before = fork(state) if remember else None
+    events = steering.step(rollout, state.commits, state.frame)
     while commit is None and rollout.admit():
         rollout.apply((yield rollout.next_call()))
         commit = rollout.commit()
     if commit is not None:
-        stand.latents, stand.commits = stand.latents + commit.latents_BTCHW.shape[1], stand.commits + 1
-        if stand.commits == 1 and not torch.isfinite(commit.latents_BTCHW).all():
-            model = steering.model
-            raise ConfigError(f"The first chunk is not a number: {model.dtype} is not for these weights or this "
-                              "device. Use --dtype float32, or bfloat16 where there is some.")  # fmt: skip
+        state.latents, state.commits = state.latents + commit.latents_BTCHW.shape[1], state.commits + 1
+        if state.commits == 1 and not torch.isfinite(commit.latents_BTCHW).all():
+            raise ConfigError(f"The first chunk is not a number: {steering.model.dtype} is not for these weights or "
+                              "this device. Use --dtype float32, or bfloat16 where there is some.")  # fmt: skip
     return ChunkResult(commit, 0.0, steering.prompt, events, before)
 
 
-def decode_result(done: ChunkResult, decoder: Decoder, autoencoder: Autoencoder) -> np.ndarray:
-    """The frames of what was advanced to, uint8 [F, H, W, 3]; what was held back, if the stream is over.
+NO_TIMINGS = Timings(0.0, 0.0)
 
-    With a new shot the decoder forgets, too, where its first latent is one like any other (in Wan it is a single
-    frame)."""
-    if done.commit is None:
-        return decoder.flush()
-    if autoencoder.first_frames == autoencoder.frames and any(event.cuts for event in done.events):
-        decoder.reset()
-    return decoder.decode(done.commit.latents_BTCHW)
+
+@dataclass
+class FrameQueue:
+    """The decoder of a stream, and the frames that it drew and nobody has asked for yet.
+
+    `frames` are those, uint8 [F, H, W, 3]; `index` counts chunks and `count` frames handed out so far; `prompt` is of
+    the frames that were decoded last; `timings` and `events` go out with the next chunk.
+    """
+
+    decoder: Decoder
+    frames: np.ndarray
+    prompt: str
+    index: int = 0
+    count: int = 0
+    timings: Timings = NO_TIMINGS
+    events: tuple[Event, ...] = ()
+
+    def put(self, result: ChunkResult, model: ModelBundle) -> None:
+        """Decode what was stepped to; at the end of the stream, what the decoder held back.
+
+        With a new shot the decoder forgets, too, where its first latent is one like any other (in Wan it is a single
+        frame).
+        """
+        autoencoder = model.autoencoder
+        if result.commit is None:
+            self.frames = self.decoder.flush()
+        else:
+            whole = autoencoder.first_frames == autoencoder.frames
+            if whole and any(event.cuts for event in result.events):
+                self.decoder.reset()
+            self.frames = self.decoder.decode(result.commit.latents_BTCHW)
+        self.prompt = result.prompt
+        self.events = tuple(replace(event, frame=self.count) for event in result.events)
+
+    def take(self, limit: int | None, fps: float) -> Chunk | None:
+        """Hand out frames, at most `limit`; what is beyond them waits for the next call. None if there are none."""
+        count = len(self.frames) if limit is None else min(limit, len(self.frames))
+        if not count:
+            return None
+        chunk = Chunk(self.frames[:count], self.index, self.count / fps, self.prompt, self.timings, self.events)
+        self.frames, self.timings, self.events = self.frames[count:], NO_TIMINGS, ()
+        self.index, self.count = self.index + 1, self.count + count
+        return chunk
+
+    def go_back(self, point: RewindPoint) -> None:
+        """Forget the frames that wait, and go on from a place further back."""
+        self.decoder, self.frames, self.count = fork(point.decoder), self.frames[:0], point.frame
+        self.timings, self.events = NO_TIMINGS, ()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all of it, as tensors and plain values."""
+        return {"decoder": self.decoder.state_dict(), "frames": torch.from_numpy(self.frames.copy()),
+                "prompt": self.prompt, "index": self.index, "count": self.count, "timings": to_dict(self.timings),
+                "events": [to_dict(event) for event in self.events]}  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a `state_dict` of a stream of the same model."""
+        self.decoder.load_state_dict(state["decoder"])
+        self.frames, self.prompt = state["frames"].cpu().numpy(), state["prompt"]
+        self.index, self.count = int(state["index"]), int(state["count"])
+        self.timings = build(Timings, state["timings"])
+        self.events = tuple(build(Event, event) for event in state["events"])
+
+
+@dataclass(frozen=True)
+class RewindPoint:
+    """A place that a stream can go back to; `frame` is the one that comes next there."""
+
+    frame: int
+    state: StreamState
+    decoder: Decoder
+
+
+@dataclass
+class RewindHistory:
+    """The places of the last `reach` frames that a stream can go back to, oldest first: each has its own memory."""
+
+    reach: int
+    points: deque[RewindPoint] = field(default_factory=deque)
+
+    def keep(self, point: RewindPoint) -> None:
+        """Add the newest place, and forget those that are too far back."""
+        self.points.append(point)
+        while len(self.points) > 1 and self.points[1].frame <= point.frame - self.reach:
+            self.points.popleft()
+
+    def go_back(self, frame: int) -> RewindPoint | None:
+        """Return the last place at `frame` or before, and forget it and all after it. None if there is none."""
+        kept = [point for point in self.points if point.frame <= frame]
+        if not kept:
+            return None
+        self.points = deque(kept[:-1])
+        return kept[-1]
+
+    def copy(self) -> RewindHistory:
+        """Return a history of its own; the places are shared."""
+        return replace(self, points=self.points.copy())

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rollforce.engine.schedule import shifted
+from rollforce.engine.schedule import shift_level
 from rollforce.training.masks import additive
 
 SHIFT = 3.0
@@ -48,7 +48,7 @@ PATTERNS: dict[str, tuple[Group, ...]] = {
 def together(rng: np.random.Generator, batch: int, latents: int) -> Noising:
     """One noise level for all latents of a video, spread evenly over the batch: the bidirectional teacher."""
     even = (np.arange(batch) + rng.random(batch)) / batch
-    sigma = torch.tensor([[shifted(float(s), SHIFT)] * latents for s in even], dtype=torch.float32)
+    sigma = torch.tensor([[shift_level(float(s), SHIFT)] * latents for s in even], dtype=torch.float32)
     return Noising(sigma, None, torch.ones(latents))
 
 
@@ -74,7 +74,7 @@ def _rising(rng: np.random.Generator, group: Group, ladder: Sequence[float]) -> 
         spare = len(up) - group.noisy
         at = int(rng.integers(spare + 1)) if group.clean else spare  # a filling stream has the noisiest levels
         return up[at : at + group.noisy]
-    return sorted(shifted(float(s), SHIFT) for s in rng.uniform(0.02, 1, group.noisy))
+    return sorted(shift_level(float(s), SHIFT) for s in rng.uniform(0.02, 1, group.noisy))
 
 
 def visible(groups: Sequence[Group], tokens_per_chunk: int) -> Tensor:
@@ -94,7 +94,7 @@ def levels(
 ) -> Tensor:
     """One noise level per video, spread evenly over the batch, shifted towards noise, clamped: [B, T]."""
     even = (np.arange(batch) + rng.random(batch)) / batch
-    level = torch.tensor([shifted(float(s), shift) for s in even], dtype=torch.float32).clamp(*clamp)
+    level = torch.tensor([shift_level(float(s), shift) for s in even], dtype=torch.float32).clamp(*clamp)
     return level[:, None].expand(-1, latents)
 
 

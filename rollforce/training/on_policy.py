@@ -17,7 +17,7 @@ from rollforce.cache.head_groups import AnyCache
 from rollforce.engine import flow
 from rollforce.engine.noise import Noise
 from rollforce.engine.rollout import Rollout
-from rollforce.engine.rollout_group import RolloutGroup, shape_of
+from rollforce.engine.rollout_group import RolloutGroup, cache_shape
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
 from rollforce.training.causal_masking import drawn_like, own_past, score_by, spread, true_past
@@ -90,7 +90,7 @@ class LastingStreams:
     def load_state_dict(self, part: int, state: Mapping[str, Any]) -> None:
         """Go on with the streams of a `state_dict`."""
         for place, saved in state.items():
-            self.groups[part, int(place)] = RolloutGroup.resumed(
+            self.groups[part, int(place)] = RolloutGroup.resume(
                 self.student.transformer, self.stream, self.data.latent, saved)
 
 
@@ -124,7 +124,7 @@ class WholeLessons:
 
     def _rollout(self, stream: StreamSettings, text: Tensor, seeds: tuple[int, ...], length: int) -> Rollout:
         layout, latent = stream.layout.build(), self.data.latent
-        shape = shape_of(self.student.transformer, len(seeds), latent)
+        shape = cache_shape(self.student.transformer, len(seeds), latent)
         if self.settings.leak:
             flight = max(layout.slots, layout.shift)
             cache: AnyCache = LeakyCache(stream.cache, shape, flight, text.dtype, text.device, chunk=layout.shift)

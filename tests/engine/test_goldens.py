@@ -213,7 +213,7 @@ def test_scheduler(path: Path) -> None:
         name = f"shift{shift:g}" if f"shift{shift:g}.sigmas" in tensors else f"shift{shift}"
         table = torch.tensor(
             [
-                schedule.shifted(1 - i / len(tensors[f"{name}.sigmas"]), shift)
+                schedule.shift_level(1 - i / len(tensors[f"{name}.sigmas"]), shift)
                 for i in range(len(tensors[f"{name}.sigmas"]))
             ]
         )
@@ -241,7 +241,7 @@ def test_scheduler(path: Path) -> None:
             atol=1e-6,
         )
         euler_steps(tensors, name, table, velocity)
-        warp = torch.tensor([schedule.shifted(t / 1000, shift) * 1000 for t in range(1000)]).clamp(20, 980)
+        warp = torch.tensor([schedule.shift_level(t / 1000, shift) * 1000 for t in range(1000)]).clamp(20, 980)
         torch.testing.assert_close(warp, tensors[f"{name}.dmd_timestep_warp_of_0_999_clamped"], rtol=1e-5, atol=1e-3)
 
 

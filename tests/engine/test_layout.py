@@ -11,11 +11,11 @@ LADDER = (1.0, 0.8, 0.6, 0.4)
 
 def walk(layout: Layout, length: int) -> list[list[tuple[int, float, int]]]:
     """Per tick: (latent, its noise, its draw) of all live slots."""
-    first, row, ticks = layout.first(), 0, []
+    first, row, ticks = layout.first, 0, []
     while first < length:
         ticks.append(
             [
-                (first + s, layout.sigma[row][s], layout.draw(row, s))
+                (first + s, layout.sigma[row][s], layout.draws[row][s])
                 for s in range(layout.slots)
                 if 0 <= first + s < length
             ]

@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 
+import laws
 import pytest
 import torch
 from conftest import tiny_transformer
@@ -11,10 +12,8 @@ from policies import HEIGHT, LADDER, LAYOUTS, SIGHTS, TIERS, WIDTH, condition, l
 from rollforce.cache.policies import Window
 from rollforce.cache.visibility import Visibility
 from rollforce.engine.layout import chunkwise
-from rollforce.engine.noise import Noise
 from rollforce.engine.rollout import Stepping
 from rollforce.models.geometry import index_range
-from rollforce.streaming.snapshot import fork
 from rollforce.training.masks import additive, block_causal, teacher_forcing
 
 FULL = (Window(40),)
@@ -31,7 +30,7 @@ def test_1_a_policy_equals_the_full_cache_until_it_overflows(model, layout, tier
 
 @policies("layout", "tiers", "stepping")
 def test_3_a_state_between_any_two_ticks_resumes_bit_equal(model, layout, tiers, stepping):
-    resumes_and_forks(model, layout, tiers, stepping, {1, layout.ticks, 2 * layout.ticks + 1, 3 * layout.ticks + 2})
+    laws.resumes_bit_equal(model, layout, tiers, stepping)
 
 
 @pytest.mark.slow
@@ -39,41 +38,12 @@ def test_3_a_state_between_any_two_ticks_resumes_bit_equal(model, layout, tiers,
 @pytest.mark.parametrize("tiers", TIERS)
 def test_3_at_200_random_ticks(model, layout, tiers):
     ticks = random.Random(0).sample(range(400), 200)
-    resumes_and_forks(model, LAYOUTS[layout], TIERS[tiers], Stepping(), set(ticks))
-
-
-@torch.no_grad()
-def resumes_and_forks(model, layout, tiers, stepping, ticks: set[int]) -> None:
-    """Go on from a tick thrice: the stream itself, a fork of it and one that resumes its state, each knowing nothing of
-    what the others do meanwhile."""
-    rollout, twins = start(model, layout, tiers, stepping), []
-    for tick in range(max(ticks) + 1):
-        if tick in ticks:
-            low = rollout.live[0] if rollout.pending is None else rollout.pending.stop
-            twins.append((low, fork(rollout), rollout.state_dict()))
-        rollout.tick()
-        rollout.commit()
-    rollout = start(model, layout, tiers, stepping)
-    last = max(low for low, _, _ in twins) + 2 * layout.shift
-    whole = latents(rollout, last)
-    for low, twin, state in twins:
-        again = start(model, layout, tiers, stepping)
-        again.load_state_dict(state)
-        for other in (again, twin):
-            assert torch.equal(latents(other, 2 * layout.shift), whole[:, low : low + 2 * layout.shift])
+    laws.resumes_and_forks(model, LAYOUTS[layout], TIERS[tiers], Stepping(), set(ticks))
 
 
 @policies("layout", "tiers", "stepping")
 def test_4_only_relative_time_matters(model, layout, tiers, stepping):
-    class Moved:
-        def __init__(self, shift: int) -> None:
-            self.noise, self.shift = Noise.of(0, (4, HEIGHT, WIDTH)), shift
-
-        def __call__(self, index: int, draw: int) -> torch.Tensor:
-            return self.noise(index - self.shift, draw)
-
-    near, far = (latents(start(model, layout, tiers, stepping, noise=Moved(at), start=at), 14) for at in (0, 100_000))
-    torch.testing.assert_close(near, far, atol=2e-4, rtol=0)
+    laws.only_relative_time_matters(model, layout, tiers, stepping)
 
 
 @policies("layout", "tiers")
@@ -106,34 +76,17 @@ def test_8_a_tick_with_gradient_has_the_numbers_of_one_without(model):
 
 @policies("layout", "tiers", "stepping")
 def test_9_a_commit_never_depends_on_noise_beyond_the_slots(model, layout, tiers, stepping):
-    class Other:
-        def __init__(self, beyond: int) -> None:
-            self.one, self.two, self.beyond = Noise.of(0, (4, HEIGHT, WIDTH)), Noise.of(9, (4, HEIGHT, WIDTH)), beyond
-
-        def __call__(self, index: int, draw: int) -> torch.Tensor:
-            return (self.one if index < self.beyond else self.two)(index, draw)
-
-    commits = 6
-    safe = layout.shift * (commits - 1) + layout.slots  # latents that have entered when commit 6 is handed out
-    same = latents(start(model, layout, tiers, stepping, noise=Other(10**9)), commits * layout.shift)
-    other = latents(start(model, layout, tiers, stepping, noise=Other(safe)), commits * layout.shift)
-    assert torch.equal(same, other)
+    laws.depends_on_no_noise_beyond_the_slots(model, layout, tiers, stepping)
 
 
 @policies("layout", "tiers", "stepping")
 def test_13_batch_rows_are_the_streams_alone(model, layout, tiers, stepping):
-    together = latents(start(model, layout, tiers, stepping, seeds=(5, 6)), 10)
-    for row, seed in enumerate((5, 6)):
-        torch.testing.assert_close(
-            together[row : row + 1], latents(start(model, layout, tiers, stepping, seeds=seed), 10), atol=1e-5, rtol=0
-        )
+    laws.rows_are_the_streams_alone(model, layout, tiers, stepping)
 
 
 @policies("layout", "tiers", "stepping")
 def test_the_riding_clean_pass_gives_the_numbers_of_two_calls(model, layout, tiers, stepping):
-    apart = Stepping(stepping.denoise, stepping.commit, stepping.sampler, stepping.context_sigma, ride=False)
-    one, two = (latents(start(model, layout, tiers, how), 14) for how in (stepping, apart))
-    torch.testing.assert_close(one, two, atol=1e-5, rtol=0)
+    laws.riding_gives_the_numbers_of_two_calls(model, layout, tiers, stepping)
 
 
 @policies("layout")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rollforce.engine.schedule import explicit, linear, shifted, training_weight, warped
+from rollforce.engine.schedule import explicit, linear, shift_level, training_weight, warped
 from rollforce.errors import ConfigError
 
 
@@ -12,7 +12,7 @@ def test_published_ladders():
 
 
 def test_shift_fixes_the_ends_and_is_the_identity_at_one():
-    assert shifted(0, 5) == 0 and shifted(1, 5) == 1 and shifted(0.3, 1) == 0.3
+    assert shift_level(0, 5) == 0 and shift_level(1, 5) == 1 and shift_level(0.3, 1) == 0.3
     assert linear(4) == (1.0, 0.75, 0.5, 0.25)
 
 
@@ -23,6 +23,6 @@ def test_a_ladder_that_is_none(levels):
 
 
 def test_weights_average_one():
-    table = torch.tensor([shifted(1 - i / 1000, 5) for i in range(1000)], dtype=torch.float64)
+    table = torch.tensor([shift_level(1 - i / 1000, 5) for i in range(1000)], dtype=torch.float64)
     weight = training_weight(table, 5)
     assert weight.mean().item() == pytest.approx(1) and weight.min() == 0

@@ -188,7 +188,7 @@ def test_fork_rewind_snapshot_and_resume_in_a_batch(small):
         next(beside)
         session.prompt(PROMPTS[2], "keep", at=4)
         saved, twin = session.snapshot(), session.fork()
-        assert twin.batch is batch and batch.streams == 3
+        assert twin.options.batch is batch and batch.streams == 3
         rest = frames(session, 4)
         next(beside)
         assert np.array_equal(frames(twin, 4), rest)
@@ -216,7 +216,7 @@ def test_a_batch_is_of_one_model(small, tmp_path):
 
 def who(calls: list[list[ModelCall]], sessions: list[Session]) -> list[tuple[int, ...]]:
     """In each call, the numbers of the sessions that took part."""
-    caches = [id(session._stand.rollout.cache) for session in sessions]
+    caches = [id(session.state.rollout.cache) for session in sessions]
     return [tuple(sorted(caches.index(id(ask.cache)) for ask in asks)) for asks in calls]
 
 
@@ -256,17 +256,17 @@ def test_lanes_share_the_streams(small):
     rounds = []
 
     def driven(members):
-        rounds.append([member._number for member in members])
+        rounds.append([member.number for member in members])
         if len(rounds) == 1:  # while it is under way, another thread begins one
             other = threading.Thread(target=lambda: next(sessions[4].stream()))
             other.start()
             other.join(20)
         tick(members)
 
-    tick, batch._tick = batch._tick, driven
+    tick, batch.tick = batch.tick, driven
     next(sessions[0].stream())
     assert rounds[:2] == [[0, 1, 2], [3, 4]]
-    batch._tick = tick
+    batch.tick = tick
     assert np.array_equal(frames(sessions[3], 2), lone(small, 3, 2))
 
 
@@ -275,13 +275,13 @@ def test_a_stream_that_nobody_pulls_does_not_grow(small, calls):
     idle, busy = (small.session(PROMPTS[n], seed=n, batch=batch) for n in range(2))
     next(idle.stream())
     frames(busy, 6)
-    assert idle._stand.commits == 2  # the one that was handed out, and one ahead
+    assert idle.state.commits == 2  # the one that was handed out, and one ahead
     never = small.session(PROMPTS[2], batch=batch)
     alone = Batch(small, ahead=False)
     one, other = (small.session(PROMPTS[n], seed=n, batch=alone) for n in range(2))
     other.stream()
     frames(busy, 1), frames(one, 2)
-    assert never._stand.commits == other._stand.commits == 0
+    assert never.state.commits == other.state.commits == 0
     assert np.array_equal(frames(idle, 3), lone(small, 0, 4)[12:])
 
 
@@ -314,16 +314,16 @@ def test_an_error_ends_one_stream_only(small):
     def wrong(*_):
         raise Broken
 
-    steps._stand.steering.step = wrong
-    decoder._decoder.decode = wrong
-    source._stand.rollout.source = wrong
+    steps.state.steering.step = wrong
+    decoder._frames.decoder.decode = wrong
+    source.state.rollout.source = wrong
     streams = [session.stream(2) for session in sessions]
     first = next(streams[0]).frames  # nobody's mistake is this one's
     for stream in streams[1:]:
         with pytest.raises(Broken):
             next(stream)
     assert np.array_equal(np.concatenate([first, next(streams[0]).frames]), lone(small, 0, 2))
-    del steps._stand.steering.step
+    del steps.state.steering.step
     assert np.array_equal(frames(steps, 2), lone(small, 1, 2))  # it was said once; the stream stands where it stood
 
 
@@ -357,12 +357,12 @@ def test_an_error_of_the_call_is_everybodys(small, monkeypatch):
 
 def test_closing_while_another_thread_pulls(small):
     session = small.session(PROMPTS[0], batch=small.batch())
-    step, stream = session._stand.steering.step, session.stream()
+    step, stream = session.state.steering.step, session.stream()
     closing = threading.Thread(target=session.close)
-    session._stand.steering.step = lambda *place: (closing.start(), step(*place))[1]
+    session.state.steering.step = lambda *place: (closing.start(), step(*place))[1]
     with pytest.raises(SessionClosed):
-        frames_of_two = [next(stream), next(stream)]
-        assert not frames_of_two  # the round that was under way may have been the last of its chunk
+        count_frames_two = [next(stream), next(stream)]
+        assert not count_frames_two  # the round that was under way may have been the last of its chunk
     closing.join(20)
     assert not closing.is_alive()
 
@@ -371,8 +371,8 @@ def test_closing_while_another_thread_pulls(small):
 def test_a_stream_cannot_wait_for_a_neighbour_in_its_own_chunk(small, lanes):
     batch = small.batch(lanes=lanes)
     one, other = (small.session(PROMPTS[n], batch=batch) for n in range(2))
-    step = one._stand.steering.step
-    one._stand.steering.step = lambda *place: (next(other.stream()), step(*place))[1]
+    step = one.state.steering.step
+    one.state.steering.step = lambda *place: (next(other.stream()), step(*place))[1]
     with pytest.raises(ConfigError, match="in the middle of its own chunk"):
         next(one.stream())
 
@@ -400,8 +400,8 @@ def test_a_thousand_sessions_leave_nothing(small):
             next(chunks)
         elif n % 2 == 0:
             with batch.changed:
-                batch._drive(batch._chosen())  # as far as one tick
-            assert session._ahead._advancing is not None
+                batch.drive(batch.choose())  # as far as one tick
+            assert session.driver.stepping
         if n % 2:
             session.close()
         if n % 200 == 199:
@@ -416,14 +416,14 @@ def test_what_is_dropped_is_gone_at_once(small):
     """Nobody has to look for cycles first."""
     batch = small.batch(limit=1)
     kept, dropped = (small.session(PROMPTS[n], seed=n, batch=batch) for n in range(2))
-    pulled, memory = dropped.stream(), weakref.ref(dropped._stand.rollout)
+    pulled, memory = dropped.stream(), weakref.ref(dropped.state.rollout)
     next(kept.stream())
     gc.collect()
     gc.disable()
     try:
         with batch.changed:
-            batch._drive(batch._chosen())
-        assert dropped._ahead._advancing is not None
+            batch.drive(batch.choose())
+        assert dropped.driver.stepping
         del dropped, pulled
         assert batch.streams == 1 and memory() is None
     finally:
@@ -454,8 +454,8 @@ def test_tasks_share_calls(small, calls, lanes):
 def test_cancelling_and_leaving_drop_nothing(small, together):
     session = small.session(PROMPTS[0], seed=0, batch=small.batch() if together else None)
     started, seen = threading.Event(), []
-    step = session._stand.steering.step
-    session._stand.steering.step = lambda *place: (started.set(), step(*place))[1]
+    step = session.state.steering.step
+    session.state.steering.step = lambda *place: (started.set(), step(*place))[1]
 
     async def watch() -> None:
         async for chunk in session.astream():
@@ -487,7 +487,7 @@ def test_what_a_task_is_told(small):
     def wrong(*_) -> ChunkResult:
         raise Broken
 
-    session._stand.steering.step = wrong
+    session.state.steering.step = wrong
     with pytest.raises(Broken):
         asyncio.run(gathered(session, 1))
     session.close()

@@ -171,9 +171,8 @@ def test_a_mistake_in_the_other_thread_reaches_the_caller(small: Model, monkeypa
     with small.session(PROMPT, ahead=True) as session:
         stream = session.stream()
         next(stream)
-        assert session._stand is not None and session._ahead is not None
-        session._ahead._next.result()
-        monkeypatch.setattr(session._stand.rollout, "next_call", lambda: 1 / 0)
+        session.snapshot()  # waits for the chunk that is under way
+        monkeypatch.setattr(session.state.rollout, "next_call", lambda: 1 / 0)
         next(stream)
         with pytest.raises(ZeroDivisionError):
             next(stream)

@@ -1,4 +1,4 @@
-"""What is measured of a stream, and the rungs it goes down and up: by a clock that is read off a table."""
+"""What is measured of a stream, and the levels it goes down and up: by a clock that is read off a table."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -109,7 +109,7 @@ def test_percentiles_are_of_recent_chunks_and_of_bounded_memory():
         asked = clock.now
         clock.now += takes
         meter.add(asked, 10, Timings(takes, 0))
-    assert meter.measures.latency_p99_s == pytest.approx(1) and len(meter._recent) == RECENT
+    assert meter.measures.latency_p99_s == pytest.approx(1) and len(meter.recent) == RECENT
     assert [percentile([3, 1, 2, 4], share) for share in (0.5, 0.51, 0.95, 1)] == [2, 3, 4, 4]
     assert percentile([], 0.5) is None
 
@@ -124,42 +124,42 @@ def test_a_session_is_measured(model):
     assert measures.decode_s == 0 and measures.denoise_s == pytest.approx(clock.now - 100)
 
 
-# -- the ladder --------------------------------------------------------------------------------------------------
+# -- choosing a level --------------------------------------------------------------------------------------------------
 
-RUNGS = (QualityLevel(4), QualityLevel(3), QualityLevel(2), QualityLevel(2, 0.5))
+LEVELS = (QualityLevel(4), QualityLevel(3), QualityLevel(2), QualityLevel(2, 0.5))
 
 
 def walked(pace: Pace, chunks: str, at: int = 0) -> list[int]:
-    """The rung of each chunk; a change comes at once. `!` late, `.` in time, `_` in time with much left."""
-    ladder, arrived, rungs = LevelChooser(pace, RUNGS, at), None, []
+    """The level of each chunk; a change comes at once. `!` late, `.` in time, `_` in time with much left."""
+    chooser, arrived, levels = LevelChooser(pace, LEVELS, at), None, []
     for chunk in chunks:
-        rungs.append(ladder.at if arrived is None else RUNGS.index(arrived))
-        arrived = ladder.judge(chunk == "!", {"!": 1.5, ".": 0.8, "_": 0.4}[chunk], arrived)
-    return rungs
+        levels.append(chooser.at if arrived is None else LEVELS.index(arrived))
+        arrived = chooser.choose(chunk == "!", {"!": 1.5, ".": 0.8, "_": 0.4}[chunk], arrived)
+    return levels
 
 
-@pytest.mark.parametrize(("chunks", "rungs"), [
+@pytest.mark.parametrize(("chunks", "levels"), [
     ("....................", "00000000000000000000"),
     ("____________________", "00000000000000000000"),  # there is nothing above
     (".!...!...!...!", "00000000000000"),  # one of four is forgiven
     (".!.!......", "0000111111"),
-    ("!!!!!!!!!!!!!!!!", "0011122233333333"),  # the first on a rung pays for the change; there is nothing below
+    ("!!!!!!!!!!!!!!!!", "0011122233333333"),  # the first on a level pays for the change; there is nothing below
     ("!!_____________", "001111111110000"),  # down; that one; eight calm ones
     ("!!______._______", "0011111111111111"),  # not calm for eight on end
     ("!!____!_________", "0011111111111110"),  # nor late
 ])  # fmt: skip
-def test_the_ladder_goes_down_and_up_where_it_should(chunks, rungs):
-    assert "".join(map(str, walked(Pace(), chunks))) == rungs
+def test_the_level_goes_down_and_up_where_it_should(chunks, levels):
+    assert "".join(map(str, walked(Pace(), chunks))) == levels
 
 
 def test_nothing_is_counted_while_a_change_is_under_way():
-    ladder = LevelChooser(Pace(), RUNGS)
-    assert [ladder.judge(True, 2.0) for _ in range(6)] == [None, RUNGS[1], None, None, None, None]
-    assert ladder.judge(True, 2.0, RUNGS[1]) is None and ladder.at == 1
-    assert [ladder.judge(True, 2.0) for _ in range(2)] == [None, RUNGS[2]]
+    chooser = LevelChooser(Pace(), LEVELS)
+    assert [chooser.choose(True, 2.0) for _ in range(6)] == [None, LEVELS[1], None, None, None, None]
+    assert chooser.choose(True, 2.0, LEVELS[1]) is None and chooser.at == 1
+    assert [chooser.choose(True, 2.0) for _ in range(2)] == [None, LEVELS[2]]
 
 
-def test_rungs_are_derived_from_the_stream():
+def test_levels_are_derived_from_the_stream():
     def of(*overrides: str) -> tuple[QualityLevel, ...]:
         return quality_levels(build(StreamSettings, resource("configs/stream/chunkwise.yaml"), overrides=overrides))
 
@@ -170,12 +170,12 @@ def test_rungs_are_derived_from_the_stream():
 
 
 @pytest.mark.parametrize("preset", FOR_ANY_MODEL)
-def test_no_rung_goes_below_what_is_pinned_nor_changes_memory(preset):
+def test_no_level_goes_below_what_is_pinned_nor_changes_memory(preset):
     settings = build(StreamSettings, resource(f"configs/stream/{preset}.yaml"))
-    rungs = quality_levels(settings)
-    assert rungs[0].on(settings) == settings
-    for rung in rungs[1:]:
-        less = rung.on(settings)  # which checks the budget
+    levels = quality_levels(settings)
+    assert levels[0].apply(settings) == settings
+    for level in levels[1:]:
+        less = level.apply(settings)  # which checks the budget
         assert less.cache == settings.cache and less.layout.build().shift == settings.layout.build().shift
         assert set(less.layout.levels) <= set(settings.layout.levels)
         assert less.layout.levels[0] == settings.layout.levels[0]
@@ -184,7 +184,7 @@ def test_no_rung_goes_below_what_is_pinned_nor_changes_memory(preset):
                                 ("commit", settings.layout.build().shift, less.layout.build().shift)):  # fmt: skip
             before, after = getattr(settings.stepping, name), getattr(less.stepping, name)
             sees = before.visible(held, own), after.visible(held, left)
-            if rung.past == 1:
+            if level.past == 1:
                 assert sees[0] == sees[1]
             assert all(sees[1].get(region) == held.get(region) for region in before.pinned)
 
@@ -192,7 +192,7 @@ def test_no_rung_goes_below_what_is_pinned_nor_changes_memory(preset):
 def test_half_the_past_is_the_newest_half():
     settings = build(StreamSettings, resource("configs/stream/chunkwise.yaml"), overrides=[
         "cache=[{kind: sink, latents: 2}, {kind: window, latents: 6}]"])  # fmt: skip
-    sight = QualityLevel(4, 0.5).on(settings).stepping.denoise
+    sight = QualityLevel(4, 0.5).apply(settings).stepping.denoise
     held = {"sink": (0, 1), "window": (10, 11, 12, 13, 14, 15)}
     assert sight == Visibility(budget=8) and sight.visible(held, 3) == {"sink": (0, 1), "window": (13, 14, 15)}
 
@@ -200,15 +200,15 @@ def test_half_the_past_is_the_newest_half():
 # -- streams -----------------------------------------------------------------------------------------------------
 
 
-def rungs_shown(session: Session, seconds: float, clock: Clock | None = None) -> tuple[np.ndarray, list]:
+def levels_shown(session: Session, seconds: float, clock: Clock | None = None) -> tuple[np.ndarray, list]:
     """Frames, and the changes of pace in them. With a clock, each chunk is asked for when 1 s is left to show."""
     chunks = []
     for chunk in session.stream(seconds):
         chunks.append(chunk)
         if clock is not None:
-            clock.now = max(clock.now, session._live.meter._out - 1)
+            clock.now = max(clock.now, session.pace.meter.until - 1)
     events = [event for chunk in chunks for event in chunk.events if event.kind == "pace"]
-    return np.concatenate([c.frames for c in chunks]), [(e.chunk, e.frame, e.cue.rung) for e in events]
+    return np.concatenate([c.frames for c in chunks]), [(e.chunk, e.frame, e.cue.quality) for e in events]
 
 
 def test_a_late_stream_does_less_and_more_again_and_its_cues_tell(model):
@@ -217,16 +217,16 @@ def test_a_late_stream_does_less_and_more_again_and_its_cues_tell(model):
     per_chunk = layout.build().ticks * layout.build().slots + 3  # latents through the model
     pace = Pace(clock=clock, calm=3)
     with taking(model, clock, cost), model.session(PROMPT, seed=3, pace=pace) as session:
-        easy, none = rungs_shown(session, 4, clock)
+        easy, none = levels_shown(session, 4, clock)
         assert not none and not session.cues
         cost[0] = 1.2 / per_chunk  # a chunk of 1 s takes 1.2
-        hard, went_down = rungs_shown(session, 5, clock)
+        hard, went_down = levels_shown(session, 5, clock)
         cost[0] = 0.001
-        rest, went_up = rungs_shown(session, 6, clock)
+        rest, went_up = levels_shown(session, 6, clock)
         cues, measures = session.cues, session.measures
-    rungs = quality_levels(settings)
-    assert [rung for *_, rung in went_down] == [rungs[1]] and went_down[0][0] == 6  # after two that were late
-    assert [rung for *_, rung in went_up] == [rungs[0]]
+    levels = quality_levels(settings)
+    assert [level for *_, level in went_down] == [levels[1]] and went_down[0][0] == 6  # after two that were late
+    assert [level for *_, level in went_up] == [levels[0]]
     assert measures.misses == 2 + (layout.kind == "rolling")  # where three chunks in flight are begun anew
     assert [frame for _, frame, _ in (*went_down, *went_up)] == [round(cue.at * 12) for cue in cues]
     assert all(chunk * 12 == frame for chunk, frame, _ in (*went_down, *went_up))
@@ -234,7 +234,7 @@ def test_a_late_stream_does_less_and_more_again_and_its_cues_tell(model):
     with model.session(PROMPT, seed=3) as plain, model.session(PROMPT, seed=3, cues=cues) as again:
         undisturbed, repeated = pictures(plain, 15), pictures(again, 15)
         assert again.cues == cues
-        assert again._stand.rollout.cache.held() == plain._stand.rollout.cache.held()
+        assert again.state.rollout.cache.held() == plain.state.rollout.cache.held()
     assert np.array_equal(repeated, shown)  # no clock, the same bytes
     assert np.array_equal(undisturbed[: 6 * 12], shown[: 6 * 12])
     assert not np.array_equal(undisturbed[6 * 12 : 7 * 12], shown[6 * 12 : 7 * 12])
@@ -243,38 +243,38 @@ def test_a_late_stream_does_less_and_more_again_and_its_cues_tell(model):
 def test_a_stream_that_is_ahead_says_when_it_changed(model):
     """One that can never be in time, whatever the machine."""
     with model.session(PROMPT, seed=3, ahead=True, pace=Pace(fps=1e6, grace=0)) as session:
-        shown, changes = rungs_shown(session, 14)
+        shown, changes = levels_shown(session, 14)
         cues, measures = session.cues, session.measures
-    assert [rung for *_, rung in changes] == list(quality_levels(model.stream_settings))[1:] and measures.misses == 13
+    assert [level for *_, level in changes] == list(quality_levels(model.stream_settings))[1:] and measures.misses == 13
     with model.session(PROMPT, seed=3, cues=cues) as again:
         assert np.array_equal(pictures(again, 14), shown)
 
 
-@pytest.mark.parametrize("rung", [QualityLevel(2), QualityLevel(2, 0.5), QualityLevel(4, 0)])
-def test_a_stream_on_a_rung_is_the_stream_of_those_settings(model, rung):
-    less = replace(model, stream_settings=rung.on(model.stream_settings))
+@pytest.mark.parametrize("level", [QualityLevel(2), QualityLevel(2, 0.5), QualityLevel(4, 0)])
+def test_a_stream_on_a_level_is_the_stream_of_those_settings(model, level):
+    less = replace(model, stream_settings=level.apply(model.stream_settings))
     with (
-        on_rung(model, rung) as session,
+        at_level(model, level) as session,
         less.session(PROMPT, seed=3) as plain,
-        on_rung(model, QualityLevel(4)) as full,
+        at_level(model, QualityLevel(4)) as full,
     ):
         shown = pictures(session, 3)
         assert np.array_equal(shown, pictures(plain, 3)) and not np.array_equal(shown, pictures(full, 3))
 
 
-def on_rung(model: Model, rung: QualityLevel) -> Session:
-    return model.session(PROMPT, seed=3, cues=[Cue(0, rung=rung)])
+def at_level(model: Model, level: QualityLevel) -> Session:
+    return model.session(PROMPT, seed=3, cues=[Cue(0, quality=level)])
 
 
-def test_the_highest_rung_is_the_stream_itself(model):
-    with on_rung(model, QualityLevel(4)) as session, model.session(PROMPT, seed=3) as plain:
+def test_the_highest_level_is_the_stream_itself(model):
+    with at_level(model, QualityLevel(4)) as session, model.session(PROMPT, seed=3) as plain:
         assert np.array_equal(pictures(session, 3), pictures(plain, 3))
 
 
-def test_what_a_rung_did_is_forgotten_with_memory(model):
+def test_what_a_level_did_is_forgotten_with_memory(model):
     """Down and up again, then a cut: from there on it is the stream that was never slower."""
     cut = Cue(4, PROMPT, Cut())
-    slower = latents(model, [Cue(1, rung=QualityLevel(2, 0.5)), Cue(3, rung=QualityLevel(4)), cut])
+    slower = latents(model, [Cue(1, quality=QualityLevel(2, 0.5)), Cue(3, quality=QualityLevel(4)), cut])
     plain = latents(model, [cut])  # not frames: a decoder remembers what it drew before
     assert np.array_equal(slower[4:], plain[4:]) and np.array_equal(slower[:1], plain[:1])
     assert not any(np.array_equal(slower[i], plain[i]) for i in (1, 2, 3))
@@ -282,11 +282,11 @@ def test_what_a_rung_did_is_forgotten_with_memory(model):
 
 def latents(model: Model, cues: list[Cue]) -> np.ndarray:
     with model.session(PROMPT, seed=3, cues=cues) as session:
-        return np.stack([session._advance().commit.latents_BTCHW.numpy() for _ in range(7)])
+        return np.stack([session.driver.take(True).commit.latents_BTCHW.numpy() for _ in range(7)])
 
 
-def test_a_snapshot_and_a_fork_keep_the_rung(model, tmp_path):
-    cues = [Cue(1, rung=QualityLevel(2, 0.5)), Cue(5, rung=QualityLevel(4))]
+def test_a_snapshot_and_a_fork_keep_the_level(model, tmp_path):
+    cues = [Cue(1, quality=QualityLevel(2, 0.5)), Cue(5, quality=QualityLevel(4))]
     with model.session(PROMPT, seed=3, cues=cues) as session:
         whole = pictures(session, 8)
     with model.session(PROMPT, seed=3, cues=cues, remember=3) as session:
@@ -301,15 +301,15 @@ def test_a_snapshot_and_a_fork_keep_the_rung(model, tmp_path):
         assert np.array_equal(pictures(again, 5), whole[36:])
 
 
-def test_a_paced_stream_is_resumed_on_its_rung(model):
+def test_a_paced_stream_is_resumed_on_its_level(model):
     clock = Clock()
-    with model.session(PROMPT, cues=[Cue(0, rung=QualityLevel(2))]) as session:
+    with model.session(PROMPT, cues=[Cue(0, quality=QualityLevel(2))]) as session:
         pictures(session, 1)
         saved = session.snapshot()
     with taking(model, clock, [0.001]), model.resume(saved, pace=Pace(clock=clock, calm=2)) as again:
-        _, changes = rungs_shown(again, 8)
+        _, changes = levels_shown(again, 8)
     ladder = quality_levels(model.stream_settings)
-    assert [rung for *_, rung in changes] == list(reversed(ladder[: ladder.index(QualityLevel(2))]))
+    assert [level for *_, level in changes] == list(reversed(ladder[: ladder.index(QualityLevel(2))]))
 
 
 @pytest.mark.parametrize(("make", "words"), [
@@ -317,11 +317,11 @@ def test_a_paced_stream_is_resumed_on_its_rung(model):
     (lambda: Pace(grace=-1), "grace"),
     (lambda: Pace(misses=5), "among"),
     (lambda: Pace(ample=1.0), "ample"),
-    (lambda: Pace(rungs=()), "at least one"),
+    (lambda: Pace(levels=()), "at least one"),
     (lambda: QualityLevel(0), "at least 1"),
     (lambda: QualityLevel(1, 1.5), "share"),
-    (lambda: QualityLevel(5).on(StreamSettings()), "has 4"),
-    (lambda: Pace(rungs=(QualityLevel(9),)).ladder(StreamSettings()), "has 4"),
+    (lambda: QualityLevel(5).apply(StreamSettings()), "has 4"),
+    (lambda: Pace(levels=(QualityLevel(9),)).levels_of(StreamSettings()), "has 4"),
 ])  # fmt: skip
 def test_what_cannot_be_paced(make, words):
     with pytest.raises(ConfigError, match=words):
@@ -331,6 +331,6 @@ def test_what_cannot_be_paced(make, words):
 def test_a_stream_that_follows_a_video_keeps_its_pace(model):
     clip = np.zeros((30, 32, 48, 3), np.uint8)
     with pytest.raises(ConfigError, match="follows a video"):
-        model.session(PROMPT, follow=clip, cues=[Cue(0, rung=QualityLevel(2))])
+        model.session(PROMPT, follow=clip, cues=[Cue(0, quality=QualityLevel(2))])
     with pytest.raises(ConfigError, match="follows a video"):
         model.session(PROMPT, follow=clip, pace=Pace())

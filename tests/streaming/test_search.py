@@ -91,7 +91,7 @@ def test_where_chunks_are_in_flight_a_round_sees_what_entered(rolling):
     settings = SearchSettings(beams=1, candidates=2, span=4, lean=0, window=1)
     seed = candidate_seed(3, 0, 0, 1)
     with rolling.session(PROMPT, seed=3) as session:
-        session._alive()[0].rollout.noise = Branched((3,), (8, 4, 6), ((0, seed),))
+        session.state.rollout.noise = Branched((3,), (8, 4, 6), ((0, seed),))
         expected = frames(session.stream(4))
     assert np.array_equal(searched(rolling, 4, Wanting(expected), settings), expected)
 
@@ -120,7 +120,7 @@ def test_the_noise_of_the_winner_makes_its_bytes_again(chunkwise):
         found, noise = frames(search.stream(3)), search.noise
     assert noise.branches and noise.lean == -0.1
     with chunkwise.session(PROMPT, seed=3) as session:
-        session._alive()[0].rollout.noise = noise
+        session.state.rollout.noise = noise
         assert np.array_equal(frames(session.stream(3)), found)
 
 
@@ -170,7 +170,7 @@ def test_scores_and_marks_are_those_of_the_formulas(chunkwise, monkeypatch):
     rewards = reward("short"), settings, reward("long")
     with chunkwise.session(PROMPT, seed=3) as session, Search(session, *rewards) as search:
         for _ in zip(range(5), search.stream(), strict=False):
-            found.append(search._beams[0].score)
+            found.append(search.beams[0].score)
     assert [count for count, kind in calls if kind == "short"] == [12] * 5
     assert [count for count, kind in calls if kind == "long"] == [12, 24, 36, 36, 36]
     alphas = [0, 1 / 8, 2 / 8, 3 / 8, 0.4]
@@ -187,7 +187,7 @@ def test_what_is_good_is_kept_in_routed_memory(folder):
     short, long = (lambda pictures, prompt: next(rewards)), (lambda pictures, prompt: -len(pictures))
     with model.session(PROMPT) as session, Search(session, short, settings, long) as search:
         list(search.stream(8))
-        held = search._beams[0].session._alive()[0].rollout.cache.held()
+        held = search.beams[0].session.state.rollout.cache.held()
     assert held["routed"] == (0, 1, 2, 9, 10, 11)  # the sink, and the one above the mean, with which long fell
 
 
@@ -217,7 +217,7 @@ def test_pruned_sessions_are_closed_and_freed(chunkwise, monkeypatch):
         return twin
 
     def alive() -> int:
-        return sum(twin() is not None and twin()._stand is not None for twin in forks)
+        return sum(twin() is not None and not twin().closed for twin in forks)
 
     monkeypatch.setattr(Session, "fork", fork)
     settings = SearchSettings(beams=2, candidates=3)
@@ -227,7 +227,7 @@ def test_pruned_sessions_are_closed_and_freed(chunkwise, monkeypatch):
             list(search.stream(3))
             gc.collect()
             assert sum(twin() is not None for twin in forks) == alive() <= 2 and len(forks) > 12
-            assert max(len(beam.rounds) for beam in search._beams) <= 1
+            assert max(len(beam.rounds) for beam in search.beams) <= 1
         assert alive() == 0 and max(most) <= 2 * settings.beams + 1
         with pytest.raises(SessionClosed, match="closed"):
             search.stream()
@@ -264,7 +264,7 @@ def test_noise_that_leans_keeps_its_variance_and_has_no_state(lean):
 def test_without_lean_and_branches_it_is_plain_noise():
     plain_, noise = Noise((5,), SHAPE), Branched((5,), SHAPE)
     assert all(torch.equal(plain_(i, d), noise(i, d)) for i in (-2, 0, 7) for d in (-1, 0, 3))
-    twice = noise.branched(4, 8).branched(9, 2).branched(6, 1)  # what lay beyond is forgotten
+    twice = noise.branch(4, 8).branch(9, 2).branch(6, 1)  # what lay beyond is forgotten
     assert twice.branches == ((4, 8), (6, 1))
     assert torch.equal(twice(5, 0), Noise((8,), SHAPE)(5, 0)) and torch.equal(twice(9, 0), Noise((1,), SHAPE)(9, 0))
 

@@ -1,12 +1,17 @@
 """Law 13: the same seed gives the same bytes, however the stream is asked for; and what users do wrong."""
 
+import asyncio
 import gc
+import json
 import subprocess
 import sys
 import weakref
+from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 from small_model import FOR_ANY_MODEL
 
 import rollforce
@@ -85,7 +90,7 @@ def test_a_snapshot_resumes_in_a_new_process(folder, tmp_path):
 def test_a_snapshot_belongs_to_its_model(small, folder, tmp_path):
     with small.session(PROMPT) as session:
         snapshot = session.snapshot()
-    with pytest.raises(SnapshotError, match="settings"):
+    with pytest.raises(SnapshotError, match=r"other settings \(stream.cache\)"):
         load(folder, overrides=["cache.0.latents=5"]).resume(snapshot)
     other = Snapshot("0" * 64, snapshot.settings, snapshot.prompt, snapshot.seed, snapshot.size, snapshot.state)
     with pytest.raises(SnapshotError, match="other weights"):
@@ -95,10 +100,50 @@ def test_a_snapshot_belongs_to_its_model(small, folder, tmp_path):
         Snapshot.load(tmp_path / "none")
 
 
+def test_settings_that_came_later_do_not_part_a_snapshot_from_its_model(small):
+    with small.session(PROMPT) as session:
+        snapshot = session.snapshot()
+    stream = dict(snapshot.settings["stream"])
+    del stream["float32_islands"]  # as if it had been added, with its default, after the snapshot was written
+    small.check_snapshot(replace(snapshot, settings={**snapshot.settings, "stream": stream}))
+    with pytest.raises(SnapshotError, match="does not know: stream.novelty"):
+        small.check_snapshot(replace(snapshot, settings={**snapshot.settings, "stream": {**stream, "novelty": 1}}))
+
+
+def test_a_snapshot_of_an_older_version_says_what_to_do(small, tmp_path):
+    with small.session(PROMPT) as session:
+        session.snapshot().save(tmp_path / "new")
+    tensors = load_file(tmp_path / "new")
+    save_file(tensors, tmp_path / "old", metadata={"rollforce": json.dumps({"version": 4, "settings": "a repr"})})
+    with pytest.raises(SnapshotError, match="version 4.*Continue it with the rollforce that wrote it"):
+        Snapshot.load(tmp_path / "old")
+
+
+def test_what_a_cancelled_astream_computed_keeps_its_events_and_timings(small):
+    """Frames that wait in a snapshot are handed out with what was said of them."""
+
+    async def cancelled(session: rollforce.Session) -> None:
+        task = asyncio.ensure_future(anext(session.astream()))
+        await asyncio.sleep(0)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    with small.session(PROMPT) as session:
+        session.prompt("a blue star")
+        asyncio.run(cancelled(session))
+        saved = session.snapshot()
+        chunk = next(session.stream())
+    with small.resume(saved) as again:
+        other = next(again.stream())
+    assert {event.kind for event in chunk.events} == {"applied", "visible"}
+    assert (other.events, other.timings) == (chunk.events, chunk.timings) and np.array_equal(other.frames, chunk.frames)
+
+
 def test_closing_and_dropping_free_the_stream(small):
     session = small.session(PROMPT)
     next(session.stream())
-    memory = weakref.ref(session._stand)
+    memory = weakref.ref(session.state)
     session.close()
     session.close()
     gc.collect()
@@ -108,10 +153,10 @@ def test_closing_and_dropping_free_the_stream(small):
             use()
     frames = rollforce.stream(PROMPT, model=small)
     next(frames)
-    before = sum(isinstance(thing, rollforce.Session) and thing._stand is not None for thing in gc.get_objects())
+    before = sum(isinstance(thing, rollforce.Session) and not thing.closed for thing in gc.get_objects())
     del frames
     gc.collect()
-    after = sum(isinstance(thing, rollforce.Session) and thing._stand is not None for thing in gc.get_objects())
+    after = sum(isinstance(thing, rollforce.Session) and not thing.closed for thing in gc.get_objects())
     assert after == before - 1
 
 

@@ -125,7 +125,7 @@ def test_of_two_prompts_for_one_chunk_the_later_holds(small):
 def test_a_blend_arrives(small):
     """Half way its text is half of each; at the end it is the new one."""
     with small.session(PROMPT) as session:
-        steering = session._stand.steering
+        steering = session.state.steering
         start = steering.text_BLD
         session.prompt(OTHER, Blend(2))
         frames(session, 1)
@@ -148,7 +148,7 @@ def test_another_seed_is_another_video_from_the_next_chunk_on(small):
 def test_to_go_back_costs_what_is_remembered(small):
     with small.session(PROMPT, remember=2) as session:
         frames(session, 20)
-        assert len(session._points) <= 4
+        assert len(session.history.points) <= 4
         with pytest.raises(ConfigError, match=r"remembers \(2 s\)"):
             session.rewind(5)
         with pytest.raises(ConfigError, match="above 0"):
@@ -163,11 +163,11 @@ def test_a_fork_costs_nothing_until_it_differs(small):
     with small.session(PROMPT) as session:
         frames(session, 4)
         twin = session.fork()
-        mine, other = (each._stand.rollout.cache.arena.keys[0] for each in (session, twin))
+        mine, other = (each.state.rollout.cache.arena.keys[0] for each in (session, twin))
         assert torch._C._is_cow_tensor(mine) and torch._C._is_cow_tensor(other)
         before = other.clone()
         frames(session, 2)
-        assert torch.equal(other, before) and not torch._C._is_cow_tensor(session._stand.rollout.cache.arena.keys[0])
+        assert torch.equal(other, before) and not torch._C._is_cow_tensor(session.state.rollout.cache.arena.keys[0])
         twin.close()
 
 
@@ -210,7 +210,7 @@ def test_what_was_resumed_from_a_file_can_be_forked(small, tmp_path):
         with small.resume(Snapshot.load(tmp_path / "stream"), remember=2) as again, again.fork() as twin:
             rest = frames(session, 3)
             assert np.array_equal(frames(again, 3), rest) and np.array_equal(frames(twin, 3), rest)
-            assert torch._C._is_cow_tensor(again.fork()._stand.rollout.cache.arena.keys[0])
+            assert torch._C._is_cow_tensor(again.fork().state.rollout.cache.arena.keys[0])
             assert 2 <= again.remembered <= 3
 
 
@@ -234,7 +234,7 @@ def test_what_was_never_seen_is_not_said_to_be(folder):
         frames(session, 2)
         session.prompt(OTHER, "keep")
         frames(session, 1)
-        session._stand.steering.add(Cue(0, seed=8), now=True)
+        session.state.steering.add(Cue(0, seed=8), now=True)
         seen = [(event.cue.prompt, event.chunk) for event in told(session, 8) if event.kind == "visible"]
         assert seen == [(OTHER, 3), (None, 3)]
 

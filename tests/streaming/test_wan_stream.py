@@ -86,7 +86,7 @@ def test_frames_are_those_of_the_whole_decode(model: Model) -> None:
     with model.session(PROMPT, seed=1) as session:
         found = np.concatenate([chunk.frames for chunk, _ in zip(session.stream(), range(3), strict=False)])
     with model.session(PROMPT, seed=1) as session, torch.no_grad():
-        commits = [commit for commit, _ in zip(session._stand.rollout.commits(), range(3), strict=False)]
+        commits = [commit for commit, _ in zip(session.state.rollout.commits(), range(3), strict=False)]
         latents = torch.cat([commit.latents_BTCHW for commit in commits], dim=1)
         whole = model.autoencoder.decode(latents)[0].mul(255).round().byte().numpy()
     assert np.array_equal(found, whole)
@@ -113,13 +113,13 @@ def test_image_clip_and_follow(model: Model) -> None:
 def test_snapshot_and_ahead(model: Model) -> None:
     whole = frames(model.session(PROMPT, seed=2), 3)
     with model.session(PROMPT, seed=2, ahead=True) as session:
-        begun = frames_of(session, 1)
+        begun = count_frames(session, 1)
         saved = session.snapshot()
     assert np.array_equal(begun, whole[:16])
     assert np.array_equal(frames(model.resume(saved), 2), whole[16:48])
 
 
-def frames_of(session, seconds: float) -> np.ndarray:
+def count_frames(session, seconds: float) -> np.ndarray:
     return np.concatenate([chunk.frames for chunk in session.stream(seconds)])
 
 
@@ -143,7 +143,7 @@ def test_a_small_decoder_in_the_place_of_the_full_one(student: Path, model: Mode
     assert shown.shape == full.shape == (16, *SIZE, 3) and not np.array_equal(shown, full)
     clip = np.zeros((9, *SIZE, 3), np.uint8)
     with fast.session(PROMPT, video=clip) as one, model.session(PROMPT, video=clip) as two:  # encoded by the full one
-        commits = [next(session._stand.rollout.commits()).latents_BTCHW for session in (one, two)]
+        commits = [next(session.state.rollout.commits()).latents_BTCHW for session in (one, two)]
     assert torch.equal(*commits)
 
 

@@ -26,7 +26,7 @@ from rollforce.checkpoints.read import from_wan, to_wan
 from rollforce.engine import flow
 from rollforce.engine.layout import chunkwise, rolling
 from rollforce.engine.rollout import Rollout, Stepping
-from rollforce.engine.schedule import shifted
+from rollforce.engine.schedule import shift_level
 from rollforce.models.transformer.transformer import VideoTransformer
 from rollforce.training import losses
 from rollforce.training.reference_cache import LeakyCache
@@ -71,7 +71,9 @@ def test_training_rollout(path: Path, variant: str) -> None:
         tiers, stepping = rolling_forcing_memory(
             {"kv_cache_frames": spec["num_max_frames"], "max_attention_frames": BUDGET}, chunk)
         if "context_renoise" in tensors:  # the reference's table has no 0: its last entry is the noise of its context
-            stepping = Stepping(stepping.denoise, stepping.commit, context_noise=shifted(1e-3, spec["timestep_shift"]))
+            stepping = Stepping(
+                stepping.denoise, stepping.commit, context_noise=shift_level(1e-3, spec["timestep_shift"])
+            )
         text = padded(tensors["emb"], spec)
         noise = tensors["noise"]
         cache = arena(model, tiers, noise.shape[0], noise, flight=layout.slots)
@@ -105,7 +107,7 @@ def learning(mask: str | None, batch: int, frames: int) -> Tensor | None:
 
 def told(spec: dict[str, Any], raw: Tensor, frames: int) -> Tensor:
     """The noise level [B, T] of drawn timesteps: shifted, then clamped."""
-    levels = [shifted(t / 1000, spec["timestep_shift"]) for t in raw.tolist()]
+    levels = [shift_level(t / 1000, spec["timestep_shift"]) for t in raw.tolist()]
     sigma = torch.tensor(levels).clamp(spec["min_step"] / 1000, spec["max_step"] / 1000)
     return sigma[:, None].expand(-1, frames)
 

@@ -20,7 +20,7 @@ from rollforce.cache.policies import Sink, Window
 from rollforce.cache.visibility import Visibility
 from rollforce.engine.noise import Noise
 from rollforce.engine.rollout import Rollout
-from rollforce.engine.threads import computing_on
+from rollforce.engine.threads import compute_on
 from rollforce.errors import ConfigError
 from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer.attention import Kernel
@@ -114,7 +114,7 @@ def measure_near_shares(
         model.check_prompt(prompt)
         cache = ProfilingCache(profile, shape, max(layout.slots, layout.shift), model.dtype, model.device)
         noise = Noise.of(seed, (grid.channels, grid.height, grid.width))
-        with computing_on(model.threads):
+        with compute_on(model.threads):
             condition = model.transformer.condition(model.text.encode([prompt]).to(model.device, model.dtype))
             rollout = Rollout(model.transformer, condition, cache, layout, noise, stepping)
             for commit in rollout.commits():

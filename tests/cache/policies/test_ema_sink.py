@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_presets import settings_of, spans, walk
+from traces import settings_of, spans, walk
 
 from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup
 from rollforce.cache.policies import EmaSink, Window

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies import LAYOUTS, latents, start
-from test_presets import OneStream, StandIn, noise, settings_of, spans
+from traces import OneStream, StandIn, noise, settings_of, spans
 
 from rollforce.cache.commit_plan import MARKS
 from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup

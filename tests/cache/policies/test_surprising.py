@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import cache as remembered
 
+import laws
 import pytest
-import test_rollout
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -183,11 +183,11 @@ def test_no_place_lies_outside_of_the_trained_range(tau, origin):
 
 
 LAWS = [
-    test_rollout.test_3_a_state_between_any_two_ticks_resumes_bit_equal,
-    test_rollout.test_4_only_relative_time_matters,
-    test_rollout.test_9_a_commit_never_depends_on_noise_beyond_the_slots,
-    test_rollout.test_13_batch_rows_are_the_streams_alone,
-    test_rollout.test_the_riding_clean_pass_gives_the_numbers_of_two_calls,
+    laws.resumes_bit_equal,
+    laws.only_relative_time_matters,
+    laws.depends_on_no_noise_beyond_the_slots,
+    laws.rows_are_the_streams_alone,
+    laws.riding_gives_the_numbers_of_two_calls,
 ]
 
 

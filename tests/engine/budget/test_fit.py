@@ -317,7 +317,7 @@ def test_a_folder_is_measured_by_its_headers(tmp_path: Path) -> None:
     setup = MemorySetup(sizes, model.stream_settings, model.size, F32, torch.device("cpu"))
     with model.session("a red ball") as session:
         list(session.stream(3))
-        assert session._stand is not None and session._stand.rollout.cache.bytes == part(setup, "KV cache")
+        assert not session.closed and session.state.rollout.cache.bytes == part(setup, "KV cache")
 
 
 def test_a_session_is_checked_beside_what_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
