@@ -35,7 +35,7 @@ import numpy as np
 
 from rollforce.config import build
 from rollforce.errors import ConfigError, RollforceError
-from rollforce.evaluation.journal import Journal
+from rollforce.evaluation.journal import EvaluationJournal
 from rollforce.evaluation.judge import ENDS_S, WINDOW_S
 from rollforce.evaluation.plots import save_curves
 from rollforce.evaluation.report import Report, StreamedVideo, compare, read_reports, summarise
@@ -134,12 +134,12 @@ def parse_run(text: str) -> tuple[str, Configuration]:
 
 def stream_all(
     runs: dict[str, Configuration], prompts: list[list[EvaluationTask]], args: argparse.Namespace
-) -> Journal:
+) -> EvaluationJournal:
     """Stream what is not in the journal yet: prompt by prompt through all runs, so that all meet the same load."""
     settings: dict[str, Any] = {name: getattr(args, name)
                                 for name in ("seconds", "things", "prompt_seed", "seed", "ends")}
     settings |= {f"run {name}": describe_model(run) for name, run in runs.items()}  # loads each: wrong ones end here
-    journal = Journal(args.json and args.json.with_suffix(".jsonl"), settings, args.resume)
+    journal = EvaluationJournal(args.json and args.json.with_suffix(".jsonl"), settings, args.resume)
     if args.ends:  # streams of several prompts go together
         every = list(chain.from_iterable(prompts))
         prompts = [every[start : start + args.together] for start in range(0, len(every), args.together)]

@@ -12,7 +12,7 @@ from rollforce.errors import ConfigError
 from rollforce.evaluation.report import StreamedVideo
 
 
-class Journal:
+class EvaluationJournal:
     """The streams of one evaluation, on disk if there is a `path`.
 
     `settings` are what a stream's result depends on; they are the file's first line. With `resume` an older file is

@@ -1,4 +1,4 @@
-"""From judged streams to a report: means with intervals, what was lost by the end, curves, and paired differences.
+"""A report on judged streams: means with intervals, what was lost by the end, curves, and paired differences.
 
 A report is what its JSON file holds: measures by name, each {"mean", "low", "high"}, those of a group ("seams.chunk")
 under the group's name, and under "prompts" every stream with its plain numbers, so that two saved reports can still be

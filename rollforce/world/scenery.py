@@ -83,7 +83,7 @@ def _blend(picture: np.ndarray, colour: RGB | np.ndarray, cover: np.ndarray) -> 
 
 
 def _fade(top: RGB, bottom: RGB, along: np.ndarray) -> np.ndarray:
-    """From `top` at 0 to `bottom` at 1, smoothly: [..., 3]."""
+    """Return colours that go from `top` at 0 to `bottom` at 1: [..., 3]."""
     first, last = np.asarray(top, np.float32), np.asarray(bottom, np.float32)
     return first + (last - first) * np.clip(along, 0, 1)[..., None]
 

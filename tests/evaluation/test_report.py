@@ -18,7 +18,7 @@ from small_model import make_model_folder
 
 from rollforce.errors import ConfigError, ShapeError
 from rollforce.evaluation import runner
-from rollforce.evaluation.journal import Journal
+from rollforce.evaluation.journal import EvaluationJournal
 from rollforce.evaluation.plots import save_curves
 from rollforce.evaluation.report import StreamedVideo, compare, read_reports, summarise
 from rollforce.evaluation.stats import difference, interval
@@ -255,17 +255,17 @@ def test_frames_survive_as_text() -> None:
 
 def test_journal_goes_on_where_it_stopped(tmp_path: Path) -> None:
     path, made = tmp_path / "a.jsonl", streams("a", prompts=2, seeds=1)
-    journal = Journal(path, {"seconds": 20, "run a": ["x", "y"]})
+    journal = EvaluationJournal(path, {"seconds": 20, "run a": ["x", "y"]})
     for stream in made:
         journal.add(stream)
     with path.open("a") as file:
         file.write('{"run": "a", "number": 2, "rep')  # killed in the middle of a line
-    again = Journal(path, {"seconds": 20, "run b": ["z"]}, resume=True)
+    again = EvaluationJournal(path, {"seconds": 20, "run b": ["z"]}, resume=True)
     assert again.streams == made and again.has("a", 1, 0) and not again.has("b", 1, 0) and not again.has("a", 2, 0)
-    assert Journal(path, {"seconds": 20, "run a": ["x", "y"]}, resume=True).streams == made
+    assert EvaluationJournal(path, {"seconds": 20, "run a": ["x", "y"]}, resume=True).streams == made
     with pytest.raises(ConfigError, match=r"run a: .*'y'.* there, .*'q'.* now"):
-        Journal(path, {"seconds": 20, "run a": ["x", "q"]}, resume=True)
-    assert Journal(path, {"seconds": 20}).streams == [] and len(path.read_text().splitlines()) == 1
+        EvaluationJournal(path, {"seconds": 20, "run a": ["x", "q"]}, resume=True)
+    assert EvaluationJournal(path, {"seconds": 20}).streams == [] and len(path.read_text().splitlines()) == 1
 
 
 # ---------------------------------------------------------------------------------------------------------- program
