@@ -37,7 +37,7 @@ from rollforce.engine.flow import linear, warped
 from rollforce.engine.settings import LayoutSettings, StreamSettings
 from rollforce.errors import RollforceError
 from rollforce.evaluation.speed import estimate, multi_stream, policies, report, streaming
-from rollforce.evaluation.speed.cases import FRAMES, MODELS, Case, Setting, cases, parse_sizes, shrunk
+from rollforce.evaluation.speed.cases import FRAMES, MODELS, Case, Setting, parse_cases, parse_sizes, shrink
 from rollforce.evaluation.speed.training import measure_step
 from rollforce.models.transformer.transformer import TransformerConfig
 
@@ -47,7 +47,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    told: dict[str, Any] = {"environment": report.environment(plain(args)), "results": []}
+    told: dict[str, Any] = {"environment": report.environment(plain_arguments(args)), "results": []}
     print(*report.header(told["environment"]), sep="\n")
     try:
         for result in results(args):
@@ -61,9 +61,9 @@ def main() -> None:
 
 
 def results(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One after the other, so that what is done is kept if the next one fails."""
+    """Yield results one after the other, so that what is done is kept if the next one fails."""
     if args.case == "together":
-        yield from company(args)
+        yield from measure_loads(args)
         return
     if args.model and not (args.random_weights or args.train_step or args.dry_run):
         yield bench_model(args)
@@ -71,22 +71,22 @@ def results(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     if args.case == "memory":
         yield from memory(args)
         return
-    for name, setting, case in wanted(args):
+    for name, setting, case in list_settings(args):
         size = f"{setting.size[1]}x{setting.size[0]}"
-        print(f"{name} {case.name}: {report.described(setting)}", flush=True)
-        about = {"model": name, "size": size, "switches": report.described(setting)}
-        for result in measured(args, setting, case):
-            print(f"    {json.dumps(rounded(result))}", flush=True)
-            yield about | result | compared(name, setting, case, result)
+        print(f"{name} {case.name}: {report.describe_setting(setting)}", flush=True)
+        about = {"model": name, "size": size, "switches": report.describe_setting(setting)}
+        for result in measure_setting(args, setting, case):
+            print(f"    {json.dumps(round_figures(result))}", flush=True)
+            yield about | result | compare_published(name, setting, case, result)
         gc.collect()
         if setting.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
-def measured(args: argparse.Namespace, setting: Setting, case: Case) -> Iterator[dict[str, Any]]:
+def measure_setting(args: argparse.Namespace, setting: Setting, case: Case) -> Iterator[dict[str, Any]]:
     if args.dry_run:
-        bytes_of = {part.name: part.bytes for part in estimate.memory(case, setting)}
-        tflop = {kind: count / 1e12 for kind, count in estimate.work(case, setting).items()}
+        bytes_of = {part.name: part.bytes for part in estimate.estimate_memory(case, setting)}
+        tflop = {kind: count / 1e12 for kind, count in estimate.count_operations(case, setting).items()}
         yield {"case": case.name, "tflop": tflop, "bytes": bytes_of, "needs_gb": sum(bytes_of.values()) / 1e9}
         return
     if args.train_step:
@@ -97,14 +97,14 @@ def measured(args: argparse.Namespace, setting: Setting, case: Case) -> Iterator
     chunks = args.chunks or case.chunks
     autoencoder = streaming.random_autoencoder(args.decoder, setting) if args.decoder else None
     try:
-        result = streaming.measure(case, setting, chunks, autoencoder)
-        yield result | (streaming.apart(case, setting, chunks) if args.apart else {})
+        result = streaming.measure_case(case, setting, chunks, autoencoder)
+        yield result | (streaming.compare_riding(case, setting, chunks) if args.apart else {})
     except torch.cuda.OutOfMemoryError:
         yield {"case": case.name, "out_of_memory": True}
 
 
-def compared(name: str, setting: Setting, case: Case, result: dict[str, Any]) -> dict[str, Any]:
-    """Published and wanted frames a second, where they were said of this very run; and what the wanted ones take."""
+def compare_published(name: str, setting: Setting, case: Case, result: dict[str, Any]) -> dict[str, Any]:
+    """Return the published and the wanted frames a second of this very run, if any, and what the latter take."""
     if (name, sorted(setting.size)) != ("wan-1.3b", [480, 832]) or not case.target or "tflop" not in result:
         return {}
     frames = FRAMES * case.stream.layout.chunk
@@ -112,30 +112,30 @@ def compared(name: str, setting: Setting, case: Case, result: dict[str, Any]) ->
             "target_tflop_per_s": sum(result["tflop"].values()) * case.target / frames}  # fmt: skip
 
 
-def wanted(args: argparse.Namespace) -> Iterator[tuple[str, Setting, Case]]:
-    """Every model at every size in every case; without a model, the one stream that the other options describe."""
+def list_settings(args: argparse.Namespace) -> Iterator[tuple[str, Setting, Case]]:
+    """Yield every model at every size in every case; without a model, what the other options describe."""
     name = args.device or ("cuda" if torch.cuda.is_available() or args.dry_run else "cpu")
     device = torch.device(name)
     dtype = getattr(torch, args.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     where = {"dtype": dtype, "device": device, "attention": args.attention, "compile": args.compile,
              "graphs": args.graphs, "ride": not args.no_ride, "quantize": args.quantize}  # fmt: skip
     if not args.model:
-        yield "engine", Setting(*engine(args), text=args.text, **where), stream(args)
+        yield "engine", Setting(*engine_sizes(args), text=args.text, **where), stream(args)
         return
     for model in args.model.split(","):
         if model not in MODELS:
             raise SystemExit(f"--random-weights and --dry-run know {', '.join(MODELS)}; not {model!r}.")
         for size in parse_sizes(args.size):
-            config, pixels = shrunk(MODELS[model], size, args.shrink)
-            for case in cases(args.case):
+            config, pixels = shrink(MODELS[model], size, args.shrink)
+            for case in parse_cases(args.case):
                 yield model, Setting(config, pixels, text=max(8, 512 // args.shrink), **where), case
 
 
 # -- a stream of any sizes -----------------------------------------------------------------------------------------
 
 
-def engine(args: argparse.Namespace) -> tuple[TransformerConfig, tuple[int, int]]:
-    """A transformer of the sizes asked for, and the picture that has so many tokens a latent."""
+def engine_sizes(args: argparse.Namespace) -> tuple[TransformerConfig, tuple[int, int]]:
+    """Return a transformer of the sizes asked for, and the picture that has so many tokens a latent."""
     config = TransformerConfig(
         num_attention_heads=args.heads, attention_head_dim=args.dim // args.heads, num_layers=args.layers,
         ffn_dim=args.ffn or 4 * args.dim, in_channels=16, out_channels=16, text_dim=128,
@@ -145,19 +145,19 @@ def engine(args: argparse.Namespace) -> tuple[TransformerConfig, tuple[int, int]
 
 
 def stream(args: argparse.Namespace) -> Case:
-    """The usual memory: sink and window of one chunk each, or as asked."""
+    """Return the usual memory: sink and window of one chunk each, or as asked."""
     layout = LayoutSettings(args.layout, args.chunk, warped(linear(args.steps), 5.0))
     return Case(args.layout, StreamSettings(layout, (Sink(args.sink), Window(args.window))))
 
 
 def memory(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Every memory policy, chunkwise, in turn; `--window` latents of the past in plain memory (default 12)."""
-    setting = next(setting for _, setting, _ in wanted(args))
-    print(report.described(setting), flush=True)
+    """Measure every memory policy, chunkwise, in turn; `--window` latents of the past in plain memory (default 12)."""
+    setting = next(setting for _, setting, _ in list_settings(args))
+    print(report.describe_setting(setting), flush=True)
     layout = LayoutSettings("chunkwise", args.chunk, warped(linear(args.steps), 5.0))
     with tempfile.TemporaryDirectory() as folder:
         config = setting.config
-        thirds = policies.every_third(config.num_layers, config.num_attention_heads)
+        thirds = policies.label_every_third(config.num_layers, config.num_attention_heads)
         labels = write_labels(Path(folder) / "heads.json", thirds, "every third head")
         found = policies.policies(layout, max(args.window, 12), 4, labels)
         yield from policies.measure(found, setting, args.chunks or 21)
@@ -196,26 +196,26 @@ def bench_model(args: argparse.Namespace) -> dict[str, Any]:
     } | (steadiness(times, memory, minute) if len(times) >= 3 * minute else {})  # fmt: skip
 
 
-def company(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Several streams of a model at once, apart and together, on one core and on all."""
+def measure_loads(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure several streams of a model at once, apart and together, on one core and on all."""
     import rollforce
     from rollforce.streaming.model import Model
 
     model = rollforce.load(args.model or "tiny", stream=args.stream, device=args.device or "auto")
     cores = args.threads or os.cpu_count() or 1
 
-    def begin(wanted: multi_stream.Company) -> list[list[multi_stream.Pulled]]:
-        here: Model = dataclasses.replace(model, threads=wanted.threads)
-        batch = here.batch(lanes=wanted.pulled_by) if wanted.together else None
-        streams = [here.session(args.prompt, seed, batch=batch).stream() for seed in range(wanted.streams)]
-        return [streams[lane :: wanted.pulled_by] for lane in range(wanted.pulled_by)]
+    def begin(load: multi_stream.StreamLoad) -> list[list[multi_stream.ChunkStream]]:
+        here: Model = dataclasses.replace(model, threads=load.threads)
+        batch = here.batch(lanes=load.pulled_by) if load.together else None
+        streams = [here.session(args.prompt, seed, batch=batch).stream() for seed in range(load.streams)]
+        return [streams[lane :: load.pulled_by] for lane in range(load.pulled_by)]
 
-    found = multi_stream.companies([int(count) for count in args.counts.split(",")], cores)
+    found = multi_stream.list_loads([int(count) for count in args.counts.split(",")], cores)
     return multi_stream.measure(found, begin, args.warm, args.chunks or 8)
 
 
 def steadiness(times: list[float], memory: list[float], minute: int) -> dict[str, float]:
-    """Does a long stream slow down or grow? Chunk times of the last minute and the second; memory after the first."""
+    """Return whether a long stream slows down or grows: its last minute to its second, memory after the first."""
     second, last = times[minute : 2 * minute], times[-minute:]
     return {
         "last_to_second_minute": round(statistics.median(last) / statistics.median(second), 4),
@@ -231,13 +231,13 @@ def keep(told: dict[str, Any], path: Path | None) -> None:
         path.write_text(json.dumps(told, indent=2) + "\n")
 
 
-def rounded(value: Any) -> Any:
+def round_figures(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: rounded(part) for name, part in value.items()}
+        return {name: round_figures(part) for name, part in value.items()}
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def plain(args: argparse.Namespace) -> dict[str, Any]:
+def plain_arguments(args: argparse.Namespace) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
 
 
@@ -255,7 +255,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--train-step", action="store_true", help="one step of distillation instead of a stream")
     parser.add_argument("--latents", default="21,27", help="lengths of the videos of --train-step")
     parser.add_argument("--decoder", choices=["wan", "taehv"], help="decode beside the ticks, with random weights too")
-    parser.add_argument("--attention", default="sdpa", help="kernel by name; see rollforce/attention.py")
+    parser.add_argument("--attention", default="sdpa", help="kernel by name; see models/transformer/attention.py")
     parser.add_argument("--quantize", choices=["int8", "fp8"], help="store the blocks' weights so (needs torchao)")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--graphs", action="store_true", help="compile, and replay as CUDA graphs")

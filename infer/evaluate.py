@@ -35,13 +35,13 @@ import numpy as np
 
 from rollforce.config import build
 from rollforce.errors import ConfigError, RollforceError
-from rollforce.evaluation.journal import Journal
+from rollforce.evaluation.journal import EvaluationJournal
 from rollforce.evaluation.judge import ENDS_S, WINDOW_S
 from rollforce.evaluation.plots import save_curves
-from rollforce.evaluation.report import Report, StreamedVideo, compared, saved_runs, summary
-from rollforce.evaluation.runner import MOMENTS, Configuration, EvaluationJob, EvaluationTask, finished, told
-from rollforce.evaluation.tables import differences, markdown, terminal
-from rollforce.video.contact_sheet import contact_sheet, unpacked
+from rollforce.evaluation.report import Report, StreamedVideo, compare, read_reports, summarise
+from rollforce.evaluation.runner import MOMENTS, Configuration, EvaluationJob, EvaluationTask, describe_model, run_jobs
+from rollforce.evaluation.tables import format_differences, format_markdown, format_terminal
+from rollforce.video.contact_sheet import contact_sheet, unpack_frames
 from rollforce.world import caption, sample_scene
 
 SEED_STEP = 1_000_000  # between the seeds of one prompt's streams
@@ -56,25 +56,25 @@ class Runs:
 
 def main() -> None:
     args = arguments()
-    runs = saved_runs(args.compare) if args.compare else streamed_runs(args)
+    runs = read_reports(args.compare) if args.compare else stream_runs(args)
     first = next(iter(runs))
-    against_first = {name: compared(report, runs[first]) for name, report in runs.items() if name != first}
-    print(terminal(runs) + "\n")
+    against_first = {name: compare(report, runs[first]) for name, report in runs.items() if name != first}
+    print(format_terminal(runs) + "\n")
     for name, found in against_first.items():
-        print(differences(name, first, found) + "\n")
+        print(format_differences(name, first, found) + "\n")
     save(runs, against_first, args)
 
 
-def streamed_runs(args: argparse.Namespace) -> dict[str, Report]:
+def stream_runs(args: argparse.Namespace) -> dict[str, Report]:
     """Stream and judge every configuration."""
-    configurations, prompts = runs_of(args), draw(args)
+    configurations, prompts = list_runs(args), draw_tasks(args)
     journal = stream_all(configurations, prompts, args)
     asked = {(task.number, task.repeat) for tasks in prompts for task in tasks}
     streams = sorted((s for s in journal.streams if s.run in configurations and (s.number, s.repeat) in asked),
                      key=lambda s: (s.number, s.repeat))
     if args.sheet:
         save_sheets(streams, list(configurations), args.sheet, args.ends)
-    return {name: {"run": asdict(run) | told(run), **summary([s for s in streams if s.run == name])}
+    return {name: {"run": asdict(run) | describe_model(run), **summarise([s for s in streams if s.run == name])}
             for name, run in configurations.items()}
 
 
@@ -88,7 +88,7 @@ def save(runs: dict[str, Report], against_first: dict[str, Report], args: argpar
         content |= several if len(runs) > 1 else next(iter(runs.values()))
         args.json.write_text(json.dumps(content, indent=1) + "\n")
     if args.markdown:
-        args.markdown.write_text(markdown(command, runs, against_first))
+        args.markdown.write_text(format_markdown(command, runs, against_first))
     if args.plot:
         save_curves(runs, args.plot)
 
@@ -96,8 +96,8 @@ def save(runs: dict[str, Report], against_first: dict[str, Report], args: argpar
 # -- what is streamed ------------------------------------------------------------------------------------------------
 
 
-def draw(args: argparse.Namespace) -> list[list[EvaluationTask]]:
-    """Held-out scenes and their full captions, `--seeds` streams of each; the same arguments give the same tasks."""
+def draw_tasks(args: argparse.Namespace) -> list[list[EvaluationTask]]:
+    """Draw held-out scenes with full captions, `--seeds` streams of each; the same arguments, the same tasks."""
     prompts = []
     for number in range(args.prompts):
         draw_seed = args.prompt_seed * 1_000_003 + number
@@ -108,11 +108,11 @@ def draw(args: argparse.Namespace) -> list[list[EvaluationTask]]:
     return prompts
 
 
-def runs_of(args: argparse.Namespace) -> dict[str, Configuration]:
-    """The configurations by name, in the order they were given; one called "model" if none was."""
+def list_runs(args: argparse.Namespace) -> dict[str, Configuration]:
+    """Return the configurations by name, in the order they were given; one called "model" if none was."""
     runs = dict(build(Runs, args.runs).runs) if args.runs else {}
     for text in args.run:
-        name, run = parsed(text)
+        name, run = parse_run(text)
         if name in runs:
             raise ConfigError(f"two runs are called {name!r}; every run needs a name of its own")
         runs[name] = run
@@ -121,8 +121,8 @@ def runs_of(args: argparse.Namespace) -> dict[str, Configuration]:
             for name, run in (runs or {"model": Configuration()}).items()}
 
 
-def parsed(text: str) -> tuple[str, Configuration]:
-    """A name and its run from NAME=[MODEL][:STREAM] [KEY=VALUE ...]; values may hold blanks, but no =."""
+def parse_run(text: str) -> tuple[str, Configuration]:
+    """Return a name and its run from NAME=[MODEL][:STREAM] [KEY=VALUE ...]; values may hold blanks, but no =."""
     what, *overrides = re.split(r"\s+(?=[\w.]+=)", text.strip())
     name, equals, place = what.partition("=")
     if not equals or not name or " " in place:
@@ -134,12 +134,12 @@ def parsed(text: str) -> tuple[str, Configuration]:
 
 def stream_all(
     runs: dict[str, Configuration], prompts: list[list[EvaluationTask]], args: argparse.Namespace
-) -> Journal:
+) -> EvaluationJournal:
     """Stream what is not in the journal yet: prompt by prompt through all runs, so that all meet the same load."""
     settings: dict[str, Any] = {name: getattr(args, name)
                                 for name in ("seconds", "things", "prompt_seed", "seed", "ends")}
-    settings |= {f"run {name}": told(run) for name, run in runs.items()}  # loads each: wrong settings end here
-    journal = Journal(args.json and args.json.with_suffix(".jsonl"), settings, args.resume)
+    settings |= {f"run {name}": describe_model(run) for name, run in runs.items()}  # loads each: wrong ones end here
+    journal = EvaluationJournal(args.json and args.json.with_suffix(".jsonl"), settings, args.resume)
     if args.ends:  # streams of several prompts go together
         every = list(chain.from_iterable(prompts))
         prompts = [every[start : start + args.together] for start in range(0, len(every), args.together)]
@@ -148,11 +148,10 @@ def stream_all(
         for name, run in runs.items():
             missing = [task for task in tasks if not journal.has(name, task.number, task.repeat)]
             if missing:
-                jobs.append(
-                    EvaluationJob(name, run, told(run)["weights"], missing, args.seconds, args.together, args.ends)
-                )
+                weights = describe_model(run)["weights"]
+                jobs.append(EvaluationJob(name, run, weights, missing, args.seconds, args.together, args.ends))
     total, begun = sum(len(job.tasks) for job in jobs), time.monotonic()
-    for done, streamed in enumerate(finished(jobs, args.workers), 1):
+    for done, streamed in enumerate(run_jobs(jobs, args.workers), 1):
         journal.add(streamed)
         left = (time.monotonic() - begun) / done * (total - done)
         print(f"\r{done} of {total} streams, {left / 60:.1f} minutes left ", end="", file=sys.stderr, flush=True)
@@ -164,17 +163,17 @@ def stream_all(
 
 
 def save_sheets(streams: Sequence[StreamedVideo], runs: list[str], path: Path, ends: bool = False) -> None:
-    """A sheet of each run; with several runs also one where a prompt's rows stand together, and that is `path`."""
-    from PIL import Image
+    """Write a sheet of each run; of several also one where a prompt's rows stand together, and that is `path`."""
+    import imageio.v3 as iio
 
     rows = {(s.number, s.run): s for s in sorted(streams, key=lambda s: (s.number, runs.index(s.run))) if s.tiles}
 
     def save_rows(chosen: list[StreamedVideo], labels: list[str], target: Path) -> None:
-        videos, seconds = [unpacked(s.tiles, MOMENTS) for s in chosen], chosen[0].seconds
+        videos, seconds = [unpack_frames(s.tiles, MOMENTS) for s in chosen], chosen[0].seconds
         moments = np.linspace(0, 2 * ENDS_S if ends else seconds, MOMENTS)
         moments = np.where(ends & (moments > ENDS_S), moments + seconds - 2 * ENDS_S, moments)
         heads = [f"{moment:.3g} s" for moment in moments]
-        Image.fromarray(contact_sheet(videos, MOMENTS, labels, zoom=2, heads=heads)).save(target)
+        iio.imwrite(target, contact_sheet(videos, MOMENTS, labels, zoom=2, heads=heads))
 
     for run in runs:
         mine = [s for s in rows.values() if s.run == run]

@@ -15,7 +15,7 @@ import typer
 
 import rollforce
 from rollforce.cache.head_groups import write_labels
-from rollforce.evaluation.memory.head_profile import Profile, labels_of, near_shares
+from rollforce.evaluation.memory.head_profile import Profile, label_heads, measure_near_shares
 
 PROMPTS = ["a red ball rolls left", "a blue star drifts right over green hills"]
 
@@ -32,8 +32,8 @@ def main(
 ) -> None:
     profile = Profile(reach=reach, threshold=threshold, plain=plain)
     loaded = rollforce.load(model, stream=stream)
-    shares = near_shares(loaded, prompt, seconds, profile)
-    labels = labels_of(shares, profile)
+    shares = measure_near_shares(loaded, prompt, seconds, profile)
+    labels = label_heads(shares, profile)
     far = sum(row.count(profile.far) for row in labels)
     description = (
         f"{loaded.name}: {profile.near} iff (attention on the call's own latents and the newest {profile.recent} "

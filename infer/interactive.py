@@ -129,17 +129,17 @@ class Player:
     # -- what is shown ------------------------------------------------------------------------------------------
 
     def begin(self) -> Future[Chunk | None]:
-        """The next chunk, under way."""
+        """Begin the next chunk, if none is under way, and return its future."""
         self.coming = self.coming or self.pool.submit(self.make)
         return self.coming
 
     def take(self) -> Chunk | None:
-        """The next chunk; None at the end."""
+        """Return the next chunk; None at the end."""
         coming, self.coming = self.begin(), None
         return coming.result()
 
     def make(self) -> Chunk | None:
-        """A chunk, written to the video."""
+        """Make a chunk and write it to the video; None at the end."""
         left = None if self.seconds is None else self.seconds - self.video.seconds
         if self.over or (left is not None and left < 0.5 / self.model.fps):
             return None
@@ -157,7 +157,7 @@ class Player:
         return 2 * (self.session.measures.latency_p95_s or 0) + 0.1
 
     def heard(self, event: Event) -> str:
-        """What became of something that was typed, or of the pace."""
+        """Return what became of something that was typed, or of the pace."""
         cue, at = event.cue, (event.frame or 0) / self.model.fps
         what = f"{cue.prompt!r}" if cue.prompt is not None else f"seed {cue.seed}"
         if event.kind == "pace" and cue.quality is not None:
@@ -183,7 +183,7 @@ class Player:
             self.path.unlink(missing_ok=True)
 
     def summary(self) -> Iterator[str]:
-        """The measures, and how to make the video again. Before `close`."""
+        """Yield the measures, and how to make the video again. Before `close`."""
         m = self.session.measures
         if m.first_frame_s is None or m.latency_p50_s is None:
             yield "nothing was shown"
@@ -213,7 +213,7 @@ class Player:
 
 
 def play(player: Player, inbox: SimpleQueue[str], screen: Screen | None, live: bool) -> None:
-    """Until it is long enough, or is told to end. `live`: each frame in its time, else as fast as they come."""
+    """Show the stream until its end. `live`: each frame in its time, else as fast as they come."""
     fps, due = player.model.fps, time.monotonic()
     obey(player, inbox, 0)
     while not player.over:
@@ -251,7 +251,7 @@ def obey(player: Player, inbox: SimpleQueue[str], seconds: float) -> bool:
 
 
 def free(path: Path) -> Path:
-    """The path, or the next one like it that does not exist."""
+    """Return the path, or the next one like it that does not exist."""
     others = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
     return next(each for each in chain([path], others) if not each.exists())
 

@@ -6,11 +6,12 @@
                                                                   runs have presets' names: as they are
     python infer/memory_table.py --tuned scores.json              the same after tuning
 
-Bytes are those of the bundled model's sizes, by a walk without weights (rollforce/trace.py): what memory keeps, the
-chunk in flight included, and what attention reads of it for one chunk, all calls and layers. Time is that of a chunk of
-a random-weight model beside plain sink + window which attends to as many latents, and beside a dense one of a longer
-context; the middle half of the repeats in brackets. Quality is the mean of scene, colour, motion, shape and count in
-the last 10 s, with its 95 % interval over prompts, and after the comma what that is more or less than in the first.
+Bytes are those of the bundled model's sizes, by a walk without weights (rollforce/engine/dry_run.py): what memory
+keeps, the chunk in flight included, and what attention reads of it for one chunk, all calls and layers. Time is that of
+a chunk of a random-weight model beside plain sink + window which attends to as many latents, and beside a dense one
+of a longer context; the middle half of the repeats in brackets. Quality is the mean of scene, colour, motion, shape and
+count in the last 10 s, with its 95 % interval over prompts, and after the comma what that is more or less than in the
+first.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rollforce.cache.head_groups import HeadGroups
 from rollforce.cache.positions import Anchored, RunningAhead
 from rollforce.checkpoints.catalog import presets
 from rollforce.config import build, resource
@@ -35,7 +37,7 @@ from rollforce.engine.budget.model_sizes import sizes_of
 from rollforce.engine.budget.requirements import MemorySetup
 from rollforce.engine.dry_run import trace
 from rollforce.engine.settings import StreamSettings
-from rollforce.evaluation.memory.memory_map import size
+from rollforce.evaluation.memory.memory_map import format_bytes
 from rollforce.evaluation.stats import interval
 
 RESULTS = Path(__file__).with_name("memory.json")
@@ -53,14 +55,14 @@ def main() -> None:
         results["cost"] = json.loads(args.cost.read_text())
     for kind in ("quality", "tuned"):
         for path in getattr(args, kind) or ():
-            results.setdefault(kind, {}).update(scored(path))
+            results.setdefault(kind, {}).update(score_report(path))
     if args.cost or args.quality or args.tuned:
         args.results.write_text(json.dumps(results, indent=1) + "\n")
     print(*lines(results), sep="\n")
 
 
 def lines(results: dict[str, Any]) -> Iterator[str]:
-    """The table, with where it was measured below. Columns for which nothing was measured are left out."""
+    """Yield the table, with where it was measured below. Columns for which nothing was measured are left out."""
     columns = [column for column in zip(HEAD, *(row(name, results) for name in presets()), strict=True)
                if set(column[1:]) - {NOTHING, "", "1"}]  # fmt: skip
     head, *rows = zip(*columns, strict=True)
@@ -72,49 +74,48 @@ def lines(results: dict[str, Any]) -> Iterator[str]:
 
 
 def row(name: str, results: dict[str, Any]) -> list[str]:
-    stream = preset(name)
-    method, paper = described(resource(f"configs/stream/{name}.yaml").read_text())
-    files = made_of(stream)
+    stream = load_preset(name)
+    method, paper = describe_preset(resource(f"configs/stream/{name}.yaml").read_text())
+    files = list_files(stream)
     long = sum(len(file.read_text().splitlines()) for file in files if file.name not in PLAIN_FILES)
     kept, read = bytes_of(stream)
     costs = {line["against"]: line for line in results.get("cost", {}).get("results", ()) if line["case"] == name}
     plain = "1" if {file.name for file in files} <= PLAIN_FILES else NOTHING
-    times = (time(costs.get("plain"), "" if "dense" in costs else plain), time(costs.get("dense"), ""))
-    plainly, tuned = (quality(judged(results.get(kind, {}), stream)) for kind in ("quality", "tuned"))
+    times = (format_time(costs.get("plain"), "" if "dense" in costs else plain), format_time(costs.get("dense"), ""))
+    plainly, tuned = (format_quality(find_result(results.get(kind, {}), stream)) for kind in ("quality", "tuned"))
     both = [plainly] * bool(plainly) + [f"tuned: {tuned}"] * bool(tuned)
     return [f"`{name}`", method, paper, ", ".join(f"`{file.name}`" for file in files), str(long) if long else "",
-            size(kept), size(read), *times, "; ".join(both) or NOTHING]
+            format_bytes(kept), format_bytes(read), *times, "; ".join(both) or NOTHING]
 
 
 # -- what the presets say --------------------------------------------------------------------------------------------
 
 
 @cache
-def preset(name: str) -> StreamSettings:
+def load_preset(name: str) -> StreamSettings:
     return build(StreamSettings, resource(f"configs/stream/{name}.yaml"))
 
 
-def described(text: str) -> tuple[str, str]:
-    """Method and paper, from the comment that a preset begins with."""
+def describe_preset(text: str) -> tuple[str, str]:
+    """Return method and paper, from the comment that a preset begins with."""
     comment = " ".join(line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#"))
     method = re.split(r" \(| at the size| with |, |: |\. ", comment)[0]
     found = re.search(r"arXiv (\d{4}\.\d{5})", comment)
     return method, f"[{found[1]}](https://arxiv.org/abs/{found[1]})" if found else ""
 
 
-def made_of(stream: StreamSettings) -> list[Path]:
-    """The files of its tiers, sparse sights and positions."""
-    kinds: list[Any] = [type(tier) for tier in stream.tiers]
+def list_files(stream: StreamSettings) -> list[Path]:
+    """Return the files of its tiers, sparse sights and positions."""
+    kinds: list[Any] = [type(tier) for tier in stream.tiers] + [HeadGroups] * (stream.heads is not None)
     for sight in (stream.stepping.denoise, stream.stepping.commit):
         kinds += [type(part) for part in (sight.sparse, sight.text) if part is not None]
         kinds += [type(sight.positions)] if isinstance(sight.positions, Anchored | RunningAhead) else []
     files = [Path(str(sys.modules[kind.__module__].__file__)) for kind in kinds]
-    files += [files[0].with_name("heads.py")] if stream.heads is not None else []
     return list(dict.fromkeys(files))
 
 
 def bytes_of(stream: StreamSettings) -> tuple[int, int]:
-    """Kept, and read for one chunk, once memory is full, at the bundled model's sizes."""
+    """Return the bytes kept, and those read for one chunk, once memory is full, at the bundled model's sizes."""
     sizes, table = sizes_of("tiny"), stream.layout.build()
     config, grid = sizes.transformer, MemorySetup(sizes, stream, sizes.size, torch.float32, torch.device("cpu")).grid
     shape = config.shape(grid)
@@ -127,31 +128,31 @@ def bytes_of(stream: StreamSettings) -> tuple[int, int]:
 # -- what the results say --------------------------------------------------------------------------------------------
 
 
-def time(line: dict[str, Any] | None, otherwise: str) -> str:
+def format_time(line: dict[str, Any] | None, otherwise: str) -> str:
     return otherwise if line is None else f"{line['ratio']:.2f} [{line['ratio_low']:.2f}, {line['ratio_high']:.2f}]"
 
 
-def judged(lines: dict[str, Any], stream: StreamSettings) -> dict[str, Any] | None:
-    """What was measured of this stream: two presets may differ in nothing but how their students were trained."""
-    return next((line for name, line in lines.items() if preset(name) == stream), None)
+def find_result(lines: dict[str, Any], stream: StreamSettings) -> dict[str, Any] | None:
+    """Return what was measured of this stream: presets may differ only in how their students were trained."""
+    return next((line for name, line in lines.items() if load_preset(name) == stream), None)
 
 
-def quality(line: dict[str, Any] | None) -> str:
+def format_quality(line: dict[str, Any] | None) -> str:
     return "" if line is None else f"{line['mean']:.2f} [{line['low']:.2f}, {line['high']:.2f}], {line['change']:+.2f}"
 
 
-def scored(path: Path) -> dict[str, Any]:
-    """Quality at the end of every run of a report, with the seconds and prompts that it took."""
+def score_report(path: Path) -> dict[str, Any]:
+    """Return the quality at the end of every run of a report, with the seconds and prompts that it took."""
     report = json.loads(path.read_text())
     runs = report.get("runs") or {report.get("run", {}).get("stream"): report}  # one alone has no name but its stream's
     if unknown := runs.keys() - set(presets()):
         raise SystemExit(f"{path} must be a report of evaluate.py --ends whose runs have the names of presets, not "
                          f"{', '.join(sorted(map(str, unknown)))}.")
-    return {name: ends(run["prompts"]) | {key: report["settings"][key] for key in ("seconds", "prompts")}
+    return {name: score_ends(run["prompts"]) | {key: report["settings"][key] for key in ("seconds", "prompts")}
             for name, run in runs.items()}
 
 
-def ends(streams: list[dict[str, Any]]) -> dict[str, float]:
+def score_ends(streams: list[dict[str, Any]]) -> dict[str, float]:
     first, last = ([float(np.mean([stream[end][score] for score in SCORES])) for stream in streams]
                    for end in ("first_10s", "last_10s"))
     by_end = interval(last, [stream["number"] for stream in streams])

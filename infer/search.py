@@ -1,4 +1,4 @@
-"""What test-time search buys (rollforce/search.py, Stream-T1) beside other ways to spend as much.
+"""What test-time search buys (rollforce/streaming/search.py, Stream-T1) beside other ways to spend as much.
 
     python infer/search.py --prompts 24 --seconds 10 --json runs/search.json --markdown runs/search.md
     python infer/search.py --stream rolling --branch anew --prompts 24 --json runs/search_rolling.json
@@ -84,12 +84,12 @@ def main() -> None:
     args = arguments()
     oracle = judged(OracleReward(REWARDED))
     models = Models(args)
-    done = kept(args, models[1])
+    done = read_results(args, models[1])
     for task in tasks(args, args.runs):
         if task.key not in done["rows"]:
             print(f"\r{task.key} ", end="", file=sys.stderr, flush=True)
-            done["rows"][task.key] = {"prompt": task.number} | rendered(task, models, oracle, args)
-            keep(done, args.json)
+            done["rows"][task.key] = {"prompt": task.number} | render_task(task, models, oracle, args)
+            save_results(done, args.json)
     text = "\n".join(table(args, done["rows"]))
     print(f"\n{text}")
     if args.markdown:
@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def tasks(args: argparse.Namespace, runs: list[str]) -> Iterator[Task]:
-    """Prompt by prompt through all runs, so that all meet the same load."""
+    """Yield tasks prompt by prompt through all runs, so that all meet the same load."""
     for number in range(args.prompts):
         words = caption(sample_scene(number, count=args.things, held_out=True), number, full=True)
         for repeat in range(args.seeds):
@@ -107,9 +107,9 @@ def tasks(args: argparse.Namespace, runs: list[str]) -> Iterator[Task]:
 # -- one stream ------------------------------------------------------------------------------------------------------
 
 
-def rendered(task: Task, models: Models, oracle: FrameReward, args: argparse.Namespace) -> Row:
+def render_task(task: Task, models: Models, oracle: FrameReward, args: argparse.Namespace) -> Row:
     """Make a stream as its run says, and judge it."""
-    maker, model, work = made(task, models, oracle, args), models[steps_of(task.run)], Work()
+    maker, model, work = choose_maker(task, models, oracle, args), models[steps_of(task.run)], Work()
     handle = model.transformer.register_forward_pre_hook(work.count)
     begun = perf_counter()
     video = maker(model)
@@ -126,8 +126,10 @@ def rendered(task: Task, models: Models, oracle: FrameReward, args: argparse.Nam
     }  # fmt: skip
 
 
-def made(task: Task, models: Models, oracle: FrameReward, args: argparse.Namespace) -> Callable[[Model], np.ndarray]:
-    """How a run makes a stream's frames, uint8 [F, H, W, 3]."""
+def choose_maker(
+    task: Task, models: Models, oracle: FrameReward, args: argparse.Namespace
+) -> Callable[[Model], np.ndarray]:
+    """Return how a run makes a stream's frames, uint8 [F, H, W, 3]."""
     kind, _, what = task.run.partition(" ")
 
     def plain(model: Model, seed: int = task.seed) -> np.ndarray:
@@ -147,7 +149,7 @@ def made(task: Task, models: Models, oracle: FrameReward, args: argparse.Namespa
 
 
 def settings_of(width: str, model: Model, args: argparse.Namespace) -> SearchSettings:
-    """A search that is as wide as BEAMSxCANDIDATES, in rounds that see what they chose."""
+    """Return a search that is as wide as BEAMSxCANDIDATES, in rounds that see what they chose."""
     beams, _, candidates = width.partition("x")
     if not (beams.isdecimal() and candidates.isdecimal()):
         raise ConfigError(f"run {width!r} is not known. Use BEAMSxCANDIDATES (with calm), best N, or steps N.")
@@ -171,13 +173,13 @@ class Models(dict[int, Model]):
         args = self.args
         overrides = list(args.overrides)
         if times > 1:
-            overrides += finer(self[1].stream_settings.layout, times)
+            overrides += refine_levels(self[1].stream_settings.layout, times)
         self[times] = rollforce.load(args.model, stream=args.stream, overrides=overrides, device=args.device)
         return self[times]
 
 
-def finer(layout: LayoutSettings, times: int) -> list[str]:
-    """The layout with so many times its steps, evenly between those it has; as many chunks in flight."""
+def refine_levels(layout: LayoutSettings, times: int) -> list[str]:
+    """Return the layout with so many times its steps, evenly between those it has; as many chunks in flight."""
     levels = [*layout.levels, 0.0]
     ladder = [high + (low - high) * n / times for high, low in pairwise(levels) for n in range(times)]
     kinds = {"rolling": "partitioned", "partitioned": "partitioned"}
@@ -192,8 +194,8 @@ def steps_of(run: str) -> int:
 # -- results ---------------------------------------------------------------------------------------------------------
 
 
-def kept(args: argparse.Namespace, model: Model) -> dict[str, Any]:
-    """What an earlier call left. ConfigError if it was another one's."""
+def read_results(args: argparse.Namespace, model: Model) -> dict[str, Any]:
+    """Return what an earlier call left. ConfigError if it was another one's."""
     settings = {name: getattr(args, name) for name in
                 ("stream", "overrides", "things", "seconds", "branch", "span", "lean")}  # fmt: skip
     settings |= {"weights": model.fingerprint[:16]}
@@ -205,7 +207,7 @@ def kept(args: argparse.Namespace, model: Model) -> dict[str, Any]:
     return done
 
 
-def keep(done: dict[str, Any], path: Path | None) -> None:
+def save_results(done: dict[str, Any], path: Path | None) -> None:
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(".part")
@@ -214,7 +216,7 @@ def keep(done: dict[str, Any], path: Path | None) -> None:
 
 
 def table(args: argparse.Namespace, rows: dict[str, Row]) -> Iterator[str]:
-    """Runs down, measures across."""
+    """Yield the lines of the table: runs down, measures across."""
     yield f"`python {shlex.join(sys.argv)}`: {args.prompts} prompts x {args.seeds}, {args.seconds:g} s each\n"
     yield "| " + " | ".join(("run", *MEASURES)) + " |"
     yield "|" + "---|" * (len(MEASURES) + 1)
@@ -225,7 +227,7 @@ def table(args: argparse.Namespace, rows: dict[str, Row]) -> Iterator[str]:
 
 
 def cell(measure: str, run: str, first: str, wanted: list[Task], rows: dict[str, Row]) -> str:
-    """A mean with its interval, over the streams of which both runs can tell it; costs without."""
+    """Return a mean with its interval, over the streams of which both runs can tell it; costs without."""
     pairs = [(rows[replace(task, run=run).key][measure], rows[replace(task, run=first).key][measure], task.number)
              for task in wanted]  # fmt: skip
     known = [(ours, theirs, number) for ours, theirs, number in pairs if ours is not None and theirs is not None]

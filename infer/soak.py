@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def happen(what: str, session: Any, model: Any, rng: random.Random) -> Any:
-    """One random thing; the session that goes on."""
+    """Do one random thing, and return the session that goes on."""
     if what == "prompt":
         session.prompt(prompt_of(rng), rng.choice(possible(model)))
     elif what == "fork":
@@ -78,7 +78,7 @@ def happen(what: str, session: Any, model: Any, rng: random.Random) -> Any:
 
 
 def possible(model: Any) -> list[str]:
-    """Transitions that this stream can do."""
+    """Return the transitions that this stream can do."""
     found = []
     for name in TRANSITIONS:
         try:

@@ -12,7 +12,7 @@ import rollforce
 
 
 def draw(frame_HWC: np.ndarray, caption: str) -> None:
-    """One picture in a terminal that knows 24-bit colour: each character shows two pixels, one above the other."""
+    """Draw one picture in a terminal that knows 24-bit colour: each character shows two pixels, one above the other."""
     small = frame_HWC[::2, ::2].tolist()
     lines = []
     for upper, lower in zip(small[::2], small[1::2], strict=True):

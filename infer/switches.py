@@ -27,9 +27,9 @@ import numpy as np
 from rollforce.evaluation.stats import difference, interval
 from rollforce.video.contact_sheet import contact_sheet
 from rollforce.world import Scene, caption, sample_scene, wish_of
-from rollforce.world.processes import workers
+from rollforce.world.processes import worker_pool
 from rollforce.world.scenes import COLOURS, FPS
-from rollforce.world.switching import switched
+from rollforce.world.switching import judge_switch
 
 BEFORE_S, AFTER_S, LAST_S = 8, 10, 6
 EVERY_S, TIMES = 15, 20  # --often
@@ -43,9 +43,9 @@ Row = dict[str, Any]
 
 def main() -> None:
     args = arguments()
-    work = partial(often if args.often else switch, args)
+    work = partial(switch_often if args.often else switch, args)
     rows: list[Row] = []
-    with workers(min(args.workers, args.prompts)) as pool:
+    with worker_pool(min(args.workers, args.prompts)) as pool:
         for number, found in enumerate(pool.map(work, range(args.prompts)), 1):
             rows += found
             print(f"\r{number} of {args.prompts} prompts ", end="", file=sys.stderr, flush=True)
@@ -64,46 +64,46 @@ def main() -> None:
 
 
 def switch(args: argparse.Namespace, number: int) -> list[Row]:
-    """All transitions of one prompt, to another colour and to another scene."""
+    """Measure all transitions of one prompt, to another colour and to another scene."""
     scene = sample_scene(1_000_003 + number, count=1, held_out=True)
-    goals = {"colour": recoloured(scene, number), "scene": sample_scene(2_000_003 + number, count=1, held_out=True)}
+    goals = {"colour": recolour(scene, number), "scene": sample_scene(2_000_003 + number, count=1, held_out=True)}
     rows = []
     for stream, names in by_stream(args).items():
-        model = loaded(args.model, stream)
+        model = load_model(args.model, stream)
         with model.session(caption(scene, number, full=True), seed=number) as session:
             before = np.concatenate([chunk.frames for chunk in session.stream(BEFORE_S)])
             for name in names:
                 for kind, goal in goals.items():
-                    found = after(session, before, name, (scene, goal))
+                    found = continue_fork(session, before, name, (scene, goal))
                     rows.append({"prompt": number, "transition": name, "kind": kind, **found})
     return rows
 
 
-def after(session: Any, before: np.ndarray, transition: str, scenes: tuple[Scene, Scene]) -> Row:
-    """How a fork of a stream goes on with another prompt; `scenes`: what it showed, and what it is to show."""
+def continue_fork(session: Any, before: np.ndarray, transition: str, scenes: tuple[Scene, Scene]) -> Row:
+    """Measure how a fork of a stream goes on with another prompt; `scenes`: what it showed, and what it is to show."""
     goal = scenes[1]
     with session.fork() as twin:
         twin.prompt(caption(goal, 0, full=True), transition)
         frames = np.concatenate([before, *(chunk.frames for chunk in twin.stream(AFTER_S))])
-    look, wish = eyes().look(frames), wish_of(goal)
-    found = switched(frames, look, wish_of(scenes[0]), wish, len(before))
+    look, wish = load_eyes().look(frames), wish_of(goal)
+    found = judge_switch(frames, look, wish_of(scenes[0]), wish, len(before))
     part = slice(len(frames) - LAST_S * FPS, len(frames))
-    report = judged(frames[part], wish)
+    report = judge_part(frames[part], wish)
     times = {"some": found.first, "soon": found.delay}
     soon = {name: float(time is not None and time <= 1) for name, time in times.items()}
     return {**vars(found), **soon, **report,
             "frames": frames[len(before) - 6 :: 6][:10]}
 
 
-def recoloured(scene: Scene, number: int) -> Scene:
-    """The same scene in another colour."""
+def recolour(scene: Scene, number: int) -> Scene:
+    """Return the same scene in another colour."""
     thing = scene.things[0]
     others = [colour for colour in COLOURS if colour != thing.colour]
     return replace(scene, things=(replace(thing, colour=others[number % len(others)]),))
 
 
 def by_stream(args: argparse.Namespace) -> dict[str | None, list[str]]:
-    """Transitions by the stream that they need."""
+    """Return the transitions by the stream that they need."""
     found: dict[str | None, list[str]] = {}
     for name in args.transitions:
         found.setdefault(STREAMS.get(name, args.stream), []).append(name)
@@ -113,13 +113,13 @@ def by_stream(args: argparse.Namespace) -> dict[str | None, list[str]]:
 # -- many switches ---------------------------------------------------------------------------------------------------
 
 
-def often(args: argparse.Namespace, number: int) -> list[Row]:
-    """20 prompts in 5 minutes of one stream, each judged against a stream of its own of the same length."""
+def switch_often(args: argparse.Namespace, number: int) -> list[Row]:
+    """Show 20 prompts in 5 minutes of one stream, each judged against a stream of its own of the same length."""
     scenes = [sample_scene(3_000_003 + 1000 * number + n, count=1, held_out=True) for n in range(TIMES)]
     words = [caption(scene, 0, full=True) for scene in scenes]
     rows = []
     for stream, names in by_stream(args).items():
-        model = loaded(args.model, stream)
+        model = load_model(args.model, stream)
         alone = []
         for n, text in enumerate(words):
             with model.session(text, seed=1000 * number + n) as session:
@@ -132,7 +132,7 @@ def often(args: argparse.Namespace, number: int) -> list[Row]:
                     frames = np.concatenate([chunk.frames for chunk in session.stream(EVERY_S)])
                     for kind, video in (("steered", frames), ("alone", alone[n])):
                         rows.append({"prompt": number, "segment": n, "transition": name, "kind": kind,
-                                     **judged(video[FPS:], wish_of(scenes[n]))})
+                                     **judge_part(video[FPS:], wish_of(scenes[n]))})
     return rows
 
 
@@ -140,23 +140,23 @@ def often(args: argparse.Namespace, number: int) -> list[Row]:
 
 
 @cache
-def loaded(model: str, stream: str | None) -> Any:
+def load_model(model: str, stream: str | None) -> Any:
     import rollforce
 
     return rollforce.load(model, stream=stream, threads=1)
 
 
 @cache
-def eyes() -> Any:
+def load_eyes() -> Any:
     from rollforce.world.eyes import Eyes
 
     return Eyes.load()
 
 
-def judged(frames: np.ndarray, wish: Any) -> Row:
+def judge_part(frames: np.ndarray, wish: Any) -> Row:
     from rollforce.world.oracle import judge
 
-    report = judge(frames, eyes().look(frames), wish)
+    report = judge(frames, load_eyes().look(frames), wish)
     return {name: float(getattr(report, name)) for name in SCORES}
 
 
@@ -164,7 +164,7 @@ def judged(frames: np.ndarray, wish: Any) -> Row:
 
 
 def tables(rows: Sequence[Row]) -> Iterator[str]:
-    """One for each kind of change."""
+    """Yield a table for each kind of change."""
     for kind in ("colour", "scene"):
         found = ("delay", "soon", "jump", "background") if kind == "colour" else ("first", "some", "delay", "soon")
         names = (*found, *SCORES)
@@ -172,18 +172,18 @@ def tables(rows: Sequence[Row]) -> Iterator[str]:
         lines = [f"| {kind} | " + " | ".join(titles) + " |", "|---" + "|---:" * len(names) + "|"]
         for transition in dict.fromkeys(row["transition"] for row in rows):
             mine = [row for row in rows if row["transition"] == transition and row["kind"] == kind]
-            lines.append(f"| {transition} | " + " | ".join(told(mine, name) for name in names) + " |")
+            lines.append(f"| {transition} | " + " | ".join(format_mean(mine, name) for name in names) + " |")
         yield "\n".join(lines)
 
 
 def often_table(rows: Sequence[Row]) -> Iterator[str]:
-    """What 20 switches cost, against streams of the same prompts that never heard of another."""
+    """Yield what 20 switches cost, against streams of the same prompts that never heard of another."""
     lines = ["| transition | | " + " | ".join(SCORES) + " |", "|---|---" + "|---:" * len(SCORES) + "|"]
     for transition in dict.fromkeys(row["transition"] for row in rows):
         kinds = {kind: [row for row in rows if row["transition"] == transition and row["kind"] == kind]
                  for kind in ("steered", "alone")}
         for kind, mine in kinds.items():
-            lines.append(f"| {transition} | {kind} | " + " | ".join(told(mine, name) for name in SCORES) + " |")
+            lines.append(f"| {transition} | {kind} | " + " | ".join(format_mean(mine, name) for name in SCORES) + " |")
         prompts = [row["prompt"] for row in kinds["alone"]]
         lost = [difference([row[name] for row in kinds["steered"]], [row[name] for row in kinds["alone"]], prompts)
                 for name in SCORES]
@@ -192,8 +192,8 @@ def often_table(rows: Sequence[Row]) -> Iterator[str]:
     yield "\n".join(lines)
 
 
-def told(rows: Sequence[Row], name: str) -> str:
-    """A mean with its interval over prompts; of delays, those that came."""
+def format_mean(rows: Sequence[Row], name: str) -> str:
+    """Return a mean with its interval over prompts; of delays, those that came."""
     known = [(float(row[name]), row["prompt"]) for row in rows if row[name] is not None]
     if not known:
         return ""
@@ -202,13 +202,13 @@ def told(rows: Sequence[Row], name: str) -> str:
 
 
 def save_sheet(rows: Sequence[Row], path: Path) -> None:
-    """A row for each transition and kind of the first prompts: half seconds around the switch."""
-    from PIL import Image
+    """Write a row for each transition and kind of the first prompts: half seconds around the switch."""
+    import imageio.v3 as iio
 
     shown = [row for row in rows if row["prompt"] < 2 and "frames" in row]
     labels = [f"{row['transition']}: {row['kind']}" for row in shown]
     heads = [f"{n / 2 - 0.5:+.1f} s" for n in range(10)]
-    Image.fromarray(contact_sheet([row["frames"] for row in shown], 10, labels, zoom=1, heads=heads)).save(path)
+    iio.imwrite(path, contact_sheet([row["frames"] for row in shown], 10, labels, zoom=1, heads=heads))
 
 
 def arguments() -> argparse.Namespace:

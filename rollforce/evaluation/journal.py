@@ -12,7 +12,7 @@ from rollforce.errors import ConfigError
 from rollforce.evaluation.report import StreamedVideo
 
 
-class Journal:
+class EvaluationJournal:
     """The streams of one evaluation, on disk if there is a `path`.
 
     `settings` are what a stream's result depends on; they are the file's first line. With `resume` an older file is
@@ -34,19 +34,19 @@ class Journal:
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def add(self, stream: StreamedVideo) -> None:
-        """Keep one more."""
+        """Keep one more stream."""
         self.streams.append(stream)
         if self._path:
             with self._path.open("a") as file:
                 file.write(json.dumps(asdict(stream)) + "\n")
 
     def has(self, run: str, number: int, repeat: int) -> bool:
-        """Whether this stream of this run is finished."""
+        """Return whether this stream of this run is finished."""
         return any((s.run, s.number, s.repeat) == (run, number, repeat) for s in self.streams)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], list[StreamedVideo]]:
-    """The settings and streams of a file; a last line that was cut off in writing is left out."""
+    """Return the settings and streams of a file; a last line that was cut off in writing is left out."""
     lines = []
     for line in path.read_text().splitlines():
         try:

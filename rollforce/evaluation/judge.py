@@ -12,7 +12,7 @@ from rollforce.world.eyes import Eyes
 from rollforce.world.identity import identity, sameness
 from rollforce.world.measures import drift_curve
 from rollforce.world.oracle import judge
-from rollforce.world.perception import part_of, windows
+from rollforce.world.perception import slice_output, windows
 from rollforce.world.scenes import FPS
 
 ENDS_S = 10  # the first and last seconds that are compared in longer videos
@@ -38,7 +38,7 @@ def judge_stream(video: np.ndarray, wish: Wish, eyes: Eyes, chunk: int = 12, lat
     look, end = eyes.look(video), ENDS_S * FPS
 
     def numbers(part: slice) -> Numbers:
-        return judge(video[part], part_of(look, part), wish, chunk, latent).numbers()
+        return judge(video[part], slice_output(look, part), wish, chunk, latent).numbers()
 
     report = judge(video, look, wish, chunk, latent)
     long = len(video) >= 2 * end
@@ -54,7 +54,7 @@ def judge_stream(video: np.ndarray, wish: Wish, eyes: Eyes, chunk: int = 12, lat
 
 
 def seams_to_real(ours: Mapping[str, float | None], real: Mapping[str, float | None]) -> Numbers:
-    """Frame differences at borders, divided by those of real video through the autoencoder."""
+    """Return the frame differences at borders, divided by those of real video through the autoencoder."""
     ratios: Numbers = {}
     for border in ("chunk", "latent"):
         here, there = ours[f"seams.{border}"], real[f"seams.{border}"]

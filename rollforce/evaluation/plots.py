@@ -1,4 +1,4 @@
-"""Pictures of reports: measures over time, a line with its interval for every run. Needs matplotlib."""
+"""Pictures of reports: measures over time, a line with its interval for every run."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ ACROSS = 4
 def save_curves(runs: Mapping[str, Report], path: Path) -> None:
     """Write the runs' curves as a PNG: a panel per measure, seconds to the right, bands are 95 % intervals.
 
-    ConfigError without matplotlib, or if the streams were shorter than two windows of 5 s.
+    ConfigError if the streams were shorter than two windows of 5 s.
     """
+    from matplotlib.figure import Figure  # draws with Agg by itself: no window, no pyplot, no settings changed
+
     curves = {name: report["curve_5s"] for name, report in runs.items() if len(report.get("curve_5s", ())) > 1}
     if not curves:
         raise ConfigError("a plot over time needs streams of at least 10 s; give more --seconds")
-    figure_of = _figure_class()
     panels = [name for name in PANELS if any(name in window for curve in curves.values() for window in curve)]
     down = -(-len(panels) // ACROSS)
-    figure = figure_of(figsize=(3.1 * ACROSS, 2.2 * down + 0.9), layout="constrained")
+    figure: Any = Figure(figsize=(3.1 * ACROSS, 2.2 * down + 0.9), layout="constrained")
     axes = list(figure.subplots(down, ACROSS, squeeze=False).flat)
     for axis, name in zip(axes, panels, strict=False):
         _panel(axis, name, curves)
@@ -47,14 +48,6 @@ def save_curves(runs: Mapping[str, Report], path: Path) -> None:
     seconds = f"seconds of video, in windows of {WINDOW_S} s; bands: 95 % intervals over {_size(runs)}"
     figure.supxlabel(seconds, fontsize=9)
     figure.savefig(path, dpi=120)
-
-
-def _figure_class() -> Any:
-    try:
-        from matplotlib.figure import Figure  # draws with Agg by itself: no window, no pyplot, no settings changed
-    except ImportError as error:
-        raise ConfigError("plots need matplotlib; install it with: pip install 'rollforce[train]'") from error
-    return Figure
 
 
 def _panel(axis: Any, name: str, curves: Mapping[str, list[dict[str, Any]]]) -> None:

@@ -1,4 +1,4 @@
-"""What this process uses: memory, threads, age, versions. torch is imported only where it must be."""
+"""What this process is and uses: its memory, age and versions. It imports torch only where it must."""
 
 from __future__ import annotations
 
@@ -14,46 +14,52 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 
 def resident_mb() -> float:
-    """Memory that this process holds now, in MB."""
+    """Return the memory that this process holds now, in MB."""
+    import psutil  # not at the top: benchmarks do without
+
     return float(psutil.Process().memory_info().rss) / 1e6
 
 
 def peak_mb() -> float:
-    """The most memory that this process ever held, in MB."""
+    """Return the most memory that this process ever held, in MB."""
     if sys.platform == "win32":
-        return float(psutil.Process().memory_info().peak_wset) / 1e6
-    import resource
+        import psutil
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3 * 1.024
+        return float(psutil.Process().memory_info().peak_wset) / 1e6
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    status = Path("/proc/self/status").read_text(encoding="utf-8")  # getrusage begins with the peak of who started this
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1.024e-3
 
 
 def command_age_s() -> float:
-    """Seconds since this process was started."""
+    """Return the seconds since this process was started."""
     if sys.platform != "linux":
+        import psutil
+
         return time.time() - float(psutil.Process().create_time())
     started = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]  # in ticks since boot
     return time.clock_gettime(time.CLOCK_BOOTTIME) - int(started) / os.sysconf("SC_CLK_TCK")
 
 
 def versions() -> dict[str, str]:
-    """Of everything that can change a video's bytes."""
+    """Return the versions of everything that can change a video's bytes."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     return {**found, **{name: metadata.version(name) for name in ("rollforce", "torch", "numpy", "av")}}
 
 
 def file_sha256(path: Path) -> str:
-    """Of the whole file."""
+    """Return the SHA-256 of a whole file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def device_peak_mb(device: Any) -> float | None:
-    """The most accelerator memory that torch held, in MB; None on a CPU."""
+    """Return the most accelerator memory that torch held, in MB; None on a CPU."""
     torch = sys.modules.get("torch")
     if torch is None or getattr(device, "type", "cpu") != "cuda":
         return None
@@ -62,7 +68,7 @@ def device_peak_mb(device: Any) -> float | None:
 
 @contextmanager
 def no_warnings() -> Iterator[None]:
-    """Trying what may not work should not print why."""
+    """Silence warnings within it: trying what may not work should not print why."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""From judged streams to a report: means with intervals, what was lost by the end, curves, and paired differences.
+"""A report on judged streams: means with intervals, what was lost by the end, curves, and paired differences.
 
 A report is what its JSON file holds: measures by name, each {"mean", "low", "high"}, those of a group ("seams.chunk")
 under the group's name, and under "prompts" every stream with its plain numbers, so that two saved reports can still be
@@ -42,27 +42,27 @@ class StreamedVideo:
     tiles: str = ""
 
     def row(self) -> dict[str, Any]:
-        """Its line in a report."""
+        """The stream's row in a report."""
         about = {name: getattr(self, name) for name in ("number", "repeat", "prompt", "seed", "seen", "seconds")}
-        ends = {name: _rounded(self.parts[name]) for name in ENDS if name in self.parts}
-        curve = {"curve_5s": [_rounded(numbers) for numbers in self.curve]} if self.curve else {}
-        return {**about, "streamed_s": round(self.streamed_s, 3), **_rounded(self.parts["model"]), **ends, **curve}
+        ends = {name: _round(self.parts[name]) for name in ENDS if name in self.parts}
+        curve = {"curve_5s": [_round(numbers) for numbers in self.curve]} if self.curve else {}
+        return {**about, "streamed_s": round(self.streamed_s, 3), **_round(self.parts["model"]), **ends, **curve}
 
 
-def summary(streams: Sequence[StreamedVideo]) -> Report:
-    """The report on one run: main measures on top, then the references, the ends, the curve, and every stream."""
+def summarise(streams: Sequence[StreamedVideo]) -> Report:
+    """Return the report on one run: main measures, the references, the ends, the curve, and every stream."""
     prompts = [s.number for s in streams]
-    parts = {name: grouped(means([s.parts[name] for s in streams], prompts)) for name in streams[0].parts}
+    parts = {name: group_measures(means([s.parts[name] for s in streams], prompts)) for name in streams[0].parts}
     report = {**parts.pop("model"), **parts}
     if all(name in parts for name in ENDS):
         first, last = ([s.parts[name] for s in streams] for name in ENDS)
-        report["change_by_the_end"] = grouped(changes(last, first, prompts))
+        report["change_by_the_end"] = group_measures(changes(last, first, prompts))
     report["curve_5s"] = curve([s.curve for s in streams], prompts)
     return {**report, "prompts": [s.row() for s in streams]}
 
 
 def means(rows: Sequence[Mapping[str, Any]], prompts: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Mean and interval of every measure, over the rows that have it."""
+    """Return the mean and interval of every measure, over the rows that have it."""
     found = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         there = [(row[name], prompt) for row, prompt in zip(rows, prompts, strict=True) if row.get(name) is not None]
@@ -73,7 +73,7 @@ def means(rows: Sequence[Mapping[str, Any]], prompts: Sequence[int]) -> dict[str
 
 def changes(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]],
             prompts: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Paired difference `ours` - `theirs` of every measure, over the pairs in which both have it."""
+    """Return the paired difference `ours` - `theirs` of every measure, over the pairs in which both have it."""
     found = {}
     for name in dict.fromkeys(name for row in ours for name, value in row.items() if _is_measure(name, value)):
         there = [(our[name], their[name], prompt) for our, their, prompt in zip(ours, theirs, prompts, strict=True)
@@ -89,13 +89,13 @@ def _is_measure(name: str, value: Any) -> bool:
 
 
 def curve(curves: Sequence[Sequence[Numbers]], prompts: Sequence[int]) -> list[dict[str, Any]]:
-    """Per window of 5 s its bounds in seconds and every measure with its interval, as far as all streams go."""
+    """Return each window's bounds in seconds and its measures with intervals, as far as all streams go."""
     return [{"from_s": n * WINDOW_S, "to_s": (n + 1) * WINDOW_S, **means([each[n] for each in curves], prompts)}
             for n in range(min(len(each) for each in curves))]
 
 
-def grouped(part: Mapping[str, Any]) -> dict[str, Any]:
-    """ "seams.chunk" and its like are put together under "seams"."""
+def group_measures(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return measures with those such as "seams.chunk" put together under "seams"."""
     tree: dict[str, Any] = {}
     for name, value in part.items():
         group, _, leaf = name.rpartition(".")
@@ -103,36 +103,38 @@ def grouped(part: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def measure(report: Mapping[str, Any], name: str) -> dict[str, Any] | None:
-    """The measure called `name`, such as "shape" or "seams.chunk", where the report has it."""
+def find_measure(report: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """Return the measure called `name`, such as "shape" or "seams.chunk", where the report has it."""
     group, _, leaf = name.rpartition(".")
     found = (report.get(group) or {} if group else report).get(leaf)
     return found if isinstance(found, dict) else None
 
 
-def _rounded(numbers: Numbers) -> Numbers:
+def _round(numbers: Numbers) -> Numbers:
     return {name: None if value is None else round(value, 4) for name, value in numbers.items()}
 
 
 # ------------------------------------------------------------------------------------------------- two runs
 
 
-def compared(report: Report, reference: Report) -> Report:
-    """`report` - `reference`, paired by stream: every measure, and under "change_by_the_end" how much more (or less)
-    it changed from the first 10 s to the last. ConfigError if they do not hold the same prompts, seeds and lengths."""
+def compare(report: Report, reference: Report) -> Report:
+    """Return `report` - `reference`, paired by stream: every measure, and under "change_by_the_end" how much
+    more (or less) it changed from the first 10 s to the last.
+
+    ConfigError if they do not hold the same prompts, seeds and lengths."""
     ours, theirs = _by_stream(report), _by_stream(reference)
     _check_same(ours, theirs)
     keys = list(ours)
     prompts = [ours[key]["number"] for key in keys]
-    found = grouped(changes([ours[key] for key in keys], [theirs[key] for key in keys], prompts))
+    found = group_measures(changes([ours[key] for key in keys], [theirs[key] for key in keys], prompts))
     if all(end in row for end in ENDS for rows in (ours, theirs) for row in rows.values()):
         our_change, their_change = ([_change(rows[key]) for key in keys] for rows in (ours, theirs))
-        found["change_by_the_end"] = grouped(changes(our_change, their_change, prompts))
+        found["change_by_the_end"] = group_measures(changes(our_change, their_change, prompts))
     return found
 
 
 def _change(row: Mapping[str, Any]) -> Numbers:
-    """The last 10 s minus the first 10 s of one stream."""
+    """Return the last 10 s minus the first 10 s of one stream."""
     first, last = (row[end] for end in ENDS)
     return {name: last[name] - value for name, value in first.items()
             if value is not None and last.get(name) is not None}
@@ -156,18 +158,19 @@ def _check_same(ours: Mapping[Key, Any], theirs: Mapping[Key, Any]) -> None:
         "--seconds, --prompt-seed, --seed and --seeds.")
 
 
-def saved_runs(paths: Sequence[Path]) -> dict[str, Report]:
-    """The runs of report files by name; a name that two files have is told apart by its file. ConfigError if a file
-    is no report."""
+def read_reports(paths: Sequence[Path]) -> dict[str, Report]:
+    """Return the runs of report files by name; a name that two files have gets its file before it.
+
+    ConfigError if a file is no report."""
     runs: dict[str, Report] = {}
     for path in paths:
-        for name, report in _saved(path).items():
+        for name, report in _read_report(path).items():
             runs[f"{path}:{name}" if name in runs else name] = report
     return runs
 
 
-def _saved(path: Path) -> dict[str, Report]:
-    """The runs of one file; a file of one run is named after itself."""
+def _read_report(path: Path) -> dict[str, Report]:
+    """Return the runs of one file; a file of one run is named after itself."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:

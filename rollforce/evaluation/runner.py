@@ -20,10 +20,10 @@ from rollforce.errors import ConfigError
 from rollforce.evaluation.judge import ENDS_S, Numbers, judge_stream, seams_to_real
 from rollforce.evaluation.report import StreamedVideo
 from rollforce.streaming.load import load
-from rollforce.video.contact_sheet import packed
+from rollforce.video.contact_sheet import pack_frames
 from rollforce.world.caption import wish_of
 from rollforce.world.eyes import Eyes
-from rollforce.world.processes import workers
+from rollforce.world.processes import worker_pool
 from rollforce.world.render import render
 from rollforce.world.scenes import FPS, Scene
 
@@ -66,44 +66,44 @@ class EvaluationJob:
     ends: bool
 
 
-def finished(jobs: list[EvaluationJob], processes: int) -> Iterator[StreamedVideo]:
-    """Every stream as soon as it is judged, by processes of one thread each."""
+def run_jobs(jobs: list[EvaluationJob], processes: int) -> Iterator[StreamedVideo]:
+    """Run all jobs and yield every stream as soon as it is judged, by processes of one thread each."""
     if processes == 1:
         for job in jobs:
-            yield from work(job)
+            yield from run_job(job)
         return
-    pool = workers(max(1, min(processes, len(jobs))))
+    pool = worker_pool(max(1, min(processes, len(jobs))))
     try:
-        for future in as_completed([pool.submit(all_work, job) for job in jobs]):
+        for future in as_completed([pool.submit(_run_whole, job) for job in jobs]):
             yield from future.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def all_work(job: EvaluationJob) -> list[StreamedVideo]:
-    return list(work(job))
+def _run_whole(job: EvaluationJob) -> list[StreamedVideo]:
+    return list(run_job(job))
 
 
-def work(job: EvaluationJob) -> Iterator[StreamedVideo]:
+def run_job(job: EvaluationJob) -> Iterator[StreamedVideo]:
     """Stream and judge. ConfigError if the model's weights have changed since the evaluation began."""
     torch.set_num_threads(1)
-    model, eyes, seconds = loaded(job.run), sight(), job.seconds
-    if told(job.run)["weights"] != job.weights:
+    model, eyes, seconds = load_model(job.run), load_eyes(), job.seconds
+    if describe_model(job.run)["weights"] != job.weights:
         raise ConfigError(f"the weights of {job.name} changed during the evaluation; begin anew with a copy")
-    for task, video, taken in (spliced if job.ends else films)(model, job):
-        real = references(task.scene, job.run, min(len(video), REFERENCE_S * FPS), video.shape[1])
+    for task, video, taken in (stream_ends if job.ends else stream_whole)(model, job):
+        real = measure_references(task.scene, job.run, min(len(video), REFERENCE_S * FPS), video.shape[1])
         found = judge_stream(video, wish_of(task.scene), eyes, model.frames_per_chunk, model.frames_per_latent)
         if job.ends:
             last = found.ends["last_10s"] | {"identity": found.whole["identity"]}  # are its things those of the first?
             found = replace(found, whole=last, curve=[])
         whole = found.whole | seams_to_real(found.whole, real["truth_autoencoder"]) | {"x_real_time": seconds / taken}
-        tiles = packed(video, MOMENTS) if task.number < ROWS and task.repeat == 0 else ""
+        tiles = pack_frames(video, MOMENTS) if task.number < ROWS and task.repeat == 0 else ""
         yield StreamedVideo(job.name, task.number, task.repeat, task.prompt, task.seed, seconds, taken, found.seen,
                        {"model": whole} | found.ends | real, found.curve, tiles)
 
 
-def films(model: Any, job: EvaluationJob) -> Iterator[tuple[EvaluationTask, np.ndarray, float]]:
-    """Every stream's video, and the seconds that it took: its share, of those that share their model calls."""
+def stream_whole(model: Any, job: EvaluationJob) -> Iterator[tuple[EvaluationTask, np.ndarray, float]]:
+    """Yield every stream's video, and the seconds that it took: its share, of those that share their model calls."""
     for start in range(0, len(job.tasks), job.together):
         tasks, begun = job.tasks[start : start + job.together], time.perf_counter()
         batch = model.batch(limit=len(tasks)) if len(tasks) > 1 else None
@@ -117,9 +117,10 @@ def films(model: Any, job: EvaluationJob) -> Iterator[tuple[EvaluationTask, np.n
             yield task, np.concatenate([chunk.frames for chunk in mine]), taken
 
 
-def spliced(model: Any, job: EvaluationJob) -> Iterator[tuple[EvaluationTask, np.ndarray, float]]:
-    """Every stream's first and last seconds, one after the other. All streams are one batch of one rollout, and of what
-    lies between nothing is drawn: it takes a third of the time."""
+def stream_ends(model: Any, job: EvaluationJob) -> Iterator[tuple[EvaluationTask, np.ndarray, float]]:
+    """Yield every stream's first and last seconds, one after the other, and its share of the seconds it took.
+
+    All streams are one batch of one rollout, and of what lies between nothing is drawn: a third of the time."""
     begun, grid = time.perf_counter(), model.grid()
     end, count = (int(seconds * FPS) // model.frames_per_latent for seconds in (ENDS_S, job.seconds))
     latents: list[torch.Tensor] = []
@@ -139,43 +140,43 @@ def spliced(model: Any, job: EvaluationJob) -> Iterator[tuple[EvaluationTask, np
 
 
 @cache
-def loaded(run: Configuration) -> Any:
+def load_model(run: Configuration) -> Any:
     return load(run.model or "tiny", stream=run.stream, overrides=run.overrides)
 
 
-def told(run: Configuration) -> dict[str, Any]:
-    """What a stream's result depends on besides its prompt and seed."""
-    return {"weights": loaded(run).fingerprint[:16], "settings": to_dict(loaded(run).identity)}
+def describe_model(run: Configuration) -> dict[str, Any]:
+    """Return what a stream's result depends on besides its prompt and seed."""
+    return {"weights": load_model(run).fingerprint[:16], "settings": to_dict(load_model(run).identity)}
 
 
 @cache
-def drawing(run: Configuration) -> int:
-    """A checksum of the autoencoder's weights."""
-    weights = loaded(run).autoencoder.state_dict()
+def checksum_autoencoder(run: Configuration) -> int:
+    """Return a checksum of the autoencoder's weights."""
+    weights = load_model(run).autoencoder.state_dict()
     return crc32(b"".join(weights[name].cpu().float().numpy().tobytes() for name in sorted(weights)))
 
 
 @cache
-def sight() -> Any:
+def load_eyes() -> Any:
     return Eyes.load()
 
 
-def references(scene: Scene, run: Configuration, frames: int, size: int) -> dict[str, Numbers]:
-    """Numbers of the rendered truth, and of the truth through the model's autoencoder; once for all runs that share
-    one, as models tuned from another do."""
-    model, eyes = loaded(run), sight()
-    key = (scene, drawing(run), frames, size, model.frames_per_chunk)
+def measure_references(scene: Scene, run: Configuration, frames: int, size: int) -> dict[str, Numbers]:
+    """Return the numbers of the rendered truth, and of the truth through the model's autoencoder; once for all runs
+    that share one, as models tuned from another do."""
+    model, eyes = load_model(run), load_eyes()
+    key = (scene, checksum_autoencoder(run), frames, size, model.frames_per_chunk)
     if key not in REFERENCES:
         truth = render(scene, 0, frames, size)
-        videos = {"truth": truth, "truth_autoencoder": through(model.autoencoder, truth)}
+        videos = {"truth": truth, "truth_autoencoder": reconstruct(model.autoencoder, truth)}
         REFERENCES[key] = {
             name: judge_stream(video, wish_of(scene), eyes, model.frames_per_chunk, model.frames_per_latent).whole
             for name, video in videos.items()}
     return REFERENCES[key]
 
 
-def through(autoencoder: Any, video: np.ndarray) -> np.ndarray:
-    """uint8 [F, H, W, 3] encoded and decoded; F is cut to whole latents."""
+def reconstruct(autoencoder: Any, video: np.ndarray) -> np.ndarray:
+    """Return uint8 [F, H, W, 3] encoded and decoded; F is cut to whole latents."""
     count = len(video) // autoencoder.config.frames * autoencoder.config.frames
     with torch.no_grad():
         x = torch.from_numpy(video[None, :count]).to(autoencoder.basis.device)

@@ -30,7 +30,7 @@ class Interval:
     streams: int
 
     def numbers(self) -> dict[str, float]:
-        """Mean and bounds, as they stand in reports."""
+        """Return the mean and bounds, as they stand in reports."""
         return {name: round(getattr(self, name), 4) for name in ("mean", "low", "high")}
 
 
@@ -54,20 +54,20 @@ class Difference(Interval):
 
 
 def interval(values: Sequence[float], prompts: Sequence[Hashable] | None = None, draws: int = DRAWS) -> Interval:
-    """Mean of `values` [N] and its percentile bootstrap over `prompts` [N] (None: each value is its own prompt).
+    """Return the mean of `values` [N] and its percentile bootstrap over `prompts` [N] (None: each has its own).
 
     Streams that all have the same value give an interval of no width; with 0 failures in N prompts the rate of
     failures may still be 3 / N. Raises ShapeError without values, or with another number of prompts.
     """
     sums, counts = _by_prompt(values, prompts)
-    means = _drawn_means(sums, counts, draws)
+    means = _resample_means(sums, counts, draws)
     low, high = np.percentile(means, [2.5, 97.5])
     return Interval(float(sums.sum() / counts.sum()), float(low), float(high), len(sums), int(counts.sum()))
 
 
 def difference(ours: Sequence[float], theirs: Sequence[float], prompts: Sequence[Hashable] | None = None,
                draws: int = DRAWS) -> Difference:
-    """Mean of `ours` - `theirs`, which hold the same streams [N] in the same order. Raises ShapeError otherwise."""
+    """Return the mean of `ours` - `theirs`, the same streams [N] in the same order; ShapeError otherwise."""
     if len(ours) != len(theirs):
         raise ShapeError(f"{len(ours)} streams cannot be paired with {len(theirs)}; give the same ones in one order")
     apart = np.asarray(ours, float) - np.asarray(theirs, float)
@@ -76,7 +76,7 @@ def difference(ours: Sequence[float], theirs: Sequence[float], prompts: Sequence
 
 
 def _by_prompt(values: Sequence[float], prompts: Sequence[Hashable] | None) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and number of the values of each prompt, both [P]."""
+    """Return the sum and number of the values of each prompt, both [P]."""
     names = range(len(values)) if prompts is None else prompts
     if len(values) == 0 or len(names) != len(values):
         raise ShapeError(f"{len(values)} values of {len(names)} prompts; a mean needs one prompt for each value")
@@ -85,13 +85,13 @@ def _by_prompt(values: Sequence[float], prompts: Sequence[Hashable] | None) -> t
     return np.bincount(at, np.asarray(values, float)), np.bincount(at)
 
 
-def _drawn_means(sums: np.ndarray, counts: np.ndarray, draws: int) -> np.ndarray:
+def _resample_means(sums: np.ndarray, counts: np.ndarray, draws: int) -> np.ndarray:
     drawn = np.random.default_rng(0).integers(len(sums), size=(draws, len(sums)))
     return np.asarray(sums[drawn].sum(1) / counts[drawn].sum(1))
 
 
 def _chance(sums: np.ndarray, draws: int) -> float:
-    """Share of sign choices under which the sum over prompts is as far from zero as it is."""
+    """Return the share of sign choices under which the sum over prompts is as far from zero as it is."""
     count = len(sums)
     if count <= EXACT:
         signs = np.array(list(product((-1.0, 1.0), repeat=count)))

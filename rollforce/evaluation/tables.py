@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rollforce.evaluation.report import ENDS, Report, measure
+from rollforce.evaluation.report import ENDS, Report, find_measure
 
 MAIN = ("scene", "colour", "motion", "shape", "count", "both", "identity", "recognised", "whole", "flicker")
 REST = ("shape_per_frame", "present", "x_real_time")
@@ -18,17 +18,17 @@ GROUPS = ("seams", "drift")
 REFERENCES = ("truth", "truth_autoencoder")
 
 
-def terminal(runs: Mapping[str, Report]) -> str:
-    """All measures, a column per run; one run stands beside its first and last 10 s. The references come last."""
+def format_terminal(runs: Mapping[str, Report]) -> str:
+    """Return all measures, a column per run; one run alone stands beside its first and last 10 s."""
     first = next(iter(runs.values()))
     others = REFERENCES if len(runs) > 1 else (*ENDS, *REFERENCES)
     columns = {**runs, **{name: first[name] for name in others if name in first}}
-    names = [name for name in (*MAIN, *REST) if any(measure(run, name) for run in runs.values())]
+    names = [name for name in (*MAIN, *REST) if any(find_measure(run, name) for run in runs.values())]
     names += [f"{group}.{leaf}" for group in GROUPS for leaf in first.get(group, {})]
     width = max(22, *(len(name) + 2 for name in columns))
     lines = [f"{'':22s}" + "".join(f"{name:>{width}s}" for name in columns)]
     for name in names:
-        cells = (_plain(measure(part, name)) for part in columns.values())
+        cells = (_plain(find_measure(part, name)) for part in columns.values())
         lines.append((f"{name:22s}" + "".join(f"{cell:>{width}s}" for cell in cells)).rstrip())
     return "\n".join(lines)
 
@@ -37,12 +37,12 @@ def _plain(value: Mapping[str, float] | None) -> str:
     return "" if value is None else f"{value['mean']:.3f} [{value['low']:.3f} {value['high']:.3f}]"
 
 
-def differences(name: str, first: str, found: Report) -> str:
-    """The paired differences of run `name` against `first`, separable ones marked with a star."""
+def format_differences(name: str, first: str, found: Report) -> str:
+    """Return the paired differences of run `name` against `first`, separable ones marked with a star."""
     lines = [f"{name} - {first}, paired; * separable from zero"]
     for label, part in (("", found), ("by the end: ", found.get("change_by_the_end", {}))):
         for measured in (*COLUMNS, "shape_per_frame", *(f"drift.{leaf}" for leaf in found.get("drift", {}))):
-            value = measure(part, measured)
+            value = find_measure(part, measured)
             if value is not None:
                 star = "*" if value["separable"] else ""
                 lines.append(f"{label + measured:32s} {value['mean']:+.3f} [{value['low']:+.3f} {value['high']:+.3f}]"
@@ -50,8 +50,8 @@ def differences(name: str, first: str, found: Report) -> str:
     return "\n".join(lines)
 
 
-def markdown(command: str, runs: Mapping[str, Report], against_first: Mapping[str, Report]) -> str:
-    """The command, a row per run, what changed by the end, and the paired differences with separable ones in bold."""
+def format_markdown(command: str, runs: Mapping[str, Report], against_first: Mapping[str, Report]) -> str:
+    """Return the command, a row per run, the changes by the end, and paired differences (bold if separable)."""
     blocks = [f"`{command}`", _runs_table(runs)]
     if any("change_by_the_end" in report for report in runs.values()):
         ends = {name: report.get("change_by_the_end", {}) for name, report in runs.items()}
@@ -74,20 +74,20 @@ def _runs_table(runs: Mapping[str, Report]) -> str:
         streams = report["prompts"]
         prompts = len({row["number"] for row in streams})
         size = f"{prompts} x {len(streams) / prompts:g}"
-        rows.append([run, size, f"{streams[0]['seconds']:g}", *(_short(measure(report, name)) for name in names)])
+        rows.append([run, size, f"{streams[0]['seconds']:g}", *(_short(find_measure(report, name)) for name in names)])
     return _table(rows)
 
 
 def _differences_table(found: Mapping[str, Report], title: str) -> str:
     names = _present(found.values(), leave_out=("x_real_time",))
     rows = [[title, *(COLUMNS[name] for name in names)]]
-    rows += [[run, *(_signed(measure(part, name)) for name in names)] for run, part in found.items()]
+    rows += [[run, *(_signed(find_measure(part, name)) for name in names)] for run, part in found.items()]
     return _table(rows)
 
 
 def _present(parts: Any, leave_out: tuple[str, ...] = ()) -> list[str]:
     parts = list(parts)
-    return [name for name in COLUMNS if name not in leave_out and any(measure(part, name) for part in parts)]
+    return [name for name in COLUMNS if name not in leave_out and any(find_measure(part, name) for part in parts)]
 
 
 def _table(rows: list[list[str]]) -> str:

@@ -101,7 +101,7 @@ class ModelBundle:
         return Grid(self.autoencoder.channels, height // stride, width // stride, patch)
 
 
-# -- threads: a number of the whole process, which several streams hold at once -----------------------------------------
+# -- threads: a number of the whole process, which several streams hold at once ----------------------------------------
 
 
 SMALL = 50_000_000  # parameters: a model with fewer computes on one thread

@@ -26,11 +26,11 @@ class Drift:
     window_s: float
 
     def ratios(self) -> dict[str, float]:
-        """The measures by name, without the window."""
+        """Return the measures by name, without the window."""
         return {name: ratio for name, ratio in asdict(self).items() if name != "window_s"}
 
     def line(self) -> str:
-        """One line for people."""
+        """Return one line for people."""
         changes = " · ".join(f"{name} {100 * (ratio - 1):+.1f} %" for name, ratio in self.ratios().items())
         return f"{changes} (last {self.window_s:g} s against first {self.window_s:g} s)"
 

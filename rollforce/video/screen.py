@@ -17,9 +17,8 @@ from PIL import Image
 ENLARGED = 96  # characters that a picture is at most wide: more would be slow to send
 
 
-def drawn(frame_HWC: np.ndarray, columns: int, rows: int) -> list[str]:
-    """A picture, uint8 [H, W, 3], as lines of half blocks (a character is two pixels, one above the other), as large as
-    fits."""
+def draw_half_blocks(frame_HWC: np.ndarray, columns: int, rows: int) -> list[str]:
+    """Return a picture, uint8 [H, W, 3], as lines of half blocks, two pixels to a character, as large as fits."""
     height, width = frame_HWC.shape[:2]
     scale = min(columns / width, 2 * rows / height, ENLARGED / width)
     size = max(1, int(width * scale)), max(2, int(height * scale) // 2 * 2)
@@ -45,7 +44,7 @@ class Screen:
         self.typing = ""
 
     def say(self, text: str) -> None:
-        """Seen from the next picture on, below it; the last few lines, and all of a longer text."""
+        """Show a text below the pictures from the next one on: the last few lines, and all of a longer text."""
         width = max(20, self.size()[0] - 1)
         lines = [part for line in text.splitlines() for part in textwrap.wrap(line, width, subsequent_indent="    ")]
         self.said = [*self.said, *lines][-max(self.SAID, len(lines)) :]
@@ -55,13 +54,13 @@ class Screen:
         columns, rows = self.size()
         below = [f"\033[7m {status[: columns - 2]} \033[0m"]
         below += [f"\033[2m{line[: columns - 1]}\033[0m" for line in self.said]
-        lines = [*drawn(frame_HWC, columns, max(1, rows - len(below) - 1)), *below]
+        lines = [*draw_half_blocks(frame_HWC, columns, max(1, rows - len(below) - 1)), *below]
         typed = f"> {self.typing[-max(1, columns - 4) :]}"
         self.out.write("\033[H" + "".join(f"{line}\033[K\r\n" for line in lines[: rows - 1]) + f"{typed}\033[J")
         self.out.flush()
 
     def key(self, character: str) -> str | None:
-        """Type one character; the whole line if it is Enter. Ctrl-U empties it; Ctrl-D on an empty one is ":quit"."""
+        """Type a character; return the line if it is Enter. Ctrl-U empties it; Ctrl-D on an empty one: ":quit"."""
         line = self.typing
         if character in ("\r", "\n"):
             self.typing = ""

@@ -52,7 +52,7 @@ class VideoCodec:
 
 
 def available(codec: VideoCodec) -> VideoCodec:
-    """`codec`, or its nearest relative that this FFmpeg can write (with a logged warning)."""
+    """Return `codec`, or its nearest relative that this FFmpeg can write (with a logged warning)."""
     if codec.name in av.codecs_available:
         return codec
     log.warning("this FFmpeg has no %s: writing mpeg4, which is larger and plays in fewer browsers", codec.name)
@@ -60,7 +60,7 @@ def available(codec: VideoCodec) -> VideoCodec:
 
 
 def default_scale(size: tuple[int, int], shorter: int = 256) -> int:
-    """The whole number by which a small picture is enlarged, so that its shorter side is at least `shorter` pixels."""
+    """Return the whole number by which a small picture's shorter side becomes at least `shorter` pixels."""
     return max(1, -(-shorter // min(size)))
 
 
@@ -221,7 +221,7 @@ class VideoWriter:
 
 
 def whole_packets(container: Any, stream: Any, count: int) -> Iterator[Any]:
-    """The first `count` coded pictures of a video; fewer if it was cut short."""
+    """Yield the first `count` coded pictures of a video; fewer if it was cut short."""
     packets = container.demux(stream)
     for _ in range(count):
         try:
@@ -234,15 +234,15 @@ def whole_packets(container: Any, stream: Any, count: int) -> Iterator[Any]:
 
 
 def read_frames(path: Path) -> np.ndarray:
-    """All pictures of a video, uint8 [F, H, W, 3]; a file that was cut short gives those that are whole."""
+    """Return all pictures of a video, uint8 [F, H, W, 3]; a file that was cut short gives those that are whole."""
     with av.open(str(path)) as container:
-        frames = list(_decoded(container))
+        frames = list(_decode_whole(container))
     if not frames:
         raise ConfigError(f"{path} holds no picture.")
     return np.stack(frames)
 
 
-def _decoded(container: Any) -> Iterator[np.ndarray]:
+def _decode_whole(container: Any) -> Iterator[np.ndarray]:
     try:
         for frame in container.decode(video=0):
             yield frame.to_ndarray(format="rgb24")

@@ -57,12 +57,12 @@ class Wish:
 
 
 def wish_of(scene: Scene) -> Wish:
-    """The wish that says everything about `scene`."""
+    """Return the wish that says everything about `scene`."""
     return Wish(scene.place, scene.time, tuple(WishedThing(t.colour, t.shape, t.motion) for t in scene.things))
 
 
 def motion_fits(wished: str, motion: str) -> bool:
-    """Whether `motion` is what was wished, where a wish may be half said ("rolls", "left")."""
+    """Return whether `motion` is what was wished, where a wish may be half said ("rolls", "left")."""
     return set(wished.split()) <= set(motion.split())
 
 
@@ -85,7 +85,7 @@ _TIME_CHOICES = {"day": ("by day", "during the day", "in the daytime", "at dayti
 
 
 def caption(scene: Scene, rng_seed: int, full: bool = False) -> str:
-    """A sentence about `scene`; another `rng_seed` words it otherwise. `full` leaves nothing out."""
+    """Return a sentence about `scene`; another `rng_seed` words it otherwise. `full` leaves nothing out."""
     rng = np.random.default_rng(rng_seed)
 
     def pick(choices: tuple[str, ...]) -> str:
@@ -122,7 +122,7 @@ def _moves(motion: str, participle: bool, rng: np.random.Generator) -> str:
 
 
 def parse(text: str) -> Wish:
-    """What `text` asks for. ConfigError for no words, unknown words and texts that contradict themselves.
+    """Return what `text` asks for. ConfigError for no words, unknown words and texts that contradict themselves.
 
     `and` begins another thing; words about place and time belong to the whole picture wherever they stand.
     """

@@ -6,11 +6,12 @@ rendered scenes with blur, ghosts and noise, so that they also read soft and sli
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -48,8 +49,8 @@ class Finder(nn.Module):
         for block in self.blocks:
             x = x + F.silu(block(x))
         edge = MARGIN // CELL
-        bands = F.adaptive_avg_pool2d(x[:, :, edge:-edge, edge:-edge], (4, 1)).flatten(1)
-        return self.heat(x), self.offset(x), self.scene(bands)
+        bands = F.adaptive_avg_pool2d(x[:, :, edge:-edge, edge:-edge], (4, 1))
+        return self.heat(x), self.offset(x), self.scene(rearrange(bands, "b c band 1 -> b (c band)"))
 
 
 class Namer(nn.Module):
@@ -64,11 +65,11 @@ class Namer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for conv in self.convs:
             x = F.max_pool2d(F.silu(conv(x)), 2)
-        return self.name(F.silu(self.hidden(x.flatten(1))))
+        return self.name(F.silu(self.hidden(rearrange(x, "b c h w -> b (c h w)"))))
 
 
 @dataclass(frozen=True)
-class Sighting:
+class Detection:
     """One thing in one frame. x, y: its middle in picture widths; `heat`: how sure, 0..1; `colour`: probabilities [6];
     `shape`: probabilities [5] of the four shapes and of being torn; None if its middle is outside of the picture."""
 
@@ -76,7 +77,7 @@ class Sighting:
     y: float
     heat: float
     colour: np.ndarray
-    shape: np.ndarray | None
+    shape: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class EyesOutput:
 
     place: np.ndarray
     time: np.ndarray
-    things: tuple[tuple[Sighting, ...], ...]
+    things: tuple[tuple[Detection, ...], ...]
 
 
 class Eyes:
@@ -96,7 +97,7 @@ class Eyes:
 
     @classmethod
     def load(cls, path: Path | None = None) -> Eyes:
-        """The trained networks of `path`, or the bundled ones. CheckpointError if they are not there."""
+        """Return the trained networks of `path`, or the bundled ones. CheckpointError if they are not there."""
         path = bundled() if path is None else path
         if not path.is_file():
             raise CheckpointError(f"the oracle's weights {path} are missing; make them with: python train/oracle.py")
@@ -108,7 +109,7 @@ class Eyes:
 
     @torch.no_grad()
     def look(self, frames: np.ndarray, batch: int = 96) -> EyesOutput:
-        """See every frame of uint8 [F, H, W, 3]."""
+        """Return what is seen in every frame of uint8 [F, H, W, 3]."""
         looks = [self._look(frames[at : at + batch]) for at in range(0, len(frames), batch)]
         return EyesOutput(np.concatenate([k.place for k in looks]), np.concatenate([k.time for k in looks]),
                     tuple(things for k in looks for things in k.things))
@@ -117,38 +118,36 @@ class Eyes:
         x = padded(as_input(frames))
         heat, offset, scene = self.finder(x)
         place, time = scene.split([len(PLACES), len(TIMES)], 1)
-        found = [peaks(h, o) for h, o in zip(torch.sigmoid(heat), offset, strict=True)]
-        whole = [(f, n) for f, spots in enumerate(found) for n, (px, _, _, _) in enumerate(spots) if 0 < px < 1]
-        shapes: dict[tuple[int, int], np.ndarray] = {}
-        if whole:
-            crops = torch.stack([crop(x[f], found[f][n][0], found[f][n][1]) for f, n in whole])
-            shapes = dict(zip(whole, self.namer(crops).softmax(1).numpy(), strict=True))
-        things = tuple(tuple(Sighting(px, py, sure, colour, shapes.get((f, n)))
-                             for n, (px, py, sure, colour) in enumerate(spots)) for f, spots in enumerate(found))
-        return EyesOutput(place.softmax(1).numpy(), time.softmax(1).numpy(), things)
+        found = [find_peaks(h, o) for h, o in zip(torch.sigmoid(heat), offset, strict=True)]
+        inside = [(f, n) for f, things in enumerate(found) for n, thing in enumerate(things) if 0 < thing.x < 1]
+        if inside:
+            crops = torch.stack([crop(x[f], found[f][n].x, found[f][n].y) for f, n in inside])
+            for (f, n), shape in zip(inside, self.namer(crops).softmax(1).numpy(), strict=True):
+                found[f][n] = replace(found[f][n], shape=shape)
+        return EyesOutput(place.softmax(1).numpy(), time.softmax(1).numpy(), tuple(map(tuple, found)))
 
 
 def bundled() -> Path:
-    """Where the bundled weights are, or should be."""
+    """Return where the bundled weights are, or should be."""
     package = Path(__file__).resolve().parents[1]
     return package / WEIGHTS if (package / WEIGHTS).is_file() else package.parent / WEIGHTS
 
 
 def as_input(frames: np.ndarray) -> Tensor:
-    """uint8 [F, H, W, 3] -> float [F, 3, 64, 64] in -1..1."""
-    x = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    """Return uint8 frames [F, H, W, 3] as the networks' input, float [F, 3, 64, 64] in -1..1."""
+    x = rearrange(torch.from_numpy(np.ascontiguousarray(frames)), "f h w rgb -> f rgb h w").float() / 127.5 - 1
     if x.shape[-2:] != (SIZE, SIZE):
         x = F.interpolate(x, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
     return x
 
 
 def padded(x: Tensor) -> Tensor:
-    """[F, 3, 64, 64] -> [F, 4, 96, 96]: zeros around, and a channel that says where the picture is."""
+    """Return [F, 3, 64, 64] with zeros around and a channel that says where the picture is: [F, 4, 96, 96]."""
     return F.pad(torch.cat([x, torch.ones_like(x[:, :1])], 1), (MARGIN,) * 4)
 
 
 def crop(x: Tensor, px: float, py: float) -> Tensor:
-    """The [4, 32, 32] pixels of one padded frame [4, 96, 96] around (px, py), in picture widths."""
+    """Return the [4, 32, 32] pixels of one padded frame [4, 96, 96] around (px, py), in picture widths."""
     room = CROP // 2
     x = F.pad(x, (room,) * 4)
     left, top = (round(p * SIZE) + MARGIN for p in (px, py))
@@ -156,8 +155,8 @@ def crop(x: Tensor, px: float, py: float) -> Tensor:
     return x[:, top : top + CROP, left : left + CROP]
 
 
-def peaks(heat: Tensor, offset: Tensor) -> list[tuple[float, float, float, np.ndarray]]:
-    """The things in one frame's heat [6, h, w]: (x, y, how sure, colour probabilities), surest first."""
+def find_peaks(heat: Tensor, offset: Tensor) -> list[Detection]:
+    """Return the things in one frame's heat [6, h, w], surest first, without their shapes."""
     best = heat.amax(0)
     tops = (best == F.max_pool2d(best[None], 3, 1, 1)[0]) & (best > SURE)
     spots = []
@@ -166,9 +165,9 @@ def peaks(heat: Tensor, offset: Tensor) -> list[tuple[float, float, float, np.nd
         px = ((column + 0.5 + dx) * CELL - MARGIN) / SIZE
         py = ((row + 0.5 + dy) * CELL - MARGIN) / SIZE
         around = heat[:, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2].mean((1, 2))
-        spots.append((px, py, float(best[row, column]), (around / around.sum()).numpy()))
-    kept: list[tuple[float, float, float, np.ndarray]] = []
-    for spot in sorted(spots, key=lambda s: -s[2]):
-        if all(abs(spot[0] - k[0]) + abs(spot[1] - k[1]) > NEAR for k in kept):
+        spots.append(Detection(px, py, float(best[row, column]), (around / around.sum()).numpy()))
+    kept: list[Detection] = []
+    for spot in sorted(spots, key=lambda s: -s.heat):
+        if all(abs(spot.x - k.x) + abs(spot.y - k.y) > NEAR for k in kept):
             kept.append(spot)
     return kept

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rollforce.world.eyes import EyesOutput, Sighting
-from rollforce.world.perception import count_of, part_of, things_of, windows
+from rollforce.world.eyes import Detection, EyesOutput
+from rollforce.world.perception import count_things, slice_output, track_things, windows
 from rollforce.world.scenes import COLOURS, FPS, SHAPES
 
 WINDOW = 5.0  # seconds
@@ -25,11 +25,11 @@ Name = tuple[str, str | None]
 
 
 @dataclass(eq=False)
-class Stay:
+class Track:
     """One thing from its coming until it is gone: what was seen of it, in which frames."""
 
     frames: list[int] = field(default_factory=list)
-    sightings: list[Sighting] = field(default_factory=list)
+    sightings: list[Detection] = field(default_factory=list)
 
     @property
     def name(self) -> Name:
@@ -40,68 +40,69 @@ class Stay:
 
 
 def identity(look: EyesOutput) -> dict[str, float | None]:
-    """The two measures in 0..1: `identity`, the share of windows after the first that show the same things as the
-    first, and `recognised`, the share of things coming back that are what had left. None if there was no such case."""
-    same, back = sameness(look)[1:], comings_back(look)
+    """Return the two measures in 0..1: `identity`, the share of windows after the first that show the same things as
+    the first, and `recognised`, the share of things coming back that are what had left. None if there was no such
+    case."""
+    same, back = sameness(look)[1:], match_returns(look)
     return {"identity": float(np.mean(same)) if same else None, "recognised": float(np.mean(back)) if back else None}
 
 
 def sameness(look: EyesOutput) -> list[bool]:
-    """For each window of 5 s whether its things have the colours and shapes of the first window's things.
+    """Return for each window of 5 s whether its things have the colours and shapes of the first window's.
 
     Empty if the first window shows nothing: there is nothing that could stay itself.
     """
-    names = [_names(part_of(look, part)) for part in windows(len(look.things), WINDOW)]
+    names = [_names(slice_output(look, part)) for part in windows(len(look.things), WINDOW)]
     return [now == names[0] for now in names] if names and names[0] else []
 
 
 def _names(look: EyesOutput) -> Counter[Name]:
-    return Counter((thing.colour, thing.shape) for thing in things_of(look, count_of(look)))
+    return Counter((thing.colour, thing.shape) for thing in track_things(look, count_things(look)))
 
 
-def comings_back(look: EyesOutput) -> list[bool]:
-    """For each thing that comes after another has been away for a second or more: is it one that had left?
+def match_returns(look: EyesOutput) -> list[bool]:
+    """Return for each thing that comes after another was away for a second or more: is it one that had left?
 
     A thing is away while its middle is out of the picture or it cannot be seen at all.
     """
-    known = [stay for stay in stays(look) if len(stay.frames) >= BRIEF]
-    left: list[Stay] = []
+    known = [track for track in follow_things(look) if len(track.frames) >= BRIEF]
+    left: list[Track] = []
     found = []
-    for stay in known:
-        gone = [other for other in known if other.frames[-1] + AWAY <= stay.frames[0] and other not in left]
+    for track in known:
+        gone = [other for other in known if other.frames[-1] + AWAY <= track.frames[0] and other not in left]
         if not gone:
             continue
-        same = [other for other in gone if other.name == stay.name]
+        same = [other for other in gone if other.name == track.name]
         left.append((same or gone)[0])
         found.append(bool(same))
     return found
 
 
-def stays(look: EyesOutput) -> list[Stay]:
+def follow_things(look: EyesOutput) -> list[Track]:
     """Follow everything that is seen with its middle in the picture, from frame to frame; in order of coming."""
-    followed: list[Stay] = []
+    followed: list[Track] = []
     for frame, things in enumerate(look.things):
         seen = [s for s in things if s.shape is not None]
-        open_ = [stay for stay in followed if frame - stay.frames[-1] < AWAY]
-        costs = sorted((_apart(stay, sighting, frame), n, m) for n, stay in enumerate(open_)
+        open_ = [track for track in followed if frame - track.frames[-1] < AWAY]
+        costs = sorted((_apart(track, sighting, frame), n, m) for n, track in enumerate(open_)
                        for m, sighting in enumerate(seen))
         taken: dict[int, int] = {}
         for cost, n, m in costs:
             if cost < np.inf and n not in taken.values() and m not in taken:
                 taken[m] = n
         for m, sighting in enumerate(seen):
-            stay = open_[taken[m]] if m in taken else Stay()
+            track = open_[taken[m]] if m in taken else Track()
             if m not in taken:
-                followed.append(stay)
-            stay.frames.append(frame)
-            stay.sightings.append(sighting)
+                followed.append(track)
+            track.frames.append(frame)
+            track.sightings.append(sighting)
     return followed
 
 
-def _apart(stay: Stay, sighting: Sighting, frame: int) -> float:
-    """How little `sighting` looks like the next of `stay`; infinite if it is too far away."""
-    last = stay.sightings[-1]
+def _apart(track: Track, sighting: Detection, frame: int) -> float:
+    """Return how little `detection` looks like the next of `track`; infinite if it is too far away."""
+    last = track.sightings[-1]
     distance = float(np.hypot(sighting.x - last.x, sighting.y - last.y))
-    if distance > NEAR + STEP * (frame - stay.frames[-1]):
+    if distance > NEAR + STEP * (frame - track.frames[-1]):
         return np.inf
     return distance + OTHER_COLOUR * (1 - float(np.minimum(last.colour, sighting.colour).sum()))

@@ -33,13 +33,13 @@ class Seams:
 
 
 def differences(frames: np.ndarray) -> np.ndarray:
-    """Mean |difference| between each frame and the next: [F - 1]."""
+    """Return the mean |difference| between each frame and the next: [F - 1]."""
     parts = [np.abs(np.diff(block.astype(np.int16), axis=0)).mean((1, 2, 3)) for block in _blocks(frames, 1)]
     return np.concatenate(parts) if parts else np.zeros(0)
 
 
 def seams(frames: np.ndarray, chunk: int = 12, latent: int = 4) -> Seams:
-    """Frame differences of uint8 [F, H, W, 3] at the borders of chunks and latents, given in frames."""
+    """Return the frame differences of uint8 [F, H, W, 3] at the borders of chunks and latents, given in frames."""
     change = differences(frames)
     after = np.arange(1, len(frames))
     at_chunk, at_latent = after % chunk == 0, after % latent == 0
@@ -48,7 +48,7 @@ def seams(frames: np.ndarray, chunk: int = 12, latent: int = 4) -> Seams:
 
 
 def flicker(frames: np.ndarray, moving: np.ndarray | None = None) -> float | None:
-    """Mean second difference |x(t-1) - 2 x(t) + x(t+1)| of uint8 [F, H, W, 3] where nothing moves.
+    """Return the mean second difference |x(t-1) - 2 x(t) + x(t+1)| of uint8 [F, H, W, 3] where nothing moves.
 
     `moving` [F, H, W] marks what to leave out around t. None for fewer than 3 frames or if something moves everywhere.
     """
@@ -65,7 +65,7 @@ def flicker(frames: np.ndarray, moving: np.ndarray | None = None) -> float | Non
 
 
 def drift_curve(frames: np.ndarray, parts: Sequence[slice]) -> list[dict[str, float]]:
-    """How each of some equal `parts` of uint8 [F, H, W, 3] differs from the first: ratios, by the names of `Drift`."""
+    """Return how each of some equal `parts` of uint8 [F, H, W, 3] differs from the first: `Drift`'s ratios."""
     change = [float(differences(frames[part]).mean()) for part in parts]
     curve = []
     for part, motion in zip(parts, change, strict=True):

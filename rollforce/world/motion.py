@@ -12,7 +12,7 @@ OUTLIER = 0.15  # no single frame counts for more than this distance
 
 
 def name_motion(seconds: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[str | None, float]:
-    """The motion of a thing that was at (x, y) [N] at `seconds` [N], and how far off the fit is, rms in widths.
+    """Return the motion of a thing that was at (x, y) [N] at `seconds` [N], and how far off the fit is, rms in widths.
 
     The name is one of MOTIONS, "rests", or None if nothing fits. Speeds and periods may be 25 % off.
     """

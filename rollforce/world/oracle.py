@@ -3,8 +3,8 @@
     report = score(frames, "a red ball bounces over green hills")       # frames uint8 [F, H, W, 3] at 12 fps
     report.shape, report.motion, report.seams.chunk_ratio
 
-Networks see single frames (`eyes.py`), things are put together from them (`seen.py`), the rest is counting. Whether a
-thing stays itself over time is told by `identity.py`.
+Networks see single frames (`eyes.py`), things are put together from them (`perception.py`), the rest is counting.
+Whether a thing stays itself over time is told by `identity.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rollforce.video.drift import Drift, DriftMeter
 from rollforce.world.caption import Wish, WishedThing, motion_fits, parse
 from rollforce.world.eyes import Eyes, EyesOutput
 from rollforce.world.measures import Seams, flicker, seams
-from rollforce.world.perception import SeenThing, count_of, most, part_of, things_of, windows
+from rollforce.world.perception import TrackedThing, count_things, pick_commonest, track_things
 from rollforce.world.scenes import COLOURS, FPS, GROUND, PLACES, RADIUS, SHAPES, TIMES
 
 
@@ -52,7 +52,7 @@ class Report:
     seen: str
 
     def numbers(self) -> dict[str, float | None]:
-        """Every measure by its name; those of seams and drift are called "seams.chunk", "drift.luma" and so on."""
+        """Return every measure by its name; seams and drift as "seams.chunk", "drift.luma" and so on."""
         flat = {name: value for name, value in vars(self).items() if name not in ("seams", "drift", "seen")}
         flat |= {f"seams.{name}": getattr(self.seams, name) for name in
                  ("chunk", "latent", "inside", "chunk_ratio", "latent_ratio")}
@@ -62,15 +62,7 @@ class Report:
 def score(frames: np.ndarray, prompt: str | Wish, chunk: int = 12, latent: int = 4, eyes: Eyes | None = None) -> Report:
     """Judge uint8 [F, H, W, 3] (12 fps, any size) against `prompt`. `chunk` and `latent`: their lengths in frames."""
     _check(frames)
-    return judge(frames, (eyes or Eyes.load()).look(frames), _wish(prompt), chunk, latent)
-
-
-def score_windows(frames: np.ndarray, prompt: str | Wish, seconds: float = 5.0, chunk: int = 12, latent: int = 4,
-                  eyes: Eyes | None = None) -> list[Report]:
-    """A report for each `seconds` of the video, for curves over time; a shorter rest at the end is left out."""
-    _check(frames)
-    look, wish = (eyes or Eyes.load()).look(frames), _wish(prompt)
-    return [judge(frames[part], part_of(look, part), wish, chunk, latent) for part in windows(len(frames), seconds)]
+    return judge(frames, (eyes or Eyes.load()).look(frames), _read_wish(prompt), chunk, latent)
 
 
 def _check(frames: np.ndarray) -> None:
@@ -79,40 +71,40 @@ def _check(frames: np.ndarray) -> None:
                          f"{list(frames.shape)}; stack the chunks' frames first")
 
 
-def _wish(prompt: str | Wish) -> Wish:
+def _read_wish(prompt: str | Wish) -> Wish:
     return parse(prompt) if isinstance(prompt, str) else prompt
 
 
 def judge(frames: np.ndarray, look: EyesOutput, wish: Wish, chunk: int = 12, latent: int = 4) -> Report:
-    """`score` for who has looked at the frames already: `look` is what `Eyes.look` saw in just these `frames`."""
+    """Judge frames that were looked at already: `look` is what `Eyes.look` saw in just these `frames`."""
     place, time = look.place.argmax(1), look.time.argmax(1)
     asked = [(values, names.index(value)) for values, names, value in
              ((place, PLACES, wish.place), (time, TIMES, wish.time)) if value is not None]
-    count = count_of(look)
-    seen = things_of(look, count)
+    count = count_things(look)
+    seen = track_things(look, count)
     match = _match(wish.things, seen)
     torn = [thing.torn for thing in seen if thing.torn is not None]
     return Report(
-        scene=float(all(most(values) == right for values, right in asked)) if asked else None,
+        scene=float(all(pick_commonest(values) == right for values, right in asked)) if asked else None,
         colour=_share(match, "colour"), motion=_share(match, "motion"), shape=_share(match, "shape"),
-        count=None if wish.count is None else float(count == wish.count), both=_both(match),
+        count=None if wish.count is None else float(count == wish.count), both=_judge_pair(match),
         scene_per_frame=float(np.all([v == right for v, right in asked], 0).mean()) if asked else None,
         colour_per_frame=_per_frame(match, "colour"), shape_per_frame=_per_frame(match, "shape"),
         motion_per_window=_per_frame(match, "motion"),
         whole=1 - float(np.mean(torn)) if torn else None,
         present=float(np.mean([len(things) > 0 for things in look.things])),
-        flicker=flicker(frames, _moving(look, frames.shape[1:3])), seams=seams(frames, chunk, latent),
-        drift=_drift(frames), seen=_words(PLACES[most(place)], TIMES[most(time)], seen))
+        flicker=flicker(frames, _mask_moving(look, frames.shape[1:3])), seams=seams(frames, chunk, latent),
+        drift=_measure_drift(frames), seen=_describe(PLACES[pick_commonest(place)], TIMES[pick_commonest(time)], seen))
 
 
-def _drift(frames: np.ndarray) -> Drift | None:
+def _measure_drift(frames: np.ndarray) -> Drift | None:
     meter = DriftMeter(FPS)
     meter.add(frames)
     return meter.result()
 
 
-def _moving(look: EyesOutput, shape: tuple[int, ...]) -> np.ndarray:
-    """Where things and their shadows are within three quarters of a second: bool [F, H, W]."""
+def _mask_moving(look: EyesOutput, shape: tuple[int, ...]) -> np.ndarray:
+    """Return where things and their shadows are within three quarters of a second: bool [F, H, W]."""
     rows, columns = ((np.arange(n) + 0.5) / n for n in shape)
     near = np.zeros((len(look.things), *shape), bool)
     for f, things in enumerate(look.things):
@@ -129,22 +121,22 @@ def _moving(look: EyesOutput, shape: tuple[int, ...]) -> np.ndarray:
 # ------------------------------------------------------------------------------------------ seen against wished
 
 
-def _fits(wished: WishedThing, seen: SeenThing | None, attribute: str) -> bool:
-    """Whether the clip's `seen` thing has the wished attribute (which must be said)."""
+def _fits(wished: WishedThing, seen: TrackedThing | None, attribute: str) -> bool:
+    """Return whether the clip's `seen` thing has the wished attribute (which must be said)."""
     value = None if seen is None else getattr(seen, attribute)
     if value is None:
         return False
     return motion_fits(wished.motion or "", value) if attribute == "motion" else value == getattr(wished, attribute)
 
 
-Match = list[tuple[WishedThing, SeenThing | None]]
+Match = list[tuple[WishedThing, TrackedThing | None]]
 
 
-def _match(wished: tuple[WishedThing, ...], seen: list[SeenThing]) -> Match:
-    """The pairing of wished with seen things under which most attributes are right."""
-    candidates: list[SeenThing | None] = [*seen, *[None] * len(wished)]
+def _match(wished: tuple[WishedThing, ...], seen: list[TrackedThing]) -> Match:
+    """Return the pairing of wished with seen things under which most attributes are right."""
+    candidates: list[TrackedThing | None] = [*seen, *[None] * len(wished)]
 
-    def right(pairing: Iterable[SeenThing | None]) -> int:
+    def right(pairing: Iterable[TrackedThing | None]) -> int:
         return sum(_fits(w, s, name) for w, s in zip(wished, pairing, strict=True)
                    for name in ("colour", "shape", "motion") if getattr(w, name) is not None)
 
@@ -156,15 +148,15 @@ def _share(match: Match, attribute: str) -> float | None:
     return float(np.mean(said)) if said else None
 
 
-def _both(match: Match) -> float | None:
-    """Whether both of two things have colour and shape; None if the wish is not two things with both said."""
+def _judge_pair(match: Match) -> float | None:
+    """Return whether both of two things have colour and shape; None if the wish is not two things with both said."""
     if len(match) != 2 or not all(wished.colour and wished.shape for wished, _ in match):
         return None
     return float(all(_fits(w, s, name) for w, s in match for name in ("colour", "shape")))
 
 
 def _per_frame(match: Match, attribute: str) -> float | None:
-    """Share of the frames (motion: windows) that show the thing and show it right, over all wished things."""
+    """Return the share of the frames (motion: windows) that show the thing and show it right, over all things."""
     shares = []
     for wished, seen in match:
         if getattr(wished, attribute) is None:
@@ -181,6 +173,6 @@ def _per_frame(match: Match, attribute: str) -> float | None:
     return float(np.mean(shares)) if shares else None
 
 
-def _words(place: str, time: str, seen: list[SeenThing]) -> str:
+def _describe(place: str, time: str, seen: list[TrackedThing]) -> str:
     things = " and ".join(f"{t.colour} {t.shape or 'thing'} {t.motion or 'moves oddly'}" for t in seen)
     return f"{place}, {time}: {things or 'nothing'}"

@@ -12,9 +12,11 @@ from typing import Generic, TypeVar
 
 import torch
 
+Result = TypeVar("Result")
 
-def workers(count: int) -> ProcessPoolExecutor:
-    """A pool of `count`. What they call must be importable by name."""
+
+def worker_pool(count: int) -> ProcessPoolExecutor:
+    """Return a pool of `count` processes. What they call must be importable by name."""
     os.environ["OMP_NUM_THREADS"] = "1"  # they read it as they start
     return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _begin)
 
@@ -32,16 +34,16 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-Made = TypeVar("Made")
+class Renderers(Generic[Result]):
+    """Calls `work(number)` in `workers` processes, ahead of who takes the results.
 
+    `work` must be importable by name (or a partial). Not a `worker_pool`, which ends only when all that was ordered is
+    done: here it is dropped."""
 
-class Renderers(Generic[Made]):
-    """`work(number)` in `workers` processes of one thread each. `work` must be importable by name (or a partial)."""
-
-    def __init__(self, work: Callable[[int], Made], workers: int) -> None:
+    def __init__(self, work: Callable[[int], Result], workers: int) -> None:
         self._work = work
-        self._pool = multiprocessing.get_context("spawn").Pool(workers, torch.set_num_threads, (1,))
-        self._coming: dict[int, AsyncResult[Made]] = {}
+        self._pool = multiprocessing.get_context("spawn").Pool(workers, _begin)
+        self._coming: dict[int, AsyncResult[Result]] = {}
         self._next = 0
 
     def reach(self, stop: int, start: int = 0) -> None:
@@ -50,8 +52,8 @@ class Renderers(Generic[Made]):
             self._coming[number] = self._pool.apply_async(self._work, (number,))
         self._next = max(self._next, stop)
 
-    def take(self, number: int) -> Made:
-        """What `work` made of a number; waits for it, or makes it now."""
+    def take(self, number: int) -> Result:
+        """Return what `work` made of a number; it is waited for, or made now."""
         return (self._coming.pop(number, None) or self._pool.apply_async(self._work, (number,))).get()
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ NIGHT_LIGHT = 0.85
 
 
 def render(scene: Scene, start: int, frames: int, size: int = 64) -> np.ndarray:
-    """Frames `start .. start + frames` of the endless video of `scene`: uint8 [F, H, W, 3], H = W = `size`, 12 fps."""
+    """Return frames `start .. start + frames` of a scene's endless video: uint8 [F, `size`, `size`, 3], 12 fps."""
     seconds = (start + np.arange(frames)) / FPS
     canvas = np.repeat(background(scene, size)[None], frames, axis=0)
     if scene.place == "sea":
@@ -31,7 +31,7 @@ def render(scene: Scene, start: int, frames: int, size: int = 64) -> np.ndarray:
 
 
 def sprite_mask(scene: Scene, start: int, frames: int, size: int = 64) -> np.ndarray:
-    """How much of each pixel the things cover: float32 [F, H, W] in 0..1."""
+    """Return how much of each pixel the things cover: float32 [F, H, W] in 0..1."""
     seconds = (start + np.arange(frames)) / FPS
     uncovered = np.ones((frames, size, size), np.float32)
     for thing in scene.things:
@@ -65,7 +65,7 @@ def _patch(thing: Thing, seconds: np.ndarray, size: int) -> tuple[_Patch, np.nda
 
 
 def _overlap(row: int, column: int, side: int, size: int) -> tuple[tuple[slice, slice], tuple[slice, slice] | None]:
-    """Slices into the patch and into the picture where both are; None if the patch is outside the picture."""
+    """Return slices into the patch and into the picture where both are; None if the patch is outside the picture."""
     top, left = max(row, 0), max(column, 0)
     bottom, right = min(row + side, size), min(column + side, size)
     inside = (slice(top - row, bottom - row), slice(left - column, right - column))

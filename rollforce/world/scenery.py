@@ -42,16 +42,17 @@ STARS = ((0.08, 0.1), (0.22, 0.26), (0.36, 0.08), (0.5, 0.2), (0.12, 0.42), (0.6
 
 
 def background(scene: Scene, size: int) -> np.ndarray:
-    """The surroundings of `scene` without its things, 0..255: float32 [size, size, 3]. Water is left blank."""
+    """Return a scene's surroundings without things and water, 0..255: float32 [size, size, 3]."""
     ticks = (np.arange(size, dtype=np.float32) + 0.5) / size
     x, y = ticks[None, :], ticks[:, None]
     picture = _sky(scene, x, y, size)
-    {"hills": _hills, "mountains": _mountains, "city": _city, "sea": _calm}[scene.place](picture, scene, x, y)
+    if scene.place != "sea":
+        {"hills": _hills, "mountains": _mountains, "city": _city}[scene.place](picture, scene, x, y)
     return picture
 
 
 def sun_at(scene: Scene) -> tuple[float, float, float]:
-    """Middle (x, y) and radius of the sun or moon."""
+    """Return the middle (x, y) and radius of the sun or moon."""
     if scene.time == "sunset":
         return 0.7 + 0.05 * scene.sun, 0.53, 0.1
     return 0.78 + 0.05 * scene.sun, 0.16, 0.075
@@ -82,7 +83,7 @@ def _blend(picture: np.ndarray, colour: RGB | np.ndarray, cover: np.ndarray) -> 
 
 
 def _fade(top: RGB, bottom: RGB, along: np.ndarray) -> np.ndarray:
-    """From `top` at 0 to `bottom` at 1, smoothly: [..., 3]."""
+    """Return colours that go from `top` at 0 to `bottom` at 1: [..., 3]."""
     first, last = np.asarray(top, np.float32), np.asarray(bottom, np.float32)
     return first + (last - first) * np.clip(along, 0, 1)[..., None]
 
@@ -122,12 +123,9 @@ def _mountains(picture: np.ndarray, scene: Scene, x: np.ndarray, y: np.ndarray) 
 def _city(picture: np.ndarray, scene: Scene, x: np.ndarray, y: np.ndarray) -> None:
     far, near, foot = LAND["city"][scene.time]
     shift = 0.02 * scene.ridge
-    for left, right, top in TOWERS:
+    for colour, (left, right, top) in (*((far, tower) for tower in TOWERS), *((near, house) for house in HOUSES)):
         left, right = left - 0.1 * (left == 0), right + 0.1 * (right == 1)
-        _blend(picture, far, _block(picture, x + shift, y, left, right, top, 1.1))
-    for left, right, top in HOUSES:
-        left, right = left - 0.1 * (left == 0), right + 0.1 * (right == 1)
-        _blend(picture, near, _block(picture, x + shift, y, left, right, top, 1.1))
+        _blend(picture, colour, _block(picture, x + shift, y, left, right, top, 1.1))
     street = np.clip((y - 0.88) * len(picture) + 0.5, 0, 1) * np.ones_like(x)
     for left, right, top in HOUSES:
         middle = (left + right) / 2
@@ -143,7 +141,3 @@ def _block(picture: np.ndarray, x: np.ndarray, y: np.ndarray, left: float, right
     size = len(picture)
     across = np.clip((x - left) * size + 0.5, 0, 1) * np.clip((right - x) * size + 0.5, 0, 1)
     return across * np.clip((y - top) * size + 0.5, 0, 1) * np.clip((bottom - y) * size + 0.5, 0, 1)
-
-
-def _calm(picture: np.ndarray, scene: Scene, x: np.ndarray, y: np.ndarray) -> None:
-    """The water moves and is painted by `sea`."""

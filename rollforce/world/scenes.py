@@ -61,7 +61,7 @@ class Thing:
         return 1 + 2 * WIDEST * self.radius + GAP
 
     def track(self, seconds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Centre (x, y) of the thing at each of `seconds` (any shape, any value)."""
+        """Return centre (x, y) of the thing at each of `seconds` (any shape, any value)."""
         if self.motion == "bounces":
             beat = (seconds / BOUNCE_SECONDS + self.phase) % 1.0
             sway = np.sin(2 * np.pi * (seconds / SWAY_SECONDS + self.phase * 3))
@@ -97,7 +97,7 @@ def _held_out(*attributes: str) -> bool:
 
 
 def sample_scene(seed: int, count: int | None = None, held_out: bool | None = None, alike: bool = False) -> Scene:
-    """The scene of this seed; the same arguments always give the same scene.
+    """Return the scene of this seed; the same arguments always give the same scene.
 
     `count`: 1 or 2 things; None: two things in 15 % of the scenes. `held_out`: True draws only attribute combinations
     that are put aside for testing, False never draws them, None does not care. `alike`: two things move in the same
@@ -120,7 +120,7 @@ def sample_scene(seed: int, count: int | None = None, held_out: bool | None = No
 
 
 def _alone(thing: Thing, rng: np.random.Generator) -> Thing:
-    """A thing that has the picture for itself: its size, phase and place."""
+    """Return a thing that has the picture for itself: its size, phase and place."""
     radius = RADIUS * rng.uniform(0.94, 1.06)
     thing = replace(thing, radius=radius, phase=float(rng.random()))
     if thing.motion == "bounces":
@@ -151,7 +151,7 @@ def _kind(motion: str) -> str:
 
 
 def _fits(one: str, other: str) -> bool:
-    """Whether two things that move so can share the picture without hiding each other for long."""
+    """Return whether two things that move so can share the picture without hiding each other for long."""
     kinds = {_kind(one), _kind(other)}
     if kinds == {"bounces", "rolls"}:
         return False

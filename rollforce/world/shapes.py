@@ -10,7 +10,7 @@ STAR_OUTER, STAR_INNER = 1.2, 0.58
 
 
 def depth(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """How deep the points (u right, v down; broadcast together) lie inside `shape`; 0 on the outline."""
+    """Return how deep the points (u right, v down; broadcast together) lie inside `shape`; 0 on the outline."""
     return {"ball": _ball, "box": _box, "star": _star, "heart": _heart}[shape](u, v)
 
 
@@ -37,7 +37,7 @@ def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _heart(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """A square standing on its corner and a disc on each of its upper sides."""
+    """Return a square standing on its corner and a disc on each of its upper sides."""
     half = 0.66
     u, v = np.abs(u), v - 0.02
     diagonal = sqrt(0.5)

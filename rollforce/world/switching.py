@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rollforce.world.caption import Wish
-from rollforce.world.eyes import EyesOutput, Sighting
+from rollforce.world.eyes import Detection, EyesOutput
 from rollforce.world.scenes import COLOURS, FPS, PLACES, RADIUS, SHAPES, TIMES
 
 STEADY = 12  # frames over which it must be seen, to count
@@ -31,26 +31,26 @@ class SwitchResult:
     background: float | None
 
 
-def switched(frames: np.ndarray, look: EyesOutput, old: Wish, new: Wish, at: int, chunk: int = 12) -> SwitchResult:
+def judge_switch(frames: np.ndarray, look: EyesOutput, old: Wish, new: Wish, at: int, chunk: int = 12) -> SwitchResult:
     """Judge uint8 [F, H, W, 3], seen as `look`, that was `old` and had to become `new` from frame `at` on."""
-    right = np.array([_right(look, old, new, f) for f in range(at, len(frames))])
-    arrivals = [_delay(right[:, n]) for n in range(right.shape[1]) if (right[:, n] >= 0).any()]
+    right = np.array([_judge_frame(look, old, new, f) for f in range(at, len(frames))])
+    arrivals = [_find_delay(right[:, n]) for n in range(right.shape[1]) if (right[:, n] >= 0).any()]
     came = [arrival for arrival in arrivals if arrival is not None]
     track = [max(things, key=lambda s: s.heat, default=None) for things in look.things]
     before = range(at - chunk, chunk - 1, -chunk)
-    bends = [bend for f in before if (bend := _bend(track, f)) is not None]
-    bend = _bend(track, at)
-    changes = [_change(frames, look, f) for f in before]
+    bends = [bend for f in before if (bend := _measure_bend(track, f)) is not None]
+    bend = _measure_bend(track, at)
+    changes = [_measure_change(frames, look, f) for f in before]
     return SwitchResult(
         first=min(came, default=None),
         delay=max(came) if came and len(came) == len(arrivals) else None,
         jump=None if bend is None or not bends else bend - float(np.mean(bends)),
-        background=_change(frames, look, at) / max(float(np.mean(changes)), 1e-3) if changes else None,
+        background=_measure_change(frames, look, at) / max(float(np.mean(changes)), 1e-3) if changes else None,
     )
 
 
-def _delay(right: np.ndarray) -> float | None:
-    """Seconds of frames that are wrong until the first that is right and stays so."""
+def _find_delay(right: np.ndarray) -> float | None:
+    """Return seconds of frames that are wrong until the first that is right and stays so."""
     told = right[right >= 0]
     for f in range(len(told) - STEADY + 1):
         if told[f] and told[f : f + STEADY].mean() >= MOST:
@@ -58,9 +58,9 @@ def _delay(right: np.ndarray) -> float | None:
     return None
 
 
-def _right(look: EyesOutput, old: Wish, new: Wish, frame: int) -> tuple[int, int, int, int]:
-    """Of place, time, colour and shape: whether a frame shows the new one, 1 or 0; -1 where it cannot be told, or where
-    nothing else was wished before."""
+def _judge_frame(look: EyesOutput, old: Wish, new: Wish, frame: int) -> tuple[int, int, int, int]:
+    """Return of place, time, colour and shape whether a frame shows the new one, 1 or 0; -1 where it cannot be told, or
+    where nothing else was wished before."""
     seen = max(look.things[frame], key=lambda s: s.heat, default=None)
     was, thing = old.things[0], new.things[0]
     shape = None if seen is None else seen.shape
@@ -74,8 +74,8 @@ def _right(look: EyesOutput, old: Wish, new: Wish, frame: int) -> tuple[int, int
                  for values, names, before, asked in said)  # type: ignore[return-value]  # four of them
 
 
-def _bend(track: list[Sighting | None], frame: int) -> float | None:
-    """How far a thing is, in this frame, from where its way of the last two would have led it."""
+def _measure_bend(track: list[Detection | None], frame: int) -> float | None:
+    """Return how far a thing is, in this frame, from where its way of the last two would have led it."""
     if not 2 <= frame < len(track):
         return None
     now, last, first = track[frame], track[frame - 1], track[frame - 2]
@@ -84,8 +84,8 @@ def _bend(track: list[Sighting | None], frame: int) -> float | None:
     return float(np.hypot(now.x - 2 * last.x + first.x, now.y - 2 * last.y + first.y))
 
 
-def _change(frames: np.ndarray, look: EyesOutput, frame: int) -> float:
-    """Mean |difference| to the frame before, in grey levels, where neither shows a thing."""
+def _measure_change(frames: np.ndarray, look: EyesOutput, frame: int) -> float:
+    """Return the mean |difference| to the frame before, in grey levels, where neither shows a thing."""
     rows, columns = ((np.arange(n) + 0.5) / n for n in frames.shape[1:3])
     free = np.ones(frames.shape[1:3], bool)
     for seen in (*look.things[frame], *look.things[frame - 1]):

@@ -18,17 +18,17 @@ from small_model import make_model_folder
 
 from rollforce.errors import ConfigError, ShapeError
 from rollforce.evaluation import runner
-from rollforce.evaluation.journal import Journal
+from rollforce.evaluation.journal import EvaluationJournal
 from rollforce.evaluation.plots import save_curves
-from rollforce.evaluation.report import StreamedVideo, compared, saved_runs, summary
+from rollforce.evaluation.report import StreamedVideo, compare, read_reports, summarise
 from rollforce.evaluation.stats import difference, interval
-from rollforce.evaluation.tables import markdown, terminal
+from rollforce.evaluation.tables import format_markdown, format_terminal
 from rollforce.models.text.encoder import TextConfig, TextEncoder
-from rollforce.video.contact_sheet import packed, unpacked
+from rollforce.video.contact_sheet import pack_frames, unpack_frames
 from rollforce.world import Scene, render, sample_scene, wish_of
 from rollforce.world.caption import KINDS, caption
 from rollforce.world.eyes import Eyes
-from rollforce.world.identity import comings_back, identity, sameness
+from rollforce.world.identity import identity, match_returns, sameness
 from rollforce.world.measures import drift_curve
 from rollforce.world.oracle import score
 from rollforce.world.scenes import COLOURS, SHAPES
@@ -132,7 +132,7 @@ def test_a_thing_that_comes_back_as_another_is_noticed(eyes: Eyes) -> None:
     away = [not things or things[0].shape is None for things in eyes.look(true).things]
     laps = np.cumsum(np.diff(away, prepend=away[0]) & np.array(away))  # counts up as it leaves
     look = eyes.look(np.where((laps % 2 == 1)[:, None, None, None], false, true))
-    back = comings_back(look)
+    back = match_returns(look)
     assert len(back) >= 4 and not any(back[:2])
 
 
@@ -183,7 +183,7 @@ def streams(run: str, shape: float = 0.8, loss: float = 0.0, prompts: int = 12, 
 
 
 def test_summary_keeps_every_stream_and_tells_what_was_lost() -> None:
-    report = summary(streams("a", loss=0.3))
+    report = summarise(streams("a", loss=0.3))
     assert report["shape"]["low"] < report["shape"]["mean"] < report["shape"]["high"]
     assert report["seams"]["chunk_to_real"]["mean"] == 1.2 and "recognised" not in report
     lost = report["change_by_the_end"]["shape"]
@@ -194,40 +194,40 @@ def test_summary_keeps_every_stream_and_tells_what_was_lost() -> None:
 
 
 def test_two_runs_are_compared_stream_by_stream() -> None:
-    plain, better, leaky = (summary(streams("x", *numbers)) for numbers in ((0.8, 0.0), (0.85, 0.0), (0.8, 0.2)))
-    found = compared(better, plain)
+    plain, better, leaky = (summarise(streams("x", *numbers)) for numbers in ((0.8, 0.0), (0.85, 0.0), (0.8, 0.2)))
+    found = compare(better, plain)
     assert found["shape"]["mean"] == pytest.approx(0.05, abs=1e-3) and found["shape"]["separable"]
     assert plain["shape"]["high"] > better["shape"]["low"]  # the intervals overlap: only pairs can tell
     assert not found["change_by_the_end"]["shape"]["separable"]
-    assert compared(leaky, plain)["change_by_the_end"]["shape"]["mean"] == pytest.approx(-0.2, abs=1e-3)
+    assert compare(leaky, plain)["change_by_the_end"]["shape"]["mean"] == pytest.approx(-0.2, abs=1e-3)
     shuffled = {**plain, "prompts": plain["prompts"][::-1]}
-    assert compared(better, shuffled)["shape"]["mean"] == found["shape"]["mean"]
+    assert compare(better, shuffled)["shape"]["mean"] == found["shape"]["mean"]
 
 
 def test_reports_of_other_streams_are_not_compared(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r'only one has "prompt 4", seed 4, 20 s.*same --prompts'):
-        compared(summary(streams("a", prompts=4)), summary(streams("b", prompts=5)))
+        compare(summarise(streams("a", prompts=4)), summarise(streams("b", prompts=5)))
     (tmp_path / "old.json").write_text('{"scene": {"mean": 1}, "prompts": [{"prompt": "a"}]}')
     for name in ("old.json", "missing.json"):
         with pytest.raises(ConfigError, match=name):
-            saved_runs([tmp_path / name])
+            read_reports([tmp_path / name])
 
 
 def test_saved_reports_get_names_of_their_own(tmp_path: Path) -> None:
-    report = summary(streams("a", prompts=2))
+    report = summarise(streams("a", prompts=2))
     (tmp_path / "one.json").write_text(json.dumps(report))
     (tmp_path / "two.json").write_text(json.dumps({"runs": {"one": report, "sink": report}}))
-    names = list(saved_runs([tmp_path / "one.json", tmp_path / "two.json"]))
+    names = list(read_reports([tmp_path / "one.json", tmp_path / "two.json"]))
     assert names == ["one", f"{tmp_path}/two.json:one", "sink"]
 
 
 def test_tables_mark_what_is_separable() -> None:
-    runs = {"plain": summary(streams("plain")), "better": summary(streams("better", 0.85))}
-    text = markdown("python x", runs, {"better": compared(runs["better"], runs["plain"])})
+    runs = {"plain": summarise(streams("plain")), "better": summarise(streams("better", 0.85))}
+    text = format_markdown("python x", runs, {"better": compare(runs["better"], runs["plain"])})
     row = next(line for line in text.split("Paired differences")[1].splitlines() if line.startswith("| better"))
     assert row.startswith("| better | 0.00 | **+0.05 [") and text.startswith("`python x`\n")
     assert "| plain | 12 x 2 | 20 | 1.00 |" in text and "up to 25% of all" in text
-    header, *rows = terminal(runs).splitlines()
+    header, *rows = format_terminal(runs).splitlines()
     assert header.split() == ["plain", "better", "truth"] and rows[-1].split()[0] == "seams.chunk_to_real"
 
 
@@ -235,7 +235,7 @@ def test_curves_become_a_picture_and_nothing_else_changes(tmp_path: Path) -> Non
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    runs = {"plain": summary(streams("plain")), "leaky": summary(streams("leaky", loss=0.4))}
+    runs = {"plain": summarise(streams("plain")), "leaky": summarise(streams("leaky", loss=0.4))}
     save_curves(runs, tmp_path / "a.png")
     picture = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).reshape(-1, 3)
     for ink in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)):
@@ -245,15 +245,9 @@ def test_curves_become_a_picture_and_nothing_else_changes(tmp_path: Path) -> Non
         save_curves({"short": {"curve_5s": []}}, tmp_path / "b.png")
 
 
-def test_a_missing_matplotlib_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ConfigError, match=r"rollforce\[train\]"):
-        save_curves({"a": summary(streams("a", prompts=2))}, tmp_path / "a.png")
-
-
 def test_frames_survive_as_text() -> None:
     video = np.random.default_rng(0).integers(0, 256, (9, 16, 24, 3)).astype(np.uint8)
-    assert np.array_equal(unpacked(packed(video, 3), 3), video[[0, 4, 8]])
+    assert np.array_equal(unpack_frames(pack_frames(video, 3), 3), video[[0, 4, 8]])
 
 
 # ---------------------------------------------------------------------------------------------------------- journal
@@ -261,17 +255,17 @@ def test_frames_survive_as_text() -> None:
 
 def test_journal_goes_on_where_it_stopped(tmp_path: Path) -> None:
     path, made = tmp_path / "a.jsonl", streams("a", prompts=2, seeds=1)
-    journal = Journal(path, {"seconds": 20, "run a": ["x", "y"]})
+    journal = EvaluationJournal(path, {"seconds": 20, "run a": ["x", "y"]})
     for stream in made:
         journal.add(stream)
     with path.open("a") as file:
         file.write('{"run": "a", "number": 2, "rep')  # killed in the middle of a line
-    again = Journal(path, {"seconds": 20, "run b": ["z"]}, resume=True)
+    again = EvaluationJournal(path, {"seconds": 20, "run b": ["z"]}, resume=True)
     assert again.streams == made and again.has("a", 1, 0) and not again.has("b", 1, 0) and not again.has("a", 2, 0)
-    assert Journal(path, {"seconds": 20, "run a": ["x", "y"]}, resume=True).streams == made
+    assert EvaluationJournal(path, {"seconds": 20, "run a": ["x", "y"]}, resume=True).streams == made
     with pytest.raises(ConfigError, match=r"run a: .*'y'.* there, .*'q'.* now"):
-        Journal(path, {"seconds": 20, "run a": ["x", "q"]}, resume=True)
-    assert Journal(path, {"seconds": 20}).streams == [] and len(path.read_text().splitlines()) == 1
+        EvaluationJournal(path, {"seconds": 20, "run a": ["x", "q"]}, resume=True)
+    assert EvaluationJournal(path, {"seconds": 20}).streams == [] and len(path.read_text().splitlines()) == 1
 
 
 # ---------------------------------------------------------------------------------------------------------- program
@@ -296,13 +290,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_runs_by_name(program: ModuleType) -> None:
     sink = "cache=[{kind: sink, latents: 3}, {kind: window, latents: 3}]"
-    assert program.parsed("plain=") == ("plain", runner.Configuration())
-    assert program.parsed("a=runs/b:chunkwise") == ("a", runner.Configuration("runs/b", "chunkwise"))
-    assert program.parsed(f"s=:rolling {sink}  layout.levels=[1, 0.5]") == (
+    assert program.parse_run("plain=") == ("plain", runner.Configuration())
+    assert program.parse_run("a=runs/b:chunkwise") == ("a", runner.Configuration("runs/b", "chunkwise"))
+    assert program.parse_run(f"s=:rolling {sink}  layout.levels=[1, 0.5]") == (
         "s", runner.Configuration(None, "rolling", (sink, "layout.levels=[1, 0.5]")))
     for wrong in ("plain", "=tiny", "a=tiny rolling"):
         with pytest.raises(ConfigError, match="is not NAME="):
-            program.parsed(wrong)
+            program.parse_run(wrong)
 
 
 def test_two_runs_from_end_to_end(program: ModuleType, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -330,7 +324,7 @@ def test_two_runs_from_end_to_end(program: ModuleType, model: Path, tmp_path: Pa
     both, one = (np.asarray(Image.open(tmp_path / name)) for name in ("a.png", "a_chunks.png"))
     assert both.shape[1] == one.shape[1] and both.shape[0] > 1.5 * one.shape[0] and (tmp_path / "p.png").is_file()
 
-    monkeypatch.setattr(runner, "work", lambda job: pytest.fail("streamed again what was finished"))
+    monkeypatch.setattr(runner, "run_job", lambda job: pytest.fail("streamed again what was finished"))
     assert evaluate(*fixed, "--prompts", "1", "--seeds", "2", "--resume") == text
     assert evaluate("--compare", str(tmp_path / "a.json")) == text
 
@@ -340,7 +334,9 @@ def test_streams_that_share_their_calls_are_the_same(program: ModuleType, model:
     tasks = [runner.EvaluationTask(0, repeat, scene, caption(scene, 1, full=True), repeat) for repeat in range(3)]
     run = runner.Configuration(str(model), "chunkwise")
     alone, shared = (
-        list(runner.films(runner.loaded(run), runner.EvaluationJob("a", run, "", tasks, 4.0, together, False)))
+        list(
+            runner.stream_whole(runner.load_model(run), runner.EvaluationJob("a", run, "", tasks, 4.0, together, False))
+        )
         for together in (1, 2)
     )
     for (task, video, _), (same_task, same_video, _) in zip(alone, shared, strict=True):
@@ -353,7 +349,11 @@ def test_the_ends_alone_are_judged_as_within_the_whole(program: ModuleType, mode
     tasks = [runner.EvaluationTask(0, repeat, scene, caption(scene, 1, full=True), repeat) for repeat in range(2)]
     run = runner.Configuration(str(model), "chunkwise")
     whole, ends = (
-        list(runner.work(runner.EvaluationJob("a", run, runner.told(run)["weights"], tasks, 25.0, 2, only_ends)))
+        list(
+            runner.run_job(
+                runner.EvaluationJob("a", run, runner.describe_model(run)["weights"], tasks, 25.0, 2, only_ends)
+            )
+        )
         for only_ends in (False, True)
     )
     for stream, short in zip(whole, ends, strict=True):
@@ -365,7 +365,7 @@ def test_the_ends_alone_are_judged_as_within_the_whole(program: ModuleType, mode
 
 def test_wrong_settings_end_before_anything_is_streamed(program: ModuleType, model: Path,
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "work", lambda job: pytest.fail("streamed"))
+    monkeypatch.setattr(runner, "run_job", lambda job: pytest.fail("streamed"))
     for arguments, message in ((["--run", "a=", "--run", "b= layout.nonsense=1"], "nonsense"),
                                (["--run", "a=", "--run", "a="], "name of its own")):
         monkeypatch.setattr(sys, "argv", ["infer/evaluate.py", "--model", str(model), "--workers", "1", *arguments])

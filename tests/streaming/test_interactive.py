@@ -26,7 +26,7 @@ from rollforce.cli.main import app
 from rollforce.cli.record import read_record
 from rollforce.streaming.load import load
 from rollforce.streaming.model import Model
-from rollforce.video.screen import Screen, drawn
+from rollforce.video.screen import Screen, draw_half_blocks
 from rollforce.video.writer import read_frames
 
 PROMPT, OTHER = "a red ball bounces over green hills", "a blue star drifts right"
@@ -184,12 +184,12 @@ def test_from_a_pipe_and_ended_by_ctrl_c(folder, tmp_path):
 def test_a_picture_is_drawn_in_half_blocks():
     frame = np.zeros((4, 4, 3), np.uint8)
     frame[0, 1], frame[1, 1], frame[2:, 2] = (255, 0, 0), (0, 0, 255), 9
-    lines = drawn(frame, columns=4, rows=10)
+    lines = draw_half_blocks(frame, columns=4, rows=10)
     plain = [re.sub(r"\033\[[0-9;]*m", "", line) for line in lines]
     assert plain == ["▀▀▀▀"] * 2
     assert "\033[38;2;255;0;0;48;2;0;0;255m▀" in lines[0] and lines[1].count("\033[38;2;9;9;9;48;2;9;9;9m") == 1
     for columns, rows in ((80, 24), (20, 50), (300, 100), (1, 1)):
-        lines = drawn(frame, columns, rows)
+        lines = draw_half_blocks(frame, columns, rows)
         assert len(lines) <= rows and lines[0].count("▀") <= min(columns, 96)
 
 

@@ -14,7 +14,8 @@ from rollforce.world import MOTIONS, Scene, parse, render, sample_scene, sprite_
 from rollforce.world.eyes import Eyes
 from rollforce.world.measures import differences, flicker, seams
 from rollforce.world.motion import name_motion
-from rollforce.world.oracle import Report, score, score_windows
+from rollforce.world.oracle import Report, score
+from rollforce.world.perception import windows
 
 ATTRIBUTES = ("scene", "colour", "motion", "shape", "count")
 SECONDS = 10
@@ -55,7 +56,8 @@ def test_soft_and_noisy_truth_is_still_read(eyes: Eyes) -> None:
 
 def test_windows_of_truth(eyes: Eyes) -> None:
     scene, video = truth(3, count=1, seconds=23)
-    reports = score_windows(video, wish_of(scene), eyes=eyes)
+    parts = windows(len(video), 5)
+    reports = [score(video[part], wish_of(scene), eyes=eyes) for part in parts]
     assert len(reports) == 4
     assert all(r.scene == r.colour == r.shape == r.motion == r.count == 1 for r in reports)
 

@@ -8,7 +8,7 @@ import pytest
 from rollforce.world import render, sample_scene, wish_of
 from rollforce.world.eyes import Eyes
 from rollforce.world.scenes import Scene, Thing
-from rollforce.world.switching import SwitchResult, switched
+from rollforce.world.switching import SwitchResult, judge_switch
 
 CIRCLING = Scene("hills", "day", (Thing("red", "ball", "circles", y=0.45, reach=0.2),))
 BLUE = replace(CIRCLING, things=(replace(CIRCLING.things[0], colour="blue"),))
@@ -25,7 +25,7 @@ def found(eyes: Eyes, after: Scene, goal: Scene, late: int = 0, skipped: int = 0
     first = render(CIRCLING, 0, AT + late, 64)
     rest = render(after, AT + late + skipped, 72, 64)
     frames = np.concatenate([first, rest])
-    return switched(frames, eyes.look(frames), wish_of(CIRCLING), wish_of(goal), AT)
+    return judge_switch(frames, eyes.look(frames), wish_of(CIRCLING), wish_of(goal), AT)
 
 
 def test_a_change_is_timed(eyes):

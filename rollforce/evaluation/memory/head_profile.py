@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from einops import reduce
 from torch import Tensor
 
 from rollforce.cache.head_groups import Labels
@@ -48,7 +49,7 @@ class Profile:
     far: str = "dynamic"
 
 
-class Watching(KVCache):
+class ProfilingCache(KVCache):
     """A KVCache that sums up where the queries of full denoising calls look: [layers, heads], near and in all."""
 
     def __init__(self, profile: Profile, shape: KVShape, flight: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -61,7 +62,7 @@ class Watching(KVCache):
         self.near, self.all = (torch.zeros(shape.layers, shape.of(0, 1)[1], dtype=torch.float64) for _ in range(2))
 
     def memory(self, groups: Sequence[LatentGroup]) -> CallMemory:
-        return _Watched(self, groups)
+        return _ProfilingMemory(self, groups)
 
     def look(self, layer: int, group: LatentGroup, view: CacheView, query: Tensor, key: Tensor) -> None:
         """Add up one layer of a call, if it reaches as far as is asked for. `key`: the slots of `view`, and its own."""
@@ -76,28 +77,30 @@ class Watching(KVCache):
         near[order[: len(order) - profile.recent]] = False
         for head in range(query.shape[1]):
             logits = query[:, head].float() @ key[:, head].float().mT / query.shape[-1] ** 0.5
-            mass = logits.softmax(-1).sum((0, 1)).unflatten(0, (-1, tokens)).sum(1)
+            mass = reduce(logits.softmax(-1), "b q (latents tokens) -> latents", "sum", tokens=tokens)
             self.near[layer, head] += float(mass[near].sum())
             self.all[layer, head] += float(mass[counted].sum())
         self.calls += layer == 0
 
 
-class _Watched(CallMemory):
-    cache: Watching
+class _ProfilingMemory(CallMemory):
+    cache: ProfilingCache
 
     def attend(self, layer: int, query: Tensor, own: KVBlock, attend: Kernel) -> Tensor:
         calls = iter(zip(self.groups, self._views, strict=True))
 
-        def looking(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        def record_and_attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
             self.cache.look(layer, *next(calls), q, k)
             return attend(q, k, v, mask)
 
-        return super().attend(layer, query, own, looking)
+        return super().attend(layer, query, own, record_and_attend)
 
 
 @torch.no_grad()
-def near_shares(model: ModelBundle, prompts: Sequence[str], seconds: float, profile: Profile | None = None) -> Tensor:
-    """Of each head, the share of attention that stays near, [layers, heads], over streams of a loaded model.
+def measure_near_shares(
+    model: ModelBundle, prompts: Sequence[str], seconds: float, profile: Profile | None = None
+) -> Tensor:
+    """Return each head's share of attention that stays near, [layers, heads], over streams of a loaded model.
 
     ConfigError if they are too short to look back so far."""
     profile, settings, grid = profile or Profile(), model.stream_settings, model.grid()
@@ -108,7 +111,7 @@ def near_shares(model: ModelBundle, prompts: Sequence[str], seconds: float, prof
     near = everything = torch.zeros(config.num_layers, config.num_attention_heads, dtype=torch.float64)
     for seed, prompt in enumerate(prompts):
         model.check_prompt(prompt)
-        cache = Watching(profile, shape, max(layout.slots, layout.shift), model.dtype, model.device)
+        cache = ProfilingCache(profile, shape, max(layout.slots, layout.shift), model.dtype, model.device)
         noise = Noise.of(seed, (grid.channels, grid.height, grid.width))
         with compute_on(model.threads):
             condition = model.transformer.condition(model.text.encode([prompt]).to(model.device, model.dtype))
@@ -123,8 +126,8 @@ def near_shares(model: ModelBundle, prompts: Sequence[str], seconds: float, prof
     return near / everything
 
 
-def labels_of(shares: Tensor, profile: Profile) -> Labels:
-    """The label of each head: `near` from `threshold` on, and in the `plain` lowest layers."""
+def label_heads(shares: Tensor, profile: Profile) -> Labels:
+    """Return the label of each head: `near` from `threshold` on, and in the `plain` lowest layers."""
     return tuple(
         tuple(profile.near if layer < profile.plain or share >= profile.threshold else profile.far for share in row)
         for layer, row in enumerate(shares.tolist())

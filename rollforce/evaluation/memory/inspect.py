@@ -21,7 +21,7 @@ from rollforce.engine.dry_run import CallTrace, GroupTrace, StreamEvent, trace
 from rollforce.engine.settings import StreamSettings
 from rollforce.engine.transitions import NAMES, check, transition
 from rollforce.errors import ConfigError
-from rollforce.evaluation.memory.memory_map import Page, draw, size
+from rollforce.evaluation.memory.memory_map import Page, format_bytes, save_map
 
 FRAMES, WAN_FPS = 4, 16  # of a latent; of Wan
 LONGEST = 3600.0
@@ -42,7 +42,9 @@ class Inspection:
 def inspect(
     stream: str, seconds: float, model: str = "tiny", overrides: Sequence[str] = (), events: Sequence[str] = ()
 ) -> Inspection:
-    """Walk a preset (or a YAML file) at a model's sizes. `events`: such as "shot@10", in seconds. ConfigError."""
+    """Walk a preset (or a YAML file) at a model's sizes. `events`: such as "shot@10", in seconds.
+
+    ConfigError for what cannot be walked."""
     if not 0 < seconds <= LONGEST:
         raise ConfigError(f"--seconds {seconds:g} must be above 0 and at most {LONGEST:g}.")
     settings = build(StreamSettings, preset_file(stream), overrides=overrides)
@@ -79,17 +81,18 @@ def save(inspection: Inspection, path: Path) -> None:
     """Write the picture as a PNG."""
     if path.suffix.lower() != ".png":
         raise ConfigError(f"{path}: the picture is a PNG; call it {path.with_suffix('.png')}.")
-    draw(inspection.calls, page(inspection)).save(path)
+    save_map(inspection.calls, page(inspection), path)
 
 
 def page(inspection: Inspection) -> Page:
-    """The words around the picture."""
+    """Return the words around the picture."""
     layout = inspection.stream.layout
     table = layout.build()
     calls, stepping = "1 call" if table.ticks == 1 else f"{table.ticks} calls", inspection.stream.stepping
     parts = [f"{layout.kind} layout", f"chunks of {table.shift} latents = {table.shift / inspection.pace:g} s",
              f"{table.slots} latents in work", f"{calls} a chunk"]  # fmt: skip
-    sights = [f"denoising: {_sight(stepping.denoise)}", f"writing: {_sight(stepping.commit)}"]
+    sights = [f"{words}: {_describe_visibility(sight)}"
+              for words, sight in (("denoising", stepping.denoise), ("writing", stepping.commit))]  # fmt: skip
     most = {name: max(len(call.held[name]) for call in inspection.calls) for name in inspection.calls[-1].held}
     regions = {name: f"{name}, {latents} latent{'s' if latents != 1 else ''}{_purpose(inspection.stream, name)}"
                for name, latents in most.items()}  # fmt: skip
@@ -98,7 +101,7 @@ def page(inspection: Inspection) -> Page:
 
 
 def _purpose(stream: StreamSettings, region: str) -> str:
-    """What a tier is for: the first words of its file."""
+    """Return what a tier is for: the first words of its file."""
     tier = next((tier for tier in stream.tiers if tier.kind == region.split()[-1]), None)
     words = " ".join((sys.modules[type(tier).__module__].__doc__ or "").split("\n\n")[0].split())
     purpose = re.split(r" \(|\. |;|\.$", words.partition(": ")[2])[0] if tier else ""
@@ -106,7 +109,7 @@ def _purpose(stream: StreamSettings, region: str) -> str:
     return f": {purpose}{stands}" if purpose else stands
 
 
-def _sight(sight: Any) -> str:
+def _describe_visibility(sight: Any) -> str:
     where = sight.positions if isinstance(sight.positions, str) else sight.positions.kind
     seen = "sees all that is held" if sight.budget is None else f"{sight.budget} latents in view"
     return f"{where}, {seen}{f', attends to a part ({sight.sparse.kind})' if sight.sparse else ''}"
@@ -116,8 +119,8 @@ def _sight(sight: Any) -> str:
 
 
 def rows(inspection: Inspection) -> list[tuple[str, str, str, str, str]]:
-    """Of each region: name, latents, bytes, and the places relative to the newest latent at which denoising calls and
-    those that write to memory saw it."""
+    """Return of each region its name, latents, bytes, and the places relative to the newest latent at which denoising
+    calls, and those that write to memory, saw it."""
     calls = inspection.calls
     held = {name: max(len(call.held.get(name, ())) for call in calls) for name in calls[-1].regions}
     most = {name: max(call.regions[name] for call in calls) for name in calls[-1].regions}
@@ -125,7 +128,7 @@ def rows(inspection: Inspection) -> list[tuple[str, str, str, str, str]]:
     own = max(len(look.sigma) for look in looks)
     denoising, writing = ([look for look in looks if look.commit is commit] for commit in (False, True))
     return [
-        (name, str(own if name.endswith("in flight") else held[name]), size(most[name]), _span(denoising, name),
+        (name, str(own if name.endswith("in flight") else held[name]), format_bytes(most[name]), _span(denoising, name),
          _span(writing, name))
         for name in most
     ]  # fmt: skip
@@ -141,7 +144,7 @@ def _span(looks: Sequence[GroupTrace], region: str) -> str:
 
 
 def show(inspection: Inspection, path: Path) -> None:
-    """The table for a person."""
+    """Print the table for a person."""
     from rich.console import Console
     from rich.table import Table
 
@@ -153,6 +156,6 @@ def show(inspection: Inspection, path: Path) -> None:
         table.add_row(*row)
     table.add_section()
     last = inspection.calls[-1]
-    table.add_row("together", str(sum(len(held) for held in last.held.values())), size(last.bytes))
+    table.add_row("together", str(sum(len(held) for held in last.held.values())), format_bytes(last.bytes))
     console.print(table)
     console.print(f"Places are latents before (-) or after (+) the newest of the call.\nwrote {path}")

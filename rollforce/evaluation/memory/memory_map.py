@@ -1,32 +1,39 @@
 """A picture of a stream's memory: which latents each call attends to, where they stand, and what that takes.
 
-Drawn with Pillow alone. Time runs down in the two maps and to the right in the two curves.
+Time runs down in the maps, whose cells are latents, and to the right in the curves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from einops import rearrange
 
 from rollforce.engine.dry_run import CallTrace, GroupTrace
 
-if TYPE_CHECKING:
-    from PIL import Image, ImageDraw
-
 Colour = tuple[int, int, int]
-Curve = tuple[str, Colour, Sequence[float], Sequence[float]]  # its name, stream indices, values
 KNOWN: dict[str, Colour] = {"sink": (0, 114, 178), "window": (0, 158, 115)}  # the same in every picture
 OTHERS: tuple[Colour, ...] = ((204, 121, 167), (86, 180, 233), (120, 94, 240), (148, 148, 0), (0, 90, 60),
                               (130, 60, 100))  # told apart by all  # fmt: skip
 HELD: Colour = (0, 114, 178)
 NOISY, CLEAN = (255, 226, 190), (205, 80, 0)  # the call's own latents at noise 1 and 0
 COMMIT: Colour = (40, 40, 40)
-INK, PALE, LINE, FAULT = (25, 25, 25), (110, 110, 110), (225, 225, 225), (200, 0, 0)
-TEXT, SMALL, TITLE = 20, 17, 28
-WIDTH, MARGIN, GAP, LABELS = 1640, 30, 90, 78
-MAP, CURVE, ROWS = 640, 200, 150
+PALE = "#6e6e6e"
+ROWS = 150
 FURTHEST = 48  # latents behind the newest that the second map shows
+EDGE = 2  # columns left of a map: one for what is too far back to be drawn where it is, and a gap
+STYLE: dict[str, Any] = {
+    "font.size": 12, "axes.titlelocation": "left", "axes.titlesize": 14, "axes.titlepad": 26, "axes.grid": True,
+    "axes.axisbelow": True, "grid.color": "#e1e1e1", "axes.labelcolor": PALE, "xtick.color": PALE, "ytick.color": PALE,
+    "xtick.major.size": 0, "ytick.major.size": 0, "xtick.major.pad": 7, "ytick.major.pad": 7, "legend.frameon": False,
+    "legend.borderaxespad": 0, "legend.borderpad": 0, "figure.constrained_layout.w_pad": 0.3,
+    "figure.constrained_layout.h_pad": 0.15,
+    **{f"axes.spines.{side}": False for side in ("left", "right", "top", "bottom")},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,257 +45,191 @@ class Page:
     pace: float
     regions: dict[str, str]
 
-
-@dataclass(frozen=True)
-class Row:
-    """One attention group of a call: a row of the maps."""
-
-    look: GroupTrace
-    newest: int  # the newest latent of its own: RoPE knows differences only
+    @property
+    def colours(self) -> dict[str, Colour]:
+        """The colour of each region."""
+        others = [name for name in self.regions if name not in KNOWN]
+        return KNOWN | {name: OTHERS[n % len(OTHERS)] for n, name in enumerate(others)}
 
 
-@dataclass(frozen=True)
-class Box:
-    """A rectangle of the page and the stretch of numbers that its width shows."""
+def save_map(calls: Sequence[CallTrace], page: Page, path: Path) -> None:
+    """Write the page of a stream's calls, at least one, as a PNG."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure  # draws with Agg by itself: no window, no pyplot
 
-    left: int
-    top: int
-    width: int
-    height: int
-    low: float
-    high: float
-
-    def x(self, value: float) -> float:
-        return self.left + (value - self.low) / (self.high - self.low) * self.width
-
-    def inside(self, value: float) -> float:
-        return min(max(self.x(value), self.left), self.left + self.width)
-
-
-def draw(calls: Sequence[CallTrace], page: Page) -> Image.Image:
-    """The page of a stream's calls, RGB. At least one call."""
-    from PIL import Image, ImageDraw
-
-    head = MARGIN + TITLE + 14 + (TEXT + 8) * len(page.lines) + 28 * (len(page.regions) + 1) + 100
-    image = Image.new("RGB", (WIDTH, head + MAP + 150 + CURVE + 100), "white")
-    brush = _Brush(ImageDraw.Draw(image), page)
-    brush.heading()
-    rows, every = thinned([Row(look, look.own[-1]) for call in calls for look in call.looks], ROWS)
-    half = (WIDTH - 2 * MARGIN - GAP - 2 * LABELS) // 2
-    left, right = MARGIN + LABELS, MARGIN + 2 * LABELS + half + GAP
-    last = max(row.newest for row in rows) + 1
-    first = min(row.look.start for row in rows)
-    brush.seen(Box(left, head, half, MAP, min(0, first), last), rows, every)
-    brush.placed(Box(right, head, half, MAP, *reach(rows)), rows)
-    top = head + MAP + 150
-    seconds = (first / page.pace, last / page.pace)
-    brush.bytes_over_time(Box(left, top, half, CURVE, *seconds), calls)
-    brush.latents_over_time(Box(right, top, half, CURVE, *seconds), calls)
-    return image
+    looks, every = thin([look for call in calls for look in call.looks], ROWS)
+    denoised, written = ([look for look in looks if look.commit is commit] for commit in (False, True))
+    head = 1 + 0.3 * (len(page.lines) + len(page.regions) + 1)
+    with rc_context(STYLE):
+        figure: Any = Figure(figsize=(16.4, head + 11.6), layout="constrained")
+        top, body = figure.subfigures(2, 1, height_ratios=(head, 11.6))
+        _write_heading(top, page, head)
+        grid = body.add_gridspec(3, 2, height_ratios=(4, 2, 2), wspace=0.08, hspace=0.06)
+        _draw_seen(body.add_subplot(grid[:2, 0]), looks, every, page)
+        _draw_placed(body.add_subplot(grid[0 if written else slice(2), 1]), denoised, reach(looks), page,
+                     "Where that stands for attention (RoPE)", "relative to the call's newest latent")  # fmt: skip
+        if written:
+            _draw_placed(body.add_subplot(grid[1, 1]), written, reach(looks), page, "",
+                         "the same of passes that write to memory")  # fmt: skip
+        _draw_curves(body.add_subplot(grid[2, 0]), "Bytes", calls, page.pace, lambda look: look.read, format_bytes,
+                     "reads", [call.bytes for call in calls])  # fmt: skip
+        _draw_curves(body.add_subplot(grid[2, 1]), "Latents attended to, those in work included", calls, page.pace,
+                     lambda look: look.attended, lambda count: f"{count:g}", "up to")  # fmt: skip
+        figure.savefig(path, dpi=100)
 
 
-def thinned(rows: Sequence[Row], most: int) -> tuple[list[Row], int]:
-    """At most about `most` rows: every n-th chunk, all its calls; and n."""
-    chunks: list[list[Row]] = []
-    for row in rows:  # a chunk begins where its oldest denoised latent does
-        if not chunks or (not row.look.commit and row.look.start != _start(chunks[-1])):
+# -- what is drawn -----------------------------------------------------------------------------------------------
+
+
+def thin(looks: Sequence[GroupTrace], most: int) -> tuple[list[GroupTrace], int]:
+    """Return at most about `most` of the looks: every n-th chunk, all its calls; and n."""
+    chunks: list[list[GroupTrace]] = []
+    start = None
+    for look in looks:  # a chunk begins where its oldest denoised latent does
+        if not chunks or (not look.commit and look.start != start):
             chunks.append([])
-        chunks[-1].append(row)
-    every = -(-len(rows) // most)
-    return [row for chunk in chunks[::every] for row in chunk], every
+            start = None if look.commit else look.start
+        chunks[-1].append(look)
+    every = -(-len(looks) // most)
+    return [look for chunk in chunks[::every] for look in chunk], every
 
 
-def _start(chunk: Sequence[Row]) -> int | None:
-    return next((row.look.start for row in chunk if not row.look.commit), None)
-
-
-def reach(rows: Sequence[Row]) -> tuple[float, float]:
-    """Places, relative to the newest own latent, that the second map shows: all, or the nearest FURTHEST."""
-    places = [place - row.newest for row in rows for stretch in row.look.stretches for place in stretch.positions]
-    own = [row.look.start - row.newest for row in rows]
+def reach(looks: Sequence[GroupTrace]) -> tuple[int, int]:
+    """Return the places, relative to the newest own latent, that the second map shows: all, or the nearest FURTHEST."""
+    places = [place - look.own[-1] for look in looks for span in look.stretches for place in span.positions]
+    own = [look.start - look.own[-1] for look in looks]
     return max(-FURTHEST, min([*places, *own, -12])), max([*places, 0]) + 1
 
 
-class _Brush:
-    """Knows colours, fonts and the page's words."""
+def paint_map(
+    looks: Sequence[GroupTrace], colours: Mapping[str, Colour], low: int, high: int, placed: bool = False
+) -> np.ndarray:
+    """Return a row for each look (for several groups of heads, one below another) and a column for each latent from
+    `low` to `high`, behind EDGE more: RGBA, uint8 [rows, columns, 4].
 
-    def __init__(self, pen: ImageDraw.ImageDraw, page: Page) -> None:
-        from PIL import ImageFont
-
-        self.pen, self.page = pen, page
-        self.fonts = {size: ImageFont.load_default(size=size) for size in (TEXT, SMALL, TITLE)}
-        others = [name for name in page.regions if name not in KNOWN]
-        self.colour = KNOWN | {name: OTHERS[n % len(OTHERS)] for n, name in enumerate(others)}
-
-    # -- words ------------------------------------------------------------------------------------------------
-
-    def text(self, x: float, y: float, words: str, size: int = SMALL, fill: Colour = INK, anchor: str = "la") -> float:
-        """Write; return where it ends."""
-        self.pen.text((x, y), words, font=self.fonts[size], fill=fill, anchor=anchor)
-        return x + self.fonts[size].getlength(words)
-
-    def heading(self) -> None:
-        """Title, what the stream is, and what the colours mean."""
-        self.text(MARGIN, MARGIN, self.page.title, TITLE)
-        y = MARGIN + TITLE + 14
-        for line in self.page.lines:
-            self.text(MARGIN, y, line, TEXT, PALE)
-            y += TEXT + 8
-        y += 10
-        for name, words in self.page.regions.items():
-            self._swatch(MARGIN, y, [self.colour[name]], words)
-            y += 28
-        x = self._swatch(MARGIN, y, [tone(1 - n / 4) for n in range(5)], "latents in work: noise 1 to 0")
-        self._swatch(x, y, [COMMIT], "finished latents, in the pass that writes them to memory")
-
-    def _swatch(self, x: float, y: float, colours: Sequence[Colour], words: str) -> float:
-        for colour in colours:
-            self.pen.rectangle((x, y, x + 19, y + 19), fill=colour)
-            x += 20
-        return self.text(x + 8, y, words) + 34
-
-    def _axis(self, box: Box, step: float, label: Callable[[float], str], title: str) -> None:
-        """Upright lines at multiples of `step`, labelled below."""
-        value = -(-box.low // step) * step + 0.0  # never -0
-        while value <= box.high + 1e-9:
-            x = box.x(value)
-            self.pen.line((x, box.top, x, box.top + box.height), fill=LINE)
-            self.text(x, box.top + box.height + 8, label(value), SMALL, PALE, "ma")
-            value += step
-        self.text(box.left + box.width / 2, box.top + box.height + 34, title, SMALL, PALE, "ma")
-
-    # -- the two maps -----------------------------------------------------------------------------------------
-
-    def seen(self, box: Box, rows: Sequence[Row], every: int) -> None:
-        """Rows over the video's time."""
-        pace = self.page.pace
-        self._titles(box, "What each call attends to", f"a row is a call{_nth(every)}, the first on top")
-        self._axis(box, nice((box.high - box.low) / pace, 8) * pace, lambda at: f"{at / pace:g} s",
-                   "moment of the video")  # fmt: skip
-        self._rows(box, rows, lambda row: 0)
-        self._moments(box, rows)
-
-    def placed(self, box: Box, rows: Sequence[Row]) -> None:
-        """Rows over positions relative to the newest latent."""
-        back = {stretch.region: row.newest - stretch.positions[0] for row in rows for stretch in row.look.stretches
-                if stretch.positions[0] - row.newest < box.low}  # fmt: skip
-        edge = f"; further: {', '.join(f'{name} to -{far}' for name, far in back.items())}" if back else ""
-        self._titles(box, "Where that stands for attention (RoPE)", f"relative to the call's newest latent{edge}")
-        self._axis(box, max(1, nice(box.high - box.low, 10)), lambda at: f"{at:+g}" if at else "newest",
-                   "latents before or after")  # fmt: skip
-        kinds = [[row for row in rows if row.look.commit is commit] for commit in (False, True)]
-        above = replace(box, height=round(box.height * (0.66 if kinds[1] else 1)))
-        self._rows(above, kinds[0], lambda row: row.newest, placed=True)
-        if kinds[1]:
-            below = replace(box, top=above.top + above.height + 34, height=box.height - above.height - 34)
-            self.pen.rectangle((box.left, below.top - 33, box.left + box.width, below.top - 1), fill="white")
-            self.text(box.left, below.top - 28, "the same of passes that write to memory", SMALL, PALE)
-            self._rows(below, kinds[1], lambda row: row.newest, placed=True)
-
-    def _titles(self, box: Box, title: str, line: str) -> None:
-        self.text(box.left, box.top - 62, title, TEXT)
-        self.text(box.left, box.top - 32, line, SMALL, PALE)
-
-    def _rows(self, box: Box, rows: Sequence[Row], origin: Callable[[Row], int], placed: bool = False) -> None:
-        height = box.height / len(rows)
-        gap = 1 if height >= 5 else 0
-        for number, row in enumerate(rows):
-            top = box.top + number * height
-            bottom = max(top + 1, top + height - gap) - 1
-            groups = list(dict.fromkeys(stretch.heads for stretch in row.look.stretches))  # of heads: one above another
-            band = (bottom + 1 - top) / max(1, len(groups))
-            for stretch in row.look.stretches:
-                high = top + groups.index(stretch.heads) * band
-                for place in stretch.positions if placed else stretch.indices:
-                    self._cell(box, place - origin(row), high, high + band - 1, self.colour[stretch.region])
-            for index, sigma in zip(row.look.own, row.look.sigma, strict=True):
-                self._cell(box, index - origin(row), top, bottom, COMMIT if row.look.commit else tone(sigma))
-
-    def _cell(self, box: Box, place: float, top: float, bottom: float, colour: Colour) -> None:
-        if place < box.low:  # too far back to be drawn where it is: at the edge
-            self.pen.rectangle((box.left - 16, top, box.left - 8, bottom), fill=colour)
-            return
-        low, high = box.x(place), box.x(place + 1)
-        self.pen.rectangle((low, top, max(low + 1, high) - 1, bottom), fill=colour)
-
-    def _moments(self, box: Box, rows: Sequence[Row]) -> None:
-        """Seconds at the left, where a call begins to make them."""
-        pace, height = self.page.pace, box.height / len(rows)
-        step = nice((box.high - box.low) / pace, 8)
-        due, free = 0.0, float(box.top - 30)
-        for number, row in enumerate(rows):
-            y = box.top + number * height
-            if not row.look.commit and row.look.start / pace >= due + box.low / pace and y > free + 20:
-                self.text(box.left - 14, y - 8, f"{row.look.start / pace:g} s", SMALL, PALE, "ra")
-                due, free = (row.look.start - box.low) / pace // step * step + step, y
-
-    # -- the two curves ---------------------------------------------------------------------------------------
-
-    def bytes_over_time(self, box: Box, calls: Sequence[CallTrace]) -> None:
-        """What memory takes, and what attention reads of it."""
-        held = [call.bytes for call in calls]
-        taken = (f"memory takes {size(held[-1])}", HELD, [call.looks[-1].start for call in calls], held)
-        self._curves(box, "Bytes", "reads", size, _curves_of(calls, lambda look: look.read), [taken])
-
-    def latents_over_time(self, box: Box, calls: Sequence[CallTrace]) -> None:
-        """How many latents attention goes over, its own included."""
-        self._curves(box, "Latents attended to, those in work included", "up to", lambda count: f"{count:g}",
-                     _curves_of(calls, lambda look: look.attended), [])  # fmt: skip
-
-    def _curves(
-        self, box: Box, title: str, verb: str, label: Callable[[float], str], found: Sequence[Curve],
-        more: Sequence[Curve],
-    ) -> None:  # fmt: skip
-        self._titles(box, title, "")
-        curves = [*more, *((f"{words} {verb} {label(max(values))}", colour, at, values)
-                           for words, colour, at, values in found)]  # fmt: skip
-        highest = 1.04 * max([1, *(value for *_, values in curves for value in values)])
-        step, x = nice(highest, 4), float(box.left)
-        self._axis(box, nice(box.high - box.low, 8), lambda value: f"{value:g} s", "moment of the video")
-        for line in range(int(highest // step) + 1):
-            y = box.top + box.height * (1 - line * step / highest)
-            self.pen.line((box.left, y, box.left + box.width, y), fill=LINE)
-            self.text(box.left - 8, y, label(line * step), SMALL, PALE, "rm")
-        for number, (words, colour, at, values) in enumerate(curves):  # the last one thin: both show where they meet
-            x = self.text(x, box.top - 32, words, SMALL, colour) + 24
-            points = [(box.inside(begun / self.page.pace), box.top + box.height * (1 - value / highest))
-                      for begun, value in zip(at, values, strict=True)]  # fmt: skip
-            if len(points) > 1:
-                self.pen.line(points, fill=colour, width=3 if number == len(curves) - 1 else 7)
-
-
-def _curves_of(calls: Sequence[CallTrace], value: Callable[[GroupTrace], float]) -> list[Curve]:
-    """A curve of the groups that denoise, and one of those that write to memory."""
-    looks = [look for call in calls for look in call.looks]
-    kinds = (("denoising", CLEAN, [look for look in looks if not look.commit]),
-             ("writing", COMMIT, [look for look in looks if look.commit]))  # fmt: skip
-    return [(words, colour, [look.start for look in some], [value(look) for look in some])
-            for words, colour, some in kinds if some]  # fmt: skip
+    Columns are stream indices; with `placed` they are positions relative to the look's newest latent."""
+    heads = list(dict.fromkeys(span.heads for look in looks for span in look.stretches)) or [""]
+    cells = np.zeros((len(looks), len(heads), high - low + EDGE, 4), np.uint8)
+    for row, look in zip(cells, looks, strict=True):
+        origin = low + (look.own[-1] if placed else 0) - EDGE
+        for span in look.stretches:
+            for place in span.positions if placed else span.indices:
+                column = place - origin
+                row[heads.index(span.heads), column if column >= EDGE else 0] = (*colours[span.region], 255)
+        for index, sigma in zip(look.own, look.sigma, strict=True):
+            row[:, index - origin] = (*(COMMIT if look.commit else tone(sigma)), 255)
+    return rearrange(cells, "looks heads columns rgba -> (looks heads) columns rgba")
 
 
 def tone(sigma: float) -> Colour:
-    """The colour of a latent in work."""
+    """Return the colour of a latent in work at noise `sigma`."""
     red, green, blue = (round(clean + (noisy - clean) * sigma) for clean, noisy in zip(CLEAN, NOISY, strict=True))
     return red, green, blue
 
 
-def nice(length: float, parts: int) -> float:
-    """A round step that divides a length into about so many parts."""
-    step = 1e-3
-    while True:
-        for factor in (1, 2, 5):
-            if length / (step * factor) <= parts:
-                return step * factor
-        step *= 10
-
-
-def size(count: float) -> str:
-    """Bytes for a person."""
+def format_bytes(count: float) -> str:
+    """Return a number of bytes for a person, such as "1.77 MB"."""
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if count >= unit:
             return f"{count / unit:.3g} {name}"
     return f"{count:.0f} B"
 
 
-def _nth(every: int) -> str:
-    return "" if every == 1 else f" (of one chunk in {every})"
+# -- the page ----------------------------------------------------------------------------------------------------
+
+
+def _write_heading(top: Any, page: Page, height: float) -> None:
+    """Title, what the stream is, and what the colours mean; `height` in inches."""
+    from matplotlib.legend_handler import HandlerTuple
+    from matplotlib.patches import Patch
+
+    top.text(0.02, 1 - 0.25 / height, page.title, va="top", fontsize=21)
+    top.text(0.02, 1 - 0.68 / height, "\n".join(page.lines), va="top", fontsize=14, color=PALE, linespacing=1.4)
+    meanings = {words: [page.colours[name]] for name, words in page.regions.items()}
+    meanings["latents in work: noise 1 to 0"] = [tone(1 - n / 4) for n in range(5)]
+    meanings["finished latents, in the pass that writes them to memory"] = [COMMIT]
+    swatches = [tuple(Patch(color=_web(colour), linewidth=0) for colour in colours) for colours in meanings.values()]
+    top.legend(swatches, list(meanings), handler_map={tuple: HandlerTuple(None, pad=0)}, handlelength=3,
+               loc="lower left", bbox_to_anchor=(0.02, 0))  # fmt: skip
+
+
+def _web(colour: Colour) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
+def _draw_seen(axis: Any, looks: Sequence[GroupTrace], every: int, page: Page) -> None:
+    """The map over the video's time; seconds at the left stand where a call begins to make them."""
+    low, high = min(0, *(look.start for look in looks)), looks[-1].own[-1] + 1
+    nth = "" if every == 1 else f" (of one chunk in {every})"
+    _write_titles(axis, "What each call attends to", f"a row is a call{nth}, the first on top")
+    _show(axis, paint_map(looks, page.colours, low, high), low, high, len(looks), page.pace)
+    _mark_seconds(axis)
+    begun = {look.start / page.pace: number for number, look in reversed([*enumerate(looks)]) if not look.commit}
+    seconds = {min((second for second in begun if second >= tick), default=None) for tick in axis.get_xticks()}
+    ticks = sorted(second for second in seconds if second is not None)
+    axis.set_yticks([begun[second] for second in ticks], [f"{second:g} s" for second in ticks], va="top")
+    axis.grid(visible=False, axis="y")
+
+
+def _draw_placed(
+    axis: Any, looks: Sequence[GroupTrace], between: tuple[int, int], page: Page, title: str, line: str
+) -> None:
+    """A map over positions relative to the newest latent."""
+    from matplotlib.ticker import MaxNLocator
+
+    low, high = between
+    back = {span.region: look.own[-1] - span.positions[0] for look in looks for span in look.stretches
+            if span.positions[0] - look.own[-1] < low}  # fmt: skip
+    edge = f"; further: {', '.join(f'{name} to -{far}' for name, far in back.items())}" if back else ""
+    _write_titles(axis, title, line + edge)
+    _show(axis, paint_map(looks, page.colours, low, high, placed=True), low, high, len(looks))
+    ticks = [tick for tick in MaxNLocator(10, integer=True).tick_values(low, high) if low <= tick < high]
+    axis.set_xticks([tick + 0.5 for tick in ticks], [f"{tick:+g}" if tick else "newest" for tick in ticks])
+    axis.set_yticks([])
+    axis.set_xlabel("latents before or after")
+
+
+def _show(axis: Any, cells: np.ndarray, low: int, high: int, rows: int, pace: float = 1.0) -> None:
+    """A painted map; `pace`: latents of a unit of the axis."""
+    far = EDGE * bool(cells[:, 0].any())
+    where = ((low - EDGE) / pace, high / pace, rows, 0)
+    axis.imshow(cells, aspect="auto", interpolation="nearest", extent=where, zorder=2)
+    axis.set_xlim((low - far) / pace, high / pace)
+    if rows <= 40:
+        axis.hlines(range(1, rows), *axis.get_xlim(), color="white", linewidth=0.8, zorder=3)
+
+
+def _draw_curves(
+    axis: Any, title: str, calls: Sequence[CallTrace], pace: float, value: Callable[[GroupTrace], float],
+    label: Callable[[float], str], verb: str, held: Sequence[float] = (),
+) -> None:  # fmt: skip
+    """A curve of what is held, one of the groups that denoise, and one of those that write to memory: thin, so that
+    both show where they meet."""
+    looks = [look for call in calls for look in call.looks]
+    kinds = [("denoising", CLEAN, 5, [look for look in looks if not look.commit]),
+             ("writing", COMMIT, 2, [look for look in looks if look.commit])]  # fmt: skip
+    curves = [(f"{words} {verb} {label(max(map(value, some)))}", colour, width, some, [value(look) for look in some])
+              for words, colour, width, some in kinds if some]  # fmt: skip
+    if held:
+        curves.insert(0, (f"memory takes {label(held[-1])}", HELD, 5, [call.looks[-1] for call in calls], [*held]))
+    for words, colour, width, some, values in curves:
+        axis.plot([look.start / pace for look in some], values, color=_web(colour), linewidth=width, label=words)
+    _write_titles(axis, title)
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=3, labelcolor="linecolor", handlelength=0,
+                handletextpad=0, columnspacing=2)  # fmt: skip
+    axis.set_ylim(bottom=0)
+    axis.set_xlim(looks[0].start / pace, (looks[-1].own[-1] + 1) / pace)
+    axis.locator_params(axis="y", nbins=4)
+    axis.yaxis.set_major_formatter(lambda count, _: label(count))
+    _mark_seconds(axis)
+
+
+def _mark_seconds(axis: Any) -> None:
+    axis.locator_params(axis="x", nbins=8, steps=[1, 2, 5, 10])
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g} s")
+    axis.set_xlabel("moment of the video")
+
+
+def _write_titles(axis: Any, title: str, line: str = "") -> None:
+    axis.set_title(title)
+    axis.text(0, 1.01, line, transform=axis.transAxes, color=PALE, va="bottom")

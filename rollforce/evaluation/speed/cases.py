@@ -76,8 +76,8 @@ class Setting:
         return Grid(self.config.out_channels, height // STRIDE, width // STRIDE, self.config.patch)
 
 
-def cases(names: str) -> list[Case]:
-    """The cases of a comma-separated list; `all` are the four streams, without `forever`."""
+def parse_cases(names: str) -> list[Case]:
+    """Return the cases of a comma-separated list; `all` are the four streams, without `forever`."""
     wanted = [name for name in CASES if name != "forever"] if names == "all" else names.split(",")
     for name in wanted:
         if name not in CASES:
@@ -86,7 +86,7 @@ def cases(names: str) -> list[Case]:
 
 
 def parse_sizes(text: str) -> list[tuple[int, int]]:
-    """ "832x480,1280x720" (width x height) as [(480, 832), (720, 1280)]."""
+    """Return "832x480,1280x720" (width x height) as [(480, 832), (720, 1280)]."""
     sizes = []
     for part in text.split(","):
         sizes.append(parse_size(part))
@@ -94,8 +94,8 @@ def parse_sizes(text: str) -> list[tuple[int, int]]:
     return sizes
 
 
-def shrunk(config: TransformerConfig, size: tuple[int, int], by: int) -> tuple[TransformerConfig, tuple[int, int]]:
-    """A smaller model and picture of the same kind: layers, heads, hidden width and sides divided by `by`."""
+def shrink(config: TransformerConfig, size: tuple[int, int], by: int) -> tuple[TransformerConfig, tuple[int, int]]:
+    """Return a smaller model and picture of the same kind: layers, heads, hidden width and sides divided by `by`."""
     if by == 1:
         return config, size
     heads = max(1, config.num_attention_heads // by)

@@ -11,8 +11,8 @@ from rollforce.evaluation.speed.cases import Case, Setting
 from rollforce.models.geometry import KVShape
 
 
-def work(case: Case, setting: Setting) -> dict[str, int]:
-    """Operations of the linear layers and the attention calls of one chunk, once the memory is full."""
+def count_operations(case: Case, setting: Setting) -> dict[str, int]:
+    """Return the operations of the linear layers and attention calls of one chunk, once the memory is full."""
     config, layout = setting.config, case.stream.layout.build()
     width, tokens = config.width, setting.grid.tokens_per_latent
     calls = _calls(case)
@@ -28,8 +28,8 @@ def work(case: Case, setting: Setting) -> dict[str, int]:
     }
 
 
-def memory(case: Case, setting: Setting) -> tuple[MemoryPart, ...]:
-    """Bytes of every part; no text encoder, for texts are random too."""
+def estimate_memory(case: Case, setting: Setting) -> tuple[MemoryPart, ...]:
+    """Return the bytes of every part; no text encoder, for texts are random too."""
     sizes = ModelSizes(case.name, setting.config, WanDecoding(), 0, setting.text, case.name)
     return parts(
         MemorySetup(sizes, case.stream, setting.size, setting.dtype, setting.device, quantize=setting.quantize)
@@ -37,7 +37,7 @@ def memory(case: Case, setting: Setting) -> tuple[MemoryPart, ...]:
 
 
 def _calls(case: Case) -> list[tuple[int, int]]:
-    """(own latents, latents seen with them) of every attention group of a chunk, once the memory is full."""
+    """Return (own latents, latents seen with them) of a chunk's attention groups, once the memory is full."""
     layout, capacity = case.stream.layout.build(), sum(tier.latents for tier in case.stream.cache)
     chunks = capacity // layout.shift + layout.slots // layout.shift + 2
     calls = list(islice(trace(case.stream, KVShape(1, 1, 1, 1, 2)), chunks * layout.ticks))[-layout.ticks :]

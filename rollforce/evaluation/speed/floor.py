@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,19 +29,16 @@ class MatmulCall:
     @property
     def flops(self) -> int:
         """Floating-point operations, a multiplication and an addition counting two."""
-        product = 4 if self.kind == "attention" else 2
-        for size in self.sizes:
-            product *= size
-        return product
+        return (4 if self.kind == "attention" else 2) * math.prod(self.sizes)
 
 
 def flops(calls: list[MatmulCall]) -> dict[str, int]:
-    """Operations of each kind."""
+    """Return the operations of each kind."""
     return {kind: sum(call.flops for call in calls if call.kind == kind) for kind in ("linear", "attention")}
 
 
 @contextmanager
-def recording(model: VideoTransformer) -> Iterator[list[MatmulCall]]:
+def record_calls(model: VideoTransformer) -> Iterator[list[MatmulCall]]:
     """Within it, the list grows by every linear layer and attention call that the model makes."""
     calls: list[MatmulCall] = []
     attend, halves = model.attend, model.halves
@@ -64,7 +62,7 @@ def recording(model: VideoTransformer) -> Iterator[list[MatmulCall]]:
             handle.remove()
 
 
-class Bare:
+class BareReplay:
     """Replays recorded calls on random tensors, and nothing but them."""
 
     def __init__(self, calls: list[MatmulCall], attend: Kernel, dtype: torch.dtype, device: torch.device) -> None:
@@ -75,14 +73,14 @@ class Bare:
         self.last = {"linear": 0.0, "attention": 0.0}
 
     def time(self) -> float:
-        """Seconds for all calls; of each kind in `last`."""
+        """Return the seconds for all calls; those of each kind are in `last`."""
         for kind, calls in self.parts.items():
             prepared = [self._prepared(call) for call in calls]
-            self.last[kind] = clock.seconds(lambda work=prepared: [call() for call in work], self._device)  # type: ignore[misc]
+            self.last[kind] = clock.time_call(lambda work=prepared: [call() for call in work], self._device)  # type: ignore[misc]
         return sum(self.last.values())
 
     def shares(self, ours: float) -> dict[str, float]:
-        """Shares of our time that the bare parts would take; the rest is norms, modulation, RoPE, memory and Python."""
+        """Return the shares of our time that the bare parts take; the rest is norms, RoPE, memory and Python."""
         shares = {kind: round(time / ours, 3) for kind, time in self.last.items()}
         return shares | {"rest": round(1 - sum(shares.values()), 3)}
 
@@ -99,7 +97,7 @@ class Bare:
         return self._tensor(COPIES, outside, inside), self._tensor(COPIES, outside)
 
     def _tensor(self, copies: int, *size: int) -> Tensor:
-        """A random tensor, one of several of this size in turn."""
+        """Return a random tensor, one of several of this size in turn."""
         pool = self._pools.setdefault(size, [])
         if len(pool) < copies:
             pool.append(torch.randn(size, dtype=self._dtype, device=self._device))
@@ -108,15 +106,15 @@ class Bare:
         return pool[self._turn % len(pool)]
 
 
-def matmul_rate(dtype: torch.dtype, device: torch.device, side: int | None = None) -> float:
-    """Operations per second of a large square matrix product on this device."""
+def measure_matmul_rate(dtype: torch.dtype, device: torch.device, side: int | None = None) -> float:
+    """Return the operations per second of a large square matrix product on this device."""
     side = side or (8192 if device.type == "cuda" else 512)
     a, b = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
-    return 2 * side**3 / clock.median(lambda: a @ b, device)
+    return 2 * side**3 / clock.median_seconds(lambda: a @ b, device)
 
 
-def attention_rate(calls: list[MatmulCall], attend: Kernel, dtype: torch.dtype, device: torch.device) -> float:
-    """Operations per second of the largest attention call of a chunk, with the kernel that the model uses."""
+def measure_attention_rate(calls: list[MatmulCall], attend: Kernel, dtype: torch.dtype, device: torch.device) -> float:
+    """Return the operations per second of the largest attention call of a chunk, with the model's kernel."""
     largest = max((call for call in calls if call.kind == "attention"), key=lambda call: call.flops)
-    work = Bare([largest], attend, dtype, device)._prepared(largest)
-    return largest.flops / clock.median(work, device)
+    work = BareReplay([largest], attend, dtype, device)._prepared(largest)
+    return largest.flops / clock.median_seconds(work, device)

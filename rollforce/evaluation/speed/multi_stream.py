@@ -14,7 +14,7 @@ from typing import Any
 
 from rollforce.streaming.events import Chunk
 
-Pulled = Iterator[Chunk]
+ChunkStream = Iterator[Chunk]
 COLUMNS = {
     "streams": "streams", "calls": "calls", "pulled by": "pulled_by", "threads an operation": "threads", "fps": "fps",
     "times one": "times_one", "CPU ms a frame": "cpu_ms", "CPU of one": "cpu_of_one",
@@ -23,7 +23,7 @@ COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Company:
+class StreamLoad:
     """`streams` pulled by so many threads (each has its share of them), whose calls are made together or not, with so
     many threads an operation."""
 
@@ -34,7 +34,7 @@ class Company:
 
 
 @dataclass(frozen=True)
-class Lap:
+class LoadTiming:
     """What some chunks of each stream took: wall and processor seconds, and what the streams say themselves."""
 
     frames: int
@@ -44,17 +44,17 @@ class Lap:
     decode: float
 
 
-def companies(counts: Sequence[int], cores: int) -> list[Company]:
-    """One alone first; then of each number, apart and together, one core and all of them."""
-    found = [Company(1)]
+def list_loads(counts: Sequence[int], cores: int) -> list[StreamLoad]:
+    """Return one stream alone, then of each number, apart and together, on one core and on all."""
+    found = [StreamLoad(1)]
     for count in counts:
-        found += [Company(count), Company(count, True), Company(count, True, threads=cores)]
+        found += [StreamLoad(count), StreamLoad(count, True), StreamLoad(count, True, threads=cores)]
         if count >= cores > 1:
-            found += [Company(count, False, cores), Company(count, True, cores)]
+            found += [StreamLoad(count, False, cores), StreamLoad(count, True, cores)]
     return list(dict.fromkeys(found))
 
 
-def lap(lanes: Sequence[Sequence[Pulled]], chunks: int) -> Lap:
+def time_load(lanes: Sequence[Sequence[ChunkStream]], chunks: int) -> LoadTiming:
     """Pull `chunks` chunks of every stream, each lane by a thread of its own, its streams in turn."""
     begun, cpu = perf_counter(), process_time()
     if len(lanes) == 1:
@@ -64,35 +64,35 @@ def lap(lanes: Sequence[Sequence[Pulled]], chunks: int) -> Lap:
             pulled = [chunk for lane in pool.map(_pull, lanes, [chunks] * len(lanes)) for chunk in lane]
     seconds, cpu = perf_counter() - begun, process_time() - cpu
     frames, times = sum(len(chunk.frames) for chunk in pulled), [chunk.timings for chunk in pulled]
-    return Lap(frames, seconds, cpu, sum(each.denoise_s for each in times), sum(each.decode_s for each in times))
+    return LoadTiming(frames, seconds, cpu, sum(each.denoise_s for each in times), sum(each.decode_s for each in times))
 
 
-def _pull(streams: Sequence[Pulled], chunks: int) -> list[Chunk]:
+def _pull(streams: Sequence[ChunkStream], chunks: int) -> list[Chunk]:
     return [next(stream) for _ in range(chunks) for stream in streams]
 
 
 def measure(
-    found: Sequence[Company], begin: Callable[[Company], Sequence[Sequence[Pulled]]], warm: int, chunks: int,
+    found: Sequence[StreamLoad], begin: Callable[[StreamLoad], Sequence[Sequence[ChunkStream]]], warm: int, chunks: int,
     laps: int = 3,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """A row for each company, the first being that of one alone. `begin` starts its streams, a lane for each thread;
-    `warm`: chunks of each that do not count. Medians of `laps` laps."""
-    lanes = [begin(company) for company in found]
+    """Return a row for each load, the first being that of one alone. `begin` starts its streams, a lane for each
+    thread; `warm`: chunks of each that do not count. Medians of `laps` laps."""
+    lanes = [begin(load) for load in found]
     for each in lanes:
-        lap(each, warm)
-    taken = list(zip(*([lap(each, chunks) for each in lanes] for _ in range(laps)), strict=True))
+        time_load(each, warm)
+    taken = list(zip(*([time_load(each, chunks) for each in lanes] for _ in range(laps)), strict=True))
     one = taken[0]
-    return [_row(company, mine, one) for company, mine in zip(found, taken, strict=True)]
+    return [_row(load, mine, one) for load, mine in zip(found, taken, strict=True)]
 
 
-def _row(company: Company, mine: Sequence[Lap], one: Sequence[Lap]) -> dict[str, Any]:
-    def middle(laps: Sequence[Lap], value: Callable[[Lap], float]) -> float:
+def _row(load: StreamLoad, mine: Sequence[LoadTiming], one: Sequence[LoadTiming]) -> dict[str, Any]:
+    def middle(laps: Sequence[LoadTiming], value: Callable[[LoadTiming], float]) -> float:
         return statistics.median(value(each) for each in laps)
 
     fps, cpu = middle(mine, lambda each: each.frames / each.seconds), middle(mine, lambda each: each.cpu / each.frames)
     return {
-        "streams": company.streams, "calls": "together" if company.together else "apart",
-        "pulled_by": company.pulled_by, "threads": company.threads, "fps": fps,
+        "streams": load.streams, "calls": "together" if load.together else "apart",
+        "pulled_by": load.pulled_by, "threads": load.threads, "fps": fps,
         "times_one": fps / middle(one, lambda each: each.frames / each.seconds), "cpu_ms": 1e3 * cpu,
         "cpu_of_one": cpu / middle(one, lambda each: each.cpu / each.frames),
         "denoise_ms": 1e3 * middle(mine, lambda each: each.denoise / each.frames),

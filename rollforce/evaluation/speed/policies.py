@@ -9,42 +9,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import process_time
-from typing import Any
+from typing import Any, cast
 
 from rollforce.cache.head_groups import Labels
-from rollforce.cache.policies import (
-    AnyTier,
-    Compressed,
-    EmaSink,
-    Junction,
-    LinearMemory,
-    Quantized,
-    Routed,
-    Segments,
-    Sink,
-    Spaced,
-    Surprising,
-    TempCache,
-    Window,
-)
-from rollforce.cache.policies.kivi_codec import Bits
-from rollforce.cache.positions import Anchored, AnyPositions, RunningAhead
+from rollforce.cache.policies import AnyTier, LinearMemory, Sink, Window
+from rollforce.cache.positions import Anchored
 from rollforce.cache.visibility import Visibility
 from rollforce.engine.rollout import Rollout, Stepping
 from rollforce.engine.settings import HeadSettings, LayoutSettings, StreamSettings
 from rollforce.errors import ConfigError
 from rollforce.evaluation.speed import clock, streaming
 from rollforce.evaluation.speed.cases import Case, Setting
-from rollforce.models.transformer.block_sparse import BlockSparse
-from rollforce.models.transformer.hash_attention import HashAttention, HashTextAttention
 
-Lap = tuple[float, float]  # seconds that passed, and those that this process had a processor: for busy machines
+ChunkTiming = tuple[float, float]  # seconds that passed, and those that this process had a processor: for busy machines
 PLAIN, DENSE = "plain", "dense"
-ALWAYS = ("sink", "junction")  # in view
 SHORTEST = 8  # latents of the past with which every policy still has a sink, a window and what it adds
-BITS: tuple[tuple[str, str, Bits], ...] = (
-    ("kivi4", "4 bits", 4), ("kivi2", "2 bits", 2), ("int8", "8 bits", 8), ("fp8", "8-bit floats", "fp8"),
-)  # fmt: skip
+BITS = {"kivi4": "4 bits", "kivi2": "2 bits", "int8": "8 bits", "fp8": "8-bit floats"}
+FILLING: dict[str, dict[str, Any]] = {  # so that tiers are full whatever random weights make of a stream
+    "surprising": {"tau": 2.0, "interval": 1}, "spaced": {"every": 2},
+}  # fmt: skip
+SPARSE: dict[str, dict[str, Any]] = {  # for latents of more tokens than the bundled model's
+    "block_sparse": {"block": 64}, "buckets": {"bits": 3, "reach": 1.0, "chunk": 64, "layers": 1.0},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,67 +44,81 @@ class Policy:
 
 
 def policies(layout: LayoutSettings, past: int, times: int, labels: Path) -> list[Policy]:
-    """Plain and dense memory, and all others beside them. `past`: latents that plain memory holds; `times`: so much
-    longer is the dense one. `labels`: a file of head groups, `static` and `dynamic`. ConfigError if `past` is short."""
+    """Return plain and dense memory, and the presets beside them, resized. ConfigError if `past` is short.
+
+    `past`: latents that plain memory holds; `times`: so much longer is the dense one. `labels`: a file of head groups,
+    `static` and `dynamic`."""
     if past < SHORTEST or times < 2:
         raise ConfigError(f"past {past} and times {times}: at least {SHORTEST} latents, and 2 times as many.")
     part, long = past // 4, past * times
-    first, near = Sink(part), Window(past - 2 * part)  # and `part` of something else
+    near, half, rest = past - 2 * part, past // 2, past - past // 2 - part  # and `part` of something else
 
-    def beside(against: str, name: str, what: str, *tiers: AnyTier, sight: Visibility | None = None) -> Policy:
-        stepping = Stepping(sight or Visibility(), sight or Visibility())
-        return Policy(name, StreamSettings(layout, tiers, stepping), against, what)
+    def plain(latents: int, *more: AnyTier, sight: Visibility | None = None) -> StreamSettings:
+        sight = sight or Visibility()
+        return StreamSettings(layout, (Sink(part), Window(latents - part), *more), Stepping(sight, sight))
 
-    plain, dense = (Sink(part), Window(past - part)), (Sink(part), Window(long - part))
-    block, buckets = BlockSparse(top=0.2, block=64), HashAttention(bits=3, chunk=64, layers=1.0)
-    reach = Anchored(past + 2 * layout.chunk, {"sink": 0, "junction": part + 1})
+    def preset(against: str, name: str, what: str, *sizes: tuple[int, ...]) -> Policy:
+        return Policy(name, resize(name, layout, past, sizes, labels), against, what)
+
     return [
-        beside(PLAIN, PLAIN, "sink + window", *plain),
-        beside(PLAIN, "absolute", "positions as they are", *plain, sight=Visibility(positions="absolute")),
-        beside(PLAIN, "infinity_rope", "sink of 1", Sink(1), Window(past - 1)),
-        beside(PLAIN, "reward_forcing", "EMA sink", Window(past - part), EmaSink(part)),
-        beside(PLAIN, "knot_forcing", "reference ahead", *plain, sight=_sight(RunningAhead())),
-        beside(PLAIN, "anchor_forcing", "three regions", first, near, Junction(part, every=past),
-               sight=Visibility(pinned=ALWAYS, positions=reach)),
-        beside(PLAIN, "deep_forcing", "most asked for", Sink(past // 2), Window(past - past // 2 - part),
-               Compressed(part)),
-        beside(PLAIN, "context_forcing", "what surprised", first, near, Surprising(part, tau=2.0, interval=1)),
-        beside(PLAIN, "tempcache", "merged", first, near, TempCache(part)),
-        beside(PLAIN, "longlive2", "first of so many", first, near, Junction(part, every=past),
-               sight=Visibility(pinned=ALWAYS)),
-        beside(PLAIN, "stream_t1", "what a search marked", Window(past - part), Routed(part, first=part)),
-        beside(PLAIN, "spaced", "one in so many", first, near, Spaced(part, every=2)),
-        beside(PLAIN, "annca", "part of the prompt", *plain, sight=Visibility(text=HashTextAttention(bits=3))),
-        *(beside(PLAIN, name, what, first, Window(part), Quantized(past - 2 * part, bits))
-          for name, what, bits in BITS),
-        _grouped(beside(PLAIN, "forcing_kv", "head groups of equal length", *plain), labels, plain,
-                 (first, near, Segments(part, segments=4))),
-        beside(DENSE, DENSE, f"{times} x the context, all of it", *dense),
-        beside(DENSE, "hybrid_forcing", "a fifth of the blocks", *dense, sight=Visibility(sparse=block)),
-        beside(DENSE, "annsa", "buckets", *dense, sight=Visibility(sparse=buckets)),
-        beside(DENSE, "linear_memory", "window and a state of the rest", *plain, LinearMemory()),
-        beside(DENSE, "deep_forcing", "most asked for, of all", Sink(past // 2), Window(past - past // 2 - part),
-               Compressed(part)),
-        beside(DENSE, "tempcache", "merged, of all", first, near, TempCache(part)),
-        beside(DENSE, "kivi4", "4 bits", first, Window(part), Quantized(long - 2 * part, 4)),
-        _grouped(beside(DENSE, "forcing_kv", "heads that remember little, and more", *plain), labels,
-                 (Sink(1), Window(1)), (first, near, Segments(part, segments=4))),
-        _grouped(beside(DENSE, "duo_attention", "one head in three remembers all", *plain), labels, dense,
-                 (Sink(1), Window(part))),
-    ]  # fmt: skip
+        Policy(PLAIN, plain(past), PLAIN, "sink + window"),
+        Policy("absolute", plain(past, sight=Visibility(positions="absolute")), PLAIN, "positions as they are"),
+        preset(PLAIN, "infinity_rope", "sink of 1", (1, past - 1)),
+        preset(PLAIN, "reward_forcing", "EMA sink", (past - part, part)),
+        preset(PLAIN, "knot_forcing", "reference ahead", (part, past - part)),
+        preset(PLAIN, "anchor_forcing", "three regions", (part, near, part)),
+        preset(PLAIN, "deep_forcing", "most asked for", (half, rest, part)),
+        preset(PLAIN, "context_forcing", "what surprised", (part, near, part)),
+        preset(PLAIN, "tempcache", "merged", (past - part, part)),
+        preset(PLAIN, "longlive2", "first of so many", (part, near, part)),
+        preset(PLAIN, "stream_t1", "what a search marked", (past - part, part)),
+        preset(PLAIN, "spaced", "one in so many", (past - part, part)),
+        preset(PLAIN, "annca", "part of the prompt", (past,)),
+        *(preset(PLAIN, name, what, (2 * part, near)) for name, what in BITS.items()),
+        preset(PLAIN, "forcing_kv", "head groups of equal length", (part, past - part), (part, near, part)),
+        Policy(DENSE, plain(long), DENSE, f"{times} x the context, all of it"),
+        preset(DENSE, "hybrid_forcing", "a fifth of the blocks", (part, long - part)),
+        preset(DENSE, "annsa", "buckets", (long,)),
+        Policy("linear_memory", plain(past, LinearMemory()), DENSE, "window and a state of the rest"),
+        preset(DENSE, "deep_forcing", "most asked for, of all", (half, rest, part)),
+        preset(DENSE, "tempcache", "merged, of all", (past - part, part)),
+        preset(DENSE, "kivi4", "4 bits", (2 * part, long - 2 * part)),
+        preset(DENSE, "forcing_kv", "heads that remember little, and more", (1, 1), (part, near, part)),
+        preset(DENSE, "duo_attention", "one head in three remembers all", (long,), (1, part)),
+    ]
 
 
-def _sight(positions: AnyPositions) -> Visibility:
-    return Visibility(positions=positions)
+def resize(
+    name: str, layout: LayoutSettings, past: int, sizes: Sequence[Sequence[int]], labels: Path
+) -> StreamSettings:
+    """Return a preset in another layout, with `sizes` latents in its tiers (those of each group of heads; tiers beyond
+    them are left out), so that all of them are full when it is measured."""
+    from rollforce.checkpoints.catalog import preset_file  # needs omegaconf, which other benchmarks do without
+    from rollforce.config import build
+
+    stream = build(StreamSettings, preset_file(name))
+    filling = FILLING | {"junction": {"every": past}, "routed": {"first": sizes[0][-1]}}
+    tiers = [tuple(replace(cast(Any, tier), latents=latents, **filling.get(tier.kind, {}))
+                   for tier, latents in zip(memory, each, strict=False))
+             for memory, each in zip(stream.memories, sizes, strict=True)]  # fmt: skip
+    denoise, commit = (_resize_sight(sight, past + 2 * layout.chunk)
+                       for sight in (stream.stepping.denoise, stream.stepping.commit))  # fmt: skip
+    stream = replace(stream, layout=layout, stepping=Stepping(denoise, commit))
+    if stream.heads is None:
+        return replace(stream, cache=tiers[0])
+    names = ("dynamic" if group in ("dynamic", "retrieval") else "static" for group in stream.heads.groups)
+    return replace(stream, heads=HeadSettings(str(labels), dict(zip(names, tiers, strict=True))))
 
 
-def _grouped(policy: Policy, labels: Path, static: tuple[AnyTier, ...], dynamic: tuple[AnyTier, ...]) -> Policy:
-    heads = HeadSettings(str(labels), {"static": static, "dynamic": dynamic})
-    return replace(policy, stream=replace(policy.stream, cache=(), heads=heads))
+def _resize_sight(sight: Visibility, reach: int) -> Visibility:
+    sparse = sight.sparse and replace(sight.sparse, **SPARSE[sight.sparse.kind])
+    positions = sight.positions
+    return replace(sight, sparse=sparse, positions=replace(positions, reach=reach)
+                   if isinstance(positions, Anchored) else positions)  # fmt: skip
 
 
-def every_third(layers: int, heads: int) -> Labels:
-    """Every third head is static: as many as in Forcing-KV's groups."""
+def label_every_third(layers: int, heads: int) -> Labels:
+    """Return labels of which every third head is static: as many as in Forcing-KV's groups."""
     return (tuple("static" if head % 3 == 0 else "dynamic" for head in range(heads)),) * layers
 
 
@@ -126,38 +126,42 @@ def every_third(layers: int, heads: int) -> Labels:
 
 
 def measure(found: Sequence[Policy], setting: Setting, rounds: int) -> Iterator[dict[str, Any]]:
-    """A line for each policy: median seconds of a chunk, and the median and the middle half of its ratio to the policy
-    it is measured against, chunk beside chunk."""
+    """Yield a row for each policy: median seconds of a chunk, and the median and the middle half of its ratio to the
+    policy it is measured against, chunk beside chunk."""
     model = streaming.random_model(setting, Case(PLAIN, found[0].stream))
     model.learn([tier for policy in found for tier in policy.stream.tiers])
-    rollouts = [streaming.begin(model, setting, Case(policy.name, policy.stream), setting.ride) for policy in found]
+    rollouts = [
+        streaming.begin_rollout(model, setting, Case(policy.name, policy.stream), setting.ride) for policy in found
+    ]
     for policy, rollout in zip(found, rollouts, strict=True):
-        for _ in range(steady(policy, rollout)):
-            streaming.chunk(rollout)
-    times: list[list[Lap]] = [[] for _ in found]
+        for _ in range(chunks_until_full(policy, rollout)):
+            streaming.next_chunk(rollout)
+    times: list[list[ChunkTiming]] = [[] for _ in found]
     for number in range(rounds):
         order = range(len(found)) if number % 2 == 0 else reversed(range(len(found)))
         for place in order:
-            times[place].append(lap(rollouts[place], setting))
+            times[place].append(time_chunk(rollouts[place], setting))
     base = {policy.name: place for place, policy in enumerate(found) if policy.name == policy.against}
     for place, policy in enumerate(found):
-        yield told(policy, rollouts[place], times[place], times[base[policy.against]])
+        yield describe_result(policy, rollouts[place], times[place], times[base[policy.against]])
 
 
-def lap(rollout: Rollout, setting: Setting) -> Lap:
-    """Of the next chunk."""
+def time_chunk(rollout: Rollout, setting: Setting) -> ChunkTiming:
+    """Return the wall and processor seconds of the next chunk."""
     begun = process_time()
-    passed = clock.seconds(lambda: streaming.chunk(rollout), setting.device)
+    passed = clock.time_call(lambda: streaming.next_chunk(rollout), setting.device)
     return passed, process_time() - begun
 
 
-def steady(policy: Policy, rollout: Rollout) -> int:
-    """Chunks until the memory is full."""
+def chunks_until_full(policy: Policy, rollout: Rollout) -> int:
+    """Return the number of chunks until the memory is full."""
     return max(sum(tier.latents for tier in tiers) for tiers in policy.stream.memories) // rollout.layout.shift + 3
 
 
-def told(policy: Policy, rollout: Rollout, times: Sequence[Lap], beside: Sequence[Lap]) -> dict[str, Any]:
-    """The line of one policy; `beside`: the times of the one it is measured against, taken in the same rounds."""
+def describe_result(
+    policy: Policy, rollout: Rollout, times: Sequence[ChunkTiming], beside: Sequence[ChunkTiming]
+) -> dict[str, Any]:
+    """Return the row of one policy; `beside`: times of the one it is measured against, of the same rounds."""
     passed, busy = (sorted(one[kind] / other[kind] for one, other in zip(times, beside, strict=True))
                     for kind in (0, 1))  # fmt: skip
     seconds, ratio = statistics.median(one for one, _ in times), statistics.median(passed)

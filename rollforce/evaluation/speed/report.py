@@ -14,26 +14,26 @@ from rollforce.evaluation.speed.cases import Setting
 
 
 def environment(settings: dict[str, Any]) -> dict[str, Any]:
-    """Machine, versions, commit, and the settings asked for."""
+    """Return the machine, versions, commit, and the settings asked for."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     memory = torch.cuda.get_device_properties(0).total_memory / 1e9 if gpu else None
     return {
         "machine": platform.machine(), "processor": processor(), "threads": torch.get_num_threads(), "gpu": gpu,
-        "gpu_gb": memory, "driver": _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "gpu_gb": memory, "driver": _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "cuda": torch.version.cuda, "torch": torch.__version__, "python": platform.python_version(),
-        "commit": _said("git", "rev-parse", "--short", "HEAD"), "settings": settings,
+        "commit": _first_line("git", "rev-parse", "--short", "HEAD"), "settings": settings,
     }  # fmt: skip
 
 
 def header(told: dict[str, Any]) -> list[str]:
-    """The environment in a few lines."""
+    """Return the environment in a few lines."""
     where = told["gpu"] or f"CPU {told['processor']}, {told['threads']} thread(s)"
     driver = f", driver {told['driver']}, CUDA {told['cuda']}" if told["gpu"] else ""
     return [f"{where}{driver}, torch {told['torch']}, python {told['python']}, commit {told['commit'] or 'unknown'}"]
 
 
-def described(setting: Setting) -> str:
-    """Sizes and switches in one line."""
+def describe_setting(setting: Setting) -> str:
+    """Return sizes and switches in one line."""
     config, (height, width) = setting.config, setting.size
     switches = [name for name in ("compile", "graphs") if getattr(setting, name)]
     switches += [] if setting.ride else ["clean pass apart"]
@@ -64,7 +64,7 @@ PLANNED = {
 
 
 def table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> list[str]:
-    """Lines of a Markdown table: titles to dotted names in the rows; columns that no row has are left out."""
+    """Return the lines of a Markdown table: titles to dotted names in the rows; without columns that no row has."""
     kept = {title: name for title, name in columns.items() if any(_at(row, name) is not None for row in rows)}
     lines = ["| " + " | ".join(kept) + " |", "|" + "---|" * len(kept)]
     return lines + ["| " + " | ".join(_cell(_at(row, name)) for name in kept.values()) + " |" for row in rows]
@@ -87,15 +87,15 @@ def _cell(value: Any) -> str:
 
 
 def processor() -> str:
-    """The CPU's name."""
+    """Return the CPU's name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor())
 
 
-def _said(*command: str) -> str:
-    """The first line that a command says, "" if it cannot be run."""
+def _first_line(*command: str) -> str:
+    """Return the first line that a command says, "" if it cannot be run."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
     except (OSError, subprocess.TimeoutExpired):

@@ -7,12 +7,20 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rollforce.engine.flow import Noise
 from rollforce.engine.rollout import Commit, Rollout
 from rollforce.evaluation.speed import clock
 from rollforce.evaluation.speed.cases import FRAMES, Case, Setting
-from rollforce.evaluation.speed.floor import Bare, MatmulCall, attention_rate, flops, matmul_rate, recording
+from rollforce.evaluation.speed.floor import (
+    BareReplay,
+    MatmulCall,
+    flops,
+    measure_attention_rate,
+    measure_matmul_rate,
+    record_calls,
+)
 from rollforce.models.autoencoder.interface import Autoencoder
 from rollforce.models.transformer.transformer import VideoTransformer
 from rollforce.streaming.prefetch import Prefetcher
@@ -21,7 +29,7 @@ from rollforce.streaming.stream_state import ChunkResult
 
 @torch.no_grad()
 def random_model(setting: Setting, case: Case) -> VideoTransformer:
-    """Random weights of the setting's sizes, made on its device in its dtype, ready to stream."""
+    """Return a model of random weights of the setting's sizes, made on its device in its dtype, ready to stream."""
     with torch.device("meta"):
         model = VideoTransformer(setting.config)
     model = model.to(setting.dtype).to_empty(device=setting.device).eval().requires_grad_(False)
@@ -42,22 +50,23 @@ def random_model(setting: Setting, case: Case) -> VideoTransformer:
 
 
 @torch.no_grad()
-def begin(model: VideoTransformer, setting: Setting, case: Case, ride: bool = True) -> Rollout:
-    """A stream of the case from its first latent on."""
+def begin_rollout(
+    model: VideoTransformer, setting: Setting, case: Case, ride: bool = True, text: Tensor | None = None,
+    length: int | None = None,
+) -> Rollout:  # fmt: skip
+    """Begin a stream of the case at its first latent, of `length` latents or endless, by a `text` or a random one."""
     config, grid, settings = setting.config, setting.grid, case.stream
-    layout = settings.layout.build()
-    shape = config.shape(grid)
-    cache = settings.memory(shape, setting.dtype, setting.device)
-    text = torch.empty(1, setting.text, config.text_dim, device=setting.device, dtype=setting.dtype)
-    condition = model.condition(text.normal_())
-    stepping = replace(settings.stepping, ride=ride)
+    cache = settings.memory(config.shape(grid), setting.dtype, setting.device)
+    if text is None:
+        text = torch.empty(1, setting.text, config.text_dim, device=setting.device, dtype=setting.dtype).normal_()
     noise = Noise.of(0, (config.in_channels, grid.height, grid.width))
-    return Rollout(model, condition, cache, layout, noise, stepping)
+    stepping = replace(settings.stepping, ride=ride)
+    return Rollout(model, model.condition(text), cache, settings.layout.build(), noise, stepping, length=length)
 
 
 @torch.no_grad()
-def chunk(rollout: Rollout) -> Commit:
-    """Tick until a chunk is clean."""
+def next_chunk(rollout: Rollout) -> Commit:
+    """Tick until a chunk is clean, and return it."""
     while True:
         rollout.tick()
         finished = rollout.commit()
@@ -65,30 +74,30 @@ def chunk(rollout: Rollout) -> Commit:
             return finished
 
 
-def steady(rollout: Rollout) -> int:
-    """Chunks after which every further one costs the same: the memory is full and the buffer too."""
+def chunks_until_steady(rollout: Rollout) -> int:
+    """Return the number of chunks after which every further one costs the same: memory and buffer are full."""
     return rollout.cache.capacity // rollout.layout.shift + 2
 
 
-def calls_of(rollout: Rollout) -> list[MatmulCall]:
-    """The matrix products and attention calls of the next chunk."""
-    with recording(rollout.model) as calls:
-        chunk(rollout)
+def record_chunk(rollout: Rollout) -> list[MatmulCall]:
+    """Return the matrix products and attention calls of the next chunk."""
+    with record_calls(rollout.model) as calls:
+        next_chunk(rollout)
     return calls
 
 
-def measure(case: Case, setting: Setting, chunks: int, autoencoder: Autoencoder | None = None) -> dict[str, Any]:
-    """Everything that is told of a case."""
+def measure_case(case: Case, setting: Setting, chunks: int, autoencoder: Autoencoder | None = None) -> dict[str, Any]:
+    """Return all measurements of a case."""
     device = setting.device
-    clock.forget_peak(device)
+    clock.reset_peak(device)
     model = random_model(setting, case)
-    cold = clock.seconds(lambda: chunk(begin(model, setting, case, setting.ride)), device)
-    warm = clock.seconds(lambda: chunk(begin(model, setting, case, setting.ride)), device)
-    rollout = begin(model, setting, case, setting.ride)
-    for _ in range(steady(rollout)):
-        chunk(rollout)
+    cold = clock.time_call(lambda: next_chunk(begin_rollout(model, setting, case, setting.ride)), device)
+    warm = clock.time_call(lambda: next_chunk(begin_rollout(model, setting, case, setting.ride)), device)
+    rollout = begin_rollout(model, setting, case, setting.ride)
+    for _ in range(chunks_until_steady(rollout)):
+        next_chunk(rollout)
     before = clock.peak_bytes(device)
-    times = clock.laps(lambda: chunk(rollout), chunks, device)
+    times = clock.time_calls(lambda: next_chunk(rollout), chunks, device)
     ours, peak = statistics.median(times), clock.peak_bytes(device)
     frames = FRAMES * rollout.layout.shift
     told = {
@@ -96,26 +105,28 @@ def measure(case: Case, setting: Setting, chunks: int, autoencoder: Autoencoder 
         "first_chunk_cold_s": cold, "peak_gb": peak / 1e9, "peak_growth_mb": (peak - before) / 1e6,
         "times": spread(times),
     }  # fmt: skip
-    told |= _floor(rollout, setting, ours, chunks)
+    told |= _measure_floor(rollout, setting, ours, chunks)
     if autoencoder is not None:
-        told |= {"first_frame_s": clock.seconds(lambda: first_frames(model, setting, case, autoencoder), device)}
-        told |= decoding(rollout, autoencoder, device, min(chunks, 20))
+        told |= {"first_frame_s": clock.time_call(lambda: make_first_frames(model, setting, case, autoencoder), device)}
+        told |= measure_decoding(rollout, autoencoder, device, min(chunks, 20))
     return told
 
 
-def first_frames(model: VideoTransformer, setting: Setting, case: Case, autoencoder: Autoencoder) -> None:
-    """From a prompt's vectors to the first pictures."""
-    autoencoder.decoder().decode(chunk(begin(model, setting, case, setting.ride)).latents_BTCHW)
+def make_first_frames(model: VideoTransformer, setting: Setting, case: Case, autoencoder: Autoencoder) -> None:
+    """Go from a prompt's vectors to the first pictures."""
+    autoencoder.decoder().decode(next_chunk(begin_rollout(model, setting, case, setting.ride)).latents_BTCHW)
 
 
-def _floor(rollout: Rollout, setting: Setting, ours: float, chunks: int) -> dict[str, Any]:
-    calls, attend = calls_of(rollout), rollout.model.attend
-    bare = Bare(calls, attend, setting.dtype, setting.device)
+def _measure_floor(rollout: Rollout, setting: Setting, ours: float, chunks: int) -> dict[str, Any]:
+    calls, attend = record_chunk(rollout), rollout.model.attend
+    bare = BareReplay(calls, attend, setting.dtype, setting.device)
     bare.time()
-    pairs = [(clock.seconds(lambda: chunk(rollout), setting.device), bare.time()) for _ in range(min(chunks, 20))]
+    pairs = [
+        (clock.time_call(lambda: next_chunk(rollout), setting.device), bare.time()) for _ in range(min(chunks, 20))
+    ]
     counted = flops(calls)
-    rates = {"linear": matmul_rate(setting.dtype, setting.device),
-             "attention": attention_rate(calls, attend, setting.dtype, setting.device)}  # fmt: skip
+    rates = {"linear": measure_matmul_rate(setting.dtype, setting.device),
+             "attention": measure_attention_rate(calls, attend, setting.dtype, setting.device)}  # fmt: skip
     floor = sum(counted[kind] / rates[kind] for kind in counted)
     return {
         "shares": bare.shares(statistics.median(one for one, _ in pairs)),
@@ -127,12 +138,12 @@ def _floor(rollout: Rollout, setting: Setting, ours: float, chunks: int) -> dict
     }  # fmt: skip
 
 
-def decoding(rollout: Rollout, autoencoder: Autoencoder, device: torch.device, chunks: int) -> dict[str, Any]:
-    """Seconds to decode a chunk alone, and frames a second with decoding beside the next ticks, as a session does."""
-    decoder, latents = autoencoder.decoder(), chunk(rollout).latents_BTCHW
-    alone = clock.median(lambda: decoder.decode(latents), device)
+def measure_decoding(rollout: Rollout, autoencoder: Autoencoder, device: torch.device, chunks: int) -> dict[str, Any]:
+    """Measure the seconds to decode a chunk alone, and frames a second with decoding beside the next ticks."""
+    decoder, latents = autoencoder.decoder(), next_chunk(rollout).latents_BTCHW
+    alone = clock.median_seconds(lambda: decoder.decode(latents), device)
     decoder = autoencoder.decoder()
-    ahead = Prefetcher(lambda: ChunkResult(chunk(rollout), 0.0), device)
+    ahead = Prefetcher(lambda: ChunkResult(next_chunk(rollout), 0.0), device)
     counts: list[int] = []
 
     def step() -> None:
@@ -149,22 +160,22 @@ def decoding(rollout: Rollout, autoencoder: Autoencoder, device: torch.device, c
         for _ in range(chunks):
             step()
 
-    took = clock.seconds(walk, device)
+    took = clock.time_call(walk, device)
     ahead.close()
     return {"decode_seconds_per_chunk": alone, "end_to_end_fps": sum(counts) / took}
 
 
-def apart(case: Case, setting: Setting, chunks: int) -> dict[str, Any]:
-    """The clean pass riding along against a call of its own, side by side, with the 95 % interval of the median."""
+def compare_riding(case: Case, setting: Setting, chunks: int) -> dict[str, Any]:
+    """Time the clean pass riding along against one of its own, side by side; 95 % interval of the median."""
     model = random_model(setting, case)
-    pair = [begin(model, setting, case, ride) for ride in (True, False)]
+    pair = [begin_rollout(model, setting, case, ride) for ride in (True, False)]
     for rollout in pair:
-        for _ in range(steady(rollout)):
-            chunk(rollout)
+        for _ in range(chunks_until_steady(rollout)):
+            next_chunk(rollout)
     taken: list[tuple[float, float]] = []
     for turn in range(chunks):  # who goes first alternates: a machine that slows down favours nobody
         order = (0, 1) if turn % 2 else (1, 0)
-        took = {which: clock.seconds(lambda r=pair[which]: chunk(r), setting.device) for which in order}  # type: ignore[misc]
+        took = {which: clock.time_call(lambda r=pair[which]: next_chunk(r), setting.device) for which in order}  # type: ignore[misc]
         taken.append((took[0], took[1]))
     gains = sorted(two / one for one, two in taken)
     low, high = round(len(gains) / 2 - len(gains) ** 0.5), round(len(gains) / 2 + len(gains) ** 0.5)
@@ -176,14 +187,14 @@ def apart(case: Case, setting: Setting, chunks: int) -> dict[str, Any]:
 
 
 def spread(times: list[float]) -> dict[str, float]:
-    """Does a long stream slow down? Medians of its first and last tenth, and the slowest chunk."""
+    """Return whether a long stream slows down: medians of its first and last tenth, and the slowest chunk."""
     tenth = max(1, len(times) // 10)
     first, last = statistics.median(times[:tenth]), statistics.median(times[-tenth:])
     return {"first_tenth_s": first, "last_tenth_s": last, "last_to_first": last / first, "slowest_s": max(times)}
 
 
 def random_autoencoder(kind: str, setting: Setting) -> Autoencoder:
-    """An autoencoder with random weights: `taehv`, or `wan`, which needs diffusers."""
+    """Return an autoencoder with random weights: `taehv`, or `wan`, which needs diffusers."""
     if kind == "taehv":
         from rollforce.models.autoencoder.taehv import TaehvAutoencoder, TaehvConfig
 

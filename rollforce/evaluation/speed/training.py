@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from rollforce.engine import flow
-from rollforce.engine.flow import Noise
-from rollforce.engine.rollout import Rollout
 from rollforce.evaluation.speed import clock
 from rollforce.evaluation.speed.cases import Case, Setting
-from rollforce.evaluation.speed.streaming import random_model
+from rollforce.evaluation.speed.streaming import begin_rollout, random_model
 from rollforce.models.transformer.transformer import VideoTransformer
 from rollforce.training import losses
 from rollforce.training.scores import guided, score_of
@@ -48,7 +46,7 @@ class TrainingBench:
         return model
 
     def generator(self) -> float:
-        """The student's half: a self-rollout with gradient, the DMD loss, a step. Returns the loss."""
+        """Do the student's half, a self-rollout with gradient, the DMD loss and a step, and return the loss."""
         with self._autocast():
             video = self._video(with_grad=True)
             condition = self.teacher.condition(self.text.to(self.setting.dtype))
@@ -60,7 +58,7 @@ class TrainingBench:
         return self._learn(self.student, loss)
 
     def judge(self) -> float:
-        """The critic's half: flow matching on a video of the student. Returns the loss."""
+        """Do the critic's half, flow matching on a video of the student, and return the loss."""
         with self._autocast():
             video = self._video(with_grad=False)
             noise, sigma = torch.randn_like(video), self._sigma()
@@ -71,15 +69,8 @@ class TrainingBench:
         return self._learn(self.critic, loss)
 
     def _video(self, with_grad: bool) -> Tensor:
-        """The last exit: the one that takes the most calls."""
-        setting, config, grid = self.setting, self.setting.config, self.setting.grid
-        layout = self.case.stream.layout.build()
-        shape = config.shape(grid)
-        cache = self.case.stream.memory(shape, setting.dtype, setting.device)
-        noise = Noise.of(0, (config.in_channels, grid.height, grid.width))
-        with torch.no_grad():
-            condition = self.student.condition(self.text)
-        rollout = Rollout(self.student, condition, cache, layout, noise, self.case.stream.stepping, length=self.latents)
+        """Return a video of the last exit, the one that takes the most calls."""
+        rollout = begin_rollout(self.student, self.setting, self.case, text=self.text, length=self.latents)
         if with_grad:
             return lesson(rollout, lambda: self.student.condition(self.text), exits(rollout) - 1, last=21).float()
         with torch.no_grad():
@@ -102,19 +93,19 @@ class TrainingBench:
 
 
 def measure_step(case: Case, setting: Setting, latents: int, checkpointing: bool, count: int = 3) -> dict[str, Any]:
-    """Median seconds and peak bytes of both halves of a step; `None` where the device has not the memory."""
+    """Return the median seconds and peak bytes of both halves of a step, or that memory did not suffice."""
     told: dict[str, Any] = {"case": case.name, "latents": latents, "checkpointing": checkpointing}
     try:
         bench = TrainingBench(case, setting, latents, checkpointing)
         for name, half in (("generator", bench.generator), ("critic", bench.judge)):
-            told |= _measured(name, half, setting.device, count)
+            told |= _measure_half(name, half, setting.device, count)
     except torch.cuda.OutOfMemoryError:
         told |= {"out_of_memory": True}
         torch.cuda.empty_cache()
     return told
 
 
-def _measured(name: str, half: Callable[[], float], device: torch.device, count: int) -> dict[str, Any]:
-    clock.forget_peak(device)
-    took = clock.median(half, device, warmup=1, count=count)
+def _measure_half(name: str, half: Callable[[], float], device: torch.device, count: int) -> dict[str, Any]:
+    clock.reset_peak(device)
+    took = clock.median_seconds(half, device, warmup=1, count=count)
     return {f"{name}_s": took, f"{name}_peak_gb": clock.peak_bytes(device) / 1e9}

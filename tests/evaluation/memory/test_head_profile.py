@@ -14,7 +14,7 @@ from rollforce.cache.kv_cache import LatentGroup
 from rollforce.cache.visibility import Visibility
 from rollforce.config import resource
 from rollforce.errors import ConfigError
-from rollforce.evaluation.memory.head_profile import Profile, Watching, labels_of
+from rollforce.evaluation.memory.head_profile import Profile, ProfilingCache, label_heads
 from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer import rope
 from rollforce.models.transformer.attention import kernel
@@ -34,7 +34,7 @@ def expected(query: Tensor, keys: list[Tensor], past: int) -> list[tuple[float, 
 
 
 def test_shares_are_those_of_a_softmax_in_the_order_of_time():
-    cache, attend = Watching(PROFILE, SHAPE, 2, torch.float32, torch.device("cpu")), kernel("plain")
+    cache, attend = ProfilingCache(PROFILE, SHAPE, 2, torch.float32, torch.device("cpu")), kernel("plain")
     latents: list[list[Tensor]] = [[] for _ in range(SHAPE.layers)]  # of each layer, the keys of each latent
     near, counted = (torch.zeros(SHAPE.layers, SHAPE.heads, dtype=torch.float64) for _ in range(2))
     for start in range(0, 20, 2):
@@ -61,19 +61,19 @@ def test_shares_are_those_of_a_softmax_in_the_order_of_time():
 
 def test_a_reach_without_a_past_is_refused():
     with pytest.raises(ConfigError, match="reach 8 leaves no past beside 6 latents in flight: use at least 9"):
-        Watching(PROFILE, SHAPE, 6, torch.float32, torch.device("cpu"))
+        ProfilingCache(PROFILE, SHAPE, 6, torch.float32, torch.device("cpu"))
 
 
 def test_labels_follow_the_threshold_and_the_lowest_layers_are_plain():
     shares = torch.tensor([[0.1, 0.9], [0.8, 0.79]])
-    assert labels_of(shares, Profile()) == (("static", "static"), ("static", "dynamic"))
-    assert labels_of(shares, Profile(plain=0))[0] == ("dynamic", "static")
+    assert label_heads(shares, Profile()) == (("static", "static"), ("static", "dynamic"))
+    assert label_heads(shares, Profile(plain=0))[0] == ("dynamic", "static")
 
 
 def test_the_labels_that_ship_are_those_of_their_shares(tmp_path: Path):
     path = resource("configs/heads/tiny.json")
     told = json.loads(path.read_text())
-    labels = labels_of(torch.tensor(told["shares"]), Profile())
+    labels = label_heads(torch.tensor(told["shares"]), Profile())
     assert read_labels(path) == labels
     again = write_labels(tmp_path / "new" / "heads.json", labels, told["description"], shares=told["shares"])
     assert again.read_bytes() == path.read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,31 +13,54 @@ from typer.testing import CliRunner
 from rollforce.cli.main import app
 from rollforce.errors import ConfigError
 from rollforce.evaluation.memory.inspect import inspect, page, rows, save
-from rollforce.evaluation.memory.memory_map import COMMIT, KNOWN, Row, draw, nice, reach, size, thinned, tone
+from rollforce.evaluation.memory.memory_map import COMMIT, EDGE, KNOWN, format_bytes, paint_map, reach, thin, tone
+
+
+def colours_of(cells: np.ndarray) -> set[tuple[int, ...]]:
+    return {tuple(colour) for colour in np.unique(cells[..., :3].reshape(-1, 3), axis=0).tolist()}
 
 
 def colours(image: Image.Image) -> set[tuple[int, ...]]:
-    return {tuple(colour) for colour in np.unique(np.asarray(image).reshape(-1, 3), axis=0).tolist()}
+    return colours_of(np.asarray(image))
 
 
 def test_the_picture_has_a_colour_for_every_region_and_noise(tmp_path: Path) -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
     found = inspect("rolling_forcing", 12)
     save(found, tmp_path / "a.png")
-    there = colours(Image.open(tmp_path / "a.png"))
+    there = colours(Image.open(tmp_path / "a.png").convert("RGB"))
     assert there >= {*KNOWN.values(), COMMIT}
     assert there >= {tone(level) for level in found.stream.layout.ladder}
+    assert dict(matplotlib.rcParams) == before
 
 
 def test_the_map_shows_the_sink_for_ever_and_the_window_moving() -> None:
-    """Read back from the picture: at its left edge there is the sink in all rows of denoising calls but the first."""
-    found = inspect("rolling_forcing", 20)
-    image = np.asarray(draw(found.calls, page(found)))
-    sink = (image == KNOWN["sink"]).all(-1)
-    column = sink.any(0)[100:].argmax() + 100  # where the first map begins
-    assert sink[:, column + 2].sum() > 200
-    window = (image == KNOWN["window"]).all(-1)[: sink[:, column + 2].nonzero()[0].max()]
-    top, bottom = (np.nonzero(window[y])[0] for y in (window.any(1).nonzero()[0][40], window.any(1).nonzero()[0][-1]))
-    assert bottom.min() > top.min()
+    looks = [look for call in inspect("rolling_forcing", 20).calls for look in call.looks if not look.commit]
+    cells = paint_map(looks, KNOWN, 0, looks[-1].own[-1] + 1)
+    sink, window = ((cells[..., :3] == KNOWN[name]).all(-1) & (cells[..., 3] > 0) for name in ("sink", "window"))
+    begun = sink.any(1).argmax()
+    assert sink[begun:, EDGE].all() and not cells[:, :EDGE].any()
+    first = [row.argmax() for row in window[begun + 8 :]]
+    assert all(earlier <= later for earlier, later in pairwise(first)) and first[-1] > first[0]
+
+
+def test_what_stands_too_far_back_is_marked_at_the_edge(tmp_path: Path) -> None:
+    found = inspect("longlive", 60)
+    looks = [look for call in found.calls for look in call.looks]
+    cells = paint_map(looks, page(found).colours, *reach(looks), placed=True)
+    assert (cells[-1, 0] == (*KNOWN["sink"], 255)).all() and not cells[0, 0].any()
+    save(found, tmp_path / "a.png")
+
+
+def test_groups_of_heads_lie_one_below_another() -> None:
+    found = inspect("duo_attention", 10)
+    looks = [look for call in found.calls for look in call.looks]
+    cells = paint_map(looks, page(found).colours, 0, looks[-1].own[-1] + 1)
+    assert len(cells) == 2 * len(looks)
+    last = cells[-2:][(cells[-2:, :, 3] > 0)]
+    assert {tuple(page(found).colours[name]) for name in ("retrieval window", "streaming window")} <= colours_of(last)
 
 
 def test_the_table_tells_places() -> None:
@@ -75,13 +99,12 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 def test_long_streams_are_thinned_by_whole_chunks() -> None:
-    all_rows = [Row(look, look.own[-1]) for call in inspect("longlive", 200).calls for look in call.looks]
-    few, every = thinned(all_rows, 150)
+    all_rows = [look for call in inspect("longlive", 200).calls for look in call.looks]
+    few, every = thin(all_rows, 150)
     assert every == 7 and 140 <= len(few) <= 150
-    assert [row.look.start for row in few][:10] == [0] * 5 + [21] * 5  # four calls and their clean pass
+    assert [look.start for look in few][:10] == [0] * 5 + [21] * 5  # four calls and their clean pass
     assert reach(few)[0] == -48
 
 
-def test_small_things() -> None:
-    assert [nice(20, 8), nice(60, 8), nice(5.5e6, 4), nice(3, 10)] == [5, 10, 2e6, 0.5]
-    assert [size(1770000), size(442368), size(3)] == ["1.77 MB", "442 kB", "3 B"]
+def test_bytes_are_written_for_a_person() -> None:
+    assert [format_bytes(count) for count in (1770000, 442368, 3)] == ["1.77 MB", "442 kB", "3 B"]

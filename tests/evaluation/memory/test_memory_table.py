@@ -24,7 +24,7 @@ TABLE: dict[str, Any] = runpy.run_path(str(SCRIPT))
 def test_a_preset_tells_its_method_paper_and_files() -> None:
     cells = TABLE["row"]("reward_forcing", {})
     assert cells[:3] == ["`reward_forcing`", "Reward Forcing", "[2512.04678](https://arxiv.org/abs/2512.04678)"]
-    assert cells[3] == "`window.py`, `ema.py`" and int(cells[4]) > 10
+    assert cells[3] == "`window.py`, `ema_sink.py`" and int(cells[4]) > 10
     assert cells[7:] == ["not measured", "", "not measured"]
     assert TABLE["row"]("longlive", {})[7] == "1"  # sink and window: what all others stand beside
 
@@ -43,7 +43,7 @@ def test_results_are_filled_in(tmp_path: Path) -> None:
     report = tmp_path / "r.json"
     report.write_text(json.dumps({"settings": {"seconds": 600, "prompts": 2}, "runs": {"longlive": {"prompts": rows}}}))
     cost = {"case": "longlive", "against": "plain", "ratio": 1.017, "ratio_low": 1, "ratio_high": 1.04}
-    results = {"cost": {"results": [cost]}, "quality": TABLE["scored"](report)}
+    results = {"cost": {"results": [cost]}, "quality": TABLE["score_report"](report)}
     cells = TABLE["row"]("longlive", results)
     assert cells[7:] == ["1.02 [1.00, 1.04]", "", "0.95 [0.90, 1.00], -0.05"]
     assert results["quality"]["longlive"]["seconds"] == 600
@@ -52,10 +52,10 @@ def test_results_are_filled_in(tmp_path: Path) -> None:
     assert TABLE["row"]("longlive", tuned)[9:] == ["not measured"]
     alone = {"settings": {"seconds": 600, "prompts": 2}, "run": {"stream": "longlive"}, "prompts": rows}
     report.write_text(json.dumps(alone))
-    assert TABLE["scored"](report) == results["quality"]
+    assert TABLE["score_report"](report) == results["quality"]
     report.write_text(json.dumps({"settings": {}, "runs": {"longlivee": {}}}))
     with pytest.raises(SystemExit, match="names of presets, not longlivee"):
-        TABLE["scored"](report)
+        TABLE["score_report"](report)
 
 
 def test_from_a_stream_to_its_row(tmp_path: Path) -> None:
@@ -74,5 +74,5 @@ def program(path: Path, *options: object) -> str:
 
 def test_every_preset_has_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in presets():
-        method, _ = TABLE["described"](resource(f"configs/stream/{name}.yaml").read_text())
+        method, _ = TABLE["describe_preset"](resource(f"configs/stream/{name}.yaml").read_text())
         assert 3 < len(method) < 40, f"{name} should begin with what it is called: {method}"

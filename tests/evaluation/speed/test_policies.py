@@ -11,9 +11,10 @@ import pytest
 from repository import ROOT
 
 from rollforce.cache.head_groups import write_labels
-from rollforce.checkpoints.catalog import presets
+from rollforce.checkpoints.catalog import preset_file, presets
+from rollforce.config import build
 from rollforce.engine.dry_run import trace
-from rollforce.engine.settings import LayoutSettings
+from rollforce.engine.settings import LayoutSettings, StreamSettings
 from rollforce.errors import ConfigError
 from rollforce.evaluation.speed import policies
 from rollforce.models.geometry import KVShape
@@ -27,7 +28,8 @@ NO_PRESET = {"plain", "dense", "absolute", "linear_memory"}
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> list[policies.Policy]:
-    labels = write_labels(tmp_path_factory.mktemp("labels") / "heads.json", policies.every_third(SHAPE.layers, 3), "")
+    thirds = policies.label_every_third(SHAPE.layers, 3)
+    labels = write_labels(tmp_path_factory.mktemp("labels") / "heads.json", thirds, "")
     return policies.policies(LAYOUT, PAST, TIMES, labels)
 
 
@@ -49,6 +51,17 @@ def test_all_attend_to_as_many_latents_as_what_they_stand_beside(found) -> None:
 def test_names_are_those_of_presets(found) -> None:
     assert {policy.name for policy in found} - NO_PRESET <= set(presets())
     assert [policy.name for policy in found if policy.name == policy.against] == ["plain", "dense"]
+
+
+def test_streams_are_the_presets_own_but_for_their_sizes(found) -> None:
+    for policy in found:
+        if policy.name in NO_PRESET:
+            continue
+        preset = build(StreamSettings, preset_file(policy.name))
+        for ours, theirs in zip(policy.stream.memories, preset.memories, strict=True):
+            assert [tier.kind for tier in ours] == [tier.kind for tier in theirs][: len(ours)], policy.name
+        assert policy.stream.stepping.denoise.pinned == preset.stepping.denoise.pinned
+        assert type(policy.stream.stepping.denoise.positions) is type(preset.stepping.denoise.positions)
 
 
 def test_a_past_too_short_is_refused(tmp_path) -> None:

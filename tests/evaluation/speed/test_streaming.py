@@ -20,7 +20,7 @@ from rollforce.engine.budget.requirements import MemorySetup, parts
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
 from rollforce.evaluation.speed import estimate, report, streaming
-from rollforce.evaluation.speed.cases import CASES, Setting, cases, parse_sizes, shrunk
+from rollforce.evaluation.speed.cases import CASES, Setting, parse_cases, parse_sizes, shrink
 from rollforce.evaluation.speed.floor import MatmulCall, flops
 from rollforce.evaluation.speed.training import TrainingBench
 from rollforce.models.transformer.transformer import WAN_1_3B, WAN_14B, TransformerConfig
@@ -54,19 +54,19 @@ def test_cases_are_the_presets_of_the_papers(case: str, preset: str) -> None:
 
 
 def test_lists_of_cases_and_sizes() -> None:
-    assert [case.name for case in cases("all")] == ["rolling5", "chunk4", "longlive", "chunk2"]
-    assert [case.name for case in cases("chunk2,forever")] == ["chunk2", "forever"]
+    assert [case.name for case in parse_cases("all")] == ["rolling5", "chunk4", "longlive", "chunk2"]
+    assert [case.name for case in parse_cases("chunk2,forever")] == ["chunk2", "forever"]
     assert parse_sizes("832x480,1280x720") == [(480, 832), (720, 1280)]
     with pytest.raises(ConfigError, match="case 'fast' is not known. Use all, or some of: rolling5"):
-        cases("fast")
+        parse_cases("fast")
     with pytest.raises(ConfigError, match="width 830 is not a multiple of 16"):
         parse_sizes("830x480")
 
 
 def test_a_shrunk_model_is_smaller_in_everything() -> None:
-    config, size = shrunk(WAN_1_3B, (480, 832), 6)
+    config, size = shrink(WAN_1_3B, (480, 832), 6)
     assert (config.num_attention_heads, config.num_layers, config.attention_head_dim, size) == (2, 5, 128, (80, 128))
-    assert shrunk(WAN_1_3B, (480, 832), 1) == (WAN_1_3B, (480, 832))
+    assert shrink(WAN_1_3B, (480, 832), 1) == (WAN_1_3B, (480, 832))
 
 
 # -- the floor -------------------------------------------------------------------------------------------------------
@@ -76,12 +76,12 @@ def test_a_shrunk_model_is_smaller_in_everything() -> None:
 @pytest.mark.parametrize("ride", [True, False])
 def test_counted_operations_are_those_of_a_real_chunk(case: str, ride: bool) -> None:
     here = setting(ride=ride)
-    rollout = streaming.begin(streaming.random_model(here, CASES[case]), here, CASES[case], ride)
-    for _ in range(streaming.steady(rollout)):
-        streaming.chunk(rollout)
-    counted = flops(streaming.calls_of(rollout))
-    assert counted == estimate.work(CASES[case], here)
-    assert counted == flops(streaming.calls_of(rollout)), "every chunk takes the same"
+    rollout = streaming.begin_rollout(streaming.random_model(here, CASES[case]), here, CASES[case], ride)
+    for _ in range(streaming.chunks_until_steady(rollout)):
+        streaming.next_chunk(rollout)
+    counted = flops(streaming.record_chunk(rollout))
+    assert counted == estimate.count_operations(CASES[case], here)
+    assert counted == flops(streaming.record_chunk(rollout)), "every chunk takes the same"
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_counted_operations_are_those_of_a_real_chunk(case: str, ride: bool) -> 
 def test_operations_at_full_size_are_those_of_the_research(config: TransformerConfig, case: str, tera: int) -> None:
     """research/algorithms.md 3.7, computed there by hand: TF per chunk at 832x480."""
     full = Setting(config, (480, 832), torch.bfloat16, CPU)
-    assert round(sum(estimate.work(CASES[case], full).values()) / 1e12) == pytest.approx(tera, abs=1)
+    assert round(sum(estimate.count_operations(CASES[case], full).values()) / 1e12) == pytest.approx(tera, abs=1)
 
 
 def test_operations_of_one_call() -> None:
@@ -103,7 +103,7 @@ def test_operations_of_one_call() -> None:
 def test_the_dry_run_plans_the_memory_of_a_session() -> None:
     full = Setting(WAN_1_3B, (480, 832), torch.bfloat16, CPU)
     sizes = ModelSizes("a", WAN_1_3B, WanDecoding(), 0, 512, "a")
-    assert estimate.memory(CASES["chunk4"], full) == parts(
+    assert estimate.estimate_memory(CASES["chunk4"], full) == parts(
         MemorySetup(sizes, CASES["chunk4"].stream, (480, 832), torch.bfloat16, CPU))  # fmt: skip
 
 
