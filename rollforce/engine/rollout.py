@@ -104,7 +104,7 @@ class ModelCall:
 
     def run(self, model: VideoTransformer) -> Tensor:
         """Velocity [B, T, C, H, W]. The past is written by it, once."""
-        memory = self.cache.memory(self.groups)
+        memory = self.cache.memory(self.groups, model.policy)
         return model(self.x_BTCHW, self.sigma_BT, self.index_T, self.condition, memory, phase_T=self.phase_T)
 
 
@@ -129,7 +129,6 @@ class Rollout:
         self.model, self.condition, self.cache = model, condition, cache
         self.layout, self.noise, self.stepping = layout, noise, stepping or Stepping()
         self.start, self.source = start, source
-        cache.learned = model.policy
         self.end = None if length is None else start + length
         self.first = start + layout.first()
         self.row = 0

@@ -4,12 +4,12 @@ participative compression). No training is needed."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from rollforce.cache.commit_plan import Candidates
+from rollforce.cache.commit_plan import Candidates, Role
 from rollforce.cache.region import LayerCommit
 from rollforce.cache.token_pool import TokenPool, Tokens, pick_best
 from rollforce.errors import ConfigError
@@ -39,6 +39,7 @@ class Compressed:
     latents: int
     max_reuse: int | None = None
     kind: Literal["compressed"] = "compressed"
+    role: ClassVar[Role] = "past"
 
     def __post_init__(self) -> None:
         if self.latents < 1:
@@ -53,10 +54,10 @@ class Compressed:
     def region(self, shape: KVShape, dtype: torch.dtype, device: torch.device | str) -> TokenPool:
         return TokenPool(self, self.latents, shape, dtype, device, holes=False)
 
-    def choose(self, held: Tokens, fallen: Tokens, commit: LayerCommit) -> Tokens:
+    def choose(self, held: Tokens, evicted: Tokens, commit: LayerCommit) -> Tokens:
         """`Tokens.mass` is 1 more than the number of times that a token was chosen."""
-        both = held.beside(fallen)
-        lowest = fallen.index.amax(dim=1, keepdim=True) - (self.latents - 1)
+        both = held.append(evicted)
+        lowest = evicted.index.amax(dim=1, keepdim=True) - (self.latents - 1)
         turned = rope.turn_each(both.key, both.index.clamp(min=lowest) - both.index)
         score = participation(commit.query, turned)
         if self.max_reuse is not None:

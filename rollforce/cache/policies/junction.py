@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from rollforce.cache.commit_plan import Candidates
+from rollforce.cache.commit_plan import Candidates, Role
 from rollforce.errors import ConfigError
 
 
@@ -24,6 +24,7 @@ class Junction:
     of: Literal["switch", "shot"] = "switch"
     every: int | None = None
     kind: Literal["junction"] = "junction"
+    role: ClassVar[Role] = "junction"
 
     def __post_init__(self) -> None:
         if self.every is not None and self.every < max(1, self.latents):

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from rollforce.cache.commit_plan import Candidates
+from rollforce.cache.commit_plan import Candidates, Role
 from rollforce.cache.region import Evicted, LayerCommit, Query
 from rollforce.errors import ConfigError
 from rollforce.models.geometry import KVShape
@@ -38,6 +38,7 @@ class LinearMemory:
 
     compat: bool = False
     kind: Literal["linear_memory"] = "linear_memory"
+    role: ClassVar[Role] = "past"
 
     @property
     def latents(self) -> int:
@@ -73,29 +74,29 @@ class LinearState:
     def bytes(self) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in (*self.key_mean, *self.kv))
 
-    def absorb(self, fallen: Evicted, commit: LayerCommit) -> None:
+    def absorb(self, evicted: Evicted, commit: LayerCommit) -> None:
         """Into the means, out of place: a backward pass may still want the old ones."""
         layer, following = commit.layer, commit.start + commit.own.key.shape[2] // self.shape.tokens
-        places = torch.tensor(fallen.indices, device=fallen.block.key.device)
-        bare, turned = self._features(fallen.block.key, places, following)
+        places = torch.tensor(evicted.indices, device=evicted.block.key.device)
+        bare, turned = self._features(evicted.block.key, places, following)
         count = bare.shape[2]
         self.count[layer] += count
         share = count / self.count[layer]
         self.key_mean[layer] = self.key_mean[layer].lerp(bare.mean(2), share)
-        self.kv[layer] = self.kv[layer].lerp(turned.transpose(2, 3) @ fallen.block.value.float() / count, share)
+        self.kv[layer] = self.kv[layer].lerp(turned.transpose(2, 3) @ evicted.block.value.float() / count, share)
 
-    def adds(self, asking: Query) -> Tensor | None:
+    def addition(self, query: Query) -> Tensor | None:
         """What history says to these queries; None before anything fell or where no weights say how to read it."""
-        layer, proj = asking.layer, asking.learned.get("linear_memory")
+        layer, proj = query.layer, query.weights.get("linear_memory")
         if proj is None or not self.count[layer]:
             return None
-        latents = asking.query.shape[2] // self.shape.tokens
-        places = torch.arange(asking.start, asking.start + latents, device=asking.query.device)
-        bare, turned = self._features(asking.query, places, asking.start)
+        latents = query.vectors.shape[2] // self.shape.tokens
+        places = torch.arange(query.start, query.start + latents, device=query.vectors.device)
+        bare, turned = self._features(query.vectors, places, query.start)
         below = bare @ self.key_mean[layer][..., None] + EPS
         return turned @ self.kv[layer] / below @ proj[layer].float()
 
-    def seen(self, layer: int, placed: object) -> None:
+    def read(self, layer: int, placement: object) -> None:
         """No tokens to attend to."""
         return None
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from rollforce.cache.commit_plan import Candidates
+from rollforce.cache.commit_plan import Candidates, Role
 from rollforce.cache.policies.kivi_codec import Bits, Codes, KIVICodec
 from rollforce.cache.region import BiasedKV, Evicted, LayerCommit, Placement
 from rollforce.errors import ConfigError
@@ -48,6 +48,7 @@ class Quantized:
     channels: int | None = None
     rotated: bool = False
     kind: Literal["coded"] = "coded"
+    role: ClassVar[Role] = "past"
 
     def __post_init__(self) -> None:
         for name, value in (("latents", self.latents), ("group", self.group), ("channels", self.channels)):
@@ -99,10 +100,10 @@ class QuantizedRegion:
         tensors = (tensor for layer in self.codes for codes in layer for tensor in codes)
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    def absorb(self, fallen: Evicted, commit: LayerCommit) -> None:
-        layer, tokens, count = commit.layer, self.shape.tokens, len(fallen.indices)
-        kept = fallen.indices[-self.latents :]
-        block = fallen.block.latents(count - len(kept), count, tokens)
+    def absorb(self, evicted: Evicted, commit: LayerCommit) -> None:
+        layer, tokens, count = commit.layer, self.shape.tokens, len(evicted.indices)
+        kept = evicted.indices[-self.latents :]
+        block = evicted.block.latents(count - len(kept), count, tokens)
         slots = [(self.next[layer] + i) % self.latents for i in range(len(kept))]
         place = torch.tensor(slots, device=self.device)
         key = block.key if self.rotated else rope.rotate(block.key.float(), _back(self._angle(kept)))
@@ -113,14 +114,14 @@ class QuantizedRegion:
             self.index[layer][slot] = index
         self.next[layer] = (self.next[layer] + len(kept)) % self.latents
 
-    def seen(self, layer: int, placed: Placement) -> BiasedKV | None:
-        key, value = (codec.decode(tuple(part[:, :, : placed.filled] for part in codes)).flatten(2, 3)
+    def read(self, layer: int, placement: Placement) -> BiasedKV | None:
+        key, value = (codec.decode(tuple(part[:, :, : placement.filled] for part in codes)).flatten(2, 3)
                       for codec, codes in zip(self.codecs, self.codes[layer], strict=True))  # fmt: skip
         if not self.rotated:
-            stands = tuple(index + placed.move for index in self.index[layer][: placed.filled])
+            stands = tuple(index + placement.move for index in self.index[layer][: placement.filled])
             key = rope.rotate(key, self._angle(stands))
-        elif placed.move:
-            key = rope.turn(key, placed.move)
+        elif placement.move:
+            key = rope.turn(key, placement.move)
         return BiasedKV(key.to(self.dtype), value.to(self.dtype))
 
     def _angle(self, stands: tuple[int, ...]) -> Tensor:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from rollforce.cache.commit_plan import Candidates, Marks
+from rollforce.cache.commit_plan import Candidates, Marks, Role
 from rollforce.errors import ConfigError
 
 APPEND, AVERAGE = "append", "average"  # the marks of chunks, at their first latent
@@ -32,6 +32,7 @@ class Routed:
     chunk: int = 3
     decay: float = 0.999
     kind: Literal["routed"] = "routed"
+    role: ClassVar[Role] = "anchor"
 
     def __post_init__(self) -> None:
         if not 0 <= self.first <= self.latents:
@@ -54,7 +55,7 @@ class Routed:
         """Of a latent that leaves, in the average."""
         return 1 - self.decay
 
-    def fold(self, kept: tuple[int, ...], left: tuple[int, ...], marks: Marks) -> tuple[tuple[int, int], ...]:
+    def pair(self, kept: tuple[int, ...], left: tuple[int, ...], marks: Marks) -> tuple[tuple[int, int], ...]:
         """(kept, left) for each latent that is averaged, oldest first."""
         pairs = []
         for index in left:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rollforce.cache.commit_plan import Candidates
+from rollforce.cache.commit_plan import Candidates, Role
 from rollforce.cache.region import LayerCommit
 from rollforce.cache.token_pool import TokenPool, Tokens, pick_best
 from rollforce.errors import ConfigError
@@ -36,6 +36,7 @@ class Segments:
     segments: int = 6
     layer: int = 1
     kind: Literal["segments"] = "segments"
+    role: ClassVar[Role] = "past"
 
     def __post_init__(self) -> None:
         lowest = {"latents": 1, "segments": 1, "layer": 0}
@@ -56,20 +57,20 @@ class Segments:
                               f"Nearest: {near}.")  # fmt: skip
         return TokenPool(self, self.latents, shape, dtype, device, holes=False)
 
-    def choose(self, held: Tokens, fallen: Tokens, commit: LayerCommit) -> Tokens:
-        """The least alike of `fallen` in the order of time; after them what is left of `held`."""
+    def choose(self, held: Tokens, evicted: Tokens, commit: LayerCommit) -> Tokens:
+        """The least alike of `evicted` in the order of time; after them what is left of `held`."""
         places, tokens = held.index.shape[1], held.index.shape[1] // self.latents
-        room = min(places, fallen.index.shape[1])
+        room = min(places, evicted.index.shape[1])
         run = tokens // self.segments
         chosen = commit.notes.get(NOTE) if commit.layer > self.layer else None
         if chosen is None:
             after = None if commit.after is None else commit.after.key
-            chosen = least_alike(fallen.key, after, tokens, self.segments, room // run)
+            chosen = least_alike(evicted.key, after, tokens, self.segments, room // run)
             if commit.layer >= self.layer:
                 commit.notes[NOTE] = chosen
         within = torch.arange(run, device=chosen.device)
-        new = fallen.pick((chosen[:, :, None] * run + within).flatten(1))
-        return new.beside(held.pick(pick_best(held.index, held.mass > 0, places - room)))
+        new = evicted.pick((chosen[:, :, None] * run + within).flatten(1))
+        return new.append(held.pick(pick_best(held.index, held.mass > 0, places - room)))
 
 
 def least_alike(key_BNLK: Tensor, after_BNLK: Tensor | None, tokens: int, segments: int, count: int) -> Tensor:

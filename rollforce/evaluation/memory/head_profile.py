@@ -16,6 +16,7 @@ from torch import Tensor
 from rollforce.cache.head_groups import Labels
 from rollforce.cache.kv_cache import CacheView, CallMemory, KVCache, LatentGroup
 from rollforce.cache.policies import Sink, Window
+from rollforce.cache.region import Weights
 from rollforce.cache.visibility import Visibility
 from rollforce.engine.noise import Noise
 from rollforce.engine.rollout import Rollout
@@ -61,16 +62,15 @@ class Watching(KVCache):
         self.profile, self.calls = profile, 0
         self.near, self.all = (torch.zeros(shape.layers, shape.of(0, 1)[1], dtype=torch.float64) for _ in range(2))
 
-    def memory(self, groups: Sequence[LatentGroup]) -> CallMemory:
-        return _Watched(self, groups)
+    def memory(self, groups: Sequence[LatentGroup], weights: Weights | None = None) -> CallMemory:
+        return _Watched(self, groups, weights)
 
     def look(self, layer: int, group: LatentGroup, view: CacheView, query: Tensor, key: Tensor) -> None:
         """Add up one layer of a call, if it reaches as far as is asked for. `key`: the slots of `view`, and its own."""
         profile, tokens = self.profile, self.shape.tokens
         if group.commit or len(view.slots) + group.latents != profile.reach:
             return
-        index_of = {slot: index for slots in self.contents.slots.values() for index, slot in slots.items()}
-        order = sorted(range(len(view.slots)), key=lambda place: index_of[view.slots[place]])
+        order = sorted(range(len(view.slots)), key=lambda place: view.latents[place][1])
         counted = torch.ones(profile.reach, dtype=torch.bool, device=key.device)
         counted[order[: profile.first]] = False
         near = counted.clone()
@@ -86,14 +86,14 @@ class Watching(KVCache):
 class _Watched(CallMemory):
     cache: Watching
 
-    def attend(self, layer: int, query: Tensor, own: KVBlock, attend: Kernel) -> Tensor:
-        calls = iter(zip(self.groups, self._views, strict=True))
-
-        def looking(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-            self.cache.look(layer, *next(calls), q, k)
+    def attend_group(
+        self, layer: int, group: LatentGroup, view: CacheView, query: Tensor, own: KVBlock, attend: Kernel
+    ) -> Tensor:
+        def look(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+            self.cache.look(layer, group, view, q, k)
             return attend(q, k, v, mask)
 
-        return super().attend(layer, query, own, looking)
+        return super().attend_group(layer, group, view, query, own, look)
 
 
 @torch.no_grad()
