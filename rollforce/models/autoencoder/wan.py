@@ -19,18 +19,16 @@ from rollforce.checkpoints.read import expect, read_checkpoint
 from rollforce.checkpoints.shapes import autoencoder_config_of, same_shape
 from rollforce.errors import CheckpointError
 from rollforce.models.autoencoder.features import Features, FeatureStream
-from rollforce.models.autoencoder.streaming import CausalDecoder, CausalEncoder, decode_clip, encode_clip
+from rollforce.models.autoencoder.interface import ClipAutoencoder
 from rollforce.models.autoencoder.tiling import Tiling
 
 
-class WanAutoencoder(nn.Module):
+class WanAutoencoder(ClipAutoencoder):
     """Latents as Wan's transformer sees them (normalised) <-> frames.
 
     The first latent of a stream stands for one frame, every other for four. `vae` is diffusers' AutoencoderKLWan;
     `tiling` draws and reads large pictures in tiles. In bfloat16 the weights take 0.25 GB; a decoder's features at
     832 x 480 take 1.9 GB for as long as its stream lives, and drawing a latent as much again. See `Tiling`."""
-
-    again = 0  # frames are read once
 
     def __init__(self, vae: Any, tiling: Tiling | None = None) -> None:
         super().__init__()
@@ -94,26 +92,12 @@ class WanAutoencoder(nn.Module):
     def frames(self) -> int:
         return 2 ** sum(self.vae.config.temperal_downsample)
 
-    @property
-    def first_frames(self) -> int:
-        return 1
-
     # ---- streams
 
-    def decoder(self) -> WanDecoder:
-        """A new stream of pictures."""
-        return WanDecoder(self)
-
-    def encoder(self) -> WanEncoder:
-        """A new stream of latents."""
-        return WanEncoder(self)
-
     def drawing(self) -> FeatureStream:
-        """A new past for `draw`."""
         return FeatureStream(self.draw, _slots(self.vae.decoder), 1, self.stride, self.tiling, self.stride)
 
     def reading(self) -> FeatureStream:
-        """A new past for `read`."""
         return FeatureStream(self.read, _slots(self.vae.encoder), self.stride, 1, self.tiling, self.stride)
 
     def draw(self, latent_BTCHW: Tensor, past: Features) -> Tensor:
@@ -133,41 +117,12 @@ class WanAutoencoder(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Any weight: it has the dtype and the device of all."""
         return self.vae.post_quant_conv.weight
 
     def _moments(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if self._mean.device != device:
             self._mean, self._std = self._mean.to(device), self._std.to(device)
         return self._mean, self._std
-
-    # ---- whole clips
-
-    def encode(self, frames_BFHWC: Tensor) -> Tensor:
-        """frames [B, F, H, W, 3], uint8 or float in 0..1, F = 1 + 4 k -> latents [B, 1 + k, C, H/8, W/8], float32.
-
-        Raises ShapeError when a size does not fit."""
-        return encode_clip(self, frames_BFHWC)
-
-    def decode(self, latents_BTCHW: Tensor) -> Tensor:
-        """latents [B, T, C, h, w] -> frames [B, 1 + 4 (T - 1), 8 h, 8 w, 3], float32 in 0..1.
-
-        Raises ShapeError when a size does not fit."""
-        return decode_clip(self, latents_BTCHW)
-
-    @torch.no_grad()
-    def image_latent(self, latents_BTCHW: Tensor) -> Tensor:
-        """The last frame that these latents show, encoded as the first latent of a video: [B, 1, C, h, w]."""
-        return self.encode(self.decode(latents_BTCHW)[:, -1:]).to(latents_BTCHW.dtype)
-
-
-class WanDecoder(CausalDecoder):
-    """Decoder of one stream: the first latent gives one frame, every other four."""
-
-
-class WanEncoder(CausalEncoder):
-    """Encoder of one stream: one frame is the first latent, every four more another."""
-
 
 def _slots(half: nn.Module) -> int:
     """Places for features that diffusers' encoder or decoder counts through: one per convolution in time."""
