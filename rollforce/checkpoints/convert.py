@@ -25,7 +25,9 @@ from torch import Tensor
 
 from rollforce.checkpoints import base_model, hub
 from rollforce.checkpoints.catalog import CARD, Card, presets
-from rollforce.checkpoints.read import STREAM_CLASS, Checkpoint, expect, merge_lora, read_checkpoint, teacher_refusal
+from rollforce.checkpoints.json_files import read_json, write_json
+from rollforce.checkpoints.lora_names import merge_lora
+from rollforce.checkpoints.read import STREAM_CLASS, Checkpoint, expect, read_checkpoint, teacher_refusal
 from rollforce.checkpoints.releases import Release, release_of
 from rollforce.checkpoints.safetensors_folder import STEM, bytes_of, write_shards
 from rollforce.checkpoints.shapes import check_whole, config_of
@@ -106,11 +108,11 @@ def _fill(conversion: Conversion, folder: Path) -> None:
     target = folder / "transformer"
     write_shards(conversion.checkpoint.state, target, STEM["transformer"], dtype=conversion.dtype,
                  change=(lambda group: _merged(group, lora.state)) if lora else None)  # fmt: skip
-    base_model.write_json(dict(conversion.config), target / "config.json")
+    write_json(dict(conversion.config), target / "config.json")
     for part in conversion.parts:
         log.info("%s from %s", part.name, part.source)
         part.place(folder)
-    base_model.write_json(index_of(conversion), folder / "model_index.json")
+    write_json(index_of(conversion), folder / "model_index.json")
     (folder / "README.md").write_text(readme_of(conversion), encoding="utf-8")
     if not conversion.teacher:
         import yaml
@@ -274,8 +276,7 @@ def index_of(conversion: Conversion) -> dict[str, Any]:
 
 def _classes_named(conversion: Conversion) -> dict[str, Any]:
     """How the base's own index names its parts: its scheduler and tokenizer may be of other classes."""
-    index = conversion.parts[0].source.parent / "model_index.json"
-    named = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    named = read_json(conversion.parts[0].source.parent / "model_index.json", {})
     return {name: named[name] for name in ("scheduler", "tokenizer", "image_processor") if name in named}
 
 

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rollforce.checkpoints.json_files import read_json
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.models.text.text_cache import CachedText, TextCache
-from rollforce.models.text.umt5_files import ENCODER, REMEDY, TOKENIZER, read_json, read_weights, sample, weight_files
+from rollforce.models.text.umt5_files import ENCODER, REMEDY, TOKENIZER, read_weights, sample, weight_files
 
 log = logging.getLogger(__name__)
 LENGTH = 512  # tokens that Wan reads of a prompt, the end mark among them

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from rollforce.checkpoints.json_files import read_json
 from rollforce.errors import CheckpointError
 
 ENCODER, TOKENIZER = "text_encoder", "tokenizer"
@@ -35,13 +35,6 @@ def weight_files(folder: Path) -> list[Path]:
         what = ", ".join(missing) or "every weight file"
         raise CheckpointError(f"the text encoder in {where} is not whole: {what} missing. {REMEDY}")
     return shards
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 def sample(path: Path, digest: Any) -> None:

@@ -12,9 +12,9 @@ import torch
 from goldens import cases, close, read, video_order
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from public_weights import to_original
 from torch import Tensor
 
-from rollforce.checkpoints.read import to_original
 from rollforce.errors import CheckpointError, ConfigError, ShapeError, SnapshotError
 from rollforce.models.autoencoder.interface import Decoder
 from rollforce.models.autoencoder.tiling import Tiling

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from public_weights import to_original
 from safetensors.torch import load_file, save_file
 
 from rollforce.checkpoints.base_model import find_parts
-from rollforce.checkpoints.names import to_original
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.models.text.text_cache import CachedText, TextCache, cache_folder
 from rollforce.models.text.umt5 import LENGTH, PromptCleaner, WanText
