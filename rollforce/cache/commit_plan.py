@@ -76,7 +76,7 @@ class Contents:
     marks: Marks = field(default_factory=dict)
 
     def held(self) -> dict[str, tuple[int, ...]]:
-        """Of each tier that keeps latents, the stream indices that it holds, rising."""
+        """Return the stream indices, rising, that each tier holds."""
         return {name: tuple(sorted(slots)) for name, slots in self.slots.items()}
 
     def mark(self, name: str, index: int) -> Contents:

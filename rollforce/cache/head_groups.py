@@ -92,7 +92,7 @@ class HeadGroups:
         return tuple(tier for part in self.parts.values() for tier in part.tiers)
 
     def held(self) -> dict[str, tuple[int, ...]]:
-        """Of each kind of region, the stream indices that any group holds, rising."""
+        """Return the stream indices, rising, that any group holds in each kind of region."""
         held: dict[str, set[int]] = {}
         for part in self.parts.values():
             for region, indices in part.held().items():

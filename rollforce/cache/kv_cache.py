@@ -98,7 +98,7 @@ class KVCache:
     # -- what is held -------------------------------------------------------------------------------------------
 
     def held(self) -> dict[str, tuple[int, ...]]:
-        """Of each tier, the stream indices that it holds or stands for, rising."""
+        """Return the stream indices, rising, that each tier holds or stands for."""
         held = self.contents.held()
         return held if self.region_tier is None else {**held, self.region_tier.kind: self.contents.absorbed}
 

@@ -1,4 +1,4 @@
-"""TODO doc."""
+"""What ships with rollforce: its models, each with a card, and its stream presets."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Card:
 
 
 def bundled() -> tuple[str, ...]:
-    """Names of the models that ship with rollforce."""
+    """Return names of the models that ship with rollforce."""
     return tuple(sorted(path.parent.name for path in resource("assets").glob(f"*/{CARD}")))
 
 
 def presets() -> tuple[str, ...]:
-    """Names of the stream presets that ship with rollforce."""
+    """Return names of the stream presets that ship with rollforce."""
     return tuple(sorted(path.stem for path in resource("configs/stream").glob("*.yaml")))
 
 
 def preset_file(stream: str | Path) -> Path:
-    """The file of a stream preset, or the YAML file itself. ConfigError lists the presets."""
+    """Return the file of a stream preset, or the YAML file itself. ConfigError lists the presets."""
     path = Path(stream)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():

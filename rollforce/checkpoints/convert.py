@@ -78,7 +78,7 @@ def prepare(
 
 
 def dtype_of(name: str | None) -> torch.dtype | None:
-    """A dtype to store weights in, by name; None is as they are. ConfigError lists the names."""
+    """Return a dtype to store weights in, by name; None is as they are. ConfigError lists the names."""
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name is not None and name not in known:
         raise ConfigError(f"dtype {name!r} is not known. Use {', '.join(known)}.")
@@ -240,7 +240,7 @@ class Conversion:
         return own + sum(part.bytes for part in self.parts if not part.linkable(existing(self.out)))
 
     def summary(self) -> list[str]:
-        """What it is and what will be made, in lines for a person."""
+        """Say what it is and what will be made, in lines for a person."""
         checkpoint, config = self.checkpoint, self.config
         where = f" ({checkpoint.where})" if checkpoint.where else ""
         lora = f" with {self.lora.path.name}" if self.lora else ""
@@ -256,13 +256,13 @@ class Conversion:
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
+    """Return the folder, or the nearest one above it that exists."""
     folder = folder.resolve()
     return next(each for each in (folder, *folder.parents) if each.exists())
 
 
 def index_of(conversion: Conversion) -> dict[str, Any]:
-    """model_index.json: the parts by the class names of diffusers and transformers."""
+    """Return model_index.json: the parts by the class names of diffusers and transformers."""
     image = "image_dim" in conversion.config
     pipeline = "WanImageToVideoPipeline" if image else "WanPipeline"
     there = [part.name for part in conversion.parts]
@@ -281,7 +281,7 @@ def _classes_named(conversion: Conversion) -> dict[str, Any]:
 
 
 def readme_of(conversion: Conversion) -> str:
-    """README.md: licence, origin and use, with the head that the hub reads."""
+    """Return README.md: licence, origin and use, with the head that the hub reads."""
     card, release, checkpoint = conversion.card, conversion.release, conversion.checkpoint
     free = card.licence == "Apache-2.0"
     where = f", `{checkpoint.where}`" if checkpoint.where else ""

@@ -29,7 +29,7 @@ class KVShape:
     columns: int = 0
 
     def of(self, layer: int, tokens: int) -> tuple[int, int, int, int]:
-        """The shape of `tokens` keys of a layer: [B, N, L, K]."""
+        """Return the shape of `tokens` keys of a layer: [B, N, L, K]."""
         return self.batch, self.heads if isinstance(self.heads, int) else self.heads[layer], tokens, self.width
 
 
@@ -77,5 +77,5 @@ class KVBlock:
 
 
 def index_range(start: int, count: int) -> Tensor:
-    """Stream indices of `count` latents from `start`, int64 [T]."""
+    """Return stream indices of `count` latents from `start`, int64 [T]."""
     return torch.arange(start, start + count, dtype=torch.int64)

@@ -48,14 +48,14 @@ class Compressed:
             raise ConfigError(f"max_reuse {self.max_reuse} must be at least 1, or null for no limit.")
 
     def keep(self, held: Candidates) -> tuple[int, ...]:
-        """All is taken; `choose` decides."""
+        """Keep all of them: `choose` decides by tokens."""
         return held.indices
 
     def region(self, shape: KVShape, dtype: torch.dtype, device: torch.device | str) -> TokenPool:
         return TokenPool(self, self.latents, shape, dtype, device, holes=False)
 
     def choose(self, held: Tokens, evicted: Tokens, commit: LayerCommit) -> Tokens:
-        """`Tokens.mass` is 1 more than the number of times that a token was chosen."""
+        """Choose the tokens that are asked for most; `Tokens.mass` is 1 more than the times that a token was chosen."""
         both = held.append(evicted)
         lowest = evicted.index.amax(dim=1, keepdim=True) - (self.latents - 1)
         turned = rope.turn_each(both.key, both.index.clamp(min=lowest) - both.index)
@@ -67,5 +67,5 @@ class Compressed:
 
 
 def participation(query_BNLK: Tensor, key_BNLK: Tensor) -> Tensor:
-    """How much these queries ask for each key: the sum of products over queries and heads, float32 [B, L]."""
+    """Return how much these queries ask for each key, float32 [B, L]: the sum of products over queries and heads."""
     return torch.einsum("bnk,bnlk->bl", query_BNLK.float().sum(dim=2), key_BNLK.float())

@@ -31,7 +31,7 @@ class Junction:
             raise ConfigError(f"every {self.every} must be at least the junction's latents, {self.latents}.")
 
     def keep(self, held: Candidates) -> tuple[int, ...]:
-        """Which latents stay."""
+        """Return the latents that stay."""
         starts = list(held.marks.get(self.of, ()))
         if self.every is not None:
             starts += [index - index % self.every for index in held.indices]

@@ -46,15 +46,15 @@ class LinearMemory:
         return 0
 
     def keep(self, held: Candidates) -> tuple[int, ...]:
-        """None."""
+        """Keep none: what falls is summed."""
         return ()
 
     def weights(self, layers: int, width: int) -> tuple[int, ...]:
-        """`proj` of every layer, shared by its heads."""
+        """Return the shape of `proj`: one of every layer, shared by its heads."""
         return layers, width, width
 
     def region(self, shape: KVShape, dtype: torch.dtype, device: torch.device | str) -> LinearState:
-        """ConfigError if it is not known how many tokens a row of the picture has."""
+        """Return an empty state. ConfigError if it is not known how many tokens a row of the picture has."""
         if not shape.columns and shape.tokens > 1:
             raise ConfigError("linear_memory turns keys back in space: this cache's Shape must say its `columns`.")
         return LinearState(shape, device, self.compat)
@@ -75,7 +75,7 @@ class LinearState:
         return sum(tensor.numel() * tensor.element_size() for tensor in (*self.key_mean, *self.kv))
 
     def absorb(self, evicted: Evicted, commit: LayerCommit) -> None:
-        """Into the means, out of place: a backward pass may still want the old ones."""
+        """Absorb latents into the means, out of place: a backward pass may still want the old ones."""
         layer, following = commit.layer, commit.start + commit.own.key.shape[2] // self.shape.tokens
         places = torch.tensor(evicted.indices, device=evicted.block.key.device)
         bare, turned = self._features(evicted.block.key, places, following)
@@ -86,7 +86,8 @@ class LinearState:
         self.kv[layer] = self.kv[layer].lerp(turned.transpose(2, 3) @ evicted.block.value.float() / count, share)
 
     def addition(self, query: Query) -> Tensor | None:
-        """What history says to these queries; None before anything fell or where no weights say how to read it."""
+        """Return what history says to these queries; None before anything fell or where no weights say how to read
+        it."""
         layer, proj = query.layer, query.weights.get("linear_memory")
         if proj is None or not self.count[layer]:
             return None
@@ -97,7 +98,7 @@ class LinearState:
         return turned @ self.kv[layer] / below @ proj[layer].float()
 
     def read(self, layer: int, placement: object) -> None:
-        """No tokens to attend to."""
+        """Return None: there are no tokens to attend to."""
         return None
 
     def _features(self, x: Tensor, places: Tensor, zero: int) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from rollforce.cache.commit_plan import Candidates, Role
@@ -59,7 +60,7 @@ class Quantized:
         return held.indices[-self.latents :]
 
     def codecs(self, shape: KVShape) -> tuple[KIVICodec, KIVICodec]:
-        """How keys and how values are stored. ConfigError where groups do not divide what they group."""
+        """Return how keys and how values are stored. ConfigError where groups do not divide what they group."""
         if self.bits == "fp8":
             return (KIVICodec("fp8", 1, shape.width),) * 2
         group = _divisor("group", self.group, shape.tokens, "tokens of a latent")
@@ -108,7 +109,7 @@ class QuantizedRegion:
         place = torch.tensor(slots, device=self.device)
         key = block.key if self.rotated else rope.rotate(block.key.float(), _back(self._angle(kept)))
         for codec, codes, x in zip(self.codecs, self.codes[layer], (key, block.value), strict=True):
-            for held, new in zip(codes, codec.encode(x.unflatten(2, (-1, tokens))), strict=True):
+            for held, new in zip(codes, codec.encode(rearrange(x, "b n (t l) k -> b n t l k", l=tokens)), strict=True):
                 held.index_copy_(2, place, new.to(held.dtype))
         for slot, index in zip(slots, kept, strict=True):
             self.index[layer][slot] = index

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, reduce
 from torch import Tensor
 
 from rollforce.cache.commit_plan import Candidates, Role
@@ -45,11 +46,11 @@ class Segments:
                 raise ConfigError(f"{name} {getattr(self, name)} must be at least {low}.")
 
     def keep(self, held: Candidates) -> tuple[int, ...]:
-        """None as they are."""
+        """Keep none as they are."""
         return ()
 
     def region(self, shape: KVShape, dtype: torch.dtype, device: torch.device | str) -> TokenPool:
-        """ConfigError if a latent's tokens cannot be cut evenly."""
+        """Return an empty pool. ConfigError if a latent's tokens cannot be cut evenly."""
         if shape.tokens % self.segments:
             fits = [n for n in range(1, shape.tokens + 1) if not shape.tokens % n]
             near = min(fits, key=lambda n: abs(n - self.segments))
@@ -58,7 +59,7 @@ class Segments:
         return TokenPool(self, self.latents, shape, dtype, device, holes=False)
 
     def choose(self, held: Tokens, evicted: Tokens, commit: LayerCommit) -> Tokens:
-        """The least alike of `evicted` in the order of time; after them what is left of `held`."""
+        """Choose the least alike of `evicted` in the order of time, and after them what is left of `held`."""
         places, tokens = held.index.shape[1], held.index.shape[1] // self.latents
         room = min(places, evicted.index.shape[1])
         run = tokens // self.segments
@@ -74,17 +75,17 @@ class Segments:
 
 
 def least_alike(key_BNLK: Tensor, after_BNLK: Tensor | None, tokens: int, segments: int, count: int) -> Tensor:
-    """Of each row, the numbers of the `count` runs of tokens that are least like the same run of the next latent.
+    """Return, for each row, the `count` runs of tokens that are least like the same run of the next latent.
 
     `after`: the latent that follows; where there is none, the newest is like nothing. Returns [B, count], rising."""
     frames = _latents(key_BNLK, tokens)
     later = frames[:, 1:] if after_BNLK is None else torch.cat([frames[:, 1:], _latents(after_BNLK, tokens)], dim=1)
     alike = F.cosine_similarity(frames[:, : later.shape[1]].float(), later.float(), dim=-1)
-    score, alone = alike.unflatten(2, (segments, -1)).mean(3), frames.shape[1] - later.shape[1]
+    score, alone = reduce(alike, "b t (s l) -> b t s", "mean", s=segments), frames.shape[1] - later.shape[1]
     order = F.pad(score, (0, 0, 0, alone), value=CHANGES).flatten(1).argsort(dim=1, stable=True)
     return order[:, :count].sort(dim=1).values
 
 
 def _latents(key_BNLK: Tensor, tokens: int) -> Tensor:
     """Of each latent and token, the keys of all heads side by side: [B, T, tokens, N x K]."""
-    return key_BNLK.transpose(1, 2).flatten(2).unflatten(1, (-1, tokens))
+    return rearrange(key_BNLK, "b n (t l) k -> b t l (n k)", l=tokens)

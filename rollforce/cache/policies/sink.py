@@ -17,5 +17,5 @@ class Sink:
     role: ClassVar[Role] = "sink"
 
     def keep(self, held: Candidates) -> tuple[int, ...]:
-        """Which latents stay."""
+        """Return the latents that stay."""
         return held.indices[: self.latents]

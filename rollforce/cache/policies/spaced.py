@@ -18,7 +18,7 @@ class Spaced:
     role: ClassVar[Role] = "past"
 
     def keep(self, held: Candidates) -> tuple[int, ...]:
-        """Which latents stay."""
+        """Return the latents that stay."""
         spaced: list[int] = []
         for index in held.indices:
             if not spaced or index >= spaced[-1] + self.every:

@@ -51,7 +51,7 @@ class Surprising:
                 raise ConfigError(f"{name} {value} must be at least 1.")
 
     def keep(self, held: Candidates) -> tuple[int, ...]:
-        """All is taken; `choose` decides."""
+        """Keep all of them: `choose` decides by keys."""
         return held.indices
 
     def region(self, shape: KVShape, dtype: torch.dtype, device: torch.device | str) -> TokenPool:
@@ -65,7 +65,7 @@ class Surprising:
         return both.pick(_tokens(pick_best(index, mass > 0, self.latents), tokens))
 
     def surprises(self, held: Tokens, evicted: Tokens, tokens: int) -> Tensor:
-        """Which of the evicted latents, oldest first, surprised: bool [B, T]."""
+        """Return which of the evicted latents, oldest first, surprised: bool [B, T]."""
         count = (held.mass[:, ::tokens] > 0).sum(dim=1, keepdim=True)
         newest = held.pick(_tokens((count - 1).clamp(min=0), tokens))
         known, last, reference = count[:, 0] > 0, newest.index[:, 0], summary(newest.key, newest.index)
@@ -81,7 +81,7 @@ class Surprising:
 
 
 def summary(key_BNLK: Tensor, index_BL: Tensor) -> Tensor:
-    """The mean key of each row without its rotation in time, all heads in one vector: float32 [B, N * K]."""
+    """Return the mean key of each row without its rotation in time, all heads in one: float32 [B, N * K]."""
     return rope.turn_each(key_BNLK.float(), -index_BL).mean(dim=2).flatten(1)
 
 

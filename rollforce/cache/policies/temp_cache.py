@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -79,7 +80,7 @@ def _part(tokens: Tokens, low: int, high: int) -> Tokens:
 def _timeless(tokens: Tokens) -> Tensor:
     """Keys of length 1 without their rotation in time, heads side by side: [B, L, N * K], float32."""
     key = rope.turn_each(tokens.key.float(), -tokens.index)
-    return normalize(key, dim=-1).transpose(1, 2).flatten(2)
+    return rearrange(normalize(key, dim=-1), "b n l k -> b l (n k)")
 
 
 def _merged(held: Tokens, latent: Tokens, meets: Tensor) -> Tokens:

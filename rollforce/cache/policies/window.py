@@ -17,5 +17,5 @@ class Window:
     role: ClassVar[Role] = "window"
 
     def keep(self, held: Candidates) -> tuple[int, ...]:
-        """Which latents stay."""
+        """Return the latents that stay."""
         return held.indices[max(0, len(held.indices) - self.latents) :]

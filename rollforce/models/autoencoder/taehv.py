@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -67,7 +68,7 @@ class TimePool(nn.Module):
         self.conv = nn.Conv2d(width * count, width, 1, bias=False)
 
     def forward(self, x_FCHW: Tensor) -> Tensor:
-        return self.conv(x_FCHW.unflatten(0, (-1, self.count)).flatten(1, 2))
+        return self.conv(rearrange(x_FCHW, "(f n) c h w -> f (n c) h w", n=self.count))
 
 
 class Grow(nn.Module):
@@ -79,7 +80,7 @@ class Grow(nn.Module):
         self.conv = nn.Conv2d(width, width * count, 1, bias=False)
 
     def forward(self, x_FCHW: Tensor) -> Tensor:
-        return self.conv(x_FCHW).unflatten(1, (self.count, -1)).flatten(0, 1)
+        return rearrange(self.conv(x_FCHW), "f (n c) h w -> (f n) c h w", n=self.count)
 
 
 class Soften(nn.Module):
@@ -138,7 +139,8 @@ class TaehvAutoencoder(ClipAutoencoder):
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], name: str = "taehv") -> TaehvAutoencoder:
-        """An autoencoder of these weights, whose shapes tell its sizes. CheckpointError if they are of another kind.
+        """Build an autoencoder of these weights, whose shapes tell its sizes. CheckpointError if they are of another
+        kind.
 
         `name` of the file, for messages."""
         with torch.device("meta"):
@@ -174,14 +176,14 @@ class TaehvAutoencoder(ClipAutoencoder):
         return FeatureStream(self.read, len(self.layers.encoder), self.stride, 1, None, self.stride)
 
     def draw(self, latent_BTCHW: Tensor, past: Features) -> Tensor:
-        """One latent [1, 1, C, h, w] -> its frames [1, F, 3, H, W] near 0..1. `past` goes on in place."""
+        """Draw one latent [1, 1, C, h, w]: its frames [1, F, 3, H, W] near 0..1. `past` goes on in place."""
         begins = all(before is None for before in past)
         drawn = _through(self.layers.decoder, latent_BTCHW[0].to(self.weight.dtype), past)
         frames = F.pixel_shuffle(drawn, self.config.patch)
         return frames[None, -self.first_frames if begins else 0 :].float()
 
     def read(self, frames_BFCHW: Tensor, past: Features) -> Tensor:
-        """A frame [1, 1, 3, H, W] that is read with what went before -> its latent [1, 1, C, h, w], float32.
+        """Read a frame [1, 1, 3, H, W] after what went before: its latent [1, 1, C, h, w], float32.
 
         With the frames of the latent before it in front of it, if there are any: they are what `past` remembers."""
         pixels = F.pixel_unshuffle(frames_BFCHW[0].to(self.weight.dtype), self.config.patch)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from rollforce.checkpoints.names import recognise, to_ours
@@ -54,7 +55,7 @@ class WanAutoencoder(ClipAutoencoder):
     def from_state(
         cls, state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None, tiling: Tiling | None = None
     ) -> WanAutoencoder:
-        """An autoencoder of these weights, which are used as they are. Names may be the original ones or diffusers'.
+        """Build an autoencoder of these weights, used as they are. Names may be the original ones or diffusers'.
 
         `config`: settings of AutoencoderKLWan; what it lacks is measured or as in Wan 2.1. CheckpointError if the
         weights do not fit it."""
@@ -101,19 +102,19 @@ class WanAutoencoder(ClipAutoencoder):
         return FeatureStream(self.read, _slots(self.vae.encoder), self.stride, 1, self.tiling, self.stride)
 
     def draw(self, latent_BTCHW: Tensor, past: Features) -> Tensor:
-        """One latent -> its frames [B, F, 3, H, W], 0 black and 1 white, not clamped. `past` goes on in place."""
+        """Draw one latent: its frames [B, F, 3, H, W], 0 black and 1 white, not clamped. `past` goes on in place."""
         mean, std = self._moments(latent_BTCHW.device)
-        z = (latent_BTCHW.float() * std + mean).to(self.weight.dtype).transpose(1, 2)
+        z = rearrange((latent_BTCHW.float() * std + mean).to(self.weight.dtype), "b t c h w -> b c t h w")
         drawn = self.vae.decoder(self.vae.post_quant_conv(z), feat_cache=past, feat_idx=[0])
-        return (drawn.float().transpose(1, 2) + 1) / 2
+        return (rearrange(drawn.float(), "b c f h w -> b f c h w") + 1) / 2
 
     def read(self, frames_BFCHW: Tensor, past: Features) -> Tensor:
-        """The frames of one latent, in 0..1 -> that latent [B, 1, C, h, w], float32. `past` goes on in place."""
+        """Read the frames of one latent, in 0..1: that latent [B, 1, C, h, w], float32. `past` goes on in place."""
         mean, std = self._moments(frames_BFCHW.device)
-        pixels = (frames_BFCHW * 2 - 1).to(self.weight.dtype).transpose(1, 2)
+        pixels = rearrange((frames_BFCHW * 2 - 1).to(self.weight.dtype), "b f c h w -> b c f h w")
         seen = self.vae.encoder(pixels, feat_cache=past, feat_idx=[0])
         mode = self.vae.quant_conv(seen)[:, : self.channels]  # the rest is the logarithm of the variance
-        return (mode.transpose(1, 2).float() - mean) / std
+        return (rearrange(mode, "b c t h w -> b t c h w").float() - mean) / std
 
     @property
     def weight(self) -> Tensor:

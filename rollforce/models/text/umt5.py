@@ -62,7 +62,7 @@ class WanText:
         cache: str | Path | None = None,
         keep: bool = False,
     ) -> WanText:
-        """The encoder in `folder`/text_encoder with `folder`/tokenizer; no weight is read yet.
+        """Open the encoder in `folder`/text_encoder with `folder`/tokenizer; no weight is read yet.
 
         Args: `device` where prompts are encoded and vectors handed out; `dtype` to run in (None: that of the files);
         `cache` a folder (None: $ROLLFORCE_CACHE/text or ~/.cache/rollforce/text); `keep` the weights once loaded.
@@ -86,7 +86,7 @@ class WanText:
         return ()
 
     def check(self, prompt: str) -> None:
-        """ConfigError for what is no text; everything else can be encoded, the empty prompt too."""
+        """Raise ConfigError for what is no text; everything else can be encoded, the empty prompt too."""
         try:
             prompt.encode()
         except UnicodeEncodeError as error:
@@ -95,7 +95,7 @@ class WanText:
             ) from error
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Text vectors, float32 [B, 512, D], on `device`. One at a time: a prompt's bits depend on no other."""
+        """Encode prompts as text vectors, float32 [B, 512, D], on `device`, one at a time."""
         for prompt in prompts:
             self.check(prompt)
         cleaned = [self._cleaner(prompt) for prompt in prompts]
@@ -201,7 +201,7 @@ class WanText:
         return self._tokenizer
 
     def empty(self) -> Any:
-        """The network on the meta device: names and sizes, no memory."""
+        """Build the network on the meta device: names and sizes, no memory."""
         transformers = _transformers()
         with torch.device("meta"):
             return transformers.UMT5EncoderModel(transformers.UMT5Config.from_dict(self.config))

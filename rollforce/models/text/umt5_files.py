@@ -21,7 +21,7 @@ REMEDY = "A model folder in diffusers' layout holds text_encoder/ and tokenizer/
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files. CheckpointError names what is missing."""
+    """Return the weight files. CheckpointError names what is missing."""
     where = folder / ENCODER
     if not (where / "config.json").is_file():
         raise CheckpointError(f"no text encoder in {folder}: {ENCODER}/config.json is missing. {REMEDY}")
@@ -38,7 +38,8 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def sample(path: Path, digest: Any) -> None:
-    """Header, size and a few pieces: the weights of a fine-tune differ in these, and reading them takes no time."""
+    """Hash header, size and a few pieces: the weights of a fine-tune differ in these, and reading them takes no
+    time."""
     size = path.stat().st_size
     digest.update(f"{path.name} {size}".encode())
     with path.open("rb") as file:
@@ -53,7 +54,7 @@ def sample(path: Path, digest: Any) -> None:
 def read_weights(
     files: Sequence[Path], wanted: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
-    """All weights by name, on `device` in `dtype` (None: their own; then those for the CPU are mapped, not read).
+    """Read all weights by name, on `device` in `dtype` (None: their own; those for the CPU are mapped, not read).
 
     `wanted`: the network's own, for names and sizes. CheckpointError if they differ."""
     state: dict[str, Tensor] = {}

@@ -37,7 +37,7 @@ class SparseAttention(Protocol):
         ...
 
     def kernel(self, attend: Kernel, tokens: int, start: int) -> Kernel:
-        """`attend` made sparse, where a latent has `tokens` tokens and the first that asks stands at `start`."""
+        """Return `attend` made sparse, where a latent has `tokens` tokens and the first that asks stands at `start`."""
         ...
 
 
@@ -73,7 +73,7 @@ class BlockSparse:
         return False  # none where `block` divides the tokens of a latent; else the kernel itself refuses
 
     def kernel(self, attend: Kernel, tokens: int, start: int = 0) -> Kernel:
-        """`attend` over the chosen blocks."""
+        """Return `attend` over the chosen blocks."""
         return partial(self._attended, attend, tokens)
 
     def _attended(self, attend: Kernel, tokens: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -95,8 +95,8 @@ class BlockSparse:
         return joined(output, tokens, q.shape[2])
 
     def chosen(self, query: Tensor, key: Tensor, there: Tensor, count: int) -> Tensor:
-        """Of each block of queries the `count` blocks of keys, [B, N, Q, count], from the means of both [B, N, _, K];
-        `there` [B, N, blocks]: whether a block holds anything."""
+        """Choose the `count` blocks of keys of each block of queries, [B, N, Q, count], from the means of both [B, N,
+        _, K]; `there` [B, N, blocks]: whether a block holds anything."""
         if self.compat:
             key = key - key.mean(1, keepdim=True)
         score = query @ key.transpose(-1, -2)
@@ -104,20 +104,20 @@ class BlockSparse:
 
 
 def check(sparse: SparseAttention) -> None:
-    """ConfigError for shares that are none."""
+    """Raise ConfigError for shares that are none."""
     if not 0 < sparse.layers <= 1 or not 0 < sparse.below <= 1:
         raise ConfigError(f"layers {sparse.layers:g} and below {sparse.below:g} must lie above 0, up to 1.")
 
 
 def checked_bias(mask: Tensor | None) -> Tensor | None:
-    """A mask that is the same for all queries, [B, 1 or N, 1, L]; ConfigError for another."""
+    """Return a mask that is the same for all queries, [B, 1 or N, 1, L]. ConfigError for another."""
     if mask is not None and (mask.dim() != 4 or mask.shape[2] != 1):
         raise ConfigError(f"a sparse sight takes a bias per key, not a mask {list(mask.shape)}: leave `sparse` out.")
     return mask
 
 
 def cut(x: Tensor, tokens: int, block: int) -> Tensor:
-    """[B, N, L, K] as blocks that end with their latent: [B, N, blocks, size, K]; what is missing are zeros."""
+    """Cut [B, N, L, K] into blocks that end with their latent: [B, N, blocks, size, K], filled up with zeros."""
     length = x.shape[2]
     parts = -(-tokens // block)
     size = -(-tokens // parts)
@@ -133,7 +133,7 @@ def joined(x: Tensor, tokens: int, length: int) -> Tensor:
 
 
 def means(blocks: Tensor, real: Tensor) -> Tensor:
-    """Mean of the tokens of each block that are there, [B, N, blocks, K]."""
+    """Return the mean of the tokens of each block that are there, [B, N, blocks, K]."""
     share = real.to(blocks.dtype) / real.sum(-1, keepdim=True).clamp(min=1)
     return (blocks * share[..., None]).sum(3)
 
@@ -141,8 +141,8 @@ def means(blocks: Tensor, real: Tensor) -> Tensor:
 def attend_chosen(
     attend: Kernel, asking: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, chosen: Tensor
 ) -> Tensor:
-    """Each block of queries [B, N, Q, q, K] over its own blocks of keys: `chosen` [B, N, Q, count] of [B, N, blocks, s,
-    K]; `bias` [B or 1, N or 1, blocks, s]. One call of the kernel, with blocks of queries in the place of heads."""
+    """Attend from each block of queries [B, N, Q, q, K] to its own blocks of keys: `chosen` [B, N, Q, count] of [B, N,
+    blocks, s, K]; `bias` [B or 1, N or 1, blocks, s]. It is one call of the kernel, with blocks of queries as heads."""
     batch, heads, blocks = keys.shape[:3]
     rows = torch.arange(batch * heads, device=keys.device).view(batch, heads, 1, 1) * blocks
     flat = (rows + chosen).flatten()
