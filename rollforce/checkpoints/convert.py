@@ -41,6 +41,54 @@ STREAM = "self_forcing"  # of a student that no name tells
 UNKNOWN = "unknown"
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """Everything that was checked before a byte is written."""
+
+    checkpoint: Checkpoint
+    config: Mapping[str, Any]
+    parts: tuple[base_model.ModelPart, ...]
+    lora: Checkpoint | None
+    out: Path
+    card: Card
+    origin: str  # of the parts
+    release: Release | None
+    dtype: torch.dtype | None
+    teacher: bool
+    warnings: tuple[str, ...]
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.numel() for tensor in self.checkpoint.state.values())
+
+    @property
+    def bytes(self) -> int:
+        """What it will take on the disk of `out`."""
+        own = sum(bytes_of(tensor, self.dtype) for tensor in self.checkpoint.state.values())
+        return own + sum(part.bytes for part in self.parts if not part.linkable(existing(self.out)))
+
+    def summary(self) -> list[str]:
+        """Say what it is and what will be made, in lines for a person."""
+        checkpoint, config = self.checkpoint, self.config
+        where = f" ({checkpoint.where})" if checkpoint.where else ""
+        lora = f" with {self.lora.path.name}" if self.lora else ""
+        known = f", {self.release.name}: {self.release.page}" if self.release else ""
+        stream = "a teacher: no stream" if self.teacher else f"stream {self.card.stream}"
+        return [
+            f"{checkpoint.path.name}{where}{lora}: {self.parameters / 1e9:.2f} billion parameters, "
+            f"{config['num_layers']} blocks of width {config['num_attention_heads'] * config['attention_head_dim']}",
+            f"licence {self.card.licence}{known}",
+            f"{', '.join(part.name for part in self.parts)} from {self.origin}",
+            f"{self.out}: {self.bytes / 1e9:.2f} GB, {self.card.size[1]}x{self.card.size[0]}, {stream}",
+        ]
+
+
+def existing(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    folder = folder.resolve()
+    return next(each for each in (folder, *folder.parents) if each.exists())
+
+
 def prepare(
     file: str | Path,
     base: str | Path,
@@ -211,54 +259,6 @@ def _check_out(conversion: Conversion, sources: list[Path], overwrite: bool) -> 
     if conversion.bytes > free:
         need = f"{out} needs ~{conversion.bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB free"
         raise OSError(errno.ENOSPC, need)
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """Everything that was checked before a byte is written."""
-
-    checkpoint: Checkpoint
-    config: Mapping[str, Any]
-    parts: tuple[base_model.ModelPart, ...]
-    lora: Checkpoint | None
-    out: Path
-    card: Card
-    origin: str  # of the parts
-    release: Release | None
-    dtype: torch.dtype | None
-    teacher: bool
-    warnings: tuple[str, ...]
-
-    @property
-    def parameters(self) -> int:
-        return sum(tensor.numel() for tensor in self.checkpoint.state.values())
-
-    @property
-    def bytes(self) -> int:
-        """What it will take on the disk of `out`."""
-        own = sum(bytes_of(tensor, self.dtype) for tensor in self.checkpoint.state.values())
-        return own + sum(part.bytes for part in self.parts if not part.linkable(existing(self.out)))
-
-    def summary(self) -> list[str]:
-        """Say what it is and what will be made, in lines for a person."""
-        checkpoint, config = self.checkpoint, self.config
-        where = f" ({checkpoint.where})" if checkpoint.where else ""
-        lora = f" with {self.lora.path.name}" if self.lora else ""
-        known = f", {self.release.name}: {self.release.page}" if self.release else ""
-        stream = "a teacher: no stream" if self.teacher else f"stream {self.card.stream}"
-        return [
-            f"{checkpoint.path.name}{where}{lora}: {self.parameters / 1e9:.2f} billion parameters, "
-            f"{config['num_layers']} blocks of width {config['num_attention_heads'] * config['attention_head_dim']}",
-            f"licence {self.card.licence}{known}",
-            f"{', '.join(part.name for part in self.parts)} from {self.origin}",
-            f"{self.out}: {self.bytes / 1e9:.2f} GB, {self.card.size[1]}x{self.card.size[0]}, {stream}",
-        ]
-
-
-def existing(folder: Path) -> Path:
-    """Return the folder, or the nearest one above it that exists."""
-    folder = folder.resolve()
-    return next(each for each in (folder, *folder.parents) if each.exists())
 
 
 def index_of(conversion: Conversion) -> dict[str, Any]:

@@ -209,7 +209,7 @@ class WanText:
     def _load(self) -> Any:
         """The network with the weights of the files: mapped, not read, where they stay on the CPU in their dtype."""
         began, model = time.perf_counter(), self.empty()
-        state = read_weights(self.shards, model.state_dict(), self.device, self.dtype)
+        state = read_weights(self.shards, model, self.device, self.dtype)
         model.load_state_dict(state, strict=True, assign=True)
         log.info("text encoder loaded onto %s in %.1f s", self.device, time.perf_counter() - began)
         return model.eval().requires_grad_(False)

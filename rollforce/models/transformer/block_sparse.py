@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,35 +18,14 @@ from rollforce.errors import ConfigError
 from rollforce.models.transformer.attention import Kernel
 
 
-class SparseAttention(Protocol):
-    """How a call attends to less than it could see."""
-
-    @property
-    def below(self) -> float:
-        """Calls in which a latent is noisier than this see everything."""
-        ...
-
-    @property
-    def layers(self) -> float:
-        """Share of the layers in which it is on: the last ones."""
-        ...
-
-    @property
-    def masked(self) -> bool:
-        """Whether the attention kernel must know masks."""
-        ...
-
-    def kernel(self, attend: Kernel, tokens: int, start: int) -> Kernel:
-        """Return `attend` made sparse, where a latent has `tokens` tokens and the first that asks stands at `start`."""
-        ...
-
-
 @dataclass(frozen=True)
 class BlockSparse:
     """Each block of queries attends to the `top` share of the blocks of keys (at least one), those whose mean key has
     the largest dot product with the mean query (SLA, Zhang et al. 2025, 2509.24006, as Hybrid Forcing uses it).
 
-    `block`: tokens of a block of keys at most; `queries`: the same for queries (None: as for keys). SLA subtracts the
+    `block`: tokens of a block of keys at most; `queries`: the same for queries (None: as for keys); `layers`: the share
+    of the layers in which it is on, the last ones; calls in which a latent is noisier than `below` see everything;
+    `masked`: whether the attention kernel must know masks. SLA subtracts the
     mean over all tokens from the keys before, which adds one number per query to all scores and cannot change the
     choice: it is left out. Hybrid Forcing's release subtracts the mean over heads instead, by a mistake of the axis,
     which can: `compat`. Deviations: blocks end with their latent (64 of 1560 tokens become 25 blocks of 63 or less),
@@ -66,7 +45,7 @@ class BlockSparse:
             raise ConfigError(f"top {self.top:g} must be above 0 and at most 1, which is all of the past.")
         if self.block < 1 or (self.queries is not None and self.queries < 1):
             raise ConfigError(f"block {self.block} and queries {self.queries} must be at least 1 token.")
-        check(self)
+        check_shares(self.layers, self.below)
 
     @property
     def masked(self) -> bool:
@@ -103,10 +82,10 @@ class BlockSparse:
         return score.masked_fill(~there[:, :, None], float("-inf")).topk(count, dim=-1, sorted=False).indices
 
 
-def check(sparse: SparseAttention) -> None:
+def check_shares(layers: float, below: float) -> None:
     """Raise ConfigError for shares that are none."""
-    if not 0 < sparse.layers <= 1 or not 0 < sparse.below <= 1:
-        raise ConfigError(f"layers {sparse.layers:g} and below {sparse.below:g} must lie above 0, up to 1.")
+    if not 0 < layers <= 1 or not 0 < below <= 1:
+        raise ConfigError(f"layers {layers:g} and below {below:g} must lie above 0, up to 1.")
 
 
 def checked_bias(mask: Tensor | None) -> Tensor | None:

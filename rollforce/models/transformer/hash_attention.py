@@ -19,7 +19,7 @@ from torch import Tensor
 from rollforce.errors import ConfigError
 from rollforce.models.transformer import rope
 from rollforce.models.transformer.attention import Kernel
-from rollforce.models.transformer.block_sparse import check, checked_bias, padded
+from rollforce.models.transformer.block_sparse import check_shares, checked_bias, padded
 
 NEVER = float("-inf")
 
@@ -51,7 +51,7 @@ class HashAttention:
         _check_bits(self.bits)
         if self.reach <= 0 or self.chunk < 1:
             raise ConfigError(f"reach {self.reach:g} must be above 0 and chunk {self.chunk} at least 1 query.")
-        check(self)
+        check_shares(self.layers, self.below)
 
     @property
     def masked(self) -> bool:

@@ -421,9 +421,9 @@ def test_weights_that_do_not_fit_are_named(copy: Path, tmp_path: Path) -> None:
     config = json.loads(path.read_text())
     name = "encoder.block.0.layer.0.SelfAttention.q.weight"
     for change, said in (
-        ({"num_layers": 3}, "weights are missing, e.g. encoder.block.2"),
-        ({"num_layers": 1}, "weights are not known, e.g. encoder.block.1"),
-        ({"d_kv": 8}, rf"of another size, e.g.*{name}: file \(16, 16\), config \(32, 16\)"),
+        ({"num_layers": 3}, "missing, first: encoder.block.2"),
+        ({"num_layers": 1}, "unexpected, first: encoder.block.1"),
+        ({"d_kv": 8}, rf"{name}: checkpoint \[16, 16\], config \[32, 16\]"),
     ):
         path.write_text(json.dumps(config | change))
         with pytest.raises(CheckpointError, match=said):
