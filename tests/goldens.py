@@ -17,7 +17,7 @@ from rollforce.cache.commit_plan import Tier
 from rollforce.cache.kv_cache import KVCache
 from rollforce.cache.policies import Sink, Window
 from rollforce.cache.visibility import Visibility
-from rollforce.checkpoints.read import from_wan
+from rollforce.checkpoints.names import to_ours
 from rollforce.engine import flow
 from rollforce.engine.rollout import CONTEXT_DRAW, Stepping
 from rollforce.models.geometry import KVShape
@@ -42,7 +42,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 @cache
 def transformer(weights: Path) -> VideoTransformer:
     model = VideoTransformer(config_of(json.loads(weights.with_suffix(".json").read_text())["config"]))
-    model.load_state_dict(from_wan(load_file(weights)), strict=True)
+    model.load_state_dict(to_ours("transformer", load_file(weights)), strict=True)
     return model.eval().requires_grad_(False)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY
-from torch import Tensor
+from torch import Tensor, nn
 
 from rollforce.cache.commit_plan import Tier
 from rollforce.cache.kv_cache import KVCache
@@ -130,19 +130,21 @@ def start(
         TINY.num_layers, batch, TINY.num_attention_heads, HEIGHT * WIDTH // TINY.patch**2, TINY.attention_head_dim,
         WIDTH // TINY.patch,
     )  # fmt: skip
-    rollout = Rollout(
+    model.policy.update(learned(tiers))
+    return Rollout(
         model, condition(model, batch), KVCache(tiers, shape, layout.slots), layout, noise, stepping, **where
     )
-    rollout.cache.learned = learned(tiers)
-    return rollout
 
 
-def learned(tiers: tuple[Tier, ...]) -> dict[str, Tensor]:
+def learned(tiers: tuple[Tier, ...]) -> dict[str, nn.Parameter]:
     """Weights of tiers that make a difference, as if they had been trained."""
     generator = torch.Generator().manual_seed(2)
     shapes = {tier.kind: tier.weights(TINY.num_layers, TINY.attention_head_dim)
               for tier in tiers if isinstance(tier, LearnedTier)}  # fmt: skip
-    return {kind: torch.randn(shape, generator=generator) for kind, shape in shapes.items()}
+    return {
+        kind: nn.Parameter(torch.randn(shape, generator=generator), requires_grad=False)
+        for kind, shape in shapes.items()
+    }
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rollforce.checkpoints.names import to_original
+from rollforce.checkpoints.names import KINDS, rename
 
 State = dict[str, Tensor]
 SIZES = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 2, "ffn_dim": 32, "text_dim": 8,
@@ -20,6 +20,11 @@ IMAGE = {"in_channels": 36, "image_dim": 10, "added_kv_proj_dim": 24}
 AUTOENCODER = {"base_dim": 4, "z_dim": 16, "dim_mult": [1, 2, 4, 4]}
 TEXT = {"vocab_size": 30, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 3,
         "relative_attention_num_buckets": 7, "feed_forward_proj": "gated-gelu"}  # fmt: skip
+
+
+def to_original(kind: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Our names to the original ones: the inverse of `names.to_ours`."""
+    return rename(state, tuple((ours, original) for original, ours in KINDS[kind].table), KINDS[kind].what)
 
 
 def wan_transformer(**sizes: Any) -> nn.Module:

@@ -32,10 +32,10 @@ class Arena:
             [torch.zeros(shape.of(layer, length), dtype=dtype, device=device) for layer in range(shape.layers)]
             for _ in range(2)
         )
-        # Unturned keys of regions that move; of folding ones also the values: in bfloat16 an average stands still.
+        # Unturned keys of regions that move; of merging ones also the values: in bfloat16 an average stands still.
         self.masters: dict[str, list[Tensor]] = {}
         self.exact: dict[str, list[Tensor]] = {}
-        self.shown: dict[str, list[int]] = {tier.kind: [0] * shape.layers for tier in tiers}
+        self.moves: dict[str, list[int]] = {tier.kind: [0] * shape.layers for tier in tiers}
         for tier in tiers:
             if isinstance(tier, MergingTier):
                 part = self._span(tier.kind)
@@ -49,61 +49,61 @@ class Arena:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def slots(self, layer: int, first: int, stop: int) -> KVBlock:
-        """Slots `first` to `stop`, not copied."""
+        """Return slots `first` to `stop`, not copied."""
         part = slice(first * self.shape.tokens, stop * self.shape.tokens)
         return KVBlock(self.keys[layer][:, :, part], self.values[layer][:, :, part])
 
-    def behind(self, layer: int, used: int, own: KVBlock) -> int:
-        """Lay a call's own keys and values behind the used slots; return the slot after them."""
+    def append(self, layer: int, used: int, own: KVBlock) -> int:
+        """Write a call's own keys and values behind the used slots; return the slot after them."""
         start, count = used * self.shape.tokens, own.key.shape[2]
         self.keys[layer][:, :, start : start + count] = own.key
         self.values[layer][:, :, start : start + count] = own.value
         return used + count // self.shape.tokens
 
-    def show(self, layer: int, region: str, move: int) -> None:
+    def turn(self, layer: int, region: str, move: int) -> None:
         """Turn the keys of a region so that they stand `move` latents later than where they were made."""
-        if self.shown[region][layer] == move:
+        if self.moves[region][layer] == move:
             return
         part = self._span(region)
         if region not in self.masters:
             self.masters[region] = [keys[:, :, part].clone() for keys in self.keys]
         self.keys[layer][:, :, part] = rope.turn(self.masters[region][layer], move).to(self.keys[layer])
-        self.shown[region][layer] = move
+        self.moves[region][layer] = move
 
-    def taken(self, layer: int, region: str, slot: int) -> KVBlock:
-        """A copy of one latent's unturned keys and its values."""
-        place, inside = self._where((region, slot))
+    def copy(self, layer: int, region: str, slot: int) -> KVBlock:
+        """Return a copy of one latent's unturned keys and its values."""
+        part, inside = self._slices((region, slot))
         mastered, exact = region in self.masters, region in self.exact
-        keys = self.masters[region][layer][:, :, inside] if mastered else self.keys[layer][:, :, place]
-        values = self.exact[region][layer][:, :, inside] if exact else self.values[layer][:, :, place]
+        keys = self.masters[region][layer][:, :, inside] if mastered else self.keys[layer][:, :, part]
+        values = self.exact[region][layer][:, :, inside] if exact else self.values[layer][:, :, part]
         return KVBlock(keys.clone(), values.clone())
 
-    def lay(self, layer: int, target: Place, latent: KVBlock) -> None:
+    def write(self, layer: int, place: Place, latent: KVBlock) -> None:
         """Write one latent."""
-        region, (place, inside) = target[0], self._where(target)
-        key, value, shown = latent.key.detach(), latent.value.detach(), self.shown[region][layer]
+        region, (part, inside) = place[0], self._slices(place)
+        key, value, move = latent.key.detach(), latent.value.detach(), self.moves[region][layer]
         if region in self.masters:
             self.masters[region][layer][:, :, inside] = key
         if region in self.exact:
             self.exact[region][layer][:, :, inside] = value
-        self.keys[layer][:, :, place] = rope.turn(key, shown) if shown else key
-        self.values[layer][:, :, place] = value
+        self.keys[layer][:, :, part] = rope.turn(key, move) if move else key
+        self.values[layer][:, :, part] = value
 
-    def mix(self, layer: int, fold: LatentMerge, left: KVBlock) -> None:
+    def merge(self, layer: int, merge: LatentMerge, left: KVBlock) -> None:
         """Average a latent into a kept one, its keys turned to where that one stands."""
-        region, (place, inside) = fold.place[0], self._where(fold.place)
-        share, shown = fold.tier.share(), self.shown[region][layer]
-        moved = rope.turn(left.key.detach().float(), fold.kept - fold.index)
+        region, (part, inside) = merge.place[0], self._slices(merge.place)
+        share, move = merge.tier.share(), self.moves[region][layer]
+        moved = rope.turn(left.key.detach().float(), merge.kept - merge.index)
         key = self.masters[region][layer][:, :, inside].lerp_(moved, share)
         value = self.exact[region][layer][:, :, inside].lerp_(left.value.detach().float(), share)
-        self.keys[layer][:, :, place] = (rope.turn(key, shown) if shown else key).to(self.keys[layer])
-        self.values[layer][:, :, place] = value.to(self.values[layer])
+        self.keys[layer][:, :, part] = (rope.turn(key, move) if move else key).to(self.keys[layer])
+        self.values[layer][:, :, part] = value.to(self.values[layer])
 
     def _span(self, region: str) -> slice:
         low = self.offset[region]
         return slice(low * self.shape.tokens, (low + self.size[region]) * self.shape.tokens)
 
-    def _where(self, place: Place) -> tuple[slice, slice]:
+    def _slices(self, place: Place) -> tuple[slice, slice]:
         """A slot's tokens in the arena, and in its region."""
         region, slot = place
         tokens, low = self.shape.tokens, self.offset[region]
@@ -116,7 +116,7 @@ class Arena:
             "values": [values[:, :, :end].clone() for values in self.values],
             "masters": {name: [layer.clone() for layer in layers] for name, layers in self.masters.items()},
             "exact": {name: [layer.clone() for layer in layers] for name, layers in self.exact.items()},
-            "shown": {name: list(moves) for name, moves in self.shown.items()},
+            "shown": {name: list(moves) for name, moves in self.moves.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -129,4 +129,4 @@ class Arena:
             {name: [layer.to(device, copy=True) for layer in layers] for name, layers in state[part].items()}
             for part in ("masters", "exact")
         )
-        self.shown = {name: [int(move) for move in moves] for name, moves in state["shown"].items()}
+        self.moves = {name: [int(move) for move in moves] for name, moves in state["shown"].items()}

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 Slots = dict[str, dict[int, int]]
 """Where everything is: region -> stream index -> slot."""
-Place = tuple[str, int]  # region, slot
+Place = tuple[str, int]
+"""A region and a slot of it."""
 Marks = Mapping[str, tuple[int, ...]]
 """Where something happened: its name (`switch` of the prompt, `shot`) -> stream indices at which it came to be."""
+MARKS = 8  # of each name, the last so many are remembered
+Role = Literal["window", "past", "sink", "junction", "anchor"]
+"""What a tier is for a stream whose story changes.
+
+    window     the newest latents; made anew under another prompt; a user may choose how many there are
+    past       what is older; made anew under another prompt as far as it can be
+    sink       the beginning of the stream; stays under another prompt; a new shot looks back through it
+    junction   the beginning of a prompt or shot; stays under another prompt
+    anchor     anything else that stays under another prompt
+"""
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,8 @@ class Candidates:
 class Tier(Protocol):
     """A policy that owns a region of memory. Tiers form a waterfall: what one lets go falls to the next."""
 
+    role: ClassVar[Role]
+
     @property
     def kind(self) -> str: ...
     @property
@@ -33,7 +46,7 @@ class Tier(Protocol):
         ...
 
     def keep(self, held: Candidates) -> tuple[int, ...]:
-        """Which latents stay."""
+        """Return the latents that stay."""
         ...
 
 
@@ -42,11 +55,11 @@ class MergingTier(Tier, Protocol):
     """A tier in which what it lets go lives on: averaged into what it keeps, at the same place of the picture."""
 
     def share(self) -> float:
-        """Of a latent that leaves, in the average: 0 drops it, 1 replaces what is kept."""
+        """Return the weight of a leaving latent in the average: 0 drops it, 1 replaces what is kept."""
         ...
 
-    def fold(self, kept: tuple[int, ...], left: tuple[int, ...], marks: Marks) -> tuple[tuple[int, int], ...]:
-        """(kept, left) for each latent that is averaged, oldest first."""
+    def pair(self, kept: tuple[int, ...], left: tuple[int, ...], marks: Marks) -> tuple[tuple[int, int], ...]:
+        """Pair each latent that is averaged with the one it goes into: (kept, left), oldest first."""
         ...
 
 
@@ -54,30 +67,26 @@ class MergingTier(Tier, Protocol):
 class Contents:
     """All that the host knows of a memory. Never changed in place.
 
-    `absorbed`: of regions that keep no latents as they are (see region.py), the newest indices that came to them, as
-    many as the region spans: where its tokens stand in time.
+    `absorbed`: the newest indices that came to a region which keeps no latents as they are (see region.py), as many as
+    it spans: where its tokens stand in time.
     """
 
     slots: Slots
-    absorbed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    absorbed: tuple[int, ...] = ()
     marks: Marks = field(default_factory=dict)
 
     def held(self) -> dict[str, tuple[int, ...]]:
-        """Of each region, the stream indices that it holds or stands for, rising."""
-        return {name: self.absorbed[name] if name in self.absorbed else tuple(sorted(slots))
-                for name, slots in self.slots.items()}  # fmt: skip
+        """Return the stream indices, rising, that each tier holds."""
+        return {name: tuple(sorted(slots)) for name, slots in self.slots.items()}
 
-    def marked(self, name: str, index: int) -> Contents:
-        """The same, and `name` happened at `index`. The last few of each name are remembered."""
+    def mark(self, name: str, index: int) -> Contents:
+        """Return the same contents after `name` happened at `index`. The last few of each name are remembered."""
         return replace(self, marks={**self.marks, name: (*self.marks.get(name, ()), index)[-MARKS:]})
 
-    def filtered(self, stays: Callable[[str, int], bool]) -> Contents:
-        """The same without the latents, (region, index), that do not stay. What was absorbed is not touched."""
+    def filter(self, stays: Callable[[str, int], bool]) -> Contents:
+        """Return the contents without the latents, (region, index), that do not stay; what was absorbed stays."""
         slots = {name: {i: slot for i, slot in held.items() if stays(name, i)} for name, held in self.slots.items()}
         return replace(self, slots=slots)
-
-
-MARKS = 8
 
 
 @dataclass(frozen=True)
@@ -106,43 +115,33 @@ class Eviction:
 
     `after`: the latent that follows the newest of them, unless it is still to come."""
 
-    region: str
     latents: tuple[tuple[int, Place | None], ...]
     after: tuple[int, Place | None] | None = None
 
 
 @dataclass(frozen=True)
 class CommitPlan:
-    """`after`: what the host will know then."""
+    """What a commit writes, averages and evicts. `after`: what the host will know then."""
 
     after: Contents
-    lays: tuple[LatentWrite, ...] = ()
-    folds: tuple[LatentMerge, ...] = ()
-    absorbs: tuple[Eviction, ...] = ()
+    writes: tuple[LatentWrite, ...] = ()
+    merges: tuple[LatentMerge, ...] = ()
+    eviction: Eviction | None = None
 
 
 def plan_commit(
-    tiers: Sequence[Tier], offset: Mapping[str, int], before: Contents, start: int, latents: int
+    tiers: Sequence[Tier], last: Tier | None, offset: Mapping[str, int], before: Contents, start: int, latents: int
 ) -> CommitPlan:
-    """What happens when `latents` from `start` on are committed. `offset`: first slot of each region."""
+    """Plan what happens when `latents` from `start` on are committed.
+
+    `last`: the tier behind `tiers` that absorbs all that falls to it; `offset`: first slot of each region."""
     sources = {index: (region, slot) for region, slots in before.slots.items() for index, slot in slots.items()}
     falling = tuple(range(start, start + latents))
     slots: Slots = {}
-    absorbed: dict[str, tuple[int, ...]] = {}
-    lays: list[LatentWrite] = []
-    folds: list[LatentMerge] = []
-    absorbs: list[Eviction] = []
+    writes: list[LatentWrite] = []
+    merges: list[LatentMerge] = []
     for tier in tiers:
         region, mine = tier.kind, before.slots[tier.kind]
-        if region in before.absorbed:
-            if falling:
-                follows = falling[-1] + 1
-                known = follows in sources or start <= follows < start + latents
-                absorbs.append(Eviction(region, tuple((index, sources.get(index)) for index in falling),
-                                      (follows, sources.get(follows)) if known else None))  # fmt: skip
-            span = (*before.absorbed[region], *falling)
-            slots[region], absorbed[region], falling = {}, span[max(0, len(span) - tier.latents) :], ()
-            continue
         candidates = tuple(sorted((*mine, *falling)))
         kept = tier.keep(Candidates(candidates, before.marks, falling))
         falling = tuple(index for index in candidates if index not in set(kept))
@@ -150,8 +149,15 @@ def plan_commit(
         free = (slot for slot in range(offset[region], offset[region] + tier.latents) if slot not in stay.values())
         come = {index: next(free) for index in kept if index not in mine}
         slots[region] = stay | come
-        lays += [LatentWrite((region, slot), index, sources.get(index)) for index, slot in come.items()]
+        writes += [LatentWrite((region, slot), index, sources.get(index)) for index, slot in come.items()]
         if isinstance(tier, MergingTier):
-            folds += [LatentMerge(tier, (region, slots[region][into]), into, left, sources.get(left))
-                      for into, left in tier.fold(kept, falling, before.marks)]  # fmt: skip
-    return CommitPlan(Contents(slots, absorbed, before.marks), tuple(lays), tuple(folds), tuple(absorbs))
+            merges += [LatentMerge(tier, (region, slots[region][into]), into, left, sources.get(left))
+                       for into, left in tier.pair(kept, falling, before.marks)]  # fmt: skip
+    absorbed, eviction = before.absorbed, None
+    if last is not None and falling:
+        absorbed = (*absorbed, *falling)
+        absorbed = absorbed[max(0, len(absorbed) - last.latents) :]
+        follows = falling[-1] + 1
+        after = (follows, sources.get(follows)) if follows in sources or start <= follows < start + latents else None
+        eviction = Eviction(tuple((index, sources.get(index)) for index in falling), after)
+    return CommitPlan(Contents(slots, absorbed, before.marks), tuple(writes), tuple(merges), eviction)

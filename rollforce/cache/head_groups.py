@@ -21,17 +21,20 @@ from torch import Tensor
 
 from rollforce.cache.commit_plan import Tier
 from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup
-from rollforce.cache.region import Region, Weights
+from rollforce.cache.region import Weights
 from rollforce.errors import ConfigError
 from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer.attention import Kernel
 
 Pick = slice | Tensor
 """Some heads of a layer."""
+Labels = tuple[tuple[str, ...], ...]
+"""Of each layer, the group of each head."""
+MAKE = "infer/heads.py makes such a file for a model."
 
 
 class HeadGroups:
-    """A memory made of several: to those who use it, a KVCache."""
+    """A memory made of several KVCaches, which is used as one."""
 
     def __init__(
         self,
@@ -88,23 +91,8 @@ class HeadGroups:
         """The tiers of all groups, one group after the other."""
         return tuple(tier for part in self.parts.values() for tier in part.tiers)
 
-    @property
-    def regions(self) -> dict[str, Region]:
-        """By kind, regions of tiers that keep no latents as they are; of several groups, one of them."""
-        return {kind: region for part in self.parts.values() for kind, region in part.regions.items()}
-
-    @property
-    def learned(self) -> Weights:
-        """Weights of tiers, those of the model: the same for all groups."""
-        return next(iter(self.parts.values())).learned
-
-    @learned.setter
-    def learned(self, weights: Weights) -> None:
-        for part in self.parts.values():
-            part.learned = weights
-
     def held(self) -> dict[str, tuple[int, ...]]:
-        """Of each kind of region, the stream indices that any group holds, rising."""
+        """Return the stream indices, rising, that any group holds in each kind of region."""
         held: dict[str, set[int]] = {}
         for part in self.parts.values():
             for region, indices in part.held().items():
@@ -112,26 +100,26 @@ class HeadGroups:
         return {region: tuple(sorted(indices)) for region, indices in held.items()}
 
     def mark(self, name: str, index: int) -> None:
-        """See KVCache.mark."""
+        """Tell all tiers what happens; see `KVCache.mark`."""
         for part in self.parts.values():
             part.mark(name, index)
 
-    def memory(self, groups: Sequence[LatentGroup]) -> HeadMemory:
-        """One call's window on this."""
-        return HeadMemory(self, groups)
+    def memory(self, groups: Sequence[LatentGroup], weights: Weights | None = None) -> HeadMemory:
+        """Open one call's window on this. `weights`: what the model has learned for tiers."""
+        return HeadMemory(self, groups, weights)
 
     def retain(self, stays: Callable[[str, int], bool]) -> None:
-        """See KVCache.retain."""
+        """Let go of latents in all groups; see `KVCache.retain`."""
         for part in self.parts.values():
             part.retain(stays)
 
     def forget(self) -> None:
-        """See KVCache.forget."""
+        """Empty the regions of all groups; see `KVCache.forget`."""
         for part in self.parts.values():
             part.forget()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a stream needs to go on: tensors and plain numbers."""
+        """Return everything a stream needs to go on: tensors and plain numbers."""
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -141,14 +129,14 @@ class HeadGroups:
 
 
 class HeadMemory:
-    """One model call's window on HeadGroups: a Memory for each group."""
+    """One model call's window on HeadGroups: a CallMemory for each group."""
 
-    def __init__(self, cache: HeadGroups, groups: Sequence[LatentGroup]) -> None:
+    def __init__(self, cache: HeadGroups, groups: Sequence[LatentGroup], weights: Weights | None = None) -> None:
         self.cache = cache
-        self.parts: dict[str, CallMemory] = {name: part.memory(groups) for name, part in cache.parts.items()}
+        self.parts: dict[str, CallMemory] = {name: part.memory(groups, weights) for name, part in cache.parts.items()}
 
     def attend(self, layer: int, query: Tensor, own: KVBlock, attend: Kernel) -> Tensor:
-        """Attention output of all heads and groups of latents, [B, N, L, K]."""
+        """Return the attention output of all heads and groups of latents, [B, N, L, K]."""
         outputs = [
             self.parts[name].attend(
                 layer, _picked(query, pick), KVBlock(_picked(own.key, pick), _picked(own.value, pick)), attend
@@ -161,7 +149,7 @@ class HeadMemory:
         return lined if order is None else lined.index_select(1, order)
 
     def across(self, attend: Kernel) -> Kernel:
-        """The kernel for cross-attention of this call, which knows no groups of heads."""
+        """Return the kernel for cross-attention of this call, which knows no groups of heads."""
         return next(iter(self.parts.values())).across(attend)
 
 
@@ -186,14 +174,13 @@ def _check(groups: Mapping[str, Sequence[Tier]], labels: Labels, shape: KVShape)
 
 AnyCache = KVCache | HeadGroups
 
-
-Labels = tuple[tuple[str, ...], ...]
-"""Of each layer, the group of each head."""
-MAKE = "infer/heads.py makes such a file for a model."
+# -- which head is of which group ---------------------------------------------------------------------------------
 
 
 def read_labels(path: Path) -> Labels:
-    """The labels of a JSON file {"description": ..., "layers": [["static", "dynamic", ...], ...]}. ConfigError."""
+    """Read the labels of a JSON file {"description": ..., "layers": [["static", "dynamic", ...], ...]}.
+
+    ConfigError if it is none."""
     try:
         layers = json.loads(path.read_text())["layers"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -206,7 +193,7 @@ def read_labels(path: Path) -> Labels:
 
 
 def write_labels(path: Path, labels: Labels, description: str, **measured: Sequence[Sequence[float]]) -> Path:
-    """The file that `read_labels` reads, a line for each layer; `measured`: numbers of each head beside its label."""
+    """Write the file that `read_labels` reads, a line for each layer; `measured`: numbers of each head beside them."""
     tables = {"layers": labels} | {name: [[round(number, 4) for number in row] for row in table]
                                    for name, table in measured.items()}  # fmt: skip
     lines = [f'  "{name}": [\n' + ",\n".join(f"    {json.dumps(row)}" for row in table) + "\n  ]"

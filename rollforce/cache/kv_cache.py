@@ -2,8 +2,10 @@
 
 Tiers that keep latents share an arena: slots per tier, and behind them room for the call in flight. Attention does not
 care for the order of keys, so a slot is used again as soon as its latent falls (a ring), and when a call sees all that
-is held, it reads one contiguous slice [sink | window | own] and nothing is ever moved or concatenated. A tier that
-keeps something else (chosen tokens, sums, codes) has a Region of its own, which is read beside the arena.
+is held, it reads one contiguous slice [sink | window | own] and nothing is ever moved or concatenated. The last tier
+may keep something else (chosen tokens, sums, codes): then it has a Region, which is read beside the arena.
+
+A call of the model looks at the cache through a CallMemory, which plans once what each layer then carries out.
 """
 
 from __future__ import annotations
@@ -16,9 +18,19 @@ import torch
 from torch import Tensor
 
 from rollforce.cache.arena import Arena
-from rollforce.cache.commit_plan import CommitPlan, Contents, Place, Tier, plan_commit
+from rollforce.cache.commit_plan import CommitPlan, Contents, Eviction, Place, Tier, plan_commit
 from rollforce.cache.positions import positions
-from rollforce.cache.region import AdditiveRegion, BiasedKV, Evicted, LayerCommit, Placement, Query, RegionTier, Weights
+from rollforce.cache.region import (
+    AdditiveRegion,
+    BiasedKV,
+    Evicted,
+    LayerCommit,
+    Placement,
+    Query,
+    Region,
+    RegionTier,
+    Weights,
+)
 from rollforce.cache.visibility import Visibility
 from rollforce.errors import ConfigError
 from rollforce.models.geometry import KVBlock, KVShape
@@ -31,24 +43,30 @@ class LatentGroup:
 
     start: int
     latents: int
-    sight: Visibility
+    visibility: Visibility
     commit: bool = False
 
 
 @dataclass(frozen=True)
 class CacheView:
-    """What a group sees: slots of the arena and moves of its regions, and where other regions stand.
+    """What a group, the first of whose latents is `start`, sees of the past.
 
+    `slots`: of the arena, and `latents` the region and stream index of each; `moves`: by how many latents each visible
+    region is moved in time; `region`: where the tokens of the last tier's region stand, if it has one.
     `dense`: all used slots from the first visible one, and nothing else: one slice."""
 
+    start: int
     slots: tuple[int, ...]
+    latents: tuple[tuple[str, int], ...]
     moves: tuple[tuple[str, int], ...]
     dense: bool
-    apart: tuple[tuple[str, Placement], ...] = ()
+    region: Placement | None = None
 
 
 class KVCache:
-    """Keys and values of the past, for all layers of one batch of streams."""
+    """Keys and values of the past, for all layers of one batch of streams.
+
+    `region`: the memory of the last tier, if that keeps no latents as they are (`region_tier`)."""
 
     def __init__(
         self,
@@ -59,24 +77,30 @@ class KVCache:
         device: str | torch.device = "cpu",
     ) -> None:
         """`flight`: the largest number of latents in one group of a call."""
-        names = [tier.kind for tier in tiers]
-        if len(set(names)) != len(names):
-            raise ConfigError(f"cache {names}: each kind of tier may appear once.")
+        kinds = [tier.kind for tier in tiers]
+        if len(set(kinds)) != len(kinds):
+            raise ConfigError(f"cache {kinds}: each kind of tier may appear once.")
         for tier in tiers[:-1]:
             if isinstance(tier, RegionTier):
-                raise ConfigError(f"cache {names}: {tier.kind} takes all that falls to it; it must be the last.")
+                raise ConfigError(f"cache {kinds}: {tier.kind} takes all that falls to it; it must be the last.")
         self.tiers, self.shape, self.dtype, self.device = tuple(tiers), shape, dtype, torch.device(device)
-        self.regions = {t.kind: t.region(shape, dtype, device) for t in tiers if isinstance(t, RegionTier)}
-        self.arena = Arena([tier for tier in tiers if tier.kind not in self.regions], shape, flight, dtype, device)
+        self.region_tier = tiers[-1] if tiers and isinstance(tiers[-1], RegionTier) else None
+        self.region = self._empty_region()
+        self.latent_tiers = self.tiers if self.region_tier is None else self.tiers[:-1]
+        self.arena = Arena(self.latent_tiers, shape, flight, dtype, device)
         self.capacity = sum(tier.latents for tier in tiers)
-        self.contents = Contents({name: {} for name in names}, dict.fromkeys(self.regions, ()))
-        self.learned: Weights = {}  # weights of tiers: the model's, not of the state
+        self.contents = Contents({tier.kind: {} for tier in self.latent_tiers})
+
+    def _empty_region(self) -> Region | None:
+        tier = self.region_tier
+        return None if tier is None else tier.region(self.shape, self.dtype, self.device)
 
     # -- what is held -------------------------------------------------------------------------------------------
 
     def held(self) -> dict[str, tuple[int, ...]]:
-        """Of each region, the stream indices that it holds or stands for, rising."""
-        return self.contents.held()
+        """Return the stream indices, rising, that each tier holds or stands for."""
+        held = self.contents.held()
+        return held if self.region_tier is None else {**held, self.region_tier.kind: self.contents.absorbed}
 
     @property
     def used(self) -> int:
@@ -85,91 +109,86 @@ class KVCache:
 
     @property
     def bytes(self) -> int:
-        return self.arena.bytes + sum(region.bytes for region in self.regions.values())
+        return self.arena.bytes + (0 if self.region is None else self.region.bytes)
 
     def mark(self, name: str, index: int) -> None:
         """Tell the tiers that something (`switch`, `shot`) happens with the latent at `index`, not yet committed."""
-        self.contents = self.contents.marked(name, index)
+        self.contents = self.contents.mark(name, index)
 
-    def memory(self, groups: Sequence[LatentGroup]) -> CallMemory:
-        """One call's window on this."""
-        return CallMemory(self, groups)
+    def memory(self, groups: Sequence[LatentGroup], weights: Weights | None = None) -> CallMemory:
+        """Open one call's window on this. `weights`: what the model has learned for tiers."""
+        return CallMemory(self, groups, weights)
 
     def view(self, group: LatentGroup) -> CacheView:
-        """What `group` sees now."""
-        slot_of = self.contents.slots
-        visible = group.sight.visible(self.held(), group.latents, whole=tuple(self.regions))
-        slots = tuple(sorted(slot_of[name][i] for name, held in visible.items() if name in self.arena.size
-                             for i in held))  # fmt: skip
-        moves = positions(group.sight.positions)(visible, range(group.start, group.start + group.latents))
-        apart = tuple((name, _placed(visible[name], moves.get(name))) for name in self.regions)
+        """Return what `group` sees now."""
+        kind = None if self.region_tier is None else self.region_tier.kind
+        visible = group.visibility.visible(self.held(), group.latents, whole=() if kind is None else (kind,))
+        moves = positions(group.visibility.positions)(visible, range(group.start, group.start + group.latents))
+        region = None if kind is None else _placed(visible.pop(kind), moves.get(kind))
+        at = {self.contents.slots[name][i]: (name, i) for name, held in visible.items() for i in held}
+        slots = tuple(sorted(at))
         first = slots[0] if slots else self.used
-        dense = not any(visible[name] for name in self.regions)
-        dense = dense and slots == tuple(range(first, self.used)) and self._prefix()
-        inside = tuple((name, moves.get(name, 0)) for name, held in visible.items() if held and name in self.arena.size)
-        return CacheView(slots, inside, dense, apart)
+        dense = not (region and region.filled) and slots == tuple(range(first, self.used)) and self._prefix()
+        inside = tuple((name, moves.get(name, 0)) for name, held in visible.items() if held)
+        return CacheView(group.start, slots, tuple(at[slot] for slot in slots), inside, dense, region)
 
     def _prefix(self) -> bool:
-        taken = sorted(slot for slots in self.contents.slots.values() for slot in slots.values())
-        return taken == list(range(self.used))
+        used = sorted(slot for slots in self.contents.slots.values() for slot in slots.values())
+        return used == list(range(self.used))
 
     # -- reading ------------------------------------------------------------------------------------------------
 
     def read(self, layer: int, view: CacheView, own: KVBlock) -> BiasedKV:
-        """The visible past followed by the call's own keys and values.
+        """Return the visible past followed by the call's own keys and values.
 
         Without gradient and with a dense view this is a slice of the arena: own keys are laid behind the used slots.
         With gradient, or where a call is larger than the room for it, it is a copy; the past carries no gradient.
         """
         for region, move in view.moves:
-            self.arena.show(layer, region, move)
+            self.arena.turn(layer, region, move)
         fits = own.key.shape[2] <= self.arena.flight * self.shape.tokens
         if view.dense and fits and not torch.is_grad_enabled():
-            stop = self.arena.behind(layer, self.used, own)
+            stop = self.arena.append(layer, self.used, own)
             block = self.arena.slots(layer, view.slots[0] if view.slots else self.used, stop)
             return BiasedKV(block.key, block.value)
-        parts = [self.regions[name].seen(layer, placed) for name, placed in view.apart if placed.filled]
         past = [self.arena.slots(layer, low, high) for low, high in _runs(view.slots)]
-        seen = [*(part for part in parts if part), *(BiasedKV(block.key, block.value) for block in (*past, own))]
-        key, value = torch.cat([part.key for part in seen], dim=2), torch.cat([part.value for part in seen], dim=2)
-        return BiasedKV(key, value, _bias(seen))
+        parts = [BiasedKV(block.key, block.value) for block in (*past, own)]
+        if self.region is not None and view.region is not None and view.region.filled:
+            tokens = self.region.read(layer, view.region)
+            parts = parts if tokens is None else [tokens, *parts]
+        key, value = torch.cat([part.key for part in parts], dim=2), torch.cat([part.value for part in parts], dim=2)
+        return BiasedKV(key, value, _bias(parts))
 
-    def added(self, asking: Query) -> Tensor | None:
-        """What a region adds to the output of attention."""
-        for region in self.regions.values():
-            if isinstance(region, AdditiveRegion):
-                return region.adds(asking)
-        return None
+    def addition(self, query: Query) -> Tensor | None:
+        """Return what the region adds to the output of attention, [B, N, L, K]; None for nothing."""
+        return self.region.addition(query) if isinstance(self.region, AdditiveRegion) else None
 
     # -- writing ------------------------------------------------------------------------------------------------
 
     def plan(self, start: int, latents: int) -> CommitPlan:
-        """What will happen, and where everything will be, when `latents` from `start` on are committed."""
-        return plan_commit(self.tiers, self.arena.offset, self.contents, start, latents)
+        """Plan what will happen, and where everything will be, when `latents` from `start` on are committed."""
+        return plan_commit(self.latent_tiers, self.region_tier, self.arena.offset, self.contents, start, latents)
 
     def write(self, commit: LayerCommit, plan: CommitPlan) -> None:
-        """Carry out a plan in one layer: lay down what comes, with the commit or from the tier above, average what
-        leaves a folding tier, and give regions what falls to them."""
+        """Carry out a plan in one layer: write what comes, with the commit or from the tier above, average what leaves
+        a merging tier, and give the region what falls to it."""
         layer = commit.layer
 
         def latent(index: int, source: Place | None) -> KVBlock:
             if source is not None:
-                return self.arena.taken(layer, *source)
+                return self.arena.copy(layer, *source)
             return commit.own.latents(index - commit.start, index - commit.start + 1, self.shape.tokens)
 
-        laid = [(lay, latent(lay.index, lay.source)) for lay in plan.lays]  # all is read before anything is written
-        folded = [(fold, latent(fold.index, fold.source)) for fold in plan.folds]
-        absorbed = [(absorb, [latent(*place) for place in absorb.latents], absorb.after and latent(*absorb.after))
-                    for absorb in plan.absorbs]  # fmt: skip
-        for lay, block in laid:
-            self.arena.lay(layer, lay.place, block)
-        for fold, block in folded:
-            self.arena.mix(layer, fold, block)
-        for absorb, blocks, after in absorbed:
-            key, value = (torch.cat([getattr(b, part).detach() for b in blocks], dim=2) for part in ("key", "value"))
-            fallen = Evicted(tuple(index for index, _ in absorb.latents), KVBlock(key, value))
+        writes = [(write.place, latent(write.index, write.source)) for write in plan.writes]  # read all, then write
+        merges = [(merge, latent(merge.index, merge.source)) for merge in plan.merges]
+        evicted = None if plan.eviction is None else _evicted(plan.eviction, latent)
+        for place, block in writes:
+            self.arena.write(layer, place, block)
+        for merge, block in merges:
+            self.arena.merge(layer, merge, block)
+        if self.region is not None and evicted is not None:
             with torch.no_grad():
-                self.regions[absorb.region].absorb(fallen, replace(commit, after=after))
+                self.region.absorb(evicted[0], replace(commit, after=evicted[1]))
 
     def adopt(self, contents: Contents) -> None:
         """Make it the truth."""
@@ -177,63 +196,37 @@ class KVCache:
 
     def retain(self, stays: Callable[[str, int], bool]) -> None:
         """Let go of the latents, (region, index), that do not stay. What was absorbed is not touched."""
-        self.contents = self.contents.filtered(stays)
+        self.contents = self.contents.filter(stays)
 
     def forget(self) -> None:
-        """Empty the regions that keep no latents as they are: they cannot tell what is of which prompt."""
-        for tier in self.tiers:
-            if isinstance(tier, RegionTier):
-                self.regions[tier.kind] = tier.region(self.shape, self.dtype, self.device)
-        self.contents = replace(self.contents, absorbed=dict.fromkeys(self.regions, ()))
+        """Empty the region that keeps no latents as they are: it cannot tell what is of which prompt."""
+        self.region = self._empty_region()
+        self.contents = replace(self.contents, absorbed=())
 
     # -- saving -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a stream needs to go on: tensors and plain numbers."""
-        return {
-            "arena": self.arena.state_dict(),
-            "regions": {name: region.state_dict() for name, region in self.regions.items()},
-            "slots": {name: sorted(slots.items()) for name, slots in self.contents.slots.items()},
-            "absorbed": {name: list(span) for name, span in self.contents.absorbed.items()},
-            "marks": {name: list(indices) for name, indices in self.contents.marks.items()},
-        }
+        """Return everything a stream needs to go on: tensors and plain numbers."""
+        slots = {name: sorted(slots.items()) for name, slots in self.contents.slots.items()}
+        state: dict[str, Any] = {"arena": self.arena.state_dict(), "regions": {}, "slots": slots, "absorbed": {}}
+        if self.region is not None and self.region_tier is not None:
+            kind = self.region_tier.kind
+            state["regions"][kind], state["absorbed"][kind] = self.region.state_dict(), list(self.contents.absorbed)
+            slots[kind] = []
+        return state | {"marks": {name: list(indices) for name, indices in self.contents.marks.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict` of a cache of the same tiers and shape."""
         self.arena.load_state_dict(state["arena"])
-        for name, region in self.regions.items():
-            region.load_state_dict(state["regions"][name])
+        absorbed: Sequence[int] = ()
+        if self.region is not None and self.region_tier is not None:
+            self.region.load_state_dict(state["regions"][self.region_tier.kind])
+            absorbed = state["absorbed"][self.region_tier.kind]
         self.contents = Contents(
-            {name: {int(i): int(s) for i, s in slots} for name, slots in state["slots"].items()},
-            {name: tuple(int(i) for i in span) for name, span in state["absorbed"].items()},
+            {tier.kind: {int(i): int(s) for i, s in state["slots"][tier.kind]} for tier in self.latent_tiers},
+            tuple(int(i) for i in absorbed),
             {name: tuple(int(i) for i in indices) for name, indices in state["marks"].items()},
         )
-
-
-def _placed(span: tuple[int, ...], move: int | None) -> Placement:
-    """A region that a policy moves stands no further back than its span; one that is left alone, where it was."""
-    return Placement(move or 0, None if move is None or not span else span[0] + move, len(span))
-
-
-def _bias(seen: Sequence[BiasedKV]) -> Tensor | None:
-    if all(part.bias is None for part in seen):
-        return None
-    zero = next(part.bias for part in seen if part.bias is not None).new_zeros(1)
-    heads = max(part.bias.shape[1] for part in seen if part.bias is not None)
-    parts = [zero.expand(len(part.key), heads, 1, part.key.shape[2]) if part.bias is None
-             else part.bias.expand(-1, heads, -1, -1) for part in seen]  # fmt: skip
-    return torch.cat(parts, dim=3)
-
-
-def _runs(slots: Sequence[int]) -> list[tuple[int, int]]:
-    """Rising integers as half-open runs: (3, 4, 5, 9) -> [(3, 6), (9, 10)]."""
-    runs: list[tuple[int, int]] = []
-    for slot in slots:
-        if runs and runs[-1][1] == slot:
-            runs[-1] = (runs[-1][0], slot + 1)
-        else:
-            runs.append((slot, slot + 1))
-    return runs
 
 
 class CallMemory:
@@ -243,8 +236,8 @@ class CallMemory:
     pass of one chunk and the next tick are one call, with the numbers of two.
     """
 
-    def __init__(self, cache: KVCache, groups: Sequence[LatentGroup]) -> None:
-        self.cache, self.groups = cache, tuple(groups)
+    def __init__(self, cache: KVCache, groups: Sequence[LatentGroup], weights: Weights | None = None) -> None:
+        self.cache, self.groups, self.weights = cache, tuple(groups), {} if weights is None else weights
         self._before = cache.contents
         self._views: list[CacheView] = []
         self._plans: list[CommitPlan] = []
@@ -256,32 +249,72 @@ class CallMemory:
         cache.adopt(self._before)
 
     def attend(self, layer: int, query: Tensor, own: KVBlock, attend: Kernel) -> Tensor:
-        """Attention output of all groups, [B, N, L, K]."""
+        """Return the attention output of all groups, [B, N, L, K]."""
         tokens, at, outputs = self.cache.shape.tokens, 0, []
         self.cache.adopt(self._before)
         for group, view, plan in zip(self.groups, self._views, self._plans, strict=True):
             stop = at + group.latents
-            asking, mine = query[:, :, at * tokens : stop * tokens], own.latents(at, stop, tokens)
-            seen = self.cache.read(layer, view, mine)
-            asked = Query(layer, group.start, asking, self.cache.learned)
-            kernel = group.sight.kernel(attend, self.cache.shape, asked)
-            output, added = kernel(asking, seen.key, seen.value, seen.bias), self.cache.added(asked)
-            outputs.append(output if added is None else output + added.to(output))
+            mine, keys = query[:, :, at * tokens : stop * tokens], own.latents(at, stop, tokens)
+            outputs.append(self.attend_group(layer, group, view, mine, keys, attend))
             if group.commit:
-                self.cache.write(LayerCommit(layer, group.start, mine, asking, self._notes), plan)
+                self.cache.write(LayerCommit(layer, group.start, keys, mine, self._notes), plan)
                 self.cache.adopt(plan.after)
             at = stop
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
+    def attend_group(
+        self, layer: int, group: LatentGroup, view: CacheView, query: Tensor, own: KVBlock, attend: Kernel
+    ) -> Tensor:
+        """Return the attention output of one group, [B, N, L, K], over what it sees and its own keys."""
+        seen = self.cache.read(layer, view, own)
+        asked = Query(layer, group.start, query, self.weights)
+        kernel = group.visibility.kernel(attend, self.cache.shape, asked)
+        output, addition = kernel(query, seen.key, seen.value, seen.bias), self.cache.addition(asked)
+        return output if addition is None else output + addition.to(output)
+
     def across(self, attend: Kernel) -> Kernel:
-        """The kernel for cross-attention of this call: queries of all groups, each as its sight says."""
+        """Return the kernel for cross-attention of this call: queries of each group attend as its visibility says."""
         shape = self.cache.shape
-        if all(group.sight.text is None for group in self.groups):
+        if all(group.visibility.text is None for group in self.groups):
             return attend
 
-        def grouped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        def attend_groups(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
             parts = query.split([group.latents * shape.tokens for group in self.groups], dim=2)
-            kernels = [group.sight.text_kernel(attend, shape) for group in self.groups]
+            kernels = [group.visibility.text_kernel(attend, shape) for group in self.groups]
             return torch.cat([kernel(part, key, value, mask) for kernel, part in zip(kernels, parts, strict=True)], 2)
 
-        return grouped
+        return attend_groups
+
+
+def _evicted(eviction: Eviction, latent: Callable[[int, Place | None], KVBlock]) -> tuple[Evicted, KVBlock | None]:
+    """What a region gets to see of an eviction, and the latent that follows."""
+    blocks = [latent(*place) for place in eviction.latents]
+    key, value = (torch.cat([getattr(b, part).detach() for b in blocks], dim=2) for part in ("key", "value"))
+    evicted = Evicted(tuple(index for index, _ in eviction.latents), KVBlock(key, value))
+    return evicted, eviction.after and latent(*eviction.after)
+
+
+def _placed(span: tuple[int, ...], move: int | None) -> Placement:
+    """A region that a policy moves stands no further back than its span; one that is left alone, where it was."""
+    return Placement(move or 0, None if move is None or not span else span[0] + move, len(span))
+
+
+def _bias(parts: Sequence[BiasedKV]) -> Tensor | None:
+    biases = [part.bias for part in parts if part.bias is not None]
+    if not biases:
+        return None
+    zero, heads = biases[0].new_zeros(1), max(bias.shape[1] for bias in biases)
+    wide = [zero.expand(len(part.key), heads, 1, part.key.shape[2]) if part.bias is None
+            else part.bias.expand(-1, heads, -1, -1) for part in parts]  # fmt: skip
+    return torch.cat(wide, dim=3)
+
+
+def _runs(slots: Sequence[int]) -> list[tuple[int, int]]:
+    """Rising integers as half-open runs: (3, 4, 5, 9) -> [(3, 6), (9, 10)]."""
+    runs: list[tuple[int, int]] = []
+    for slot in slots:
+        if runs and runs[-1][1] == slot:
+            runs[-1] = (runs[-1][0], slot + 1)
+        else:
+            runs.append((slot, slot + 1))
+    return runs

@@ -18,12 +18,12 @@ Positions = Callable[[Visible, range], Moves]  # the range: stream indices of th
 
 
 def absolute(visible: Visible, own: range) -> Moves:
-    """Every latent stands at its own index (Self Forcing, LongLive): the distance to a sink grows without bound."""
+    """Move nothing: every latent stands at its own index (Self Forcing, LongLive), a sink ever further away."""
     return {}
 
 
 def realigned(visible: Visible, own: range) -> Moves:
-    """Regions follow each other without a gap, the last one ending where the call's own latents start.
+    """Let regions follow each other without a gap, the last one ending where the call's own latents start.
 
     Rolling Forcing's sink (section 3.3), generalised to any number of regions: positions never leave the range
     seen in training, however long the stream.
@@ -94,7 +94,7 @@ AnyPositions = str | Anchored | RunningAhead  # a name of NAMED, or settings
 
 
 def positions(choice: AnyPositions) -> Positions:
-    """The position policy chosen; ConfigError lists the names that exist."""
+    """Return the position policy chosen. ConfigError lists the names that exist."""
     if not isinstance(choice, str):
         return choice
     if choice not in NAMED:

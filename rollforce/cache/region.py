@@ -51,7 +51,7 @@ class Placement:
     filled: int
 
     def turns(self, index: Tensor) -> Tensor:
-        """By how many latents each token is turned."""
+        """Return by how many latents each token, made at `index`, is turned."""
         target = index + self.move
         return (target if self.lowest is None else target.clamp(min=self.lowest)) - index
 
@@ -62,12 +62,13 @@ Weights = Mapping[str, Tensor] | nn.ParameterDict
 
 @dataclass(frozen=True)
 class Query:
-    """A call's queries in one layer, turned at their own index, the first latent's being `start`."""
+    """A call's queries in one layer, [B, N, L, K], turned at their own index, the first latent's being `start`;
+    `weights` as the model has learned them for tiers."""
 
     layer: int
     start: int
-    query: Tensor
-    learned: Weights
+    vectors: Tensor
+    weights: Weights
 
 
 @dataclass(frozen=True)
@@ -80,16 +81,16 @@ class BiasedKV:
 
 
 class Region(Protocol):
-    """State of an absorbing tier."""
+    """The tensors of a tier that keeps no latents as they are."""
 
     @property
     def bytes(self) -> int: ...
-    def absorb(self, fallen: Evicted, commit: LayerCommit) -> None:
+    def absorb(self, evicted: Evicted, commit: LayerCommit) -> None:
         """Take what falls, in one layer."""
         ...
 
-    def seen(self, layer: int, placed: Placement) -> BiasedKV | None:
-        """What a call attends to of it."""
+    def read(self, layer: int, placement: Placement) -> BiasedKV | None:
+        """Return what a call attends to of it; None for nothing."""
         ...
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -100,8 +101,8 @@ class Region(Protocol):
 class AdditiveRegion(Protocol):
     """A region that adds something to the output of attention."""
 
-    def adds(self, asking: Query) -> Tensor | None:
-        """That, [B, N, L, K]."""
+    def addition(self, query: Query) -> Tensor | None:
+        """Return what is added for these queries, [B, N, L, K]; None for nothing."""
         ...
 
 
@@ -109,4 +110,6 @@ class AdditiveRegion(Protocol):
 class RegionTier(Tier, Protocol):
     """A tier whose memory is a Region."""
 
-    def region(self, shape: KVShape, dtype: torch.dtype, device: torch.device | str) -> Region: ...
+    def region(self, shape: KVShape, dtype: torch.dtype, device: torch.device | str) -> Region:
+        """Return an empty memory of this shape."""
+        ...

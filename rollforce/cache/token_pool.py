@@ -30,20 +30,20 @@ class Tokens:
     mass: Tensor
 
     def pick(self, which_BL: Tensor) -> Tokens:
-        """These tokens of each row, in this order."""
+        """Return these tokens of each row, in this order."""
         spread = which_BL[:, None, :, None].expand(-1, self.key.shape[1], -1, self.key.shape[3])
         return Tokens(self.key.gather(2, spread), self.value.gather(2, spread),
                       self.index.gather(1, which_BL), self.mass.gather(1, which_BL))  # fmt: skip
 
-    def beside(self, other: Tokens) -> Tokens:
-        """These and then those."""
+    def append(self, other: Tokens) -> Tokens:
+        """Return these tokens, then the other ones."""
         return Tokens(torch.cat([self.key, other.key], 2), torch.cat([self.value, other.value], 2),
                       torch.cat([self.index, other.index], 1), torch.cat([self.mass, other.mass], 1))  # fmt: skip
 
 
 def pick_best(score_BL: Tensor, filled_BL: Tensor, count: int) -> Tensor:
-    """Of each row, the `count` filled places of the highest score in their order, empty ones last: indices [B, count].
-    Of equal ones the first."""
+    """Return the `count` filled places of the highest score of each row, in their order, empty ones last: indices
+    [B, count]. Of equal ones the first is taken."""
     ranked = score_BL.double().masked_fill(~filled_BL, -torch.inf).argsort(dim=1, descending=True, stable=True)
     chosen = ranked[:, :count]
     order = chosen.where(filled_BL.gather(1, chosen), filled_BL.shape[1]).argsort(dim=1, stable=True)
@@ -53,13 +53,13 @@ def pick_best(score_BL: Tensor, filled_BL: Tensor, count: int) -> Tensor:
 class TokenTier(Tier, Protocol):
     """A tier of chosen tokens."""
 
-    def choose(self, held: Tokens, fallen: Tokens, commit: LayerCommit) -> Tokens:
-        """What is held after a commit, as many tokens as before, empty places last."""
+    def choose(self, held: Tokens, evicted: Tokens, commit: LayerCommit) -> Tokens:
+        """Return what is held after a commit: as many tokens as before, empty places last."""
         ...
 
 
 class TokenPool:
-    """The Region of a Choosing tier: `latents` x tokens places.
+    """The Region of a TokenTier: `latents` x tokens places.
 
     `holes`: whether places may stay empty, or tokens stand for several, once so many latents fell; then each call needs
     a bias, which not every attention kernel takes.
@@ -89,30 +89,30 @@ class TokenPool:
         tensors = (tensor for held in self.held for tensor in (held.key, held.key, held.value, held.index, held.mass))
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # keys twice: as made, as shown
 
-    def absorb(self, fallen: Evicted, commit: LayerCommit) -> None:
+    def absorb(self, evicted: Evicted, commit: LayerCommit) -> None:
         held, tokens = self.held[commit.layer], self.shape.tokens
-        index = torch.tensor(fallen.indices, device=held.index.device).repeat_interleave(tokens)
-        block = Tokens(fallen.block.key.to(held.key), fallen.block.value.to(held.value),
+        index = torch.tensor(evicted.indices, device=held.index.device).repeat_interleave(tokens)
+        block = Tokens(evicted.block.key.to(held.key), evicted.block.value.to(held.value),
                        index.expand(self.shape.batch, -1), torch.ones_like(index, dtype=torch.float32)
                        .expand(self.shape.batch, -1))  # fmt: skip
         self.held[commit.layer] = self.tier.choose(held, block, commit)
         self._turned[commit.layer] = None
 
-    def seen(self, layer: int, placed: Placement) -> BiasedKV | None:
-        held, count = self.held[layer], min(placed.filled * self.shape.tokens, self.held[layer].index.shape[1])
+    def read(self, layer: int, placement: Placement) -> BiasedKV | None:
+        held, count = self.held[layer], min(placement.filled * self.shape.tokens, self.held[layer].index.shape[1])
         turned = self._turned[layer]
-        if turned is None or turned[0] != placed:
-            turned = self._turned[layer] = (placed, rope.turn_each(held.key, self._turns(held, placed)))
+        if turned is None or turned[0] != placement:
+            turned = self._turned[layer] = (placement, rope.turn_each(held.key, self._turns(held, placement)))
         if self.holes:
             return BiasedKV(turned[1], held.value, held.mass.log()[:, None, None])
         return BiasedKV(turned[1][:, :, :count], held.value[:, :, :count])
 
-    def _turns(self, held: Tokens, placed: Placement) -> Tensor:
-        if not self.packed or placed.lowest is None:
-            return placed.turns(held.index)
+    def _turns(self, held: Tokens, placement: Placement) -> Tensor:
+        if not self.packed or placement.lowest is None:
+            return placement.turns(held.index)
         place = torch.arange(held.index.shape[1], device=held.index.device) // self.shape.tokens
         latents = (held.mass > 0).sum(dim=1, keepdim=True) // self.shape.tokens
-        return placed.lowest + placed.filled - latents + place - held.index
+        return placement.lowest + placement.filled - latents + place - held.index
 
     def state_dict(self) -> dict[str, Any]:
         return {name: [getattr(held, name).clone() for held in self.held] for name in ("key", "value", "index", "mass")}

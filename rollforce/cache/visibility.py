@@ -1,4 +1,4 @@
-"""Sight: what one call may see of the past, and where it stands. Denoising and committing calls may differ."""
+"""What one call may see of the past, and where it stands. Denoising and committing calls may differ."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ class Visibility:
     def visible(
         self, held: Mapping[str, tuple[int, ...]], own: int, whole: tuple[str, ...] = ()
     ) -> dict[str, tuple[int, ...]]:
-        """Of each region, the stream indices that a call of `own` latents sees; `whole`: regions seen whole or not at
-        all, hence always."""
+        """Return the stream indices of each region that a call of `own` latents sees.
+
+        `whole`: regions that are seen whole or not at all, hence always."""
         if self.budget is None:
             return dict(held)
         pinned = {*self.pinned, *whole}
@@ -58,15 +59,15 @@ class Visibility:
         return any(each is not None and each.masked for each in (self.sparse, self.text))
 
     def at(self, sigma: float) -> Visibility:
-        """The sight of a call whose noisiest latent has this much noise."""
+        """Return what a call sees whose noisiest latent has this much noise."""
         return replace(self, sparse=None) if self.sparse is not None and sigma > self.sparse.below else self
 
-    def kernel(self, attend: Kernel, shape: KVShape, asking: Query) -> Kernel:
-        """How a call attends, in a layer, to what it sees."""
-        if self.sparse is None or asking.layer < round(shape.layers * (1 - self.sparse.layers)):
+    def kernel(self, attend: Kernel, shape: KVShape, query: Query) -> Kernel:
+        """Return how a call attends, in a layer, to what it sees."""
+        if self.sparse is None or query.layer < round(shape.layers * (1 - self.sparse.layers)):
             return attend
-        return self.sparse.kernel(attend, shape.tokens, asking.start)
+        return self.sparse.kernel(attend, shape.tokens, query.start)
 
     def text_kernel(self, attend: Kernel, shape: KVShape) -> Kernel:
-        """The same for the prompt."""
+        """Return how it attends to the prompt."""
         return attend if self.text is None else self.text.kernel(attend, shape.tokens)

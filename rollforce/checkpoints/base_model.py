@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rollforce.checkpoints.json_files import read_json, write_json
 from rollforce.checkpoints.read import ORIGINAL, expect, read_checkpoint
 from rollforce.checkpoints.safetensors_folder import STEM, write_shards
 from rollforce.checkpoints.shapes import autoencoder_config_of, text_config_of
@@ -69,7 +69,7 @@ class ModelPart:
 
 
 def find_parts(base: Path, image: bool = False) -> tuple[ModelPart, ...]:
-    """The parts in a base model's folder, diffusers' or original. CheckpointError names what is missing.
+    """Return the parts in a base model's folder, diffusers' or original. CheckpointError names what is missing.
 
     `image`: an image-to-video student, which needs the image encoder as well.
     """
@@ -94,17 +94,8 @@ def find_parts(base: Path, image: bool = False) -> tuple[ModelPart, ...]:
 
 
 def settings_of(base: Path) -> dict[str, Any]:
-    """The config.json of a base model's transformer, {} without one."""
-    for path in (base / "transformer" / "config.json", base / "config.json"):
-        if path.is_file():
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return content
-    return {}
-
-
-def write_json(content: dict[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    """Return the config.json of a base model's transformer, {} without one."""
+    return read_json(base / "transformer" / "config.json", {}) or read_json(base / "config.json", {})
 
 
 def _original(base: Path) -> list[ModelPart]:

@@ -25,7 +25,9 @@ from torch import Tensor
 
 from rollforce.checkpoints import base_model, hub
 from rollforce.checkpoints.catalog import CARD, Card, presets
-from rollforce.checkpoints.read import STREAM_CLASS, Checkpoint, expect, merge_lora, read_checkpoint, teacher_refusal
+from rollforce.checkpoints.json_files import read_json, write_json
+from rollforce.checkpoints.lora_names import merge_lora
+from rollforce.checkpoints.read import STREAM_CLASS, Checkpoint, expect, read_checkpoint, teacher_refusal
 from rollforce.checkpoints.releases import Release, release_of
 from rollforce.checkpoints.safetensors_folder import STEM, bytes_of, write_shards
 from rollforce.checkpoints.shapes import check_whole, config_of
@@ -38,6 +40,54 @@ FPS = 16  # of every Wan 2.1 model
 SIZE = (480, 832)  # height, width
 STREAM = "self_forcing"  # of a student that no name tells
 UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Everything that was checked before a byte is written."""
+
+    checkpoint: Checkpoint
+    config: Mapping[str, Any]
+    parts: tuple[base_model.ModelPart, ...]
+    lora: Checkpoint | None
+    out: Path
+    card: Card
+    origin: str  # of the parts
+    release: Release | None
+    dtype: torch.dtype | None
+    teacher: bool
+    warnings: tuple[str, ...]
+
+    @property
+    def parameters(self) -> int:
+        return sum(tensor.numel() for tensor in self.checkpoint.state.values())
+
+    @property
+    def bytes(self) -> int:
+        """What it will take on the disk of `out`."""
+        own = sum(bytes_of(tensor, self.dtype) for tensor in self.checkpoint.state.values())
+        return own + sum(part.bytes for part in self.parts if not part.linkable(existing(self.out)))
+
+    def summary(self) -> list[str]:
+        """Say what it is and what will be made, in lines for a person."""
+        checkpoint, config = self.checkpoint, self.config
+        where = f" ({checkpoint.where})" if checkpoint.where else ""
+        lora = f" with {self.lora.path.name}" if self.lora else ""
+        known = f", {self.release.name}: {self.release.page}" if self.release else ""
+        stream = "a teacher: no stream" if self.teacher else f"stream {self.card.stream}"
+        return [
+            f"{checkpoint.path.name}{where}{lora}: {self.parameters / 1e9:.2f} billion parameters, "
+            f"{config['num_layers']} blocks of width {config['num_attention_heads'] * config['attention_head_dim']}",
+            f"licence {self.card.licence}{known}",
+            f"{', '.join(part.name for part in self.parts)} from {self.origin}",
+            f"{self.out}: {self.bytes / 1e9:.2f} GB, {self.card.size[1]}x{self.card.size[0]}, {stream}",
+        ]
+
+
+def existing(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    folder = folder.resolve()
+    return next(each for each in (folder, *folder.parents) if each.exists())
 
 
 def prepare(
@@ -77,7 +127,7 @@ def prepare(
 
 
 def dtype_of(name: str | None) -> torch.dtype | None:
-    """A dtype to store weights in, by name; None is as they are. ConfigError lists the names."""
+    """Return a dtype to store weights in, by name; None is as they are. ConfigError lists the names."""
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name is not None and name not in known:
         raise ConfigError(f"dtype {name!r} is not known. Use {', '.join(known)}.")
@@ -107,11 +157,11 @@ def _fill(conversion: Conversion, folder: Path) -> None:
     target = folder / "transformer"
     write_shards(conversion.checkpoint.state, target, STEM["transformer"], dtype=conversion.dtype,
                  change=(lambda group: _merged(group, lora.state)) if lora else None)  # fmt: skip
-    base_model.write_json(dict(conversion.config), target / "config.json")
+    write_json(dict(conversion.config), target / "config.json")
     for part in conversion.parts:
         log.info("%s from %s", part.name, part.source)
         part.place(folder)
-    base_model.write_json(index_of(conversion), folder / "model_index.json")
+    write_json(index_of(conversion), folder / "model_index.json")
     (folder / "README.md").write_text(readme_of(conversion), encoding="utf-8")
     if not conversion.teacher:
         import yaml
@@ -208,56 +258,8 @@ def _check_out(conversion: Conversion, sources: list[Path], overwrite: bool) -> 
         raise OSError(errno.ENOSPC, need)
 
 
-@dataclass(frozen=True)
-class Conversion:
-    """Everything that was checked before a byte is written."""
-
-    checkpoint: Checkpoint
-    config: Mapping[str, Any]
-    parts: tuple[base_model.ModelPart, ...]
-    lora: Checkpoint | None
-    out: Path
-    card: Card
-    origin: str  # of the parts
-    release: Release | None
-    dtype: torch.dtype | None
-    teacher: bool
-    warnings: tuple[str, ...]
-
-    @property
-    def parameters(self) -> int:
-        return sum(tensor.numel() for tensor in self.checkpoint.state.values())
-
-    @property
-    def bytes(self) -> int:
-        """What it will take on the disk of `out`."""
-        own = sum(bytes_of(tensor, self.dtype) for tensor in self.checkpoint.state.values())
-        return own + sum(part.bytes for part in self.parts if not part.linkable(existing(self.out)))
-
-    def summary(self) -> list[str]:
-        """What it is and what will be made, in lines for a person."""
-        checkpoint, config = self.checkpoint, self.config
-        where = f" ({checkpoint.where})" if checkpoint.where else ""
-        lora = f" with {self.lora.path.name}" if self.lora else ""
-        known = f", {self.release.name}: {self.release.page}" if self.release else ""
-        stream = "a teacher: no stream" if self.teacher else f"stream {self.card.stream}"
-        return [
-            f"{checkpoint.path.name}{where}{lora}: {self.parameters / 1e9:.2f} billion parameters, "
-            f"{config['num_layers']} blocks of width {config['num_attention_heads'] * config['attention_head_dim']}",
-            f"licence {self.card.licence}{known}",
-            f"{', '.join(part.name for part in self.parts)} from {self.origin}",
-            f"{self.out}: {self.bytes / 1e9:.2f} GB, {self.card.size[1]}x{self.card.size[0]}, {stream}",
-        ]
-
-
-def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
-    folder = folder.resolve()
-    return next(each for each in (folder, *folder.parents) if each.exists())
-
-
 def index_of(conversion: Conversion) -> dict[str, Any]:
-    """model_index.json: the parts by the class names of diffusers and transformers."""
+    """Return model_index.json: the parts by the class names of diffusers and transformers."""
     image = "image_dim" in conversion.config
     pipeline = "WanImageToVideoPipeline" if image else "WanPipeline"
     there = [part.name for part in conversion.parts]
@@ -271,13 +273,12 @@ def index_of(conversion: Conversion) -> dict[str, Any]:
 
 def _classes_named(conversion: Conversion) -> dict[str, Any]:
     """How the base's own index names its parts: its scheduler and tokenizer may be of other classes."""
-    index = conversion.parts[0].source.parent / "model_index.json"
-    named = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    named = read_json(conversion.parts[0].source.parent / "model_index.json", {})
     return {name: named[name] for name in ("scheduler", "tokenizer", "image_processor") if name in named}
 
 
 def readme_of(conversion: Conversion) -> str:
-    """README.md: licence, origin and use, with the head that the hub reads."""
+    """Return README.md: licence, origin and use, with the head that the hub reads."""
     card, release, checkpoint = conversion.card, conversion.release, conversion.checkpoint
     free = card.licence == "Apache-2.0"
     where = f", `{checkpoint.where}`" if checkpoint.where else ""

@@ -18,7 +18,7 @@ def is_repository(name: str | Path) -> bool:
 
 
 def fetch(repository: str, patterns: Sequence[str] | None = None) -> Path:
-    """The local folder of a repository's files (all, or those that fit `patterns`), downloaded where they are not yet.
+    """Download a repository's files (all, or those that fit `patterns`) where they are not yet; return their folder.
 
     HF_HUB_OFFLINE and HF_HOME are honoured. Raises CheckpointError: no such repository, no network, gated, or a
     licence that forbids what downloads for anyone would be.

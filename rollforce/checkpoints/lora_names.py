@@ -29,7 +29,7 @@ def is_lora(state: Mapping[str, object]) -> bool:
 
 
 def lora_to_ours(state: Mapping[str, T], name: str) -> dict[str, T]:
-    """{module}.lora_A.weight, .lora_B.weight and perhaps .alpha, with our names of the modules.
+    """Rename to {module}.lora_A.weight, .lora_B.weight and perhaps .alpha, with our names of the modules.
 
     Understands peft's names (with or without an adapter's), diffusers' and kohya's, on original or our module names.
     """
@@ -53,7 +53,7 @@ def lora_to_ours(state: Mapping[str, T], name: str) -> dict[str, T]:
 
 
 def with_alpha(lora: Mapping[str, Tensor], settings: Mapping[str, Any], name: str) -> dict[str, Tensor]:
-    """`lora` with the alpha of its settings, as peft writes them, at every module that has none of its own.
+    """Return `lora` with the alpha of its settings, as peft writes them, at every module that has none of its own.
 
     Raises CheckpointError for kinds of adapter whose product is not alpha / rank * B @ A."""
     for kind in ("use_rslora", "use_dora", "alpha_pattern"):
@@ -65,7 +65,7 @@ def with_alpha(lora: Mapping[str, Tensor], settings: Mapping[str, Any], name: st
 
 
 def adapter_settings(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What diffusers writes into a LoRA file about it; {} if it is not there."""
+    """Return what diffusers writes into a LoRA file about it; {} if it is not there."""
     try:
         told = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     except json.JSONDecodeError:
@@ -111,7 +111,7 @@ def branches_of(
 def merge_lora(
     state: Mapping[str, Tensor], lora: Mapping[str, Tensor], alpha: float | None = None
 ) -> dict[str, Tensor]:
-    """`state` with W + alpha / rank * B @ A for every module of `lora`; both in our names. Sums in float32.
+    """Return `state` with W + alpha / rank * B @ A for every module of `lora`; both in our names. Sums in float32.
 
     Tensors without a LoRA are those of `state`. For `alpha` and errors see `branches_of`.
     """
@@ -124,7 +124,7 @@ def merge_lora(
 
 
 def targets_of(lora: Mapping[str, object]) -> list[str]:
-    """The modules, in our names, that a LoRA changes."""
+    """Return the modules, in our names, that a LoRA changes."""
     return sorted({re.sub(r"\.(lora_[AB]\.weight|alpha)$", "", name) for name in lora})
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rollforce.checkpoints.json_files import read_json, write_json
 from rollforce.checkpoints.names import NEVER_USED
-from rollforce.checkpoints.safetensors_folder import LIMIT, STEM, read_shards, shards_of, write_shards
+from rollforce.checkpoints.safetensors_folder import LIMIT, STEM, read_safetensors, read_shards, shards_of, write_shards
 from rollforce.checkpoints.shapes import same_shape
 from rollforce.errors import CheckpointError, ConfigError
 
@@ -32,17 +32,14 @@ FREE = {"rope_max_seq_len"}  # length of a table that rope.py does without
 
 
 def read_config(folder: Path, known: set[str]) -> dict[str, Any]:
-    """Fields of a folder's config.json that are in `known`.
+    """Return the fields of a folder's config.json that are in `known`.
 
     Raises CheckpointError if it describes no Wan transformer, ConfigError naming a field that asks for something else.
     """
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no transformer: config.json is missing.")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
+    raw = read_json(path)
     kind = raw.get("_class_name", CLASS)
     if kind != CLASS:
         raise CheckpointError(f"{path} describes a {kind}, not a {CLASS}. Original Wan files: rollforce convert.")
@@ -60,14 +57,13 @@ def read_config(folder: Path, known: set[str]) -> dict[str, Any]:
 
 
 def write_config(folder: Path, fields: Mapping[str, Any]) -> None:
-    """config.json, so that diffusers builds the same transformer."""
+    """Write config.json, so that diffusers builds the same transformer."""
     built = {name: BUILT[name] for name in ("cross_attn_norm", "qk_norm", "pos_embed_seq_len")}
-    text = json.dumps({"_class_name": CLASS, **fields, **built}, indent=2)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    write_json({"_class_name": CLASS, **fields, **built}, folder / "config.json")
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder in their own dtype, mapped from its files: nothing is read before it is used."""
+    """Return all tensors of a folder in their own dtype, mapped from its files: nothing is read before it is used."""
     first = next((folder / name for name in (INDEX, WEIGHTS) if (folder / name).is_file()), None)
     if first is None:
         raise CheckpointError(f"{folder} holds no weights: neither {WEIGHTS} nor its index is there.")
@@ -75,7 +71,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def write_weights(folder: Path, state: Mapping[str, Tensor], limit: int = LIMIT) -> None:
-    """Safetensors of at most `limit` bytes each, with an index if there are several."""
+    """Write safetensors of at most `limit` bytes each, with an index if there are several."""
     (folder / INDEX).unlink(missing_ok=True)  # an older one would be believed
     write_shards(state, folder, STEM["transformer"], limit=limit)
 
@@ -91,10 +87,8 @@ M = TypeVar("M", bound=nn.Module)
 
 def save_module(module: nn.Module, config: Any, folder: str | Path) -> None:
     """Write `config`, a dataclass, and the weights of `module` into `folder`, which is made if it is missing."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
-    save_file({k: v.half().contiguous() for k, v in module.state_dict().items()}, folder / "model.safetensors")
+    write_json(asdict(config), Path(folder) / "config.json")
+    save_file({k: v.half().contiguous() for k, v in module.state_dict().items()}, Path(folder) / "model.safetensors")
 
 
 def load_module(module: Callable[[Any], M], config: Callable[..., Any], folder: str | Path, what: str) -> M:
@@ -102,12 +96,11 @@ def load_module(module: Callable[[Any], M], config: Callable[..., Any], folder: 
 
     CheckpointError, which names it as `what`, if it is missing or does not fit."""
     folder = Path(folder)
+    if missing := [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]:
+        raise CheckpointError(f"no {what} in {folder}: {missing[0]} is missing")
     try:
-        settings = config(**json.loads((folder / "config.json").read_text()))
-        weights = load_file(folder / "model.safetensors")
-    except FileNotFoundError as error:
-        raise CheckpointError(f"no {what} in {folder}: {error.filename or error} is missing") from error
-    except (TypeError, json.JSONDecodeError) as error:
+        settings, weights = config(**read_json(folder / "config.json")), read_safetensors(folder / "model.safetensors")
+    except TypeError as error:
         raise CheckpointError(f"{folder / 'config.json'} does not describe the {what}: {error}") from error
     loaded = module(settings)
     try:

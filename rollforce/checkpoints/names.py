@@ -1,6 +1,6 @@
 """Names of public Wan weights: the original ones and those of diffusers and transformers, which are ours.
 
-One table per family, read in both directions. In a template {n} is a number, {qkv} q k or v, {w} weight or bias.
+One table per family. In a template {n} is a number, {qkv} q k or v, {w} weight or bias.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ NEVER_USED = re.compile(r"blocks\.\d+\.attn2\.norm_added_q\.weight")  # in the p
 
 
 def recognise(state: Mapping[str, object]) -> tuple[Family, bool] | None:
-    """The family whose names these are, and whether they are the original ones; None if no family's."""
+    """Return the family whose names these are, and whether they are the original ones; None if no family's."""
     for family in FAMILIES:
         if family.original in state or family.ours in state:
             return family, family.original in state
@@ -145,27 +145,14 @@ def recognise(state: Mapping[str, object]) -> tuple[Family, bool] | None:
 
 
 def to_ours(kind: str, state: Mapping[str, T]) -> dict[str, T]:
-    """Original names of a "transformer", "autoencoder" or "text" to ours. CheckpointError if one is unknown."""
-    return _rename(state, KINDS[kind].table, KINDS[kind].what)
+    """Return weights of a "transformer", "autoencoder" or "text" under our names instead of the original ones.
 
-
-def to_original(kind: str, state: Mapping[str, T]) -> dict[str, T]:
-    """Our names to the original ones: the inverse of `to_ours`."""
-    return _rename(state, _turned(KINDS[kind].table), KINDS[kind].what)
-
-
-def from_wan(state: Mapping[str, T]) -> dict[str, T]:
-    """Original Wan transformer names (also inside Self Forcing, LongLive, ... checkpoints) to ours."""
-    return to_ours("transformer", state)
-
-
-def to_wan(state: Mapping[str, T]) -> dict[str, T]:
-    """Our transformer names to the original Wan names."""
-    return to_original("transformer", state)
+    CheckpointError if a name is unknown."""
+    return rename(state, KINDS[kind].table, KINDS[kind].what)
 
 
 def plain(state: Mapping[str, T]) -> dict[str, T]:
-    """Tensors in our names without what files hold besides: weights never used, an embedding's second name."""
+    """Return tensors in our names without what files hold besides: weights never used, an embedding's second name."""
     named = {key: value for key, value in state.items() if not NEVER_USED.fullmatch(key)}
     embedding = named.pop(TIED, None)
     if embedding is not None:
@@ -174,7 +161,7 @@ def plain(state: Mapping[str, T]) -> dict[str, T]:
 
 
 def transformer_names(layers: int, image: bool = False) -> list[str]:
-    """Every name, in ours, of a Wan transformer with so many blocks; `image`: of an image-to-video one."""
+    """Return every name, in ours, of a Wan transformer with so many blocks; `image`: of an image-to-video one."""
     rows = TRANSFORMER + (IMAGE if image else ())
     return [name for _, template in rows for name in _expanded(template, layers)]
 
@@ -185,11 +172,8 @@ def _expanded(template: str, layers: int) -> list[str]:
     return [template.format(**dict(zip(used, chosen, strict=True))) for chosen in product(*choices)]
 
 
-def _turned(table: Table) -> Table:
-    return tuple((ours, original) for original, ours in table)
-
-
-def _rename(state: Mapping[str, T], table: Table, what: str) -> dict[str, T]:
+def rename(state: Mapping[str, T], table: Table, what: str) -> dict[str, T]:
+    """Return `state` under the right-hand names of a table. CheckpointError if it holds names that are not `what`'s."""
     renamed: dict[str, T] = {}
     unknown: list[str] = []
     for key, value in state.items():
@@ -204,7 +188,7 @@ def _rename(state: Mapping[str, T], table: Table, what: str) -> dict[str, T]:
 
 
 def translate(name: str, table: Table) -> str | None:
-    """The right-hand name of a left-hand one; None if no row fits."""
+    """Return the right-hand name of a left-hand one; None if no row fits."""
     for pattern, target in _rules(table):
         if match := pattern.fullmatch(name):
             return target.format(**match.groupdict())

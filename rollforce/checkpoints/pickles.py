@@ -22,7 +22,8 @@ PREFIXES = {"model", "module", "base_model", "diffusion_model", "generator", "tr
 
 
 def read_pickle(path: Path) -> Any:
-    """A .pt or .pth as plain containers of tensors, memory-mapped where its format allows. No code of it is run."""
+    """Read a .pt or .pth as plain containers of tensors, memory-mapped where its format allows. No code of it is
+    run."""
     import torch
 
     try:
@@ -42,7 +43,7 @@ def read_pickle(path: Path) -> Any:
 
 
 def unpack(content: Any, name: str) -> tuple[str, dict[str, Tensor]]:
-    """The state dict inside what a pickle held, and the word of the container it was in ("" if in none)."""
+    """Return the state dict inside what a pickle held, and the word of the container it was in ("" if in none)."""
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{name} holds a {type(content).__name__}, not a state dict.")
     for word in CONTAINERS:
@@ -60,7 +61,7 @@ def tensors_of(content: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def stripped(state: Mapping[str, T], name: str) -> dict[str, T]:
-    """Names without what FSDP, DDP, torch.compile, peft and outer modules put around them."""
+    """Return a state dict under names without what FSDP, DDP, torch.compile, peft and outer modules put around them."""
     clean: dict[str, T] = {}
     for key, value in state.items():
         short = strip(key)
@@ -78,7 +79,7 @@ def strip(key: str) -> str:
 
 
 def describe(content: Any, name: str) -> str:
-    """What a pickle holds, in a few words: "sf.pt holds generator, critic (FSDP prefixes)"."""
+    """Say what a pickle holds, in a few words: "sf.pt holds generator, critic (FSDP prefixes)"."""
     if not isinstance(content, Mapping):
         return f"{name} holds a {type(content).__name__}"
     words = [str(key) for key, value in content.items() if isinstance(value, Mapping)]

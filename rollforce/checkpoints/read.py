@@ -8,6 +8,7 @@ memory-mapped: reading costs nothing until they are used.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,16 +18,11 @@ from typing import Any
 from torch import Tensor
 
 from rollforce.checkpoints import pickles
-from rollforce.checkpoints.lora_names import adapter_settings, is_lora, lora_to_ours, merge_lora, with_alpha
-from rollforce.checkpoints.names import FAMILIES, from_wan, plain, recognise, to_original, to_ours, to_wan
-from rollforce.checkpoints.safetensors_folder import STEM, metadata_of, read_json, read_shards, shards_of
-from rollforce.checkpoints.shapes import config_of, same_shape
+from rollforce.checkpoints.json_files import read_json
+from rollforce.checkpoints.lora_names import adapter_settings, is_lora, lora_to_ours, with_alpha
+from rollforce.checkpoints.names import FAMILIES, plain, recognise, to_ours
+from rollforce.checkpoints.safetensors_folder import STEM, metadata_of, read_shards, shards_of
 from rollforce.errors import CheckpointError
-
-__all__ = [
-    "STREAM_CLASS", "Checkpoint", "config_of", "expect", "from_wan", "merge_lora", "raw_advice", "read_checkpoint",
-    "same_shape", "teacher_refusal", "to_original", "to_ours", "to_wan",
-]  # fmt: skip
 
 PARTS = {"transformer": ("transformer",), "autoencoder": ("vae", "autoencoder"), "text": ("text_encoder",)}
 ORIGINAL = {"transformer": "diffusion_pytorch_model*", "autoencoder": "*VAE*.pth", "text": "models_t5*.pth"}
@@ -54,11 +50,6 @@ class Checkpoint:
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
-    def heads(self) -> int | None:
-        """Attention heads of a transformer, if its config.json tells."""
-        return self.config.get("num_attention_heads") or self.config.get("num_heads")
-
-    @property
     def name(self) -> str:
         """The last part of its path that says something, for messages."""
         path = self.path.absolute()
@@ -77,9 +68,9 @@ def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
         raise CheckpointError(f"There is no file or folder {path}.{_near(path)}")
     source = _inside(path, kind) if path.is_dir() else path
     where, state, wrapped = _tensors(source)
-    config = read_json(source.parent / "config.json")
+    config = read_json(source.parent / "config.json", {})
     if is_lora(state):
-        config = {**read_json(source.parent / "adapter_config.json"), **adapter_settings(metadata_of(source))}
+        config = {**read_json(source.parent / "adapter_config.json", {}), **adapter_settings(metadata_of(source))}
         lora = with_alpha(lora_to_ours(state, path.name), config, path.name)
         return Checkpoint(lora, "lora", None, where, path, config)
     found = recognise(state)
@@ -96,7 +87,7 @@ def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
 
 
 def expect(checkpoint: Checkpoint, kind: str) -> Checkpoint:
-    """`checkpoint`, if it is of this kind; else a CheckpointError that says what it is."""
+    """Return `checkpoint`, if it is of this kind. Else CheckpointError says what it is."""
     if checkpoint.kind != kind:
         remedy = " Give it as --lora, beside the model it was trained on." if checkpoint.kind == "lora" else ""
         raise CheckpointError(
@@ -106,13 +97,13 @@ def expect(checkpoint: Checkpoint, kind: str) -> Checkpoint:
 
 
 def teacher_refusal(name: str) -> str:
-    """What to say where a bidirectional model is asked to stream."""
+    """Return what to say where a bidirectional model is asked to stream."""
     return (f"{name!r} is a bidirectional teacher: it cannot stream. Use a causal student, or distil one: "
             "train/causal.py, then train/distill.py.")  # fmt: skip
 
 
 def raw_advice(path: str | Path) -> str:
-    """What to say where a file is given instead of a model folder."""
+    """Return what to say where a file is given instead of a model folder."""
     path = Path(path)
     held = path.name
     if path.suffix in PICKLES:
@@ -163,7 +154,7 @@ def _tensors(source: Path) -> tuple[str, dict[str, Tensor], bool]:
 def _causal(source: Path, config: Mapping[str, Any], original: bool) -> bool | None:
     """Whether a transformer from safetensors, or bare, is known to stream or known not to."""
     outer = source.parent.parent
-    pipeline = str(read_json(outer / "model_index.json").get("_class_name", ""))
+    pipeline = str(read_json(outer / "model_index.json", {}).get("_class_name", ""))
     if pipeline == STREAM_CLASS or config.get("_class_name") == "CausalWanModel" or (outer / "model.yaml").is_file():
         return True
     if pipeline.startswith("Wan") or config.get("_class_name") == "WanModel":
@@ -172,8 +163,6 @@ def _causal(source: Path, config: Mapping[str, Any], original: bool) -> bool | N
 
 
 def _near(path: Path) -> str:
-    import difflib
-
     there = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, there, n=3)
     return f" Nearest: {', '.join(near)}." if near else ""

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from rollforce.checkpoints.json_files import read_json, write_json
 from rollforce.errors import CheckpointError
 
 STEM = {"transformer": "diffusion_pytorch_model", "autoencoder": "diffusion_pytorch_model", "text": "model"}
@@ -20,19 +19,8 @@ _NUMBERED = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
 Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file, {} if the file is missing or holds something else. CheckpointError."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
-    return content if isinstance(content, dict) else {}
-
-
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file, memory-mapped."""
+    """Return the tensors of one file, memory-mapped. CheckpointError if it is damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -43,7 +31,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """The words that a file of safetensors carries beside its tensors; {} for other files."""
+    """Return the words that a file of safetensors carries beside its tensors; {} for other files."""
     from safetensors import safe_open
 
     if path.suffix != ".safetensors":
@@ -53,7 +41,7 @@ def metadata_of(path: Path) -> dict[str, str]:
 
 
 def read_shards(paths: list[Path]) -> dict[str, Tensor]:
-    """The tensors of all files, memory-mapped. CheckpointError if one is missing."""
+    """Return the tensors of all files, memory-mapped. CheckpointError if one is missing."""
     state: dict[str, Tensor] = {}
     if absent := [path.name for path in paths if not path.is_file()]:
         raise CheckpointError(
@@ -66,13 +54,12 @@ def read_shards(paths: list[Path]) -> dict[str, Tensor]:
 
 
 def shards_of(path: Path) -> list[Path]:
-    """All files that belong with `path`: an index, one numbered shard, or a file of its own."""
+    """Return all files that belong with `path`: an index, one numbered shard, or a file of its own."""
     if path.name.endswith(".index.json"):
-        try:
-            names = set(json.loads(path.read_text())["weight_map"].values())
-        except (json.JSONDecodeError, KeyError, AttributeError) as error:
-            raise CheckpointError(f"{path} is not an index of safetensors: it has no weight_map.") from error
-        return [path.parent / name for name in sorted(names)]
+        where = read_json(path).get("weight_map")
+        if not isinstance(where, dict):
+            raise CheckpointError(f"{path} is not an index of safetensors: it has no weight_map.")
+        return [path.parent / name for name in sorted(set(where.values()))]
     if match := _NUMBERED.fullmatch(path.name):
         return [path.parent / f"{match[1]}-{n + 1:05}-of-{match[2]}.safetensors" for n in range(int(match[2]))]
     return [path]
@@ -92,38 +79,24 @@ def write_shards(
     Only one file's tensors are in memory at a time, if `state` is memory-mapped; `change` is done to each file's, then
     they are cast to `dtype` (None: each keeps its own).
     """
+    from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    groups = _grouped(state, limit, dtype)
-    names = [f"{stem}-{n + 1:05}-of-{len(groups):05}.safetensors" for n in range(len(groups))]
-    names = names if len(groups) > 1 else [f"{stem}.safetensors"]
-    total = 0
-    for name, group in zip(names, groups, strict=True):
-        tensors = {key: state[key] for key in group}
+    sizes = {key: tensor.to("meta", dtype or tensor.dtype) for key, tensor in state.items()}
+    split = split_torch_state_dict_into_shards(sizes, filename_pattern=f"{stem}{{suffix}}.safetensors",
+                                               max_shard_size=limit)  # fmt: skip
+    for name, keys in split.filename_to_tensors.items():
+        tensors = {key: state[key] for key in keys}
         tensors = change(tensors) if change else tensors
         tensors = {key: value.to(dtype or value.dtype).contiguous() for key, value in tensors.items()}
-        total += sum(map(bytes_of, tensors.values()))
         save_file(tensors, folder / name, metadata={"format": "pt"})
         (folder / name).chmod(folder.stat().st_mode & 0o666)  # safetensors makes them for the owner alone
-    if len(groups) > 1:
-        where = {key: name for name, group in zip(names, groups, strict=True) for key in group}
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
-        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": dict(sorted(split.tensor_to_filename.items()))}
+        write_json(index, folder / f"{stem}.safetensors.index.json")
 
 
 def bytes_of(tensor: Tensor, dtype: torch.dtype | None = None) -> int:
-    """Bytes of a tensor as it is, or cast to `dtype`."""
+    """Return the bytes of a tensor as it is, or cast to `dtype`."""
     return tensor.numel() * (dtype.itemsize if dtype else tensor.element_size())
-
-
-def _grouped(state: Mapping[str, Tensor], limit: int, dtype: torch.dtype | None) -> list[list[str]]:
-    groups: list[list[str]] = [[]]
-    filled = 0
-    for key, tensor in state.items():
-        if groups[-1] and filled + bytes_of(tensor, dtype) > limit:
-            groups.append([])
-            filled = 0
-        groups[-1].append(key)
-        filled += bytes_of(tensor, dtype)
-    return groups

@@ -16,7 +16,7 @@ SIZES = {1536: "1.3B", 5120: "14B"}  # width -> what people call it
 
 
 def config_of(state: Mapping[str, Tensor], heads: int | None = None) -> dict[str, Any]:
-    """Settings of a transformer in diffusers' words, from its tensors in our names.
+    """Measure the settings of a transformer, in diffusers' words, from its tensors in our names.
 
     `heads`: else width / 128. The keys image_dim, added_kv_proj_dim and pos_embed_seq_len are there only if the
     weights are those of an image-to-video transformer. Raises CheckpointError if a tensor to measure is missing.
@@ -49,7 +49,8 @@ def config_of(state: Mapping[str, Tensor], heads: int | None = None) -> dict[str
 
 
 def autoencoder_config_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Settings of diffusers' AutoencoderKLWan from its tensors (means and deviations of latents are not among them)."""
+    """Measure the settings of diffusers' AutoencoderKLWan from its tensors (means and deviations are not among
+    them)."""
     width = _shape(state, "encoder.conv_in.weight")[0]
     ups = _count(state, "decoder.up_blocks.")
     widths = [_shape(state, f"decoder.up_blocks.{up}.resnets.0.conv1.weight")[0] for up in reversed(range(ups))]
@@ -66,7 +67,7 @@ def autoencoder_config_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def text_config_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Settings of transformers' UMT5EncoderModel from its tensors."""
+    """Measure the settings of transformers' UMT5EncoderModel from its tensors."""
     attention = "encoder.block.0.layer.0.SelfAttention"
     vocabulary, width = _shape(state, "shared.weight")
     buckets, heads = _shape(state, f"{attention}.relative_attention_bias.weight")
@@ -83,12 +84,12 @@ def text_config_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def blocks_of(state: Mapping[str, Any]) -> int:
-    """How many transformer blocks there are: one more than the largest number."""
+    """Count the transformer blocks: one more than the largest number."""
     return _count(state, "blocks.")
 
 
 def check_whole(state: Mapping[str, Tensor], name: str) -> None:
-    """CheckpointError unless all blocks are there with equal shapes, and nothing that no Wan transformer has."""
+    """Raise CheckpointError unless all blocks are there with equal shapes, and nothing that no Wan transformer has."""
     image = "condition_embedder.image_embedder.norm1.weight" in state
     wanted = transformer_names(blocks_of(state), image)
     extra = [each for each in state if not each.endswith("image_embedder.pos_embed")]
@@ -102,7 +103,8 @@ def check_whole(state: Mapping[str, Tensor], name: str) -> None:
 
 
 def same_shape(state: Mapping[str, Tensor], model: nn.Module, what: str = "transformer") -> None:
-    """CheckpointError unless `state` has exactly the names and shapes of `model`, which may be on the meta device.
+    """Raise CheckpointError unless `state` has exactly the names and shapes of `model`, which may be on the meta
+    device.
 
     A tensor that a module holds under two names (transformers' tied embedding) is wanted under one of them.
     """

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rollforce.checkpoints.safetensors_folder import read_json
+from rollforce.checkpoints.json_files import read_json
 from rollforce.config import build, to_dict
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.evaluation import process
@@ -111,7 +111,7 @@ def record_path(video: Path) -> Path:
 def is_complete(video: Path) -> bool:
     """Return whether `video` was rendered to its end: a batch that keeps what is there skips it."""
     try:
-        result = read_json(record_path(video)).get("result") or {"interrupted": True}
+        result = read_json(record_path(video), {}).get("result") or {"interrupted": True}
     except CheckpointError:
         return False
     return video.exists() and not result["interrupted"]

@@ -41,7 +41,7 @@ def run_together(calls: Sequence[ModelCall], model: VideoTransformer) -> list[Te
     x = torch.cat([call.x_BTCHW for call in calls], dim=1)
     sigma = torch.cat([call.sigma_BT for call in calls], dim=1)
     index, phase = torch.cat([call.index_T for call in calls]), _join_phases(calls)
-    memory = ConcatenatedMemory([call.cache.memory(call.groups) for call in calls], latents)
+    memory = ConcatenatedMemory([call.cache.memory(call.groups, model.policy) for call in calls], latents)
     velocity = model(x, sigma, index, _join_prompts(calls), memory, phase_T=phase, streams=latents)
     return list(velocity.split(latents, dim=1))
 

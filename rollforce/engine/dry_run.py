@@ -160,7 +160,7 @@ class _Part:
         keys = sum(torch.Size(shape.of(layer, shape.tokens)).numel() for layer in range(shape.layers))
         self.latent = 2 * keys * cache.dtype.itemsize  # bytes of one latent, keys and values of all layers
         self.turned: set[str] = set()
-        self.sizes: dict[tuple[str, int], int] = {}
+        self.sizes: dict[int, int] = {}
 
     def named(self, region: str) -> str:
         return f"{self.name} {region}" if self.name else region
@@ -168,20 +168,18 @@ class _Part:
     def seen(self, group: LatentGroup) -> _Seen:
         """What a group of latents sees; a committing one is then written."""
         view = self.cache.view(group)
-        at = {slot: (name, index) for name, slots in self.cache.contents.slots.items()
-              for index, slot in slots.items()}  # fmt: skip
         moves = dict(view.moves)
         self.turned |= {name for name, move in moves.items() if move} - self.cache.arena.masters.keys()
         stretches = []
         for name, move in moves.items():
-            indices = tuple(sorted(at[slot][1] for slot in view.slots if at[slot][0] == name))
+            indices = tuple(sorted(index for region, index in view.latents if region == name))
             stretches.append(RegionSpan(self.named(name), indices, tuple(index + move for index in indices),
                                      self.name))  # fmt: skip
-        for name, placed in view.apart:
-            indices = self.cache.held()[name]
-            stretches.append(RegionSpan(self.named(name), indices, tuple(_stands(placed, index) for index in indices),
-                                     self.name))  # fmt: skip
-        read = len(view.slots) * self.latent + sum(self._apart(name, placed) for name, placed in view.apart)
+        if view.region is not None and self.cache.region_tier is not None:
+            name, indices = self.cache.region_tier.kind, self.cache.contents.absorbed
+            positions = tuple(_stands(view.region, index) for index in indices)
+            stretches.append(RegionSpan(self.named(name), indices, positions, self.name))
+        read = len(view.slots) * self.latent + self._region(view.region)
         if group.commit:
             self.cache.adopt(self.cache.plan(group.start, group.latents).after)
         return _Seen(tuple(stretch for stretch in stretches if stretch.indices), read, view.dense)
@@ -190,23 +188,25 @@ class _Part:
         """What every region takes; of latents kept as they are, also the room for the call in flight."""
         arena, found = self.cache.arena, {}
         for name, latents in arena.size.items():
-            copied = name in self.turned  # Arena.show keeps the unturned keys of what a policy moves
+            copied = name in self.turned  # Arena.turn keeps the unturned keys of what a policy moves
             exact = [*arena.masters.get(name, ()), *arena.exact.get(name, ())]
             found[self.named(name)] = latents * (self.latent + copied * self.latent // 2) + _bytes(exact)
-        found |= {self.named(name): region.bytes for name, region in self.cache.regions.items()}
+        if self.cache.region is not None and self.cache.region_tier is not None:
+            found[self.named(self.cache.region_tier.kind)] = self.cache.region.bytes
         return found | {self.named("in flight"): arena.flight * self.latent}
 
-    def _apart(self, name: str, placed: Placement) -> int:
-        """Bytes that attention gets of a region, in all layers."""
-        if not placed.filled:
+    def _region(self, placed: Placement | None) -> int:
+        """Bytes that attention gets of the region of the last tier, in all layers."""
+        region = self.cache.region
+        if region is None or placed is None or not placed.filled:
             return 0
-        if (name, placed.filled) not in self.sizes:
+        if placed.filled not in self.sizes:
             shape = self.cache.shape
             alike = isinstance(shape.heads, int)  # then one layer stands for all
-            parts = [self.cache.regions[name].seen(layer, placed) for layer in range(1 if alike else shape.layers)]
+            parts = [region.read(layer, placed) for layer in range(1 if alike else shape.layers)]
             found = _bytes([x for part in parts if part for x in (part.key, part.value)])
-            self.sizes[name, placed.filled] = found * (shape.layers if alike else 1)
-        return self.sizes[name, placed.filled]
+            self.sizes[placed.filled] = found * (shape.layers if alike else 1)
+        return self.sizes[placed.filled]
 
 
 @dataclass(frozen=True)

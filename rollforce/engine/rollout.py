@@ -104,7 +104,7 @@ class ModelCall:
 
     def run(self, model: VideoTransformer) -> Tensor:
         """Make the call and return the velocity, [B, T, C, H, W]. It writes the past, once."""
-        memory = self.cache.memory(self.groups)
+        memory = self.cache.memory(self.groups, model.policy)
         return model(self.x_BTCHW, self.sigma_BT, self.index_T, self.condition, memory, phase_T=self.phase_T)
 
 
@@ -133,7 +133,6 @@ class Rollout:
         self.model, self.condition, self.cache = model, condition, cache
         self.layout, self.noise, self.stepping = layout, noise, stepping or Stepping()
         self.start, self.source = start, source
-        cache.learned = model.policy
         self.end = None if length is None else start + length
         self.first = start + layout.first
         self.row = 0

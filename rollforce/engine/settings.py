@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -110,11 +110,12 @@ class StreamSettings:
 
     def with_window(self, latents: int) -> StreamSettings:
         """Return the same settings with a window of so many latents. ConfigError if there is no window."""
-        if not any(tier.kind == "window" for tier in self.cache):
+        if not any(tier.role == "window" for tier in self.cache):
             raise ConfigError("this stream's memory has no window whose length could be chosen.")
         if latents < 1:
             raise ConfigError(f"window {latents}: at least 1 latent.")
-        tiers = tuple(replace(tier, latents=latents) if tier.kind == "window" else tier for tier in self.cache)
+        length: dict[str, Any] = {"latents": latents}  # a field of any tier of this role
+        tiers = tuple(replace(tier, **length) if tier.role == "window" else tier for tier in self.cache)
         return replace(self, cache=tiers)
 
     def __post_init__(self) -> None:

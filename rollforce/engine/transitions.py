@@ -19,13 +19,19 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
-from rollforce.cache.commit_plan import Tier
+from rollforce.cache.commit_plan import Role, Tier
+from rollforce.cache.head_groups import AnyCache
 from rollforce.cache.kv_cache import LatentGroup
+from rollforce.cache.region import RegionTier
 from rollforce.engine.rollout import Rollout, ShotContext
 from rollforce.errors import ConfigError
 from rollforce.models.geometry import index_range
 from rollforce.models.transformer.transformer import Condition
+
+LASTING: tuple[Role, ...] = ("sink", "junction", "anchor")
+"""Roles of the tiers that stay as they are under another prompt."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Keep:
     kind: Literal["keep"] = "keep"
 
     def begin(self, rollout: Rollout, condition: Condition) -> None:
-        """Between two chunks: what changes."""
+        """Go on under the new prompt."""
         _switch(rollout, condition)
 
 
@@ -53,19 +59,22 @@ class Blend:
             raise ConfigError(f"blend.chunks {self.chunks} must be at least 1.")
 
     def begin(self, rollout: Rollout, condition: Condition) -> None:
-        """Between two chunks: what changes."""
+        """Go on under the first share of the new prompt; see `shares`."""
         _switch(rollout, condition)
 
 
 @dataclass(frozen=True)
 class Recache:
-    """The newest clean latents go through the network again, under the new prompt; see recache.py for `together`."""
+    """The newest clean latents go through the network again, under the new prompt.
+
+    `together`: all of them in one call, in which they see each other, as LongLive's release does it; else chunk by
+    chunk, each seeing those before it, as the stream itself would have made them."""
 
     together: bool = False
     kind: Literal["recache"] = "recache"
 
     def begin(self, rollout: Rollout, condition: Condition) -> None:
-        """Between two chunks: what changes."""
+        """Begin anew what is in flight, and make memory anew under the new prompt."""
         rollout.restart()
         _switch(rollout, condition)
         recache(rollout, condition, self.together)
@@ -79,7 +88,7 @@ class Anchors:
     kind: Literal["anchors"] = "anchors"
 
     def begin(self, rollout: Rollout, condition: Condition) -> None:
-        """Between two chunks: what changes."""
+        """Do as `Recache` does: its mark of the switch begins the next junction."""
         Recache(self.together).begin(rollout, condition)
 
 
@@ -96,15 +105,13 @@ class Flush:
             raise ConfigError(f"flush.keep {self.keep} must be at least 0.")
 
     def begin(self, rollout: Rollout, condition: Condition) -> None:
-        """Between two chunks: what changes."""
+        """Begin anew what is in flight, and forget all but what lasts and the newest latents."""
         rollout.restart()
         _switch(rollout, condition)
-        cache = rollout.cache
-        kept = (*PROTECTED, *cache.regions)
-        loose = sorted(i for region, held in cache.held().items() if region not in kept for i in held)
+        loose, lasting = _loose(rollout.cache)
         newest = set(loose[max(0, len(loose) - self.keep) :])
-        cache.retain(lambda region, index: region in PROTECTED or index in newest)
-        cache.forget()
+        rollout.cache.retain(lambda region, index: region in lasting or index in newest)
+        rollout.cache.forget()
 
 
 @dataclass(frozen=True)
@@ -122,25 +129,36 @@ class Cut:
             raise ConfigError(f"cut.jump {self.jump} must be at least 0.")
 
     def begin(self, rollout: Rollout, condition: Condition) -> None:
-        """Between two chunks: what changes."""
+        """Begin anew what is in flight, and forget everything or let the clock jump."""
         rollout.restart(self.jump if self.remember else 0)
         _switch(rollout, condition, "switch", "shot")
         if not self.remember:
-            rollout.cache.retain(lambda region, index: False)
-            rollout.cache.forget()
-            rollout.recent = None
+            _clear(rollout)
 
 
 @dataclass(frozen=True)
 class Shot:
-    """A new shot whose sink holds latents of the shots before, at another `phase`: see shots.py."""
+    """A new shot. Memory is cleared; its sink is filled, in one call whose latents see each other, with latents of the
+    shots before, evenly in time; and from here on every angle of time is `phase` larger, which tells the shots apart.
+
+    `Rollout.scene` is what there is to look back at: bounded, however many shots there were. Deviation: latents are
+    taken from those that are still at hand (the newest of this shot, and the context of the last cut), and they are not
+    decoded and encoded again one by one."""
 
     phase: float = 1 / 6
     kind: Literal["shot"] = "shot"
 
     def begin(self, rollout: Rollout, condition: Condition) -> None:
-        """Between two chunks: what changes."""
-        new_shot(rollout, condition, self.phase)
+        """Begin the new shot."""
+        room = next(tier.latents for tier in rollout.cache.tiers if tier.role == "sink")
+        rollout.restart()
+        _switch(rollout, condition, "switch", "shot")
+        scene = _sample(_scene(rollout), room)
+        _clear(rollout)
+        rollout.scene, rollout.phase = scene, rollout.phase + self.phase
+        if scene.index:
+            first, phase = rollout.live[0] - len(scene.index), torch.tensor(scene.phase)
+            _write(rollout, first, scene.latents_BTCHW, phase)
 
 
 AnyTransition = Keep | Blend | Recache | Anchors | Flush | Cut | Shot
@@ -148,7 +166,7 @@ NAMES: tuple[str, ...] = tuple(kind.kind for kind in get_args(AnyTransition))
 
 
 def transition(choice: AnyTransition | str) -> AnyTransition:
-    """A transition by its name, or itself. ConfigError lists the names that exist."""
+    """Return the transition of this name, or the one given. ConfigError lists the names that exist."""
     if not isinstance(choice, str):
         return choice
     if choice not in NAMES:
@@ -157,20 +175,40 @@ def transition(choice: AnyTransition | str) -> AnyTransition:
 
 
 def shares(choice: AnyTransition) -> tuple[float, ...]:
-    """Of each chunk from here on: how far the text has come from the old prompt to the new one. The last is 1."""
+    """Return, for each chunk from here on, how far the text has come from the old prompt to the new one: 1 at last."""
     chunks = choice.chunks if isinstance(choice, Blend) else 1
     return tuple(chunk / chunks for chunk in range(1, chunks + 1))
 
 
 def check(choice: AnyTransition, tiers: Iterable[Tier], follows: bool = False) -> None:
-    """ConfigError if a stream with this memory, or one that follows a video, cannot go on so."""
-    kinds = {tier.kind for tier in tiers}
-    if choice.kind == "anchors" and "junction" not in kinds:
+    """Raise ConfigError if a stream with this memory, or one that follows a video (`follows`), cannot go on so."""
+    roles = {tier.role for tier in tiers}
+    if choice.kind == "anchors" and "junction" not in roles:
         raise ConfigError("anchors keep a junction, and this stream's memory has none: --stream anchor_forcing.")
-    if choice.kind == "shot" and "sink" not in kinds:
+    if choice.kind == "shot" and "sink" not in roles:
         raise ConfigError("a shot looks back through a sink, and this stream's memory has none: --stream shotstream.")
     if follows and choice.kind not in ("keep", "blend"):
         raise ConfigError("a stream that follows a video cannot take back what is in flight: keep or blend.")
+
+
+@torch.no_grad()
+def recache(rollout: Rollout, condition: Condition, together: bool = False) -> None:
+    """Give a rollout, between two chunks, a new condition and a memory that was made under it; see `Recache`.
+
+    Noise in flight stays as it is. What is older than `Rollout.recent` cannot be made again, and stays."""
+    rollout.condition = condition
+    recent, cache = rollout.recent, rollout.cache
+    if recent is None:
+        return
+    loose, lasting = _loose(cache)
+    replayed = [index for index in loose if index >= recent.start]
+    if not replayed:
+        return
+    cache.retain(lambda region, index: region in lasting or index < recent.start)
+    chunk, first = rollout.layout.shift, replayed[0]
+    lead = len(replayed) if together else len(replayed) % chunk or chunk
+    for low, high in pairwise([first, *range(first + lead, recent.stop + 1, chunk)]):
+        _write(rollout, low, recent.latents_BTCHW[:, low - recent.start : high - recent.start])
 
 
 def _switch(rollout: Rollout, condition: Condition, *marks: str) -> None:
@@ -181,70 +219,36 @@ def _switch(rollout: Rollout, condition: Condition, *marks: str) -> None:
         rollout.cache.mark(mark, rollout.live[0])
 
 
-PROTECTED = ("sink", "ema_sink", "junction", "routed")  # regions that stay as they are
+def _loose(cache: AnyCache) -> tuple[list[int], set[str]]:
+    """Stream indices that another prompt does not leave as they are, rising; and the kinds of the tiers that it does.
+
+    A tier that keeps no latents as they are cannot make some of them anew."""
+    lasting = {tier.kind for tier in cache.tiers if tier.role in LASTING or isinstance(tier, RegionTier)}
+    return sorted(i for region, held in cache.held().items() if region not in lasting for i in held), lasting
 
 
-@torch.no_grad()
-def recache(rollout: Rollout, condition: Condition, together: bool = False) -> None:
-    """Give a rollout, between two chunks, a new condition and a memory that was made under it.
-
-    `together`: all latents in one call that see each other, as LongLive's release does it; else chunk by chunk, each
-    seeing those before it, as the stream itself would have made them. Noise in flight stays as it is.
-    """
-    rollout.condition = condition
-    recent, cache = rollout.recent, rollout.cache
-    if recent is None:
-        return
-    kept = [*PROTECTED, *cache.regions]
-    replayed = sorted(index for region, held in cache.held().items() if region not in kept for index in held)
-    replayed = [index for index in replayed if index >= recent.start]  # what is older cannot be made again
-    if not replayed:
-        return
-    cache.retain(lambda region, index: region in kept or index < recent.start)
-    chunk, first = rollout.layout.shift, replayed[0]
-    lead = len(replayed) if together else len(replayed) % chunk or chunk
-    cuts = [first, *range(first + lead, recent.stop + 1, chunk)]
-    for low, high in pairwise(cuts):
-        x = recent.latents_BTCHW[:, low - recent.start : high - recent.start]
-        sigma = torch.full(x.shape[:2], rollout.stepping.context_sigma, device=x.device)
-        rollout.call(
-            x, sigma, index_range(low, high - low), [LatentGroup(low, high - low, rollout.stepping.commit, True)]
-        )
-
-
-@torch.no_grad()
-def new_shot(rollout: Rollout, condition: Condition, phase: float) -> None:
-    """Memory is cleared; its sink is filled, in one call whose latents see each other, with latents of the shots
-    before, evenly in time; and from here on every angle of time is `phase` larger, which tells the shots apart.
-
-    `rollout.scene` is what there is to look back at: bounded, however many shots there were. Deviation: latents are
-    taken from those that are still at hand (the newest of this shot, and the context of the last cut), and they are not
-    decoded and encoded again one by one."""
-    room = next(tier.latents for tier in rollout.cache.tiers if tier.kind == "sink")
-    rollout.restart()
-    rollout.settle()
-    rollout.condition = condition
-    for mark in ("switch", "shot"):
-        rollout.cache.mark(mark, rollout.live[0])
-    scene = _sampled(_with_recent(rollout), room)
+def _clear(rollout: Rollout) -> None:
+    """Forget everything that was."""
     rollout.cache.retain(lambda region, index: False)
     rollout.cache.forget()
-    rollout.scene, rollout.phase, rollout.recent = scene, rollout.phase + phase, None
-    if scene.index:
-        count, first = len(scene.index), rollout.live[0]
-        x, at = scene.latents_BTCHW, torch.arange(first - count, first)
-        sigma = torch.full(x.shape[:2], rollout.stepping.context_sigma, device=x.device)
-        group = LatentGroup(first - count, count, rollout.stepping.commit, commit=True)
-        rollout.call(x, sigma, at, [group], torch.tensor(scene.phase))
+    rollout.recent = None
 
 
-def _with_recent(rollout: Rollout) -> ShotContext:
+@torch.no_grad()
+def _write(rollout: Rollout, first: int, latents_BTCHW: Tensor, phase_T: Tensor | None = None) -> None:
+    """Write clean latents, from stream index `first` on, into memory, in one call in which they see each other."""
+    stepping, count = rollout.stepping, latents_BTCHW.shape[1]
+    sigma = torch.full(latents_BTCHW.shape[:2], stepping.context_sigma, device=latents_BTCHW.device)
+    group = LatentGroup(first, count, stepping.commit, commit=True)
+    rollout.call(latents_BTCHW, sigma, index_range(first, count), [group], phase_T)
+
+
+def _scene(rollout: Rollout) -> ShotContext:
+    """All that a new shot may look back at: the scene of the last cut, and the newest latents of this shot."""
     recent, parts = rollout.recent, [] if rollout.scene is None else [rollout.scene]
     if recent is not None:
-        count = recent.latents_BTCHW.shape[1]
-        parts.append(
-            ShotContext(tuple(range(recent.start, recent.stop)), (rollout.phase,) * count, recent.latents_BTCHW)
-        )
+        index = tuple(range(recent.start, recent.stop))
+        parts.append(ShotContext(index, (rollout.phase,) * len(index), recent.latents_BTCHW))
     if not parts:
         return ShotContext((), (), torch.empty(0))
     return ShotContext(
@@ -254,7 +258,7 @@ def _with_recent(rollout: Rollout) -> ShotContext:
     )
 
 
-def _sampled(scene: ShotContext, count: int) -> ShotContext:
+def _sample(scene: ShotContext, count: int) -> ShotContext:
     """At most `count` of the latents, as even in time as they are there to be had."""
     if len(scene.index) <= count:
         return scene

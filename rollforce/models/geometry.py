@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from rollforce.video.size import check_size
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -29,7 +25,7 @@ class KVShape:
     columns: int = 0
 
     def of(self, layer: int, tokens: int) -> tuple[int, int, int, int]:
-        """The shape of `tokens` keys of a layer: [B, N, L, K]."""
+        """Return the shape of `tokens` keys of a layer: [B, N, L, K]."""
         return self.batch, self.heads if isinstance(self.heads, int) else self.heads[layer], tokens, self.width
 
 
@@ -71,5 +67,5 @@ class KVBlock:
 
 
 def index_range(start: int, count: int) -> Tensor:
-    """Stream indices of `count` latents from `start`, int64 [T]."""
+    """Return stream indices of `count` latents from `start`, int64 [T]."""
     return torch.arange(start, start + count, dtype=torch.int64)

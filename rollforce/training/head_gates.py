@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rollforce.cache.head_groups import Labels
 from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup
+from rollforce.cache.region import Weights
 from rollforce.engine.rollout import Rollout
 from rollforce.models.geometry import KVBlock
 from rollforce.models.transformer.attention import Kernel
@@ -32,16 +33,16 @@ class Twofold(KVCache):
         super().__init__(full, *args)
         self.streaming, self.gates = streaming, cast(Tensor | None, None)
 
-    def memory(self, groups: Sequence[LatentGroup]) -> CallMemory:
-        return _Both(self, groups)
+    def memory(self, groups: Sequence[LatentGroup], weights: Weights | None = None) -> CallMemory:
+        return _Both(self, groups, weights)
 
 
 class _Both(CallMemory):
     cache: Twofold
 
-    def __init__(self, cache: Twofold, groups: Sequence[LatentGroup]) -> None:
-        super().__init__(cache, groups)
-        self.streaming = cache.streaming.memory(groups)
+    def __init__(self, cache: Twofold, groups: Sequence[LatentGroup], weights: Weights | None) -> None:
+        super().__init__(cache, groups, weights)
+        self.streaming = cache.streaming.memory(groups, weights)
 
     def attend(self, layer: int, query: Tensor, own: KVBlock, attend: Kernel) -> Tensor:
         full = super().attend(layer, query, own, attend)
@@ -65,7 +66,7 @@ class Gating:
 
     @property
     def policy(self) -> Mapping[str, Tensor]:
-        """Weights of tiers, which Rollout asks for."""
+        """Weights of tiers, which a call of the model hands to memory."""
         return cast(Mapping[str, Tensor], self.transformer.policy)
 
     def __call__(

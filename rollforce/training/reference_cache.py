@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rollforce.cache.kv_cache import CacheView, KVCache, LatentGroup
+from rollforce.cache.kv_cache import CacheView, KVCache
 from rollforce.cache.region import BiasedKV
 from rollforce.models.geometry import KVBlock
 from rollforce.models.transformer import rope
@@ -29,26 +29,19 @@ class LeakyCache(KVCache):
         super().__init__(*args, **kwargs)
         self.chunk = chunk
         self.paths: dict[tuple[int, int], KVBlock] = {}  # (layer, stream index) -> noisy keys and values, with graph
-        self._start = 0
-
-    def view(self, group: LatentGroup) -> CacheView:
-        self._start = group.start
-        return super().view(group)
 
     def read(self, layer: int, view: CacheView, own: KVBlock) -> BiasedKV:
         seen = super().read(layer, view, own)
         if not torch.is_grad_enabled():
             return seen
-        region_and_index = {slot: (r, i) for r, slots in self.contents.slots.items() for i, slot in slots.items()}
         moves, keys, values = dict(view.moves), [], []
-        for slot in view.slots:
-            region, index = region_and_index[slot]
+        for region, index in view.latents:
             path = self.paths.get((layer, index))
             keys.append(_only_path(rope.turn(path.key, moves[region])) if path else self._nothing(own))
             values.append(_only_path(path.value) if path else self._nothing(own))
         tokens = self.shape.tokens
         for i in range(self.chunk):
-            self.paths[layer, self._start + i] = own.latents(i, i + 1, tokens)
+            self.paths[layer, view.start + i] = own.latents(i, i + 1, tokens)
         if not keys:
             return seen
         none = torch.zeros_like(own.key)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
-from rollforce.cache.commit_plan import Candidates
+from rollforce.cache.commit_plan import Candidates, Role
 from rollforce.cache.region import Evicted, LayerCommit, Placement
 from rollforce.cache.token_pool import TokenPool, Tokens, pick_best
 from rollforce.models.geometry import KVBlock, KVShape
@@ -25,12 +26,13 @@ class Picky:
     latents: int
     wanted: tuple[int, ...]
     kind: str = "picky"
+    role: ClassVar[Role] = "past"
 
     def keep(self, held: Candidates) -> tuple[int, ...]:
         return held.indices
 
-    def choose(self, held: Tokens, fallen: Tokens, commit: LayerCommit) -> Tokens:
-        both = held.beside(fallen)
+    def choose(self, held: Tokens, evicted: Tokens, commit: LayerCommit) -> Tokens:
+        both = held.append(evicted)
         wanted = torch.isin(both.index, torch.tensor(self.wanted)) & (both.mass > 0)
         wanted[0] &= both.index[0] != self.wanted[0]
         which = pick_best(both.index, wanted, held.index.shape[1])
@@ -78,7 +80,7 @@ def filled(holes: bool = False, packed: bool = False) -> TokenPool:
 def test_a_token_stands_at_its_moved_place_but_not_below_the_lowest(placed: Placement, places: dict[int, int]) -> None:
     pool = filled(holes=True)
     for layer in range(SHAPE.layers):
-        seen = pool.seen(layer, placed)
+        seen = pool.read(layer, placed)
         assert seen is not None
         wanted = torch.cat([at(latent, place) for latent, place in places.items()], dim=2)[1]
         torch.testing.assert_close(seen.key[1], wanted, atol=2e-5, rtol=0)
@@ -91,12 +93,12 @@ def test_a_token_stands_at_its_moved_place_but_not_below_the_lowest(placed: Plac
 
 def test_packed_latents_stand_side_by_side_and_end_with_the_region() -> None:
     pool = filled(holes=True, packed=True)
-    seen = pool.seen(0, Placement(move=2, lowest=9, filled=3))  # the region spans 7, 8, 9, moved by two
+    seen = pool.read(0, Placement(move=2, lowest=9, filled=3))  # the region spans 7, 8, 9, moved by two
     assert seen is not None
     torch.testing.assert_close(seen.key[1], torch.cat([at(2, 9), at(4, 10), at(7, 11)], 2)[1], atol=2e-5, rtol=0)
     both = torch.cat([at(4, 10), at(7, 11)], dim=2)[0]
     torch.testing.assert_close(seen.key[0, :, : both.shape[1]], both, atol=2e-5, rtol=0)
-    left = pool.seen(0, Placement(0, None, 3))  # positions that move nothing move nothing
+    left = pool.read(0, Placement(0, None, 3))  # positions that move nothing move nothing
     assert left is not None
     torch.testing.assert_close(left.key[1], torch.cat([at(2, 2), at(4, 4), at(7, 7)], 2)[1], atol=2e-5, rtol=0)
 
@@ -104,7 +106,7 @@ def test_packed_latents_stand_side_by_side_and_end_with_the_region() -> None:
 def test_empty_places_weigh_nothing_and_others_as_many_as_they_stand_for() -> None:
     pool = filled(holes=True)
     pool.held[0].mass[1, :6] = 4.0
-    seen = pool.seen(0, Placement(0, None, 3))
+    seen = pool.read(0, Placement(0, None, 3))
     assert seen is not None and seen.bias is not None and seen.bias.shape == (2, 1, 1, 18)
     query = torch.randn(2, 2, 5, 16)
     weights = (query @ seen.key.mT + seen.bias).softmax(dim=-1)
@@ -117,7 +119,7 @@ def test_empty_places_weigh_nothing_and_others_as_many_as_they_stand_for() -> No
 def test_without_holes_what_has_not_come_is_not_seen() -> None:
     pool = TokenPool(Picky(3, (-1, 1, 2, 3)), 3, SHAPE, torch.float32, "cpu", holes=False)
     given(pool, 1, 2)
-    seen = pool.seen(1, Placement(0, None, 2))
+    seen = pool.read(1, Placement(0, None, 2))
     assert seen is not None and seen.bias is None
     torch.testing.assert_close(seen.key, torch.cat([at(1, 1), at(2, 2)], dim=2), atol=2e-5, rtol=0)
 
@@ -126,15 +128,15 @@ def test_a_call_sees_what_came_with_the_last_commit() -> None:
     """Turned keys are kept between calls; not beyond a commit, a new place, or a loaded state."""
     pool, placed = TokenPool(Picky(2, (-1, 1, 2)), 2, SHAPE, torch.float32, "cpu", holes=True), Placement(1, None, 2)
     given(pool, 1)
-    first = pool.seen(0, placed)
-    assert first is not None and pool.seen(0, placed).key is first.key
+    first = pool.read(0, placed)
+    assert first is not None and pool.read(0, placed).key is first.key
     state = pool.state_dict()
     given(pool, 2)
-    torch.testing.assert_close(pool.seen(0, placed).key[:, :, 6:], at(2, 3), atol=2e-5, rtol=0)
-    torch.testing.assert_close(pool.seen(0, Placement(4, None, 2)).key[:, :, 6:], at(2, 6), atol=2e-5, rtol=0)
+    torch.testing.assert_close(pool.read(0, placed).key[:, :, 6:], at(2, 3), atol=2e-5, rtol=0)
+    torch.testing.assert_close(pool.read(0, Placement(4, None, 2)).key[:, :, 6:], at(2, 6), atol=2e-5, rtol=0)
     pool.load_state_dict(state)
-    assert torch.equal(pool.seen(0, placed).key[:, :, :6], first.key[:, :, :6])
-    assert pool.seen(0, placed).bias[0, 0, 0].isfinite().tolist() == [True] * 6 + [False] * 6
+    assert torch.equal(pool.read(0, placed).key[:, :, :6], first.key[:, :, :6])
+    assert pool.read(0, placed).bias[0, 0, 0].isfinite().tolist() == [True] * 6 + [False] * 6
 
 
 def test_a_state_goes_round_and_is_nobodys() -> None:

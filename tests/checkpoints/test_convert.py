@@ -19,6 +19,7 @@ from public_weights import (
     fsdp,
     prefixed,
     random_state,
+    to_original,
     wan_transformer,
     write_diffusers,
     write_original,
@@ -30,8 +31,8 @@ from typer.testing import CliRunner
 from rollforce.checkpoints import hub
 from rollforce.checkpoints.catalog import Card, presets
 from rollforce.checkpoints.convert import prepare, write
-from rollforce.checkpoints.names import to_original
-from rollforce.checkpoints.read import expect, merge_lora, read_checkpoint
+from rollforce.checkpoints.lora_names import merge_lora
+from rollforce.checkpoints.read import expect, read_checkpoint
 from rollforce.checkpoints.releases import RELEASES, WAN, release_of
 from rollforce.checkpoints.safetensors_folder import STEM, write_shards
 from rollforce.cli.main import app

@@ -24,6 +24,7 @@ from public_weights import (
     prefixed,
     random_state,
     save_sharded,
+    to_original,
     umt5,
     wan_autoencoder,
     wan_transformer,
@@ -32,21 +33,12 @@ from public_weights import (
 )
 from safetensors.torch import save_file
 
-from rollforce.checkpoints.lora_names import targets_of
-from rollforce.checkpoints.names import transformer_names
+from rollforce.checkpoints.lora_names import merge_lora, targets_of
+from rollforce.checkpoints.names import to_ours, transformer_names
 from rollforce.checkpoints.pickles import PREFIXES, WRAPPERS, strip
-from rollforce.checkpoints.read import (
-    config_of,
-    expect,
-    merge_lora,
-    raw_advice,
-    read_checkpoint,
-    same_shape,
-    to_original,
-    to_ours,
-)
+from rollforce.checkpoints.read import expect, raw_advice, read_checkpoint
 from rollforce.checkpoints.safetensors_folder import write_shards
-from rollforce.checkpoints.shapes import autoencoder_config_of, check_whole, text_config_of
+from rollforce.checkpoints.shapes import autoencoder_config_of, check_whole, config_of, same_shape, text_config_of
 from rollforce.errors import CheckpointError
 from rollforce.models.transformer.transformer import WAN_1_3B, WAN_14B, WAN_I2V_14B, TransformerConfig, VideoTransformer
 
@@ -208,7 +200,7 @@ def test_original_folder(shards: int, tmp_path: Path) -> None:
         assert found.kind == kind and equal(found.state, states[kind])
         assert found.causal is (False if kind == "transformer" else None)
     found = read_checkpoint(tmp_path / "wan")
-    assert found.kind == "transformer" and found.heads == 2 and found.name == "wan"
+    assert found.kind == "transformer" and found.config["num_heads"] == 2 and found.name == "wan"
     (tmp_path / "wan" / "config.json").unlink()
     file = next((tmp_path / "wan").glob("diffusion*.safetensors"))  # one shard stands for all
     alone = read_checkpoint(file)

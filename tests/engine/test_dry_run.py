@@ -136,7 +136,7 @@ def aged(calls: list[CallTrace], by: int) -> Callable[[Rollout], None]:
             slots = {name: held if f"{group} {name}".strip() in stays else
                      {index + by: slot for index, slot in held.items()}
                      for name, held in contents.slots.items()}  # fmt: skip
-            absorbed = {name: tuple(index + by for index in span) for name, span in contents.absorbed.items()}
+            absorbed = tuple(index + by for index in contents.absorbed)
             cache.adopt(replace(contents, slots=slots, absorbed=absorbed))
         rollout.first += by
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 from conftest import TINY
 from policies import HEIGHT, WIDTH, latents, start
 
+from rollforce.cache.commit_plan import Candidates, Role
 from rollforce.cache.policies import EmaSink, Sink, Window
 from rollforce.engine.layout import chunkwise, rolling
 from rollforce.engine.rollout import Rollout, Stepping
-from rollforce.engine.transitions import recache
+from rollforce.engine.transitions import Flush, recache
 from rollforce.models.transformer.transformer import Condition, VideoTransformer
 
 LADDER = (1.0, 0.6, 0.3)
@@ -80,6 +84,47 @@ def test_what_is_older_stays(model: VideoTransformer, tiers) -> None:
     assert torch.equal(torch.stack(rollout.cache.arena.values)[:, :, :, place], before)
     assert not torch.equal(torch.stack(rollout.cache.arena.values), window)
     assert latents(rollout, 4).isfinite().all()
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """A policy that no other file knows: it keeps what the stream began with."""
+
+    role: ClassVar[Role]
+    latents: int
+    kind: str = "stranger"
+
+    def keep(self, held: Candidates) -> tuple[int, ...]:
+        return held.indices[: self.latents]
+
+
+class Lasting(Stranger):
+    role = "anchor"
+
+
+class Passing(Stranger):
+    role = "past"
+
+
+@pytest.mark.parametrize("tier", [Lasting(2), Passing(2)])
+def test_a_tier_says_itself_whether_it_stays(model: VideoTransformer, tier: Stranger) -> None:
+    rollout = walked(model, "chunkwise", (tier, Window(6)), 8)
+    recache(rollout, told(model, 2))
+    assert rollout.cache.held()["stranger"] == (0, 1)
+    one, place = rollout.cache, slice(0, 2 * HEIGHT * WIDTH // 4)
+    plain = walked(model, "chunkwise", (tier, Window(6)), 8).cache
+    same = torch.equal(torch.stack(one.arena.values)[..., place, :], torch.stack(plain.arena.values)[..., place, :])
+    assert same is (tier.role == "anchor")
+    Flush(keep=1).begin(rollout, told(model, 2))
+    assert rollout.cache.held()["stranger"] == ((0, 1) if tier.role == "anchor" else ())
+
+
+def test_a_rollout_writes_nothing_into_its_cache(model: VideoTransformer) -> None:
+    """What a model has learned for tiers comes with each of its calls."""
+    cache = walked(model, "chunkwise", ROOM, 2).cache
+    before = dict(vars(cache))
+    Rollout(model, told(model, 1), cache, LAYOUTS["chunkwise"], lambda index, draw: torch.zeros(1))
+    assert all(vars(cache)[name] is value for name, value in before.items()) and vars(cache).keys() == before.keys()
 
 
 def test_before_there_is_a_past(model: VideoTransformer) -> None:

@@ -15,7 +15,6 @@ from small_model import make_model_folder
 
 from rollforce.config import resource
 from rollforce.errors import ConfigError
-from rollforce.models.autoencoder.interface import TinyDecoder
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
 from rollforce.models.text.encoder import TextConfig, TextEncoder
 from rollforce.world import render, sample_scene, wish_of
@@ -66,6 +65,6 @@ def test_truth_through_the_autoencoder_gets_full_marks() -> None:
         video = render(scene, 11 * seed, 72)
         with torch.no_grad():
             latents = codec.encode(torch.from_numpy(video[None]))
-        reports.append(score(TinyDecoder(codec).decode(latents), wish_of(scene), eyes=eyes))
+        reports.append(score(codec.decoder().decode(latents), wish_of(scene), eyes=eyes))
     for name in ("scene", "colour", "motion", "shape", "count", "shape_per_frame"):
         assert np.mean([getattr(r, name) for r in reports]) >= 0.98

@@ -11,11 +11,10 @@ import torch
 pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
-from public_weights import AUTOENCODER, SIZES  # noqa: E402
+from public_weights import AUTOENCODER, SIZES, to_original  # noqa: E402
 from test_umt5 import LETTERS, WORDS, make_tokenizer  # noqa: E402
 
 from rollforce.checkpoints.convert import prepare, write  # noqa: E402
-from rollforce.checkpoints.names import to_original  # noqa: E402
 from rollforce.errors import CheckpointError, ConfigError, ShapeError  # noqa: E402
 from rollforce.models.autoencoder.taehv import TaehvAutoencoder, TaehvConfig  # noqa: E402
 from rollforce.models.autoencoder.wan import WanAutoencoder  # noqa: E402

@@ -20,9 +20,10 @@ from goldens import (
     read,
     rolling_forcing_memory,
 )
+from public_weights import to_original
 from torch import Tensor
 
-from rollforce.checkpoints.read import from_wan, to_wan
+from rollforce.checkpoints.names import to_ours
 from rollforce.engine import flow
 from rollforce.engine.flow import shift_level
 from rollforce.engine.layout import chunkwise, rolling
@@ -40,7 +41,7 @@ def learner(path: Path) -> VideoTransformer:
     """A network with gradients, from the weights in `path`."""
     spec, tensors = read(path.with_suffix(".json"))
     model = VideoTransformer(config_of(spec["config"]))
-    model.load_state_dict(from_wan(tensors), strict=True)
+    model.load_state_dict(to_ours("transformer", tensors), strict=True)
     return model
 
 
@@ -49,7 +50,7 @@ def relatively_close(actual: Tensor, expected: Tensor, what: str) -> None:
 
 
 def compare_gradients(model: VideoTransformer, tensors: dict[str, Tensor], prefix: str) -> None:
-    gradients = to_wan({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    gradients = to_original("transformer", {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     seen = 0
     for key, expected in tensors.items():
         if key.startswith(prefix):

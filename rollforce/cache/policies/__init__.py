@@ -14,32 +14,11 @@ from rollforce.cache.policies.temp_cache import TempCache
 from rollforce.cache.policies.window import Window
 
 AnyTier = (  # the union is the registry: a new tier is a file and a name here
-    Sink
-    | EmaSink
-    | Window
-    | Junction
-    | LinearMemory
-    | Segments
-    | Compressed
-    | Surprising
-    | Quantized
-    | TempCache
-    | Spaced
-    | Routed
-)
+    Sink | EmaSink | Window | Junction | LinearMemory | Segments
+    | Compressed | Surprising | Quantized | TempCache | Spaced | Routed
+)  # fmt: skip
 
 __all__ = [
-    "AnyTier",
-    "Compressed",
-    "EmaSink",
-    "Junction",
-    "LinearMemory",
-    "Quantized",
-    "Routed",
-    "Segments",
-    "Sink",
-    "Spaced",
-    "Surprising",
-    "TempCache",
-    "Window",
-]
+    "AnyTier", "Compressed", "EmaSink", "Junction", "LinearMemory", "Quantized", "Routed", "Segments", "Sink", "Spaced",
+    "Surprising", "TempCache", "Window",
+]  # fmt: skip

@@ -4,12 +4,12 @@ participative compression). No training is needed."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from rollforce.cache.commit_plan import Candidates
+from rollforce.cache.commit_plan import Candidates, Role
 from rollforce.cache.region import LayerCommit
 from rollforce.cache.token_pool import TokenPool, Tokens, pick_best
 from rollforce.errors import ConfigError
@@ -39,6 +39,7 @@ class Compressed:
     latents: int
     max_reuse: int | None = None
     kind: Literal["compressed"] = "compressed"
+    role: ClassVar[Role] = "past"
 
     def __post_init__(self) -> None:
         if self.latents < 1:
@@ -47,16 +48,16 @@ class Compressed:
             raise ConfigError(f"max_reuse {self.max_reuse} must be at least 1, or null for no limit.")
 
     def keep(self, held: Candidates) -> tuple[int, ...]:
-        """All is taken; `choose` decides."""
+        """Keep all of them: `choose` decides by tokens."""
         return held.indices
 
     def region(self, shape: KVShape, dtype: torch.dtype, device: torch.device | str) -> TokenPool:
         return TokenPool(self, self.latents, shape, dtype, device, holes=False)
 
-    def choose(self, held: Tokens, fallen: Tokens, commit: LayerCommit) -> Tokens:
-        """`Tokens.mass` is 1 more than the number of times that a token was chosen."""
-        both = held.beside(fallen)
-        lowest = fallen.index.amax(dim=1, keepdim=True) - (self.latents - 1)
+    def choose(self, held: Tokens, evicted: Tokens, commit: LayerCommit) -> Tokens:
+        """Choose the tokens that are asked for most; `Tokens.mass` is 1 more than the times that a token was chosen."""
+        both = held.append(evicted)
+        lowest = evicted.index.amax(dim=1, keepdim=True) - (self.latents - 1)
         turned = rope.turn_each(both.key, both.index.clamp(min=lowest) - both.index)
         score = participation(commit.query, turned)
         if self.max_reuse is not None:
@@ -66,5 +67,5 @@ class Compressed:
 
 
 def participation(query_BNLK: Tensor, key_BNLK: Tensor) -> Tensor:
-    """How much these queries ask for each key: the sum of products over queries and heads, float32 [B, L]."""
+    """Return how much these queries ask for each key, float32 [B, L]: the sum of products over queries and heads."""
     return torch.einsum("bnk,bnlk->bl", query_BNLK.float().sum(dim=2), key_BNLK.float())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from rollforce.cache.commit_plan import Candidates, Marks
+from rollforce.cache.commit_plan import Candidates, Marks, Role
 from rollforce.errors import ConfigError
 
 
@@ -22,6 +22,7 @@ class EmaSink:
     latents: int
     decay: float = 0.999
     kind: Literal["ema_sink"] = "ema_sink"
+    role: ClassVar[Role] = "anchor"
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay <= 1:
@@ -33,5 +34,5 @@ class EmaSink:
     def share(self) -> float:
         return 1 - self.decay
 
-    def fold(self, kept: tuple[int, ...], left: tuple[int, ...], marks: Marks) -> tuple[tuple[int, int], ...]:
+    def pair(self, kept: tuple[int, ...], left: tuple[int, ...], marks: Marks) -> tuple[tuple[int, int], ...]:
         return tuple((kept[index % len(kept)], index) for index in left) if kept else ()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from rollforce.cache.commit_plan import Candidates
+from rollforce.cache.commit_plan import Candidates, Role
 from rollforce.errors import ConfigError
 
 
@@ -24,13 +24,14 @@ class Junction:
     of: Literal["switch", "shot"] = "switch"
     every: int | None = None
     kind: Literal["junction"] = "junction"
+    role: ClassVar[Role] = "junction"
 
     def __post_init__(self) -> None:
         if self.every is not None and self.every < max(1, self.latents):
             raise ConfigError(f"every {self.every} must be at least the junction's latents, {self.latents}.")
 
     def keep(self, held: Candidates) -> tuple[int, ...]:
-        """Which latents stay."""
+        """Return the latents that stay."""
         starts = list(held.marks.get(self.of, ()))
         if self.every is not None:
             starts += [index - index % self.every for index in held.indices]

@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 Bits = Literal[2, 4, 8, "fp8", "none"]
@@ -37,7 +38,7 @@ class KIVICodec:
     channels: int
 
     def room(self, lead: tuple[int, ...], tokens: int, width: int, dtype: torch.dtype, device: torch.device) -> Codes:
-        """Zeros in the shape of the codes of [*lead, tokens, width]."""
+        """Return zeros in the shape of the codes of [*lead, tokens, width]."""
         if self.bits == "none":
             return (torch.zeros(*lead, tokens, width, dtype=dtype, device=device),)
         bits = 8 if self.bits == "fp8" else self.bits
@@ -47,7 +48,7 @@ class KIVICodec:
         return (code, *(torch.zeros(blocks, dtype=torch.float16, device=device) for _ in range(count)))
 
     def encode(self, x: Tensor) -> Codes:
-        """Codes of [..., T, K]."""
+        """Encode numbers [..., T, K]."""
         if self.bits == "none":
             return (x,)
         blocks = self._cut(x.float())
@@ -61,7 +62,7 @@ class KIVICodec:
         return pack(self._joined(code), self.bits), self._flat(step), self._flat(low)
 
     def decode(self, codes: Codes) -> Tensor:
-        """Float32 [..., T, K] (`none`: as they came)."""
+        """Decode to float32 [..., T, K] (`none`: as they came)."""
         if self.bits == "none":
             return codes[0]
         step = codes[1].float()[..., :, None, :, None]
@@ -73,11 +74,11 @@ class KIVICodec:
 
     def _cut(self, x: Tensor) -> Tensor:
         """[..., T, K] -> [..., T / tokens, tokens, K / channels, channels]."""
-        return x.unflatten(-1, (-1, self.channels)).unflatten(-3, (-1, self.tokens))
+        return rearrange(x, "... (t l) (k c) -> ... t l k c", l=self.tokens, c=self.channels)
 
     @staticmethod
     def _joined(blocks: Tensor) -> Tensor:
-        return blocks.flatten(-2).flatten(-3, -2)
+        return rearrange(blocks, "... t l k c -> ... (t l) (k c)")
 
     @staticmethod
     def _flat(per_block: Tensor) -> Tensor:
@@ -85,7 +86,7 @@ class KIVICodec:
 
 
 def pack(code: Tensor, bits: int) -> Tensor:
-    """Numbers below 2^bits, uint8 [..., K], side by side in bytes [..., ceil(K * bits / 8)], the first one lowest."""
+    """Pack numbers below 2^bits, uint8 [..., K], into bytes [..., ceil(K * bits / 8)], the first one lowest."""
     per = 8 // bits
     parts = F.pad(code, (0, -code.shape[-1] % per)).unflatten(-1, (-1, per)).unbind(-1)
     packed = parts[0].clone()
@@ -95,7 +96,7 @@ def pack(code: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int) -> Tensor:
-    """The inverse of `pack`, in whole bytes."""
+    """Undo `pack`, in whole bytes."""
     mask = 2**bits - 1
     return torch.stack([(packed >> place) & mask for place in range(0, 8, bits)], dim=-1).flatten(-2)
 

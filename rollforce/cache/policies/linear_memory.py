@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from rollforce.cache.commit_plan import Candidates
+from rollforce.cache.commit_plan import Candidates, Role
 from rollforce.cache.region import Evicted, LayerCommit, Query
 from rollforce.errors import ConfigError
 from rollforce.models.geometry import KVShape
@@ -38,6 +38,7 @@ class LinearMemory:
 
     compat: bool = False
     kind: Literal["linear_memory"] = "linear_memory"
+    role: ClassVar[Role] = "past"
 
     @property
     def latents(self) -> int:
@@ -45,15 +46,15 @@ class LinearMemory:
         return 0
 
     def keep(self, held: Candidates) -> tuple[int, ...]:
-        """None."""
+        """Keep none: what falls is summed."""
         return ()
 
     def weights(self, layers: int, width: int) -> tuple[int, ...]:
-        """`proj` of every layer, shared by its heads."""
+        """Return the shape of `proj`: one of every layer, shared by its heads."""
         return layers, width, width
 
     def region(self, shape: KVShape, dtype: torch.dtype, device: torch.device | str) -> LinearState:
-        """ConfigError if it is not known how many tokens a row of the picture has."""
+        """Return an empty state. ConfigError if it is not known how many tokens a row of the picture has."""
         if not shape.columns and shape.tokens > 1:
             raise ConfigError("linear_memory turns keys back in space: this cache's Shape must say its `columns`.")
         return LinearState(shape, device, self.compat)
@@ -73,30 +74,31 @@ class LinearState:
     def bytes(self) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in (*self.key_mean, *self.kv))
 
-    def absorb(self, fallen: Evicted, commit: LayerCommit) -> None:
-        """Into the means, out of place: a backward pass may still want the old ones."""
+    def absorb(self, evicted: Evicted, commit: LayerCommit) -> None:
+        """Absorb latents into the means, out of place: a backward pass may still want the old ones."""
         layer, following = commit.layer, commit.start + commit.own.key.shape[2] // self.shape.tokens
-        places = torch.tensor(fallen.indices, device=fallen.block.key.device)
-        bare, turned = self._features(fallen.block.key, places, following)
+        places = torch.tensor(evicted.indices, device=evicted.block.key.device)
+        bare, turned = self._features(evicted.block.key, places, following)
         count = bare.shape[2]
         self.count[layer] += count
         share = count / self.count[layer]
         self.key_mean[layer] = self.key_mean[layer].lerp(bare.mean(2), share)
-        self.kv[layer] = self.kv[layer].lerp(turned.transpose(2, 3) @ fallen.block.value.float() / count, share)
+        self.kv[layer] = self.kv[layer].lerp(turned.transpose(2, 3) @ evicted.block.value.float() / count, share)
 
-    def adds(self, asking: Query) -> Tensor | None:
-        """What history says to these queries; None before anything fell or where no weights say how to read it."""
-        layer, proj = asking.layer, asking.learned.get("linear_memory")
+    def addition(self, query: Query) -> Tensor | None:
+        """Return what history says to these queries; None before anything fell or where no weights say how to read
+        it."""
+        layer, proj = query.layer, query.weights.get("linear_memory")
         if proj is None or not self.count[layer]:
             return None
-        latents = asking.query.shape[2] // self.shape.tokens
-        places = torch.arange(asking.start, asking.start + latents, device=asking.query.device)
-        bare, turned = self._features(asking.query, places, asking.start)
+        latents = query.vectors.shape[2] // self.shape.tokens
+        places = torch.arange(query.start, query.start + latents, device=query.vectors.device)
+        bare, turned = self._features(query.vectors, places, query.start)
         below = bare @ self.key_mean[layer][..., None] + EPS
         return turned @ self.kv[layer] / below @ proj[layer].float()
 
-    def seen(self, layer: int, placed: object) -> None:
-        """No tokens to attend to."""
+    def read(self, layer: int, placement: object) -> None:
+        """Return None: there are no tokens to attend to."""
         return None
 
     def _features(self, x: Tensor, places: Tensor, zero: int) -> tuple[Tensor, Tensor]:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from rollforce.cache.commit_plan import Candidates
+from rollforce.cache.commit_plan import Candidates, Role
 from rollforce.cache.policies.kivi_codec import Bits, Codes, KIVICodec
 from rollforce.cache.region import BiasedKV, Evicted, LayerCommit, Placement
 from rollforce.errors import ConfigError
@@ -48,6 +49,7 @@ class Quantized:
     channels: int | None = None
     rotated: bool = False
     kind: Literal["coded"] = "coded"
+    role: ClassVar[Role] = "past"
 
     def __post_init__(self) -> None:
         for name, value in (("latents", self.latents), ("group", self.group), ("channels", self.channels)):
@@ -58,7 +60,7 @@ class Quantized:
         return held.indices[-self.latents :]
 
     def codecs(self, shape: KVShape) -> tuple[KIVICodec, KIVICodec]:
-        """How keys and how values are stored. ConfigError where groups do not divide what they group."""
+        """Return how keys and how values are stored. ConfigError where groups do not divide what they group."""
         if self.bits == "fp8":
             return (KIVICodec("fp8", 1, shape.width),) * 2
         group = _divisor("group", self.group, shape.tokens, "tokens of a latent")
@@ -99,28 +101,28 @@ class QuantizedRegion:
         tensors = (tensor for layer in self.codes for codes in layer for tensor in codes)
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    def absorb(self, fallen: Evicted, commit: LayerCommit) -> None:
-        layer, tokens, count = commit.layer, self.shape.tokens, len(fallen.indices)
-        kept = fallen.indices[-self.latents :]
-        block = fallen.block.latents(count - len(kept), count, tokens)
+    def absorb(self, evicted: Evicted, commit: LayerCommit) -> None:
+        layer, tokens, count = commit.layer, self.shape.tokens, len(evicted.indices)
+        kept = evicted.indices[-self.latents :]
+        block = evicted.block.latents(count - len(kept), count, tokens)
         slots = [(self.next[layer] + i) % self.latents for i in range(len(kept))]
         place = torch.tensor(slots, device=self.device)
         key = block.key if self.rotated else rope.rotate(block.key.float(), _back(self._angle(kept)))
         for codec, codes, x in zip(self.codecs, self.codes[layer], (key, block.value), strict=True):
-            for held, new in zip(codes, codec.encode(x.unflatten(2, (-1, tokens))), strict=True):
+            for held, new in zip(codes, codec.encode(rearrange(x, "b n (t l) k -> b n t l k", l=tokens)), strict=True):
                 held.index_copy_(2, place, new.to(held.dtype))
         for slot, index in zip(slots, kept, strict=True):
             self.index[layer][slot] = index
         self.next[layer] = (self.next[layer] + len(kept)) % self.latents
 
-    def seen(self, layer: int, placed: Placement) -> BiasedKV | None:
-        key, value = (codec.decode(tuple(part[:, :, : placed.filled] for part in codes)).flatten(2, 3)
+    def read(self, layer: int, placement: Placement) -> BiasedKV | None:
+        key, value = (codec.decode(tuple(part[:, :, : placement.filled] for part in codes)).flatten(2, 3)
                       for codec, codes in zip(self.codecs, self.codes[layer], strict=True))  # fmt: skip
         if not self.rotated:
-            stands = tuple(index + placed.move for index in self.index[layer][: placed.filled])
+            stands = tuple(index + placement.move for index in self.index[layer][: placement.filled])
             key = rope.rotate(key, self._angle(stands))
-        elif placed.move:
-            key = rope.turn(key, placed.move)
+        elif placement.move:
+            key = rope.turn(key, placement.move)
         return BiasedKV(key.to(self.dtype), value.to(self.dtype))
 
     def _angle(self, stands: tuple[int, ...]) -> Tensor:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from rollforce.cache.commit_plan import Candidates, Marks
+from rollforce.cache.commit_plan import Candidates, Marks, Role
 from rollforce.errors import ConfigError
 
 APPEND, AVERAGE = "append", "average"  # the marks of chunks, at their first latent
@@ -32,6 +32,7 @@ class Routed:
     chunk: int = 3
     decay: float = 0.999
     kind: Literal["routed"] = "routed"
+    role: ClassVar[Role] = "anchor"
 
     def __post_init__(self) -> None:
         if not 0 <= self.first <= self.latents:
@@ -42,7 +43,7 @@ class Routed:
             raise ConfigError(f"routed.decay {self.decay:g} must lie in [0, 1]: 1 changes nothing, 0 forgets at once.")
 
     def keep(self, held: Candidates) -> tuple[int, ...]:
-        """Which latents stay: all that did, and of those that arrive the first ever and the marked ones."""
+        """Return the latents that stay: all that did, and of those that arrive the first ever and the marked ones."""
         kept = [index for index in held.indices if index not in held.arriving]
         for index in held.arriving:
             wanted = len(kept) < self.first or self._begun(index, held.marks, APPEND) is not None
@@ -51,11 +52,11 @@ class Routed:
         return tuple(kept)
 
     def share(self) -> float:
-        """Of a latent that leaves, in the average."""
+        """Return the weight of a latent that leaves in the average."""
         return 1 - self.decay
 
-    def fold(self, kept: tuple[int, ...], left: tuple[int, ...], marks: Marks) -> tuple[tuple[int, int], ...]:
-        """(kept, left) for each latent that is averaged, oldest first."""
+    def pair(self, kept: tuple[int, ...], left: tuple[int, ...], marks: Marks) -> tuple[tuple[int, int], ...]:
+        """Pair each latent that is averaged with a kept one: (kept, left), oldest first."""
         pairs = []
         for index in left:
             begun = self._begun(index, marks, APPEND, AVERAGE)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, reduce
 from torch import Tensor
 
-from rollforce.cache.commit_plan import Candidates
+from rollforce.cache.commit_plan import Candidates, Role
 from rollforce.cache.region import LayerCommit
 from rollforce.cache.token_pool import TokenPool, Tokens, pick_best
 from rollforce.errors import ConfigError
@@ -36,6 +37,7 @@ class Segments:
     segments: int = 6
     layer: int = 1
     kind: Literal["segments"] = "segments"
+    role: ClassVar[Role] = "past"
 
     def __post_init__(self) -> None:
         lowest = {"latents": 1, "segments": 1, "layer": 0}
@@ -44,11 +46,11 @@ class Segments:
                 raise ConfigError(f"{name} {getattr(self, name)} must be at least {low}.")
 
     def keep(self, held: Candidates) -> tuple[int, ...]:
-        """None as they are."""
+        """Keep none as they are."""
         return ()
 
     def region(self, shape: KVShape, dtype: torch.dtype, device: torch.device | str) -> TokenPool:
-        """ConfigError if a latent's tokens cannot be cut evenly."""
+        """Return an empty pool. ConfigError if a latent's tokens cannot be cut evenly."""
         if shape.tokens % self.segments:
             fits = [n for n in range(1, shape.tokens + 1) if not shape.tokens % n]
             near = min(fits, key=lambda n: abs(n - self.segments))
@@ -56,34 +58,34 @@ class Segments:
                               f"Nearest: {near}.")  # fmt: skip
         return TokenPool(self, self.latents, shape, dtype, device, holes=False)
 
-    def choose(self, held: Tokens, fallen: Tokens, commit: LayerCommit) -> Tokens:
-        """The least alike of `fallen` in the order of time; after them what is left of `held`."""
+    def choose(self, held: Tokens, evicted: Tokens, commit: LayerCommit) -> Tokens:
+        """Choose the least alike of `evicted` in the order of time, and after them what is left of `held`."""
         places, tokens = held.index.shape[1], held.index.shape[1] // self.latents
-        room = min(places, fallen.index.shape[1])
+        room = min(places, evicted.index.shape[1])
         run = tokens // self.segments
         chosen = commit.notes.get(NOTE) if commit.layer > self.layer else None
         if chosen is None:
             after = None if commit.after is None else commit.after.key
-            chosen = least_alike(fallen.key, after, tokens, self.segments, room // run)
+            chosen = least_alike(evicted.key, after, tokens, self.segments, room // run)
             if commit.layer >= self.layer:
                 commit.notes[NOTE] = chosen
         within = torch.arange(run, device=chosen.device)
-        new = fallen.pick((chosen[:, :, None] * run + within).flatten(1))
-        return new.beside(held.pick(pick_best(held.index, held.mass > 0, places - room)))
+        new = evicted.pick((chosen[:, :, None] * run + within).flatten(1))
+        return new.append(held.pick(pick_best(held.index, held.mass > 0, places - room)))
 
 
 def least_alike(key_BNLK: Tensor, after_BNLK: Tensor | None, tokens: int, segments: int, count: int) -> Tensor:
-    """Of each row, the numbers of the `count` runs of tokens that are least like the same run of the next latent.
+    """Return, for each row, the `count` runs of tokens that are least like the same run of the next latent.
 
     `after`: the latent that follows; where there is none, the newest is like nothing. Returns [B, count], rising."""
     frames = _latents(key_BNLK, tokens)
     later = frames[:, 1:] if after_BNLK is None else torch.cat([frames[:, 1:], _latents(after_BNLK, tokens)], dim=1)
     alike = F.cosine_similarity(frames[:, : later.shape[1]].float(), later.float(), dim=-1)
-    score, alone = alike.unflatten(2, (segments, -1)).mean(3), frames.shape[1] - later.shape[1]
+    score, alone = reduce(alike, "b t (s l) -> b t s", "mean", s=segments), frames.shape[1] - later.shape[1]
     order = F.pad(score, (0, 0, 0, alone), value=CHANGES).flatten(1).argsort(dim=1, stable=True)
     return order[:, :count].sort(dim=1).values
 
 
 def _latents(key_BNLK: Tensor, tokens: int) -> Tensor:
     """Of each latent and token, the keys of all heads side by side: [B, T, tokens, N x K]."""
-    return key_BNLK.transpose(1, 2).flatten(2).unflatten(1, (-1, tokens))
+    return rearrange(key_BNLK, "b n (t l) k -> b t l (n k)", l=tokens)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from rollforce.cache.commit_plan import Candidates
+from rollforce.cache.commit_plan import Candidates, Role
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,8 @@ class Sink:
 
     latents: int
     kind: Literal["sink"] = "sink"
+    role: ClassVar[Role] = "sink"
 
     def keep(self, held: Candidates) -> tuple[int, ...]:
-        """Which latents stay."""
+        """Return the latents that stay."""
         return held.indices[: self.latents]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from rollforce.cache.commit_plan import Candidates
+from rollforce.cache.commit_plan import Candidates, Role
 
 
 @dataclass(frozen=True)
@@ -15,9 +15,10 @@ class Spaced:
     latents: int
     every: int = 6
     kind: Literal["spaced"] = "spaced"
+    role: ClassVar[Role] = "past"
 
     def keep(self, held: Candidates) -> tuple[int, ...]:
-        """Which latents stay."""
+        """Return the latents that stay."""
         spaced: list[int] = []
         for index in held.indices:
             if not spaced or index >= spaced[-1] + self.every:

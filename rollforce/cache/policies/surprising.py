@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rollforce.cache.commit_plan import Candidates
+from rollforce.cache.commit_plan import Candidates, Role
 from rollforce.cache.region import LayerCommit
 from rollforce.cache.token_pool import TokenPool, Tokens, pick_best
 from rollforce.errors import ConfigError
@@ -43,6 +43,7 @@ class Surprising:
     tau: float = 0.95
     interval: int = 6
     kind: Literal["surprising"] = "surprising"
+    role: ClassVar[Role] = "past"
 
     def __post_init__(self) -> None:
         for name, value in (("latents", self.latents), ("interval", self.interval)):
@@ -50,28 +51,28 @@ class Surprising:
                 raise ConfigError(f"{name} {value} must be at least 1.")
 
     def keep(self, held: Candidates) -> tuple[int, ...]:
-        """All is taken; `choose` decides."""
+        """Keep all of them: `choose` decides by keys."""
         return held.indices
 
     def region(self, shape: KVShape, dtype: torch.dtype, device: torch.device | str) -> TokenPool:
         return TokenPool(self, self.latents, shape, dtype, device, holes=True, packed=True)
 
-    def choose(self, held: Tokens, fallen: Tokens, commit: LayerCommit) -> Tokens:
+    def choose(self, held: Tokens, evicted: Tokens, commit: LayerCommit) -> Tokens:
         tokens = held.index.shape[1] // self.latents
-        news = self.surprises(held, fallen, tokens).repeat_interleave(tokens, dim=1)
-        both = held.beside(replace(fallen, mass=fallen.mass * news))
+        news = self.surprises(held, evicted, tokens).repeat_interleave(tokens, dim=1)
+        both = held.append(replace(evicted, mass=evicted.mass * news))
         index, mass = both.index[:, ::tokens], both.mass[:, ::tokens]
         return both.pick(_tokens(pick_best(index, mass > 0, self.latents), tokens))
 
-    def surprises(self, held: Tokens, fallen: Tokens, tokens: int) -> Tensor:
-        """Which of the fallen latents, oldest first, surprised: bool [B, T]."""
+    def surprises(self, held: Tokens, evicted: Tokens, tokens: int) -> Tensor:
+        """Return which of the evicted latents, oldest first, surprised: bool [B, T]."""
         count = (held.mass[:, ::tokens] > 0).sum(dim=1, keepdim=True)
         newest = held.pick(_tokens((count - 1).clamp(min=0), tokens))
         known, last, reference = count[:, 0] > 0, newest.index[:, 0], summary(newest.key, newest.index)
         found = []
-        for at in range(0, fallen.index.shape[1], tokens):
+        for at in range(0, evicted.index.shape[1], tokens):
             part = slice(at, at + tokens)
-            index, mean = fallen.index[:, at], summary(fallen.key[:, :, part], fallen.index[:, part])
+            index, mean = evicted.index[:, at], summary(evicted.key[:, :, part], evicted.index[:, part])
             cosine = F.cosine_similarity(mean, reference, dim=1).where(known, -1.0)
             new = (~known | (index - last >= self.interval)) & (cosine < self.tau)
             known, last, reference = known | new, index.where(new, last), mean.where(new[:, None], reference)
@@ -80,7 +81,7 @@ class Surprising:
 
 
 def summary(key_BNLK: Tensor, index_BL: Tensor) -> Tensor:
-    """The mean key of each row without its rotation in time, all heads in one vector: float32 [B, N * K]."""
+    """Return the mean key of each row without its rotation in time, all heads in one: float32 [B, N * K]."""
     return rope.turn_each(key_BNLK.float(), -index_BL).mean(dim=2).flatten(1)
 
 

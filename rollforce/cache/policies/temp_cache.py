@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from rollforce.cache.commit_plan import Candidates
+from rollforce.cache.commit_plan import Candidates, Role
 from rollforce.cache.region import LayerCommit
 from rollforce.cache.token_pool import TokenPool, Tokens
 from rollforce.errors import ConfigError
@@ -39,6 +40,7 @@ class TempCache:
     tau: float = 0.9
     heaviest: int | None = None
     kind: Literal["tempcache"] = "tempcache"
+    role: ClassVar[Role] = "past"
 
     def __post_init__(self) -> None:
         if self.latents < 1:
@@ -52,10 +54,10 @@ class TempCache:
     def region(self, shape: KVShape, dtype: torch.dtype, device: torch.device | str) -> TokenPool:
         return TokenPool(self, self.latents, shape, dtype, device, holes=True)
 
-    def choose(self, held: Tokens, fallen: Tokens, commit: LayerCommit) -> Tokens:
+    def choose(self, held: Tokens, evicted: Tokens, commit: LayerCommit) -> Tokens:
         count = len(held.key[0, 0]) // self.latents  # tokens of a latent
-        for at in range(0, fallen.index.shape[1], count):
-            held = self._with(held, _part(fallen, at, at + count))
+        for at in range(0, evicted.index.shape[1], count):
+            held = self._with(held, _part(evicted, at, at + count))
         return held
 
     def _with(self, held: Tokens, latent: Tokens) -> Tokens:
@@ -78,7 +80,7 @@ def _part(tokens: Tokens, low: int, high: int) -> Tokens:
 def _timeless(tokens: Tokens) -> Tensor:
     """Keys of length 1 without their rotation in time, heads side by side: [B, L, N * K], float32."""
     key = rope.turn_each(tokens.key.float(), -tokens.index)
-    return normalize(key, dim=-1).transpose(1, 2).flatten(2)
+    return rearrange(normalize(key, dim=-1), "b n l k -> b l (n k)")
 
 
 def _merged(held: Tokens, latent: Tokens, meets: Tensor) -> Tokens:
@@ -98,7 +100,7 @@ def _merged(held: Tokens, latent: Tokens, meets: Tensor) -> Tokens:
 
 def _capped(held: Tokens, latent: Tokens) -> Tokens:
     """Held tokens and the new ones with mass, as many as were held: of the held, the heaviest, the newest of them."""
-    both = held.beside(latent)
+    both = held.append(latent)
     worth = torch.cat([held.mass, torch.where(latent.mass > 0, torch.inf, 0.0)], dim=1)
     newest = both.index.argsort(dim=1, descending=True, stable=True)
     order = worth.gather(1, newest).argsort(dim=1, descending=True, stable=True)

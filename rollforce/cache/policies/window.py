@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from rollforce.cache.commit_plan import Candidates
+from rollforce.cache.commit_plan import Candidates, Role
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,8 @@ class Window:
 
     latents: int
     kind: Literal["window"] = "window"
+    role: ClassVar[Role] = "window"
 
     def keep(self, held: Candidates) -> tuple[int, ...]:
-        """Which latents stay."""
+        """Return the latents that stay."""
         return held.indices[max(0, len(held.indices) - self.latents) :]

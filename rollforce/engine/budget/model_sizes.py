@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from rollforce.checkpoints.safetensors_folder import read_json
+from rollforce.checkpoints.json_files import read_json
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.models.transformer.transformer import TransformerConfig, VideoTransformer
 
@@ -219,7 +219,7 @@ def _of_folder(name: str, folder: Path) -> ModelSizes:
 def _transformer(folder: Path) -> tuple[TransformerConfig, int]:
     """Sizes, and the parameters in the files (0 if there are no safetensors)."""
     for place in (folder / "transformer", folder):
-        raw = read_json(place / "config.json")
+        raw = read_json(place / "config.json", {})
         if "dim" in raw and "num_heads" in raw:  # in the words of the original release
             raw |= {"num_attention_heads": raw["num_heads"], "attention_head_dim": raw["dim"] // raw["num_heads"],
                     "in_channels": raw.get("in_dim"), "out_channels": raw.get("out_dim")}  # fmt: skip
@@ -230,7 +230,7 @@ def _transformer(folder: Path) -> tuple[TransformerConfig, int]:
 
 def _text(folder: Path) -> tuple[int, int, int]:
     """Parameters of the text encoder, 0 if there is none; the length of a text; bytes of a number in its files."""
-    ours = read_json(folder / "text" / "config.json")
+    ours = read_json(folder / "text" / "config.json", {})
     if ours:
         return _read_headers(folder / "text")[0], int(ours["text_len"]), 2
     numbers, size = _read_headers(folder / "text_encoder")
@@ -239,13 +239,13 @@ def _text(folder: Path) -> tuple[int, int, int]:
 
 
 def _decoding(folder: Path) -> WanDecoding | TinyDecoding:
-    ours = read_json(folder / "autoencoder" / "config.json")
+    ours = read_json(folder / "autoencoder" / "config.json", {})
     if ours:
         from rollforce.models.autoencoder.tiny import AutoencoderConfig
 
         return TinyDecoding(_pick(AutoencoderConfig, ours), _read_headers(folder / "autoencoder")[0])
     counted = _read_headers(folder / "vae")[0] or None
-    return _pick(WanDecoding, read_json(folder / "vae" / "config.json") | {"parameters": counted})
+    return _pick(WanDecoding, read_json(folder / "vae" / "config.json", {}) | {"parameters": counted})
 
 
 def _pick(cls: Any, raw: Mapping[str, Any]) -> Any:

@@ -68,7 +68,7 @@ class MemorySetup:
     @property
     def window(self) -> int | None:
         """Latents of the memory's window; None if it has none."""
-        return next((tier.latents for tier in self.stream.cache if tier.kind == "window"), None)
+        return next((tier.latents for tier in self.stream.cache if tier.role == "window"), None)
 
     def with_window(self, latents: int) -> MemorySetup:
         """The same with a window of `latents`. ConfigError if there is none, or it would be shorter than a chunk."""
@@ -193,7 +193,7 @@ def _walk(cache: KVCache, settings: StreamSettings) -> tuple[int, int]:
                       LatentGroup(start + layout.shift, layout.slots, stepping.denoise)):  # fmt: skip
             view = cache.view(group)
             moved |= {region for region, move in view.moves if move}
-            seen = len(view.slots) + sum(placed.filled for _, placed in view.apart) + group.latents
+            seen = len(view.slots) + (view.region.filled if view.region else 0) + group.latents
             gathered = max(gathered, 0 if view.dense else seen * max(sizes))
             if group.commit:
                 cache.adopt(cache.plan(start, layout.shift).after)

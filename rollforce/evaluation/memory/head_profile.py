@@ -17,6 +17,7 @@ from torch import Tensor
 from rollforce.cache.head_groups import Labels
 from rollforce.cache.kv_cache import CacheView, CallMemory, KVCache, LatentGroup
 from rollforce.cache.policies import Sink, Window
+from rollforce.cache.region import Weights
 from rollforce.cache.visibility import Visibility
 from rollforce.engine.flow import Noise
 from rollforce.engine.rollout import Rollout
@@ -61,16 +62,15 @@ class ProfilingCache(KVCache):
         self.profile, self.calls = profile, 0
         self.near, self.all = (torch.zeros(shape.layers, shape.of(0, 1)[1], dtype=torch.float64) for _ in range(2))
 
-    def memory(self, groups: Sequence[LatentGroup]) -> CallMemory:
-        return _ProfilingMemory(self, groups)
+    def memory(self, groups: Sequence[LatentGroup], weights: Weights | None = None) -> CallMemory:
+        return _ProfilingMemory(self, groups, weights)
 
     def look(self, layer: int, group: LatentGroup, view: CacheView, query: Tensor, key: Tensor) -> None:
         """Add up one layer of a call, if it reaches as far as is asked for. `key`: the slots of `view`, and its own."""
         profile, tokens = self.profile, self.shape.tokens
         if group.commit or len(view.slots) + group.latents != profile.reach:
             return
-        index_of = {slot: index for slots in self.contents.slots.values() for index, slot in slots.items()}
-        order = sorted(range(len(view.slots)), key=lambda place: index_of[view.slots[place]])
+        order = sorted(range(len(view.slots)), key=lambda place: view.latents[place][1])
         counted = torch.ones(profile.reach, dtype=torch.bool, device=key.device)
         counted[order[: profile.first]] = False
         near = counted.clone()
@@ -86,14 +86,14 @@ class ProfilingCache(KVCache):
 class _ProfilingMemory(CallMemory):
     cache: ProfilingCache
 
-    def attend(self, layer: int, query: Tensor, own: KVBlock, attend: Kernel) -> Tensor:
-        calls = iter(zip(self.groups, self._views, strict=True))
-
-        def record_and_attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-            self.cache.look(layer, *next(calls), q, k)
+    def attend_group(
+        self, layer: int, group: LatentGroup, view: CacheView, query: Tensor, own: KVBlock, attend: Kernel
+    ) -> Tensor:
+        def look_and_attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+            self.cache.look(layer, group, view, q, k)
             return attend(q, k, v, mask)
 
-        return super().attend(layer, query, own, record_and_attend)
+        return super().attend_group(layer, group, view, query, own, look_and_attend)
 
 
 @torch.no_grad()

@@ -1,47 +1,25 @@
-"""Autoencoders as streams see them: latents in, pictures out as soon as they can be drawn, and the other way round."""
+"""Autoencoders as streams see them: latents in, pictures out as soon as they can be drawn, and the other way round.
+
+There is one decoder and one encoder for all: an autoencoder says how it draws and reads one latent at a time, and a
+`FeatureStream` keeps what it remembers. A whole clip is nothing but a stream that begins and ends in one call, so the
+two agree to the bit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from einops import rearrange
+from torch import Tensor, nn
 
-State = tuple[Tensor, ...]  # what a TinyDecoder remembers of the past
-
-
-class Decoder(Protocol):
-    """Turns the latents of one stream into frames. How latents are cut into calls never changes a frame."""
-
-    def decode(self, latents_BTCHW: Tensor) -> np.ndarray:
-        """Frames uint8 [F, H, W, 3] that these latents (B = 1) complete; F may be 0."""
-        ...
-
-    def flush(self) -> np.ndarray:
-        """Frames still held back at the end of a stream."""
-        ...
-
-    def reset(self) -> None:
-        """Begin a new stream."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
-
-
-class Encoder(Protocol):
-    """Turns the frames of one stream into latents. How frames are cut into calls never changes a latent."""
-
-    def encode(self, frames_FHWC: np.ndarray) -> Tensor:
-        """Latents float32 [1, T, C, h, w], on the weights' device, that these uint8 frames complete; T may be 0."""
-        ...
-
-    def reset(self) -> None:
-        """Begin a new stream."""
-        ...
+from rollforce.errors import ShapeError
+from rollforce.models.autoencoder.features import FeatureStream
+from rollforce.models.autoencoder.pixels import as_bytes, check_count, check_latents, check_stream, on_host, planes
 
 
 class Autoencoder(Protocol):
@@ -49,7 +27,7 @@ class Autoencoder(Protocol):
 
     @property
     def channels(self) -> int:
-        """Of a latent."""
+        """Channels of a latent."""
         ...
 
     @property
@@ -67,8 +45,13 @@ class Autoencoder(Protocol):
         """Frames of the first latent of a stream: 1 in Wan, as many as any other in the bundled model."""
         ...
 
-    def decoder(self) -> Decoder: ...
-    def encoder(self) -> Encoder: ...
+    def decoder(self) -> Decoder:
+        """Begin a stream of pictures."""
+        ...
+
+    def encoder(self) -> Encoder:
+        """Begin a stream of latents."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -101,64 +84,163 @@ class PairedAutoencoder:
         return self.full.encoder()
 
 
-class LatentBasis(Protocol):
-    """What TinyDecoder and TinyEncoder need of the bundled autoencoder."""
+class CausalAutoencoder(nn.Module, ABC):
+    """An Autoencoder that looks back only, and draws and reads one latent at a time.
 
-    basis: Tensor
+    `again`: how many of a latent's last frames are read once more with those of the next."""
+
+    again = 0
 
     @property
+    @abstractmethod
     def channels(self) -> int: ...
     @property
+    @abstractmethod
     def stride(self) -> int: ...
     @property
+    @abstractmethod
     def frames(self) -> int: ...
-    def encode(self, frames_BFHWC: Tensor) -> Tensor: ...
-    def decode(self, latents_BTCHW: Tensor, state: State | None = None) -> tuple[Tensor, State]: ...
+    @property
+    @abstractmethod
+    def first_frames(self) -> int: ...
+    @property
+    @abstractmethod
+    def weight(self) -> Tensor:
+        """Any weight: it has the dtype and the device of all."""
+
+    @abstractmethod
+    def drawing(self) -> FeatureStream:
+        """Begin a past for drawing: a latent [1, 1, C, h, w] in, its frames [1, F, 3, H, W] out, near 0..1."""
+
+    @abstractmethod
+    def reading(self) -> FeatureStream:
+        """Begin a past for reading: frames [1, F, 3, H, W] in 0..1 in, their latent [1, 1, C, h, w] out."""
+
+    def decoder(self) -> Decoder:
+        """Begin a stream of pictures."""
+        return Decoder(self)
+
+    def encoder(self) -> Encoder:
+        """Begin a stream of latents."""
+        return Encoder(self)
 
 
-class TinyDecoder:
-    """Decoder of the bundled autoencoder: every latent gives its frames at once; the causal past is its state."""
+class ClipAutoencoder(CausalAutoencoder):
+    """A CausalAutoencoder of Wan's kind: one frame for the first latent of a clip, and as many as `frames` for others.
 
-    def __init__(self, autoencoder: LatentBasis) -> None:
+    Whole clips are streams of their own, so neither the cutting nor what else is in the batch changes a bit."""
+
+    @property
+    def first_frames(self) -> int:
+        return 1
+
+    def encode(self, frames_BFHWC: Tensor) -> Tensor:
+        """Return latents float32 [B, 1 + k, C, h, w] of frames [B, 1 + k frames, H, W, 3], uint8 or float in 0..1.
+
+        Raises ShapeError when a size does not fit."""
+        frames = planes(frames_BFHWC, self.stride, self.weight.device)
+        check_count(frames.shape[1], self.first_frames, self.frames)
+        return torch.cat([_read_clip(self, video) for video in frames.split(1)])
+
+    def decode(self, latents_BTCHW: Tensor) -> Tensor:
+        """Return frames [B, F, H, W, 3], float32 in 0..1, of latents [B, T, C, h, w], F = 1 + (T - 1) frames.
+
+        Raises ShapeError when a size does not fit."""
+        check_latents(latents_BTCHW, self.channels)
+        if 0 in latents_BTCHW.shape[:2]:
+            raise ShapeError(f"latents of shape {tuple(latents_BTCHW.shape)}: there is nothing to decode.")
+        videos = latents_BTCHW.to(self.weight.device).split(1)
+        return torch.cat([torch.cat(list(_draw_all(video, self.drawing())), dim=1) for video in videos])
+
+    @torch.no_grad()
+    def image_latent(self, latents_BTCHW: Tensor) -> Tensor:
+        """Encode the last frame that these latents show as the first latent of a video: [B, 1, C, h, w]."""
+        return self.encode(self.decode(latents_BTCHW)[:, -1:]).to(latents_BTCHW.dtype)
+
+
+class Decoder:
+    """Turns the latents of one stream into frames. How latents are cut into calls never changes a frame."""
+
+    def __init__(self, autoencoder: CausalAutoencoder) -> None:
         self.autoencoder = autoencoder
-        self.past: State | None = None
+        self._drawing = autoencoder.drawing()
 
     @torch.no_grad()
     def decode(self, latents_BTCHW: Tensor) -> np.ndarray:
-        frames, self.past = self.autoencoder.decode(latents_BTCHW.to(self.autoencoder.basis), self.past)
-        return np.asarray(frames[0].mul(255).round_().to("cpu", torch.uint8).numpy())
+        """Return the frames uint8 [F, H, W, 3] of latents [1, T, C, h, w]. ShapeError if they are of another stream."""
+        check_latents(latents_BTCHW, self.autoencoder.channels)
+        check_stream(latents_BTCHW)
+        latents = latents_BTCHW.to(self.autoencoder.weight.device)
+        parts = [as_bytes(frames[0]) for frames in _draw_all(latents, self._drawing)]
+        height, width = (self.autoencoder.stride * size for size in latents.shape[-2:])
+        return on_host(parts, height, width)
 
     def flush(self) -> np.ndarray:
-        return np.empty((0, 0, 0, 3), dtype=np.uint8)
+        """Return the frames still held back at the end of a stream: none, every latent gives its frames at once."""
+        return on_host([], 0, 0)
 
     def reset(self) -> None:
-        self.past = None
+        """Begin a new stream."""
+        self._drawing.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"past": None if self.past is None else [part.clone() for part in self.past]}
+        return self._drawing.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        past = state["past"]
-        self.past = None if past is None else tuple(past)
+        """Go on from `state`. SnapshotError if it is of another autoencoder or tiling."""
+        if "past" in state:  # as snapshots of the bundled autoencoder once were: its features and no size
+            past = state["past"]
+            size = None if past is None else [*past[0].shape[-2:]]
+            state = {"size": size, "features": [] if past is None else [past]}
+        self._drawing.load_state_dict(state, self.autoencoder.weight.device)
 
 
-class TinyEncoder:
-    """Encoder of the bundled autoencoder: every four frames are a latent; those that are not yet four wait."""
+class Encoder:
+    """Turns the frames of one stream into latents. How frames are cut into calls never changes a latent."""
 
-    def __init__(self, autoencoder: LatentBasis) -> None:
+    def __init__(self, autoencoder: CausalAutoencoder) -> None:
         self.autoencoder = autoencoder
-        self.waiting: np.ndarray | None = None
+        self._reading = autoencoder.reading()
+        self._waiting: np.ndarray | None = None
 
     @torch.no_grad()
     def encode(self, frames_FHWC: np.ndarray) -> Tensor:
-        frames = frames_FHWC if self.waiting is None else np.concatenate([self.waiting, frames_FHWC])
-        count = len(frames) // self.autoencoder.frames * self.autoencoder.frames
-        self.waiting = frames[count:].copy()
-        if not count:
-            stride, channels = self.autoencoder.stride, self.autoencoder.channels
-            height, width = frames.shape[1] // stride, frames.shape[2] // stride
-            return self.autoencoder.basis.new_empty(1, 0, channels, height, width)
-        return self.autoencoder.encode(torch.from_numpy(frames[None, :count]).to(self.autoencoder.basis.device))
+        """Return the latents float32 [1, T, C, h, w], on the weights' device, that uint8 frames [F, H, W, 3] complete.
+
+        T may be 0: frames that do not yet fill a latent wait. ShapeError if a size is wrong."""
+        model = self.autoencoder
+        frames = frames_FHWC if self._waiting is None else np.concatenate([self._waiting, frames_FHWC])
+        pixels = planes(torch.from_numpy(frames[None]), model.stride, model.weight.device)
+        latents, at = [], 0
+        for cut in _cuts(model, len(frames), self._reading.begun):
+            latents.append(self._reading(pixels[:, cut]))
+            at = cut.stop - model.again
+        self._waiting = frames[at:].copy()
+        if latents:
+            return torch.cat(latents, dim=1)
+        height, width = (size // model.stride for size in frames.shape[1:3])
+        return torch.empty(1, 0, model.channels, height, width, device=pixels.device)
 
     def reset(self) -> None:
-        self.waiting = None
+        """Begin a new stream."""
+        self._reading.reset()
+        self._waiting = None
+
+
+def _read_clip(model: CausalAutoencoder, frames_BFCHW: Tensor) -> Tensor:
+    reading = model.reading()
+    return torch.cat([reading(frames_BFCHW[:, cut]) for cut in _cuts(model, frames_BFCHW.shape[1], False)], dim=1)
+
+
+def _draw_all(latents_BTCHW: Tensor, drawing: FeatureStream) -> Iterator[Tensor]:
+    """The frames [1, F, H, W, 3], in 0..1, of one latent after the other."""
+    for t in range(latents_BTCHW.shape[1]):
+        yield rearrange(drawing(latents_BTCHW[:, t : t + 1]).clamp(0, 1), "b f c h w -> b f h w c")
+
+
+def _cuts(model: CausalAutoencoder, count: int, begun: bool) -> Iterator[slice]:
+    """Where the frames of each next latent lie among `count`, which begin with those to be read again."""
+    at = 0
+    while (stop := at + (model.again + model.frames if begun else model.first_frames)) <= count:
+        yield slice(at, stop)
+        at, begun = stop - model.again, True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from rollforce.errors import ShapeError
@@ -13,7 +14,7 @@ PATCH = 2  # of the transformers that read such latents: sizes that suit both ar
 
 
 def check_latents(latents_BTCHW: Tensor, channels: int) -> None:
-    """ShapeError unless these are latents [B, T, channels, h, w] of at least one pixel."""
+    """Raise ShapeError unless these are latents [B, T, channels, h, w] of at least one pixel."""
     shape = tuple(latents_BTCHW.shape)
     if len(shape) != 5 or shape[2] != channels or not shape[3] or not shape[4]:
         raise ShapeError(
@@ -22,7 +23,7 @@ def check_latents(latents_BTCHW: Tensor, channels: int) -> None:
 
 
 def check_stream(latents_BTCHW: Tensor) -> None:
-    """ShapeError unless these latents are of one stream."""
+    """Raise ShapeError unless these latents are of one stream."""
     if latents_BTCHW.shape[0] != 1:
         raise ShapeError(
             f"latents of {latents_BTCHW.shape[0]} videos: a decoder draws one stream; "
@@ -31,7 +32,7 @@ def check_stream(latents_BTCHW: Tensor) -> None:
 
 
 def check_count(frames: int, first: int, each: int) -> None:
-    """ShapeError unless `frames` frames fill whole latents: `first` of them the first one, `each` every other."""
+    """Raise ShapeError unless `frames` frames fill whole latents: `first` of them the first one, `each` every other."""
     if frames < first or (frames - first) % each:
         lower = first + max(0, (frames - first) // each) * each
         upper = first if frames < first else lower + each
@@ -43,7 +44,9 @@ def check_count(frames: int, first: int, each: int) -> None:
 
 
 def planes(frames_BFHWC: Tensor, stride: int, device: torch.device) -> Tensor:
-    """Frames [B, F, H, W, 3], uint8 or float in 0..1 -> float32 [B, F, 3, H, W] in 0..1. Raises ShapeError."""
+    """Return frames [B, F, H, W, 3], uint8 or float in 0..1, as float32 [B, F, 3, H, W] in 0..1.
+
+    Raises ShapeError if they are none, or no multiple of `stride`."""
     shape = tuple(frames_BFHWC.shape)
     if len(shape) != 5 or shape[-1] != 3:
         raise ShapeError(f"video of shape {shape}: expected [B, F, H, W, 3]")
@@ -51,16 +54,16 @@ def planes(frames_BFHWC: Tensor, stride: int, device: torch.device) -> Tensor:
     check_size((shape[2], shape[3]), stride, why, near=stride * PATCH)
     frames = frames_BFHWC.to(device)
     frames = frames.float() / 255 if frames.dtype == torch.uint8 else frames.float()
-    return frames.movedim(-1, 2)
+    return rearrange(frames, "b f h w c -> b f c h w")
 
 
 def as_bytes(frames_FHWC: Tensor) -> Tensor:
-    """Frames in 0..1 -> uint8 on the same device, rounded to the nearest."""
-    return frames_FHWC.clamp(0, 1).mul(255).round_().to(torch.uint8)
+    """Return frames in 0..1 as uint8 on the same device, rounded to the nearest."""
+    return frames_FHWC.mul(255).round_().to(torch.uint8)
 
 
 def on_host(parts: list[Tensor], height: int, width: int) -> np.ndarray:
-    """Parts of uint8 frames [F, H, W, 3] as one array; of no frames if there are no parts."""
+    """Return parts of uint8 frames [F, H, W, 3] as one array; of no frames if there are no parts."""
     if not parts:
         return np.empty((0, height, width, 3), dtype=np.uint8)
     return np.ascontiguousarray(torch.cat(parts).cpu().numpy())

@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,7 +24,7 @@ from rollforce.checkpoints.safetensors_folder import read_safetensors
 from rollforce.checkpoints.shapes import same_shape
 from rollforce.errors import CheckpointError
 from rollforce.models.autoencoder.features import Features, FeatureStream
-from rollforce.models.autoencoder.streaming import CausalDecoder, CausalEncoder, decode_clip, encode_clip
+from rollforce.models.autoencoder.interface import ClipAutoencoder
 
 DEPTH = 3  # blocks with memory at each resolution
 POOLS = (2, 7, 12)  # places of the layers that change time, in the encoder
@@ -67,7 +68,7 @@ class TimePool(nn.Module):
         self.conv = nn.Conv2d(width * count, width, 1, bias=False)
 
     def forward(self, x_FCHW: Tensor) -> Tensor:
-        return self.conv(x_FCHW.unflatten(0, (-1, self.count)).flatten(1, 2))
+        return self.conv(rearrange(x_FCHW, "(f n) c h w -> f (n c) h w", n=self.count))
 
 
 class Grow(nn.Module):
@@ -79,7 +80,7 @@ class Grow(nn.Module):
         self.conv = nn.Conv2d(width, width * count, 1, bias=False)
 
     def forward(self, x_FCHW: Tensor) -> Tensor:
-        return self.conv(x_FCHW).unflatten(1, (self.count, -1)).flatten(0, 1)
+        return rearrange(self.conv(x_FCHW), "f (n c) h w -> (f n) c h w", n=self.count)
 
 
 class Soften(nn.Module):
@@ -108,7 +109,7 @@ class Layers(nn.Module):
         self.decoder = nn.Sequential(*drawing, nn.ReLU(), nn.Conv2d(widths[-1], 3 * c.patch**2, 3, padding=1))
 
 
-class TaehvAutoencoder(nn.Module):
+class TaehvAutoencoder(ClipAutoencoder):
     """Frames <-> latents, one frame for the first latent and four for every other, as in Wan.
 
     The encoder was made to see, with a latent, the three frames that follow it. A stream does not have them yet: as at
@@ -138,7 +139,8 @@ class TaehvAutoencoder(nn.Module):
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], name: str = "taehv") -> TaehvAutoencoder:
-        """An autoencoder of these weights, whose shapes tell its sizes. CheckpointError if they are of another kind.
+        """Build an autoencoder of these weights, whose shapes tell its sizes. CheckpointError if they are of another
+        kind.
 
         `name` of the file, for messages."""
         with torch.device("meta"):
@@ -162,41 +164,26 @@ class TaehvAutoencoder(nn.Module):
         return math.prod(self.config.pool)
 
     @property
-    def first_frames(self) -> int:
-        return 1
-
-    @property
     def weight(self) -> Tensor:
-        """Any weight: it has the dtype and the device of all."""
         return next(self.parameters())
 
     # ---- streams
 
-    def decoder(self) -> CausalDecoder:
-        """A new stream of pictures."""
-        return CausalDecoder(self)
-
-    def encoder(self) -> CausalEncoder:
-        """A new stream of latents."""
-        return CausalEncoder(self)
-
     def drawing(self) -> FeatureStream:
-        """A new past for `draw`."""
         return FeatureStream(self.draw, len(self.layers.decoder), 1, self.stride, None, self.stride)
 
     def reading(self) -> FeatureStream:
-        """A new past for `read`."""
         return FeatureStream(self.read, len(self.layers.encoder), self.stride, 1, None, self.stride)
 
     def draw(self, latent_BTCHW: Tensor, past: Features) -> Tensor:
-        """One latent [1, 1, C, h, w] -> its frames [1, F, 3, H, W] near 0..1. `past` goes on in place."""
+        """Draw one latent [1, 1, C, h, w]: its frames [1, F, 3, H, W] near 0..1. `past` goes on in place."""
         begins = all(before is None for before in past)
         drawn = _through(self.layers.decoder, latent_BTCHW[0].to(self.weight.dtype), past)
         frames = F.pixel_shuffle(drawn, self.config.patch)
         return frames[None, -self.first_frames if begins else 0 :].float()
 
     def read(self, frames_BFCHW: Tensor, past: Features) -> Tensor:
-        """A frame [1, 1, 3, H, W] that is read with what went before -> its latent [1, 1, C, h, w], float32.
+        """Read a frame [1, 1, 3, H, W] after what went before: its latent [1, 1, C, h, w], float32.
 
         With the frames of the latent before it in front of it, if there are any: they are what `past` remembers."""
         pixels = F.pixel_unshuffle(frames_BFCHW[0].to(self.weight.dtype), self.config.patch)
@@ -204,25 +191,6 @@ class TaehvAutoencoder(nn.Module):
             _through(self.layers.encoder, pixels[:-1], past)
         newest = pixels[-1:].expand(self.frames, -1, -1, -1)
         return _through(self.layers.encoder, newest, list(past))[None].float()
-
-    # ---- whole clips
-
-    def encode(self, frames_BFHWC: Tensor) -> Tensor:
-        """frames [B, F, H, W, 3], uint8 or float in 0..1, F = 1 + 4 k -> latents [B, 1 + k, C, H/8, W/8], float32.
-
-        Raises ShapeError when a size does not fit."""
-        return encode_clip(self, frames_BFHWC)
-
-    def decode(self, latents_BTCHW: Tensor) -> Tensor:
-        """latents [B, T, C, h, w] -> frames [B, 1 + 4 (T - 1), 8 h, 8 w, 3], float32 in 0..1.
-
-        Raises ShapeError when a size does not fit."""
-        return decode_clip(self, latents_BTCHW)
-
-    @torch.no_grad()
-    def image_latent(self, latents_BTCHW: Tensor) -> Tensor:
-        """The last frame that these latents show, encoded as the first latent of a video: [B, 1, C, h, w]."""
-        return self.encode(self.decode(latents_BTCHW)[:, -1:]).to(latents_BTCHW.dtype)
 
 
 def _through(layers: nn.Sequential, x_FCHW: Tensor, past: Features) -> Tensor:

@@ -42,7 +42,7 @@ class Tiling:
             )
 
     def check(self, stride: int) -> None:
-        """ConfigError unless tiles and overlaps are whole latent pixels."""
+        """Raise ConfigError unless tiles and overlaps are whole latent pixels."""
         for name, value in (("tile", self.tile), ("overlap", self.overlap)):
             if value % stride:
                 raise ConfigError(
@@ -61,7 +61,7 @@ class Cover:
     ramp: int
 
     def weights(self, scale: int) -> Tensor:
-        """How much every tile counts at every pixel of it, `scale` pixels per cell: [tiles, length * scale].
+        """Return how much every tile counts at each of its pixels, `scale` pixels per cell: [tiles, length * scale].
 
         Over all tiles the weights of a pixel add up to 1."""
         places = torch.arange(self.length * scale) + 0.5
@@ -79,7 +79,7 @@ class Cover:
 
 
 def cover(size: int, tile: int, overlap: int) -> Cover:
-    """Fewest tiles of `tile` cells over `size` cells that overlap by at least `overlap`, evenly spread."""
+    """Spread the fewest tiles of `tile` cells over `size` cells evenly, so that they overlap by at least `overlap`."""
     if size <= tile:
         return Cover(size, size, (0,), overlap)
     steps = -((tile - size) // (tile - overlap))
@@ -101,7 +101,7 @@ class Mosaic:
         return self.rows.size, self.columns.size
 
     def places(self, scale: int) -> Iterator[tuple[slice, slice]]:
-        """Rows and columns of every tile, in pixels at `scale` per cell."""
+        """Yield the rows and columns of every tile, in pixels at `scale` per cell."""
         for y in self.rows.starts:
             for x in self.columns.starts:
                 yield (
@@ -110,7 +110,7 @@ class Mosaic:
                 )
 
     def blend(self, parts: Iterator[Tensor], scale: int) -> Tensor:
-        """One picture [..., H, W], float32, of its tiles in the order of `places`."""
+        """Blend the tiles, in the order of `places`, into one picture [..., H, W], float32."""
         if len(self) == 1:
             return next(parts).float()
         weights = ((y, x) for y in self.rows.weights(scale) for x in self.columns.weights(scale))
@@ -125,7 +125,7 @@ class Mosaic:
 
 
 def mosaic(height: int, width: int, tiling: Tiling | None, stride: int) -> Mosaic:
-    """Tiles of a picture of height x width latent pixels; one tile without `tiling`."""
+    """Return tiles of a picture of height x width latent pixels; one tile without `tiling`."""
     if tiling is None:
         return Mosaic(cover(height, height, 0), cover(width, width, 0))
     tile, overlap = tiling.tile // stride, tiling.overlap // stride

@@ -13,12 +13,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rollforce.checkpoints.model_folder import load_module, save_module
 from rollforce.errors import ConfigError, ShapeError
-from rollforce.models.autoencoder.interface import State, TinyDecoder, TinyEncoder
+from rollforce.models.autoencoder.features import Features, FeatureStream
+from rollforce.models.autoencoder.interface import CausalAutoencoder
+
+State = tuple[Tensor, ...]
+"""What the network remembers of the past: the last inputs of its blocks."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class DrawingBlock(nn.Module):
         return x_BTDHW + self.second(F.silu(change)).view_as(x_BTDHW), x_BTDHW[:, -1:]
 
 
-class TinyAutoencoder(nn.Module):
+class TinyAutoencoder(CausalAutoencoder):
     """frames [B, F, H, W, 3] <-> latents [B, F/4, C, H/8, W/8]."""
 
     basis: Tensor  # [C, patch values] orthonormal rows
@@ -143,22 +148,32 @@ class TinyAutoencoder(nn.Module):
     def first_frames(self) -> int:
         return self.config.frames
 
-    def decoder(self) -> TinyDecoder:
-        """A new stream of pictures."""
-        return TinyDecoder(self)
+    @property
+    def weight(self) -> Tensor:
+        return self.basis
 
-    def encoder(self) -> TinyEncoder:
-        """A new stream of latents."""
-        return TinyEncoder(self)
+    def drawing(self) -> FeatureStream:
+        return FeatureStream(self._draw_next, len(self.blocks) + 2, 1, self.stride, None, self.stride)
+
+    def reading(self) -> FeatureStream:
+        return FeatureStream(self._read_next, 0, self.stride, 1, None, self.stride)
+
+    def _draw_next(self, latent_BTCHW: Tensor, past: Features) -> Tensor:
+        frames, after = self.draw(latent_BTCHW.to(self.basis.dtype), None if past[0] is None else tuple(past))
+        past[:] = after
+        return rearrange(frames, "b f h w c -> b f c h w")
+
+    def _read_next(self, frames_BFCHW: Tensor, past: Features) -> Tensor:
+        return self.encode(rearrange(frames_BFCHW, "b f c h w -> b f h w c"))
 
     # ---- video to latents
 
     def patches(self, frames_BFHWC: Tensor) -> Tensor:
-        """Cut video into patches: [B, T, h, w, patch values], float in 0..1. uint8 is divided by 255."""
+        """Cut video [B, F, H, W, 3] into patches [B, T, h, w, patch values], float in 0..1; uint8 is divided by 255."""
         c = self.config
         if frames_BFHWC.ndim != 5 or frames_BFHWC.shape[-1] != 3:
             raise ShapeError(f"video of shape {tuple(frames_BFHWC.shape)}: expected [B, F, H, W, 3]")
-        B, F_, H, W, _ = frames_BFHWC.shape
+        _, F_, H, W, _ = frames_BFHWC.shape
         if F_ % c.frames or F_ == 0:
             raise ShapeError(f"{F_} frames: one latent holds {c.frames} frames, so pass a multiple of {c.frames}")
         if H % c.patch or W % c.patch or not H or not W:
@@ -166,20 +181,19 @@ class TinyAutoencoder(nn.Module):
         video = frames_BFHWC.to(self.basis.dtype)
         if frames_BFHWC.dtype == torch.uint8:
             video = video / 255
-        cut = video.reshape(B, F_ // c.frames, c.frames, H // c.patch, c.patch, W // c.patch, c.patch, 3)
-        return cut.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4)
+        return rearrange(video, "b (t f) (h p) (w q) c -> b t h w (f p q c)", f=c.frames, p=c.patch, q=c.patch)
 
     def encode(self, frames_BFHWC: Tensor) -> Tensor:
-        """frames [B, F, H, W, 3], uint8 or float in 0..1, F a multiple of 4 -> latents [B, F/4, C, H/8, W/8].
+        """Return latents [B, F/4, C, H/8, W/8] of frames [B, F, H, W, 3], uint8 or float in 0..1, F a multiple of 4.
 
         Raises ShapeError when a size does not fit."""
         code = (self.patches(frames_BFHWC) - self.mean) @ self.basis.T * self.scale
-        return code.movedim(-1, 2)
+        return rearrange(code, "b t h w c -> b t c h w")
 
     # ---- latents to video
 
     def decode(self, latents_BTCHW: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """latents [B, T, C, h, w] -> frames [B, 4T, 8h, 8w, 3] in 0..1, and the state that continues the stream.
+        """Return frames [B, 4T, 8h, 8w, 3] in 0..1 of latents [B, T, C, h, w], and the state that continues the stream.
 
         Draws one latent of one video at a time, so neither the cutting into chunks nor what else is in the batch
         changes a bit of the result. `state` is what the previous call returned; None begins a new video."""
@@ -197,12 +211,12 @@ class TinyAutoencoder(nn.Module):
 
     @torch.no_grad()
     def image_latent(self, latents_BTCHW: Tensor) -> Tensor:
-        """The last frame that these latents show, encoded as a still picture: [B, 1, C, h, w]."""
+        """Encode the last frame that these latents show as a still picture: [B, 1, C, h, w]."""
         frames, _ = self.decode(latents_BTCHW)
         return self.encode(frames[:, -1:].expand(-1, self.config.frames, -1, -1, -1))
 
     def forward(self, latents_BTCHW: Tensor, keep: slice = slice(None)) -> Tensor:
-        """The training path: all latents at once from an empty past, drawing the pixels of the latents `keep` only.
+        """Draw all latents at once from an empty past, but only the pixels of the latents `keep`: the training path.
 
         Frames are not clamped, so that gradients pass."""
         return self.draw(latents_BTCHW, None, keep)[0]
@@ -224,16 +238,14 @@ class TinyAutoencoder(nn.Module):
             x, past = block(F.pixel_shuffle(per_latent(up, x), 2), next(pasts))
             after.append(past)
         detail = F.pixel_shuffle(per_latent(self.out, F.silu(x[:, lead:])), 2)  # [B, T, frames*3, 8h, 8w]
-        detail = detail.unflatten(2, (self.config.frames, 3)).movedim(3, -1).flatten(1, 2)
+        detail = rearrange(detail, "b t (f c) h w -> b (t f) h w c", f=self.config.frames)
         return self.linear(steadied) + detail, tuple(after)
 
     def linear(self, latents_BTCHW: Tensor) -> Tensor:
-        """The exact inverse on the fitted subspace: frames [B, 4T, 8h, 8w, 3], not clamped."""
+        """Return frames [B, 4T, 8h, 8w, 3], not clamped: the exact inverse on the fitted subspace."""
         c = self.config
-        B, T, _, H, W = latents_BTCHW.shape
-        flat = (latents_BTCHW.movedim(2, -1) / self.scale) @ self.basis + self.mean
-        cut = flat.reshape(B, T, H, W, c.frames, c.patch, c.patch, 3).permute(0, 1, 4, 2, 5, 3, 6, 7)
-        return cut.reshape(B, T * c.frames, H * c.patch, W * c.patch, 3)
+        flat = (rearrange(latents_BTCHW, "b t c h w -> b t h w c") / self.scale) @ self.basis + self.mean
+        return rearrange(flat, "b t h w (f p q c) -> b (t f) (h p) (w q) c", f=c.frames, p=c.patch, q=c.patch)
 
     def _check(self, latents_BTCHW: Tensor) -> None:
         shape = tuple(latents_BTCHW.shape)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from rollforce.checkpoints.names import recognise, to_ours
@@ -19,18 +20,16 @@ from rollforce.checkpoints.read import expect, read_checkpoint
 from rollforce.checkpoints.shapes import autoencoder_config_of, same_shape
 from rollforce.errors import CheckpointError
 from rollforce.models.autoencoder.features import Features, FeatureStream
-from rollforce.models.autoencoder.streaming import CausalDecoder, CausalEncoder, decode_clip, encode_clip
+from rollforce.models.autoencoder.interface import ClipAutoencoder
 from rollforce.models.autoencoder.tiling import Tiling
 
 
-class WanAutoencoder(nn.Module):
+class WanAutoencoder(ClipAutoencoder):
     """Latents as Wan's transformer sees them (normalised) <-> frames.
 
     The first latent of a stream stands for one frame, every other for four. `vae` is diffusers' AutoencoderKLWan;
     `tiling` draws and reads large pictures in tiles. In bfloat16 the weights take 0.25 GB; a decoder's features at
     832 x 480 take 1.9 GB for as long as its stream lives, and drawing a latent as much again. See `Tiling`."""
-
-    again = 0  # frames are read once
 
     def __init__(self, vae: Any, tiling: Tiling | None = None) -> None:
         super().__init__()
@@ -56,7 +55,7 @@ class WanAutoencoder(nn.Module):
     def from_state(
         cls, state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None, tiling: Tiling | None = None
     ) -> WanAutoencoder:
-        """An autoencoder of these weights, which are used as they are. Names may be the original ones or diffusers'.
+        """Build an autoencoder of these weights, used as they are. Names may be the original ones or diffusers'.
 
         `config`: settings of AutoencoderKLWan; what it lacks is measured or as in Wan 2.1. CheckpointError if the
         weights do not fit it."""
@@ -94,80 +93,37 @@ class WanAutoencoder(nn.Module):
     def frames(self) -> int:
         return 2 ** sum(self.vae.config.temperal_downsample)
 
-    @property
-    def first_frames(self) -> int:
-        return 1
-
     # ---- streams
 
-    def decoder(self) -> WanDecoder:
-        """A new stream of pictures."""
-        return WanDecoder(self)
-
-    def encoder(self) -> WanEncoder:
-        """A new stream of latents."""
-        return WanEncoder(self)
-
     def drawing(self) -> FeatureStream:
-        """A new past for `draw`."""
         return FeatureStream(self.draw, _slots(self.vae.decoder), 1, self.stride, self.tiling, self.stride)
 
     def reading(self) -> FeatureStream:
-        """A new past for `read`."""
         return FeatureStream(self.read, _slots(self.vae.encoder), self.stride, 1, self.tiling, self.stride)
 
     def draw(self, latent_BTCHW: Tensor, past: Features) -> Tensor:
-        """One latent -> its frames [B, F, 3, H, W], 0 black and 1 white, not clamped. `past` goes on in place."""
+        """Draw one latent: its frames [B, F, 3, H, W], 0 black and 1 white, not clamped. `past` goes on in place."""
         mean, std = self._moments(latent_BTCHW.device)
-        z = (latent_BTCHW.float() * std + mean).to(self.weight.dtype).transpose(1, 2)
+        z = rearrange((latent_BTCHW.float() * std + mean).to(self.weight.dtype), "b t c h w -> b c t h w")
         drawn = self.vae.decoder(self.vae.post_quant_conv(z), feat_cache=past, feat_idx=[0])
-        return (drawn.float().transpose(1, 2) + 1) / 2
+        return (rearrange(drawn.float(), "b c f h w -> b f c h w") + 1) / 2
 
     def read(self, frames_BFCHW: Tensor, past: Features) -> Tensor:
-        """The frames of one latent, in 0..1 -> that latent [B, 1, C, h, w], float32. `past` goes on in place."""
+        """Read the frames of one latent, in 0..1: that latent [B, 1, C, h, w], float32. `past` goes on in place."""
         mean, std = self._moments(frames_BFCHW.device)
-        pixels = (frames_BFCHW * 2 - 1).to(self.weight.dtype).transpose(1, 2)
+        pixels = rearrange((frames_BFCHW * 2 - 1).to(self.weight.dtype), "b f c h w -> b c f h w")
         seen = self.vae.encoder(pixels, feat_cache=past, feat_idx=[0])
         mode = self.vae.quant_conv(seen)[:, : self.channels]  # the rest is the logarithm of the variance
-        return (mode.transpose(1, 2).float() - mean) / std
+        return (rearrange(mode, "b c t h w -> b t c h w").float() - mean) / std
 
     @property
     def weight(self) -> Tensor:
-        """Any weight: it has the dtype and the device of all."""
         return self.vae.post_quant_conv.weight
 
     def _moments(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if self._mean.device != device:
             self._mean, self._std = self._mean.to(device), self._std.to(device)
         return self._mean, self._std
-
-    # ---- whole clips
-
-    def encode(self, frames_BFHWC: Tensor) -> Tensor:
-        """frames [B, F, H, W, 3], uint8 or float in 0..1, F = 1 + 4 k -> latents [B, 1 + k, C, H/8, W/8], float32.
-
-        Raises ShapeError when a size does not fit."""
-        return encode_clip(self, frames_BFHWC)
-
-    def decode(self, latents_BTCHW: Tensor) -> Tensor:
-        """latents [B, T, C, h, w] -> frames [B, 1 + 4 (T - 1), 8 h, 8 w, 3], float32 in 0..1.
-
-        Raises ShapeError when a size does not fit."""
-        return decode_clip(self, latents_BTCHW)
-
-    @torch.no_grad()
-    def image_latent(self, latents_BTCHW: Tensor) -> Tensor:
-        """The last frame that these latents show, encoded as the first latent of a video: [B, 1, C, h, w]."""
-        return self.encode(self.decode(latents_BTCHW)[:, -1:]).to(latents_BTCHW.dtype)
-
-
-class WanDecoder(CausalDecoder):
-    """Decoder of one stream: the first latent gives one frame, every other four."""
-
-
-class WanEncoder(CausalEncoder):
-    """Encoder of one stream: one frame is the first latent, every four more another."""
-
 
 def _slots(half: nn.Module) -> int:
     """Places for features that diffusers' encoder or decoder counts through: one per convolution in time."""

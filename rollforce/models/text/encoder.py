@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -55,11 +56,11 @@ class Text(Protocol):
         ...
 
     def check(self, prompt: str) -> None:
-        """ConfigError for a prompt that cannot be encoded."""
+        """Raise ConfigError for a prompt that cannot be encoded."""
         ...
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Text vectors [B, L, D]. One at a time: a prompt's bits depend on no other."""
+        """Encode prompts as text vectors [B, L, D], one at a time: a prompt's bits depend on no other."""
         ...
 
 
@@ -74,9 +75,9 @@ class TextLayer(nn.Module):
         self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
 
     def forward(self, x_BLD: Tensor, mask_B11L: Tensor) -> Tensor:
-        qkv = self.qkv(self.norm1(x_BLD)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv = rearrange(self.qkv(self.norm1(x_BLD)), "b l (three n k) -> three b n l k", three=3, n=self.heads)
         seen = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], attn_mask=mask_B11L)
-        x_BLD = x_BLD + self.out(seen.transpose(1, 2).flatten(2))
+        x_BLD = x_BLD + self.out(rearrange(seen, "b n l k -> b l (n k)"))
         return x_BLD + self.down(F.silu(self.up(self.norm2(x_BLD))))
 
 
@@ -102,7 +103,7 @@ class TextEncoder(nn.Module):
         self.numbers([prompt])
 
     def numbers(self, prompts: Sequence[str]) -> Tensor:
-        """Word numbers of each prompt, padded: int64 [B, text_len].
+        """Return word numbers of each prompt, padded: int64 [B, text_len].
 
         Raises ConfigError for unknown words and for prompts of more than text_len words."""
         rows = []
@@ -115,7 +116,7 @@ class TextEncoder(nn.Module):
         return torch.tensor(rows, dtype=torch.int64, device=self.position.device)
 
     def forward(self, numbers_BL: Tensor) -> Tensor:
-        """Text vectors of word numbers, all at once: the training path."""
+        """Return the text vectors of word numbers, all at once: the training path."""
         real = (numbers_BL != PAD).to(self.position.dtype)
         mask = ((real - 1) * 1e4)[:, None, None]
         x = self.word(numbers_BL) + self.position
@@ -124,7 +125,7 @@ class TextEncoder(nn.Module):
         return self.norm(x) * real[..., None]
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Text vectors of prompts, [B, text_len, text_dim]. One at a time: a prompt's bits depend on no other."""
+        """Encode prompts as text vectors [B, L, D], one at a time: a prompt's bits depend on no other."""
         return torch.cat([self(self.numbers([prompt])) for prompt in prompts])
 
     def save(self, folder: str | Path) -> None:

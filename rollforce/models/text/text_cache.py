@@ -30,7 +30,7 @@ class CachedText:
 
 
 def cache_folder() -> Path:
-    """Where text vectors live unless told otherwise: $ROLLFORCE_CACHE/text, or ~/.cache/rollforce/text."""
+    """Return where text vectors live by default: $ROLLFORCE_CACHE/text, or ~/.cache/rollforce/text."""
     root = os.environ.get("ROLLFORCE_CACHE")
     return (Path(root) if root else Path.home() / ".cache" / "rollforce").expanduser() / "text"
 
@@ -47,7 +47,7 @@ class TextCache:
         return self.folder / f"{key}.safetensors"
 
     def read(self, key: str) -> CachedText | None:
-        """What was written under `key`; None if nothing was, or nothing that is whole."""
+        """Read what was written under `key`; None if nothing was, or nothing that is whole."""
         if key in self._held:
             return self._held[key]
         path = self.path(key)

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rollforce.checkpoints.json_files import read_json
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.models.text.text_cache import CachedText, TextCache
-from rollforce.models.text.umt5_files import ENCODER, REMEDY, TOKENIZER, read_json, read_weights, sample, weight_files
+from rollforce.models.text.umt5_files import ENCODER, REMEDY, TOKENIZER, read_weights, sample, weight_files
 
 log = logging.getLogger(__name__)
 LENGTH = 512  # tokens that Wan reads of a prompt, the end mark among them
@@ -61,7 +62,7 @@ class WanText:
         cache: str | Path | None = None,
         keep: bool = False,
     ) -> WanText:
-        """The encoder in `folder`/text_encoder with `folder`/tokenizer; no weight is read yet.
+        """Open the encoder in `folder`/text_encoder with `folder`/tokenizer; no weight is read yet.
 
         Args: `device` where prompts are encoded and vectors handed out; `dtype` to run in (None: that of the files);
         `cache` a folder (None: $ROLLFORCE_CACHE/text or ~/.cache/rollforce/text); `keep` the weights once loaded.
@@ -85,7 +86,7 @@ class WanText:
         return ()
 
     def check(self, prompt: str) -> None:
-        """ConfigError for what is no text; everything else can be encoded, the empty prompt too."""
+        """Raise ConfigError for what is no text; everything else can be encoded, the empty prompt too."""
         try:
             prompt.encode()
         except UnicodeEncodeError as error:
@@ -94,7 +95,7 @@ class WanText:
             ) from error
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Text vectors, float32 [B, 512, D], on `device`. One at a time: a prompt's bits depend on no other."""
+        """Encode prompts as text vectors, float32 [B, 512, D], on `device`, one at a time."""
         for prompt in prompts:
             self.check(prompt)
         cleaned = [self._cleaner(prompt) for prompt in prompts]
@@ -200,7 +201,7 @@ class WanText:
         return self._tokenizer
 
     def empty(self) -> Any:
-        """The network on the meta device: names and sizes, no memory."""
+        """Build the network on the meta device: names and sizes, no memory."""
         transformers = _transformers()
         with torch.device("meta"):
             return transformers.UMT5EncoderModel(transformers.UMT5Config.from_dict(self.config))
@@ -208,7 +209,7 @@ class WanText:
     def _load(self) -> Any:
         """The network with the weights of the files: mapped, not read, where they stay on the CPU in their dtype."""
         began, model = time.perf_counter(), self.empty()
-        state = read_weights(self.shards, model.state_dict(), self.device, self.dtype)
+        state = read_weights(self.shards, model, self.device, self.dtype)
         model.load_state_dict(state, strict=True, assign=True)
         log.info("text encoder loaded onto %s in %.1f s", self.device, time.perf_counter() - began)
         return model.eval().requires_grad_(False)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
+from rollforce.checkpoints.safetensors_folder import shards_of
+from rollforce.checkpoints.shapes import same_shape
 from rollforce.errors import CheckpointError
 
 ENCODER, TOKENIZER = "text_encoder", "tokenizer"
@@ -21,15 +22,11 @@ REMEDY = "A model folder in diffusers' layout holds text_encoder/ and tokenizer/
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files. CheckpointError names what is missing."""
+    """Return the weight files. CheckpointError names what is missing."""
     where = folder / ENCODER
     if not (where / "config.json").is_file():
         raise CheckpointError(f"no text encoder in {folder}: {ENCODER}/config.json is missing. {REMEDY}")
-    if (where / INDEX).is_file():
-        index = read_json(where / INDEX)
-        shards = [where / name for name in sorted(set(index.get("weight_map", {}).values()))]
-    else:
-        shards = [where / "model.safetensors"]
+    shards = shards_of(where / (INDEX if (where / INDEX).is_file() else INDEX.removesuffix(".index.json")))
     missing = [path.name for path in shards if not path.is_file()]
     if missing or not shards:
         what = ", ".join(missing) or "every weight file"
@@ -37,15 +34,9 @@ def weight_files(folder: Path) -> list[Path]:
     return shards
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-
-
 def sample(path: Path, digest: Any) -> None:
-    """Header, size and a few pieces: the weights of a fine-tune differ in these, and reading them takes no time."""
+    """Hash header, size and a few pieces: the weights of a fine-tune differ in these, and reading them takes no
+    time."""
     size = path.stat().st_size
     digest.update(f"{path.name} {size}".encode())
     with path.open("rb") as file:
@@ -58,11 +49,11 @@ def sample(path: Path, digest: Any) -> None:
 
 
 def read_weights(
-    files: Sequence[Path], wanted: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype | None
+    files: Sequence[Path], network: nn.Module, device: torch.device, dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
-    """All weights by name, on `device` in `dtype` (None: their own; then those for the CPU are mapped, not read).
+    """Read all weights by name, on `device` in `dtype` (None: their own; those for the CPU are mapped, not read).
 
-    `wanted`: the network's own, for names and sizes. CheckpointError if they differ."""
+    CheckpointError if their names or sizes are not those of `network`."""
     state: dict[str, Tensor] = {}
     for path in files:
         try:
@@ -73,7 +64,7 @@ def read_weights(
     for one, other in (TIED, TIED[::-1]):
         if one in state and other not in state:
             state[other] = state[one]
-    _refuse_misfit(wanted, state, files[0].parent)
+    same_shape(state, network, str(files[0].parent))
     return state
 
 
@@ -81,18 +72,3 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """The feed-forward's way out overflows in float16: UMT5 keeps it in float32."""
     dtype = dtype or tensor.dtype
     return tensor.to(torch.float32 if dtype == torch.float16 and name.endswith("wo.weight") else dtype)
-
-
-def _refuse_misfit(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], where: Path) -> None:
-    sizes = [
-        f"{name}: file {tuple(state[name].shape)}, config {tuple(wanted[name].shape)}"
-        for name in wanted.keys() & state.keys()
-        if wanted[name].shape != state[name].shape
-    ]
-    missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    for problem, names in (("missing", missing), ("not known", unexpected), ("of another size", sorted(sizes))):
-        if names:
-            raise CheckpointError(
-                f"{where}: {len(names)} weights are {problem}, e.g. {', '.join(names[:5])}. "
-                "Files and config.json are of different encoders."
-            )

@@ -10,7 +10,7 @@ from rollforce.errors import ConfigError
 
 
 def tokenize(text: str, vocabulary: Mapping[str, Sequence[str]]) -> list[str]:
-    """The words of `text` in lower case, without punctuation; none for "".
+    """Split a prompt into words in lower case, without punctuation; none for "".
 
     Raises ConfigError for a word outside `vocabulary` (kind -> words); the message lists what is known."""
     words = re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower())

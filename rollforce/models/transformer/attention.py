@@ -21,7 +21,9 @@ from torch import Tensor
 from rollforce.errors import ConfigError
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""output [B, N, L, K] = kernel(query, key, value, additive mask [L, L'] or None)."""
+"""output [B, N, L, K] = kernel(query [B, N, L, K], key, value [B, N, L', K], mask), where the mask is None or added to
+the logits and broadcasts to them, [B, N, L, L']: [L, L'] in training, [B, 1 or N, 1, L'] for a bias per key, and one
+row for each query where sparse attention by hashing is exact."""
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -94,7 +96,7 @@ NOW = "'sdpa' works now."
 def kernel(
     name: str, device: torch.device | None = None, dtype: torch.dtype = torch.bfloat16, masked: bool = False
 ) -> Kernel:
-    """The attention kernel called `name`, tried once on `device` (default: the first GPU) with `dtype`.
+    """Return the attention kernel called `name`, tried once on `device` (default: the first GPU) with `dtype`.
 
     `masked`: it must know masks. Raises ConfigError with the remedy if there is none of that name, its package is
     missing, or this device or dtype is not for it.
@@ -117,7 +119,7 @@ def kernel(
 
 
 def available(device: torch.device | None = None, dtype: torch.dtype = torch.bfloat16) -> dict[str, str]:
-    """Of every kernel, why it cannot be used on `device` (default: the first GPU), or "". Downloads nothing."""
+    """Return, for every kernel, why `device` (default: the first GPU) cannot run it, or "". Downloads nothing."""
     reasons = dict.fromkeys(EVERYWHERE, "")
     for name in BACKENDS:
         reasons[name] = _obstacle(BACKENDS[name], device, dtype)

@@ -95,14 +95,16 @@ class Block(nn.Module):
         self.scale_shift_table = nn.Parameter(table(6, width))
 
     def text(self, text_BLD: Tensor, image_BLD: Tensor | None = None) -> tuple[KVBlock, ...]:
-        """Cross-attention keys and values of a prompt: of its text, and of the image of an image-to-video model."""
+        """Return cross-attention keys and values of a prompt: of its text, and of the image of an image-to-video
+        model."""
         text = self.attn2.key_value(text_BLD)
         return (text,) if image_BLD is None else (text, self.attn2.image_key_value(image_BLD))
 
     def before(
         self, x_BLD: Tensor, modulation_BT6D: Tensor, angle: Tensor
     ) -> tuple[Tensor, KVBlock, tuple[Tensor, ...]]:
-        """Queries, keys and values of self-attention, turned by RoPE; and the block's own modulation, for `after`."""
+        """Return queries, keys and values of self-attention, turned by RoPE, and the block's own modulation for
+        `after`."""
         mod = (self.scale_shift_table.to(modulation_BT6D.dtype) + modulation_BT6D).unbind(2)
         normed = modulated(x_BLD, mod[0], mod[1], self.eps).to(self.attn1.to_q.weight.dtype)
         own = self.attn1.key_value(normed)
@@ -117,7 +119,7 @@ class Block(nn.Module):
         given: tuple[KVBlock, ...],
         attend: Kernel,
     ) -> Tensor:
-        """The rest of the block: residual of self-attention, cross-attention, feed-forward.
+        """Run the rest of the block: residual of self-attention, cross-attention, feed-forward.
 
         `given`: what cross-attention sees, the text and perhaps an image; each has its own softmax, results add up.
         """
@@ -136,19 +138,19 @@ class Block(nn.Module):
 
 
 def table(rows: int, width: int) -> Tensor:
-    """A modulation table [1, rows, width] at its start."""
+    """Return a modulation table [1, rows, width] at its start."""
     # Filled in place: a division on the meta device would import the compiler, two seconds of every start.
     return nn.init.trunc_normal_(torch.empty(1, rows, width), std=width**-0.5)
 
 
 def modulated(x_BLD: Tensor, shift_BTD: Tensor, scale_BTD: Tensor, eps: float) -> Tensor:
-    """LayerNorm without weights, then each latent's own shift and (1 + scale)."""
+    """Normalise without weights, then apply each latent's own shift and (1 + scale)."""
     normed = F.layer_norm(x_BLD, x_BLD.shape[-1:], eps=eps).unflatten(1, (shift_BTD.shape[1], -1))
     return torch.addcmul(shift_BTD.unsqueeze(2), normed, 1 + scale_BTD.unsqueeze(2)).flatten(1, 2)
 
 
 def gated(x_BLD: Tensor, update_BLD: Tensor, gate_BTD: Tensor) -> Tensor:
-    """x + update * gate, with one gate per latent."""
+    """Return x + update * gate, with one gate per latent."""
     latents = (gate_BTD.shape[1], -1)
     update = update_BLD.to(x_BLD.dtype).unflatten(1, latents)
     return torch.addcmul(x_BLD.unflatten(1, latents), update, gate_BTD.unsqueeze(2)).flatten(1, 2)

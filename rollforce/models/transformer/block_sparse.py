@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,35 +18,14 @@ from rollforce.errors import ConfigError
 from rollforce.models.transformer.attention import Kernel
 
 
-class SparseAttention(Protocol):
-    """How a call attends to less than it could see."""
-
-    @property
-    def below(self) -> float:
-        """Calls in which a latent is noisier than this see everything."""
-        ...
-
-    @property
-    def layers(self) -> float:
-        """Share of the layers in which it is on: the last ones."""
-        ...
-
-    @property
-    def masked(self) -> bool:
-        """Whether the attention kernel must know masks."""
-        ...
-
-    def kernel(self, attend: Kernel, tokens: int, start: int) -> Kernel:
-        """`attend` made sparse, where a latent has `tokens` tokens and the first that asks stands at `start`."""
-        ...
-
-
 @dataclass(frozen=True)
 class BlockSparse:
     """Each block of queries attends to the `top` share of the blocks of keys (at least one), those whose mean key has
     the largest dot product with the mean query (SLA, Zhang et al. 2025, 2509.24006, as Hybrid Forcing uses it).
 
-    `block`: tokens of a block of keys at most; `queries`: the same for queries (None: as for keys). SLA subtracts the
+    `block`: tokens of a block of keys at most; `queries`: the same for queries (None: as for keys); `layers`: the share
+    of the layers in which it is on, the last ones; calls in which a latent is noisier than `below` see everything;
+    `masked`: whether the attention kernel must know masks. SLA subtracts the
     mean over all tokens from the keys before, which adds one number per query to all scores and cannot change the
     choice: it is left out. Hybrid Forcing's release subtracts the mean over heads instead, by a mistake of the axis,
     which can: `compat`. Deviations: blocks end with their latent (64 of 1560 tokens become 25 blocks of 63 or less),
@@ -66,14 +45,14 @@ class BlockSparse:
             raise ConfigError(f"top {self.top:g} must be above 0 and at most 1, which is all of the past.")
         if self.block < 1 or (self.queries is not None and self.queries < 1):
             raise ConfigError(f"block {self.block} and queries {self.queries} must be at least 1 token.")
-        check(self)
+        check_shares(self.layers, self.below)
 
     @property
     def masked(self) -> bool:
         return False  # none where `block` divides the tokens of a latent; else the kernel itself refuses
 
     def kernel(self, attend: Kernel, tokens: int, start: int = 0) -> Kernel:
-        """`attend` over the chosen blocks."""
+        """Return `attend` over the chosen blocks."""
         return partial(self._attended, attend, tokens)
 
     def _attended(self, attend: Kernel, tokens: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -95,29 +74,29 @@ class BlockSparse:
         return joined(output, tokens, q.shape[2])
 
     def chosen(self, query: Tensor, key: Tensor, there: Tensor, count: int) -> Tensor:
-        """Of each block of queries the `count` blocks of keys, [B, N, Q, count], from the means of both [B, N, _, K];
-        `there` [B, N, blocks]: whether a block holds anything."""
+        """Choose the `count` blocks of keys of each block of queries, [B, N, Q, count], from the means of both [B, N,
+        _, K]; `there` [B, N, blocks]: whether a block holds anything."""
         if self.compat:
             key = key - key.mean(1, keepdim=True)
         score = query @ key.transpose(-1, -2)
         return score.masked_fill(~there[:, :, None], float("-inf")).topk(count, dim=-1, sorted=False).indices
 
 
-def check(sparse: SparseAttention) -> None:
-    """ConfigError for shares that are none."""
-    if not 0 < sparse.layers <= 1 or not 0 < sparse.below <= 1:
-        raise ConfigError(f"layers {sparse.layers:g} and below {sparse.below:g} must lie above 0, up to 1.")
+def check_shares(layers: float, below: float) -> None:
+    """Raise ConfigError for shares that are none."""
+    if not 0 < layers <= 1 or not 0 < below <= 1:
+        raise ConfigError(f"layers {layers:g} and below {below:g} must lie above 0, up to 1.")
 
 
 def checked_bias(mask: Tensor | None) -> Tensor | None:
-    """A mask that is the same for all queries, [B, 1 or N, 1, L]; ConfigError for another."""
+    """Return a mask that is the same for all queries, [B, 1 or N, 1, L]. ConfigError for another."""
     if mask is not None and (mask.dim() != 4 or mask.shape[2] != 1):
         raise ConfigError(f"a sparse sight takes a bias per key, not a mask {list(mask.shape)}: leave `sparse` out.")
     return mask
 
 
 def cut(x: Tensor, tokens: int, block: int) -> Tensor:
-    """[B, N, L, K] as blocks that end with their latent: [B, N, blocks, size, K]; what is missing are zeros."""
+    """Cut [B, N, L, K] into blocks that end with their latent: [B, N, blocks, size, K], filled up with zeros."""
     length = x.shape[2]
     parts = -(-tokens // block)
     size = -(-tokens // parts)
@@ -133,7 +112,7 @@ def joined(x: Tensor, tokens: int, length: int) -> Tensor:
 
 
 def means(blocks: Tensor, real: Tensor) -> Tensor:
-    """Mean of the tokens of each block that are there, [B, N, blocks, K]."""
+    """Return the mean of the tokens of each block that are there, [B, N, blocks, K]."""
     share = real.to(blocks.dtype) / real.sum(-1, keepdim=True).clamp(min=1)
     return (blocks * share[..., None]).sum(3)
 
@@ -141,8 +120,8 @@ def means(blocks: Tensor, real: Tensor) -> Tensor:
 def attend_chosen(
     attend: Kernel, asking: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, chosen: Tensor
 ) -> Tensor:
-    """Each block of queries [B, N, Q, q, K] over its own blocks of keys: `chosen` [B, N, Q, count] of [B, N, blocks, s,
-    K]; `bias` [B or 1, N or 1, blocks, s]. One call of the kernel, with blocks of queries in the place of heads."""
+    """Attend from each block of queries [B, N, Q, q, K] to its own blocks of keys: `chosen` [B, N, Q, count] of [B, N,
+    blocks, s, K]; `bias` [B or 1, N or 1, blocks, s]. It is one call of the kernel, with blocks of queries as heads."""
     batch, heads, blocks = keys.shape[:3]
     rows = torch.arange(batch * heads, device=keys.device).view(batch, heads, 1, 1) * blocks
     flat = (rows + chosen).flatten()

@@ -55,7 +55,7 @@ class ConditionEmbedder(nn.Module):
             self.image_embedder = ImageEmbedder(image_dim, width)
 
     def time(self, sigma_BT: Tensor, streams: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
-        """Embedding [B, T, D] and block modulation [B, T, 6, D] of each latent's noise level.
+        """Embed each latent's noise level: [B, T, D], and the modulation of blocks [B, T, 6, D].
 
         `streams`: latents of each stream in the call. Each is embedded by itself: up to three rows, a library makes a
         matrix product in another order than that of more, and a stream's last digits would tell who is beside it."""
@@ -67,7 +67,7 @@ class ConditionEmbedder(nn.Module):
 
 
 def sinusoid(time_BT: Tensor, channels: int) -> Tensor:
-    """cos then sin of the timestep at geometrically falling frequencies: float32 [B, T, channels]."""
+    """Return cos then sin of the timestep at geometrically falling frequencies: float32 [B, T, channels]."""
     half = channels // 2
     frequency = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=time_BT.device) / half)
     angle = time_BT[..., None] * frequency

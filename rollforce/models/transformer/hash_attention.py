@@ -19,7 +19,7 @@ from torch import Tensor
 from rollforce.errors import ConfigError
 from rollforce.models.transformer import rope
 from rollforce.models.transformer.attention import Kernel
-from rollforce.models.transformer.block_sparse import check, checked_bias, padded
+from rollforce.models.transformer.block_sparse import check_shares, checked_bias, padded
 
 NEVER = float("-inf")
 
@@ -51,14 +51,14 @@ class HashAttention:
         _check_bits(self.bits)
         if self.reach <= 0 or self.chunk < 1:
             raise ConfigError(f"reach {self.reach:g} must be above 0 and chunk {self.chunk} at least 1 query.")
-        check(self)
+        check_shares(self.layers, self.below)
 
     @property
     def masked(self) -> bool:
         return self.exact
 
     def kernel(self, attend: Kernel, tokens: int, start: int = 0) -> Kernel:
-        """`attend` over the keys of a query's bucket."""
+        """Return `attend` over the keys, or tokens of the prompt, that its buckets choose."""
         return partial(self._masked if self.exact else self._gathered, attend, start)
 
     def _masked(self, attend: Kernel, start: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -132,7 +132,7 @@ class HashTextAttention:
         return self.share is None
 
     def kernel(self, attend: Kernel, tokens: int) -> Kernel:
-        """`attend` over the prompt tokens that matter to a latent of `tokens` tokens."""
+        """Return `attend` over the keys, or tokens of the prompt, that its buckets choose."""
         return partial(self._attended, attend, tokens)
 
     def _attended(self, attend: Kernel, tokens: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -152,7 +152,8 @@ class HashTextAttention:
         return attend(latents.flatten(0, 1), key, value, None).unflatten(0, q.shape[:2]).flatten(2, 3)
 
     def queries_near(self, latents: Tensor, key: Tensor) -> Tensor:
-        """How many queries of each latent [B, N, T, l, K] lie in the bucket of each prompt token: [B, N, T, L]."""
+        """Count the queries of each latent [B, N, T, l, K] that lie in the bucket of each prompt token: [B, N, T,
+        L]."""
         asked = numbered(_centred(heights(latents, self.bits, self.seed)))
         counts = torch.zeros(*asked.shape[:3], 2**self.bits, dtype=torch.int64, device=key.device)
         counts.scatter_add_(3, asked, torch.ones_like(asked))
@@ -161,14 +162,14 @@ class HashTextAttention:
 
 
 def heights(x: Tensor, bits: int, seed: int, start: int = 0) -> Tensor:
-    """Of each vector [..., K] the signed distance to each plane, [..., bits], in the time that begins at `start`: the
-    planes are turned to it, not the vectors."""
+    """Return the signed distance of each vector [..., K] to each plane, [..., bits], in the time that begins at
+    `start`: the planes are turned to it, not the vectors."""
     return x.detach().float() @ rope.turn(_planes(x.shape[-1], bits, seed, x.device), start).T
 
 
 def numbered(height: Tensor) -> Tensor:
-    """The bucket of each vector, from its `heights` [..., bits]: int64 [...], from 0 to 2 ** bits - 1, so that two
-    buckets that follow each other differ by the side of one plane (the sides are read as a Gray code)."""
+    """Return the bucket of each vector, from its `heights` [..., bits]: int64 [...], from 0 to 2 ** bits - 1, so that
+    two buckets that follow each other differ by the side of one plane (the sides are read as a Gray code)."""
     bits = height.shape[-1]
     sides = (height > 0).long()
     return ((sides.cumsum(-1) & 1) * (2 ** torch.arange(bits - 1, -1, -1, device=height.device))).sum(-1)

@@ -14,7 +14,7 @@ BASE = 10000.0
 
 
 def split(head_dim: int) -> tuple[int, int, int]:
-    """Channels of a head that time, row and column get: 128 -> 44, 42, 42."""
+    """Return the channels of a head that time, row and column get: 128 -> 44, 42, 42."""
     space = 2 * (head_dim // 6)
     return head_dim - 2 * space, space, space
 
@@ -26,7 +26,8 @@ def _axis(position_L: Tensor, channels: int) -> Tensor:
 
 
 def angles(index_T: Tensor, rows: int, columns: int, head_dim: int, phase_T: Tensor | None = None) -> Tensor:
-    """cos and sin for the tokens of latents at positions `index_T`: float32 [2, T * rows * columns, head_dim / 2].
+    """Return cos and sin for the tokens of latents at positions `index_T`: float32 [2, T * rows * columns, head_dim /
+    2].
 
     Token order is latent, row, column (column fastest). `phase_T` is added to every angle of time (ShotStream's RoPE
     discontinuity): no place in time, only a sign that two latents are not of one shot.
@@ -57,7 +58,7 @@ def turn(key_BNLK: Tensor, move: int) -> Tensor:
 
 
 def turn_each(key_BNLK: Tensor, move_BL: Tensor) -> Tensor:
-    """`turn`, each token by a move of its own."""
+    """Move rotated keys as `turn` does, each token by a move of its own."""
     time = split(key_BNLK.shape[-1])[0]
     angle = _axis(move_BL.flatten(), time).unflatten(0, move_BL.shape)[:, None]
     turned = rotate(key_BNLK[..., :time], torch.stack([angle.cos(), angle.sin()]).float())

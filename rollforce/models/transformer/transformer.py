@@ -1,7 +1,7 @@
 """VideoTransformer: the Wan 2.1 diffusion transformer, at any size. One class is teacher, critic and student.
 
 Parameter names are exactly those of diffusers' `WanTransformer3DModel` (Apache-2.0), so its folders load strictly; the
-original Wan names are mapped in `weights.py`. Architecture: Wan technical report (2025), section 4.2.
+original Wan names are mapped in checkpoints/names.py. Architecture: Wan technical report (2025), section 4.2.
 
 What makes it stream: noise is given per latent, positions are any integers, and self-attention asks a `Memory` for the
 past. With `memory=None` all latents see each other (or what `mask` allows).
@@ -20,6 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from rollforce.checkpoints import model_folder
@@ -39,7 +40,7 @@ class LearnedTier(Protocol):
     @property
     def kind(self) -> str: ...
     def weights(self, layers: int, width: int) -> tuple[int, ...]:
-        """Their shape, in a transformer of so many layers, with heads of so many channels. They start as zeros."""
+        """Return their shape in a transformer of so many layers, with heads of `width` channels. They start at 0."""
         ...
 
 
@@ -83,7 +84,7 @@ class TransformerConfig:
         return self.patch_size[1]
 
     def shape(self, grid: Grid, batch: int = 1) -> KVShape:
-        """Sizes of a memory of `batch` streams of latents on this grid."""
+        """Return the sizes of a memory of `batch` streams of latents on this grid."""
         return KVShape(self.num_layers, batch, self.num_attention_heads, grid.tokens_per_latent,
                      self.attention_head_dim, grid.columns)  # fmt: skip
 
@@ -106,13 +107,13 @@ class Condition:
 
 
 class Memory(Protocol):
-    """One call's window on the past (see cache.Memory)."""
+    """One call's window on the past (see cache/kv_cache.py)."""
 
     def attend(self, layer: int, query: Tensor, own: KVBlock, attend: Kernel) -> Tensor:
-        """Attention output [B, N, L, K] of this call's queries over what each of them may see."""
+        """Return the attention output [B, N, L, K] of this call's queries over what each of them may see."""
 
     def across(self, attend: Kernel) -> Kernel:
-        """The kernel for this call's cross-attention."""
+        """Return the kernel for this call's cross-attention."""
 
 
 def _before(block: Block, *inputs: Any) -> tuple[Tensor, KVBlock, tuple[Tensor, ...]]:
@@ -168,7 +169,7 @@ class VideoTransformer(nn.Module):
             self.policy[tier.kind] = nn.Parameter(like.new_zeros(shape), requires_grad=like.requires_grad)
 
     def unlearned(self, tiers: Iterable[object]) -> list[LearnedTier]:
-        """The tiers that have weights which this transformer does not hold."""
+        """Return the tiers that have weights which this transformer does not hold."""
         return [tier for tier in tiers if isinstance(tier, LearnedTier) and tier.kind not in self.policy]
 
     def make_room(self, weights: Mapping[str, Tensor]) -> None:
@@ -208,7 +209,7 @@ class VideoTransformer(nn.Module):
         return self.scale_shift_table.device
 
     def condition(self, text_BLD: Tensor, image_BLD: Tensor | None = None) -> Condition:
-        """Cross-attention keys and values of a text embedding [B, L_text, text_dim], once per prompt.
+        """Return cross-attention keys and values of a text embedding [B, L_text, text_dim], once per prompt.
 
         Wan attends to all text positions, zero padding included: pad before calling. An image-to-video model takes the
         tokens of its image too: [B, L_image, image_dim].
@@ -229,11 +230,12 @@ class VideoTransformer(nn.Module):
         phase_T: Tensor | None = None,
         streams: Sequence[int] | None = None,
     ) -> Tensor:
-        """Velocity [B, T, C, H, W] of noisy latents.
+        """Return the velocity [B, T, C, H, W] of noisy latents.
 
         Args: `sigma_BT` noise in [0, 1] of each latent; `index_T` stream position of each latent (any integers);
-        `memory` what self-attention sees of the past (None: only this call); `mask` additive [L, L], without memory;
-        `phase_T` see rope.angles; `streams` how many of the latents are of each stream, in a call for several.
+        `memory` what self-attention sees of the past (None: only this call); `mask` additive, without memory, [L, L] or
+        what broadcasts to [B, N, L, L]; `phase_T` see rope.angles; `streams` how many of the latents are of each
+        stream, in a call for several.
         """
         rows, columns = self._geometry(x_BTCHW)
         angle = rope.angles(
@@ -276,17 +278,14 @@ class VideoTransformer(nn.Module):
 
     def _patches(self, x_BTCHW: Tensor) -> Tensor:
         """The patch embedding as one matmul: a convolution whose stride is its kernel."""
-        batch, latents, channels, height, width = x_BTCHW.shape
-        p = self.config.patch
-        x = x_BTCHW.reshape(batch, latents, channels, height // p, p, width // p, p).permute(0, 1, 3, 5, 2, 4, 6)
-        weight = self.patch_embedding.weight
-        return F.linear(x.flatten(4).flatten(1, 3).to(weight.dtype), weight.flatten(1), self.patch_embedding.bias)
+        p, weight = self.config.patch, self.patch_embedding.weight
+        x = rearrange(x_BTCHW, "b t c (h p) (w q) -> b (t h w) (c p q)", p=p, q=p)
+        return F.linear(x.to(weight.dtype), weight.flatten(1), self.patch_embedding.bias)
 
     def _latents(self, x_BLD: Tensor, shape: torch.Size) -> Tensor:
-        batch, latents, _, height, width = shape
         p = self.config.patch
-        x = x_BLD.reshape(batch, latents, height // p, width // p, p, p, self.config.out_channels)
-        return x.permute(0, 1, 6, 2, 4, 3, 5).reshape(batch, latents, self.config.out_channels, height, width)
+        rows, columns = shape[3] // p, shape[4] // p
+        return rearrange(x_BLD, "b (t h w) (p q c) -> b t c (h p) (w q)", h=rows, w=columns, p=p, q=p)
 
     def save(self, folder: Path, limit: int = LIMIT) -> None:
         """Write config.json and safetensors of at most `limit` bytes, as diffusers lays a transformer folder out."""

@@ -90,7 +90,7 @@ def test_what_is_held_is_what_a_list_holds(latents, window, chunk, chunks, reuse
     cache = KVCache([Window(window), tier], SHAPE, flight=chunk)
     for number in range(chunks):
         committed(cache, number * chunk, chunk)
-    pool = cache.regions["compressed"]
+    pool = cache.region
     assert isinstance(pool, TokenPool)
     for layer in range(SHAPE.layers):
         for row in range(SHAPE.batch):
@@ -136,7 +136,7 @@ def test_a_needle_that_is_asked_for_is_always_kept():
             block = KVBlock(rope.rotate(key, angle), key)
             memory.attend(layer, rope.rotate(for_all, angle), block, lambda q, k, v, mask: q)
     for layer in range(SHAPE.layers):
-        held = cache.regions["compressed"].held[layer]
+        held = cache.region.held[layer]
         for row in range(SHAPE.batch):
             found = [bool(torch.equal(held.value[row, :, i], 4 * wish[row, :, 0])) for i in range(SHAPE.tokens)]
             assert sum(found) == 1 and held.index[row, found.index(True)] == 3
@@ -148,12 +148,12 @@ def test_none_is_chosen_more_often_than_it_may(latents, chunk, reuse):
     seen: dict[tuple[int, int, tuple[float, ...]], int] = {}
     for number in range(16):
         committed(cache, number * chunk, chunk)
-        for layer, held in enumerate(cache.regions["compressed"].held):
+        for layer, held in enumerate(cache.region.held):
             for row, place in (held.mass > 0).nonzero().tolist():
                 name = (layer, row, tuple(held.value[row, 0, place].tolist()))
                 seen[name] = seen.get(name, 0) + 1
     assert max(seen.values()) <= reuse
-    held = cache.regions["compressed"].held[0]
+    held = cache.region.held[0]
     assert (held.mass > 0).all()  # and no place is empty for it
 
 
@@ -170,11 +170,11 @@ def test_places_follow_each_other_and_their_number_is_constant():
         group = LatentGroup(3 * number, 3, Visibility())
         view, held = cache.view(group), cache.held()
         if number > 2:
-            placed, moves = dict(view.apart)["compressed"], dict(view.moves)
+            placed, moves = view.region, dict(view.moves)
             assert held["sink"][-1] + moves["sink"] + 1 == placed.lowest
             assert placed.lowest + placed.filled == held["window"][0] + moves["window"]
             assert held["window"][-1] + moves["window"] + 1 == group.start
-            index = cache.regions["compressed"].held[0].index
+            index = cache.region.held[0].index
             assert ((index + placed.turns(index)) == placed.lowest).all()  # one latent's length is one place
             own = KVBlock(*(torch.zeros(2, 2, 3 * SHAPE.tokens, WIDTH) for _ in range(2)))
             seen.append(cache.read(0, view, own).key.shape[2])

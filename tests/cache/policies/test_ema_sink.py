@@ -48,7 +48,7 @@ def test_the_sink_is_the_average_of_what_left_without_its_time(chunk: int, windo
                 key, value = DECAY * key + (1 - DECAY) * gone.key, DECAY * value + (1 - DECAY) * gone.value
             place = slice(cache.contents.slots["ema_sink"][kept] * 6, cache.contents.slots["ema_sink"][kept] * 6 + 6)
             angle = rope.angles(torch.tensor([kept]), 2, 3, 16)
-            moved = rope.turn(rope.rotate(key, angle), cache.arena.shown["ema_sink"][layer])
+            moved = rope.turn(rope.rotate(key, angle), cache.arena.moves["ema_sink"][layer])
             torch.testing.assert_close(cache.arena.keys[layer][:, :, place], moved, atol=2e-5, rtol=0)
             torch.testing.assert_close(cache.arena.values[layer][:, :, place], value, atol=2e-5, rtol=0)
 

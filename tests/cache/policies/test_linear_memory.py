@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, tiny_transformer
-from policies import LAYOUTS, TIERS, latents, learned, start
+from policies import LAYOUTS, TIERS, latents, start
 from small_model import make_model_folder
 from torch import Tensor
 
+from rollforce import load
 from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup
 from rollforce.cache.policies import LinearMemory, Sink, Window
 from rollforce.cache.region import Query
@@ -22,7 +23,6 @@ from rollforce.errors import ConfigError
 from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer import rope
 from rollforce.models.transformer.transformer import VideoTransformer
-from rollforce.streaming import load
 from rollforce.training.network import Network
 from rollforce.training.optim import optimisers
 from rollforce.training.recipes import Optimiser
@@ -41,10 +41,9 @@ def turned(x: Tensor, at: int) -> Tensor:
     return rope.rotate(x, rope.angles(torch.arange(at, at + x.shape[2] // TOKENS), ROWS, COLUMNS, 16))
 
 
-def stream(tier: LinearMemory, chunks: int, proj: Tensor | None) -> tuple[KVCache, list[Tensor], list[Tensor]]:
+def stream(tier: LinearMemory, chunks: int) -> tuple[KVCache, list[Tensor], list[Tensor]]:
     """A cache after so many commits, and the bare keys and values of each."""
     cache = KVCache([Sink(SINK), Window(WINDOW), tier], SHAPE, CHUNK)
-    cache.learned = {} if proj is None else {"linear_memory": proj}
     keys, values = ([bare(CHUNK, seed=2 * i + part) for i in range(chunks)] for part in (0, 1))
     for i in range(chunks):
         memory = CallMemory(cache, [LatentGroup(CHUNK * i, CHUNK, Visibility(), commit=True)])
@@ -53,8 +52,8 @@ def stream(tier: LinearMemory, chunks: int, proj: Tensor | None) -> tuple[KVCach
     return cache, keys, values
 
 
-def asked(cache: KVCache, query: Tensor, start: int) -> Query:
-    return Query(0, start, query, cache.learned)
+def added(cache: KVCache, query: Tensor, start: int, proj: Tensor | None) -> Tensor | None:
+    return cache.addition(Query(0, start, query, {} if proj is None else {"linear_memory": proj}))
 
 
 def expected(keys: list[Tensor], values: list[Tensor], query: Tensor, proj: Tensor, compat: bool) -> Tensor:
@@ -79,32 +78,32 @@ def expected(keys: list[Tensor], values: list[Tensor], query: Tensor, proj: Tens
 @pytest.mark.parametrize("compat", [False, True])
 def test_what_is_added_is_the_closed_form_of_all_that_fell(compat):
     proj = torch.randn(1, 16, 16)
-    cache, keys, values = stream(LinearMemory(compat), 7, proj)
+    cache, keys, values = stream(LinearMemory(compat), 7)
     query = bare(3, seed=99)
-    found = cache.added(asked(cache, turned(query, 14), 14))
+    found = added(cache, turned(query, 14), 14, proj)
     torch.testing.assert_close(found, expected(keys, values, query, proj, compat), atol=2e-4, rtol=1e-4)
 
 
 def test_training_s_formula_is_not_the_release_s():
     proj, query = torch.randn(1, 16, 16), turned(bare(1, seed=99), 14)
-    caches = (stream(LinearMemory(compat), 7, proj)[0] for compat in (False, True))
-    ours, release = (cache.added(asked(cache, query, 14)) for cache in caches)
+    caches = (stream(LinearMemory(compat), 7)[0] for compat in (False, True))
+    ours, release = (added(cache, query, 14, proj) for cache in caches)
     assert not torch.allclose(ours, release, atol=1e-2)
 
 
 def test_the_means_are_of_what_fell_and_the_sink_did_not():
-    cache, keys, _ = stream(LinearMemory(), 6, None)
+    cache, keys, _ = stream(LinearMemory(), 6)
     key = torch.cat(keys, dim=2)
     fell = key[:, :, SINK * TOKENS : -WINDOW * TOKENS].relu()
-    state = cache.regions["linear_memory"]
+    state = cache.region
     torch.testing.assert_close(state.key_mean[0], fell.mean(2), atol=1e-5, rtol=1e-5)
     assert state.count == [fell.shape[2]]
 
 
 def test_nothing_is_added_before_anything_fell_or_without_weights():
     for chunks, proj in ((2, torch.randn(1, 16, 16)), (7, None)):
-        cache = stream(LinearMemory(), chunks, proj)[0]
-        assert cache.added(asked(cache, turned(bare(1, seed=99), 2 * chunks), 2 * chunks)) is None
+        cache = stream(LinearMemory(), chunks)[0]
+        assert added(cache, turned(bare(1, seed=99), 2 * chunks), 2 * chunks, proj) is None
 
 
 def test_weights_of_zeros_are_the_window_alone(model):
@@ -112,13 +111,14 @@ def test_weights_of_zeros_are_the_window_alone(model):
     tiers = TIERS["sink+window+linear"]
     plain = latents(start(model, LAYOUTS["rolling"], tiers[:2], Stepping()), 16)
     rollout = start(model, LAYOUTS["rolling"], tiers, Stepping())
-    rollout.cache.learned = {kind: torch.zeros_like(weight) for kind, weight in learned(tiers).items()}
+    with torch.no_grad():
+        model.policy["linear_memory"].zero_()
     assert torch.equal(latents(rollout, 16), plain)
     assert not torch.allclose(latents(start(model, LAYOUTS["rolling"], tiers, Stepping()), 16), plain, atol=1e-3)
 
 
 def test_the_state_does_not_grow():
-    sizes = {stream(LinearMemory(), chunks, None)[0].regions["linear_memory"].bytes for chunks in (1, 3, 12)}
+    sizes = {stream(LinearMemory(), chunks)[0].region.bytes for chunks in (1, 3, 12)}
     assert sizes == {2 * 2 * (16 + 16 * 16) * 4}
 
 
@@ -133,9 +133,9 @@ def test_a_shape_without_columns_is_refused():
 def test_gradient_reaches_the_weights():
     model = tiny_transformer().requires_grad_(True)
     tiers = TIERS["sink+window+linear"]
-    model.learn(tiers)
     rollout = start(model, LAYOUTS["rolling"], tiers, Stepping())
-    rollout.cache.learned = model.policy
+    model.policy.clear()
+    model.learn(tiers)
     for _ in range(8):
         rollout.tick()
         rollout.commit()

@@ -177,8 +177,8 @@ def test_it_is_moved_as_a_whole(rotated_keys: bool) -> None:
     stream = [Sink(1), Window(2), Quantized(3, 8, rotated=rotated_keys)]
     cache = KVCache(stream, SHAPE, 1)
     filled(cache, 9, 1)
-    region = cache.regions["coded"]
-    still, moved = (region.seen(0, Placement(move, None, 3)) for move in (0, -4))
+    region = cache.region
+    still, moved = (region.read(0, Placement(move, None, 3)) for move in (0, -4))
     assert still is not None and moved is not None
     torch.testing.assert_close(moved.key, rope.turn(still.key, -4), atol=2e-5, rtol=1e-5)
     assert torch.equal(moved.value, still.value)
@@ -188,7 +188,7 @@ def test_its_codes_do_not_depend_on_the_time_of_the_stream() -> None:
     near, far = (KVCache([Quantized(4, 4)], SHAPE, 2) for _ in range(2))
     filled(near, 6, 2)
     filled(far, 6, 2, at=100_000)
-    for one, two in zip(near.regions["coded"].codes[0], far.regions["coded"].codes[0], strict=True):
+    for one, two in zip(near.region.codes[0], far.region.codes[0], strict=True):
         for mine, other in zip(one, two, strict=True):
             assert (mine != other).float().mean() < 0.01
 
@@ -197,7 +197,7 @@ def test_its_codes_do_not_depend_on_the_time_of_the_stream() -> None:
 def test_the_order_of_the_ring_does_not_matter(bits: Bits) -> None:
     cache = KVCache([Quantized(5, bits)], SHAPE, 1)
     filled(cache, 8, 1)
-    region, query = cache.regions["coded"], torch.randn(2, 3, 4, WIDTH)
+    region, query = cache.region, torch.randn(2, 3, 4, WIDTH)
 
     def attended() -> Tensor:
         return attention(query, *past(cache, 0, 8))
@@ -228,7 +228,7 @@ def test_bfloat16_goes_in_and_comes_out(bits: Bits) -> None:
     cache, plain_cache = KVCache([Quantized(4, bits)], SHAPE, 2, torch.bfloat16), KVCache([Window(4)], SHAPE, 2)
     for each in (cache, plain_cache):
         filled(each, 4, 2)
-    found, (exact_key, exact_value) = cache.regions["coded"].seen(1, Placement(0, None, 4)), past(plain_cache, 1, 4)
+    found, (exact_key, exact_value) = cache.region.read(1, Placement(0, None, 4)), past(plain_cache, 1, 4)
     assert found is not None and found.key.dtype == found.value.dtype == torch.bfloat16
     share = {2: 0.25, 4: 0.05, 8: 0.01, "fp8": 0.05, "none": 0.01}[bits]
     assert (found.key - exact_key).norm() <= share * exact_key.norm()
@@ -244,7 +244,7 @@ def test_bytes_are_those_of_the_formula(bits: Bits, group: int | None, channels:
     cache = KVCache([Quantized(6, bits, group, channels)], SHAPE, 1)
     each = 2 * (8 + 16 / WIDTH) if bits == "fp8" else 2 * bits + 32 / group + 32 / channels
     count = SHAPE.layers * 2 * 3 * 6 * SHAPE.tokens * WIDTH
-    assert cache.regions["coded"].bytes == round(count * each / 8, 6)
+    assert cache.region.bytes == round(count * each / 8, 6)
 
 
 @pytest.mark.parametrize(("tokens", "width", "group", "channels"), [(16, 48, None, None), (1560, 128, 60, 64)])

@@ -62,7 +62,7 @@ def test_what_falls_is_chosen_from_in_one_layer_for_all_later_ones():
     """Chunks of 3, a sink and a window of 1: from {old window, first two of the chunk}; the third follows them."""
     keys = torch.randn(3, BATCH, HEADS, 9, TOKENS, WIDE)
     cache = walked((Sink(1), Window(1), Segments(1, CUTS, layer=1)), keys, chunk=3)
-    pool, run = cache.regions["segments"], TOKENS // CUTS
+    pool, run = cache.region, TOKENS // CUTS
     for layer, chooser in ((0, 0), (1, 1), (2, 1)):
         for row in range(BATCH):
             candidates = [keys[chooser, :, :, t] for t in (5, 6, 7)]
@@ -77,7 +77,7 @@ def test_what_falls_is_chosen_from_in_one_layer_for_all_later_ones():
 def test_the_latent_that_follows_may_be_old_itself():
     """A window longer than a chunk: what follows the newest that falls is in memory, not in the commit."""
     keys = torch.randn(3, BATCH, HEADS, 8, TOKENS, WIDE)
-    pool = walked((Window(4), Segments(1, CUTS, layer=0)), keys, chunk=2).regions["segments"]
+    pool = walked((Window(4), Segments(1, CUTS, layer=0)), keys, chunk=2).region
     for row in range(BATCH):
         chosen = expected([keys[0, :, :, 2], keys[0, :, :, 3]], keys[0, :, :, 4], row, CUTS)
         assert pool.held[0].index[row, :: TOKENS // CUTS].tolist() == [2 + n // CUTS for n in chosen]
@@ -87,7 +87,7 @@ def test_a_piece_that_changes_is_kept_and_one_that_stands_still_goes():
     keys = torch.randn(3, 1, HEADS, 1, TOKENS, WIDE).expand(3, BATCH, HEADS, 9, TOKENS, WIDE).clone()
     keys[:, 0, :, 7, 2:4] *= -1  # row 0: the second third of latent 7 turns round
     keys[:, 1, :, 6, 4:6] *= -1  # row 1: the last third of latent 6
-    pool = walked((Sink(1), Window(1), Segments(1, CUTS)), keys, chunk=3).regions["segments"]
+    pool = walked((Sink(1), Window(1), Segments(1, CUTS)), keys, chunk=3).region
     for layer in range(SHAPE.layers):
         for row, latent in ((0, 7), (1, 6)):
             changed = keys[layer, row, :, latent, 2:4] if row == 0 else keys[layer, row, :, latent, 4:6]
@@ -98,14 +98,14 @@ def test_a_piece_that_changes_is_kept_and_one_that_stands_still_goes():
 def test_with_room_for_all_that_falls_all_of_it_is_kept():
     """Ratio 1.0."""
     keys = torch.randn(3, BATCH, HEADS, 9, TOKENS, WIDE)
-    pool = walked((Sink(1), Window(1), Segments(3, CUTS)), keys, chunk=3).regions["segments"]
+    pool = walked((Sink(1), Window(1), Segments(3, CUTS)), keys, chunk=3).region
     for held in pool.held:
         assert held.index[:, ::TOKENS].tolist() == [[5, 6, 7]] * BATCH
 
 
 def test_where_less_falls_the_newest_of_before_fills_the_room():
     keys = torch.randn(3, BATCH, HEADS, 12, TOKENS, WIDE)
-    pool = walked((Window(1), Segments(5, CUTS)), keys, chunk=3).regions["segments"]
+    pool = walked((Window(1), Segments(5, CUTS)), keys, chunk=3).region
     for held in pool.held:
         assert sorted(held.index[0, ::TOKENS].tolist()) == [6, 7, 8, 9, 10] and (held.mass == 1).all()
 

@@ -53,7 +53,7 @@ def committed(cache: KVCache, first: int, count: int, origin: int = 0, sight: Vi
 
 def slow(cache: KVCache, layer: int = 0, row: int = 0) -> list[int]:
     """The latents in slow memory, and that each is whole, in its order, and the empty places last."""
-    pool = cache.regions["surprising"]
+    pool = cache.region
     assert isinstance(pool, TokenPool)
     held = pool.held[layer]
     index, full = held.index[row].view(-1, SHAPE.tokens), held.mass[row].view(-1, SHAPE.tokens) > 0
@@ -94,7 +94,7 @@ def test_what_is_held_is_what_a_list_holds(latents, window, sink, chunk, tau, in
         committed(cache, number * chunk, chunk)
     fallen = range(sink, max(sink, chunks * chunk - window))
     for layer in range(SHAPE.layers):
-        held = cache.regions["surprising"].held[layer]
+        held = cache.region.held[layer]
         for row in range(SHAPE.batch):
             found = slow(cache, layer, row)
             assert found == by_list(layer, row, tier, fallen)
@@ -154,7 +154,7 @@ def test_the_decision_does_not_depend_on_the_number_of_denoising_steps():
                     noise = torch.randn(2, 2, 2 * SHAPE.tokens, WIDTH) * (step + 1)
                     memory.attend(layer, noise, KVBlock(noise, noise), lambda q, k, v, mask: q)
             committed(cache, 2 * number, 2)
-        states.append(cache.regions["surprising"].state_dict())
+        states.append(cache.region.state_dict())
     assert same(states[1], states[0]) and same(states[2], states[0])
 
 
@@ -168,8 +168,8 @@ def test_no_place_lies_outside_of_the_trained_range(tau, origin):
         own = range(origin + first, origin + first + 3)
         view, held = cache.view(LatentGroup(own[0], 3, sight)), cache.held()
         places = [i + move for region, move in view.moves for i in held[region]]
-        placed = dict(view.apart)["surprising"]
-        seen = cache.regions["surprising"].seen(0, placed)
+        placed = view.region
+        seen = cache.region.read(0, placed)
         for row in range(SHAPE.batch if placed.filled else 0):
             kept = slow(cache, 0, row)
             end = own[0] - len(held["window"])
@@ -200,7 +200,7 @@ def test_the_laws_hold_when_only_some_surprise(model, law):
 def test_some_surprise_there(model):
     rollout = start(model, LAYOUTS["rolling"], (Sink(1), Window(2), Surprising(9, tau=0.9, interval=1)), Stepping())
     latents(rollout, 14)
-    counts = [int((held.mass > 0).sum()) / held.mass.shape[1] for held in rollout.cache.regions["surprising"].held]
+    counts = [int((held.mass > 0).sum()) / held.mass.shape[1] for held in rollout.cache.region.held]
     assert all(0 < count < 1 for count in counts), counts
 
 

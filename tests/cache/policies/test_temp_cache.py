@@ -59,7 +59,7 @@ def seen(cache: KVCache, at: int, positions: str = "absolute") -> BiasedKV:
 
 
 def pool(cache: KVCache) -> TokenPool:
-    region = cache.regions["tempcache"]
+    region = cache.region
     assert isinstance(region, TokenPool)
     return region
 
@@ -207,7 +207,7 @@ def test_a_heaviest_mass_keeps_the_value_moving() -> None:
 def test_bytes_are_those_of_keys_twice_values_indices_and_masses() -> None:
     cache = KVCache([TempCache(3)], SHAPE, 1)
     tokens = SHAPE.layers * SHAPE.batch * 3 * TOKENS
-    assert cache.regions["tempcache"].bytes == tokens * (3 * HEADS * WIDTH * 4 + 8 + 4)
+    assert cache.region.bytes == tokens * (3 * HEADS * WIDTH * 4 + 8 + 4)
 
 
 @pytest.mark.parametrize("wrong", [{"latents": 0}, {"latents": 2, "heaviest": 0}])

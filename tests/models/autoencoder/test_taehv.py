@@ -87,7 +87,7 @@ def together(layers: torch.nn.Sequential, x_FCHW: Tensor) -> Tensor:
         if (kind := type(layer).__name__) == "Recall":
             before = F.pad(x_FCHW, (0, 0, 0, 0, 0, 0, 1, 0))[:-1]
             x_FCHW = F.relu(layer.conv(torch.cat([x_FCHW, before], dim=1)) + x_FCHW)
-        elif kind == "Pool":
+        elif kind == "TimePool":
             n, c, h, w = x_FCHW.shape
             x_FCHW = layer.conv(x_FCHW.reshape(n // layer.count, layer.count * c, h, w))
         elif kind == "Grow":

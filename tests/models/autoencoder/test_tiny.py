@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -94,6 +95,31 @@ def test_chunks_and_company_change_no_bit(model: TinyAutoencoder, cuts: list[int
     assert torch.equal(torch.cat(parts, dim=1), whole)
     assert torch.equal(alone, whole[-1:])
     assert state is not None and all(torch.equal(a, b) for a, b in zip(state, end, strict=True))
+
+
+@settings(max_examples=10, deadline=None)
+@given(cuts=st.lists(st.integers(0, 7), min_size=1, max_size=4))
+def test_streams_agree_with_whole_clips(model: TinyAutoencoder, cuts: list[int]) -> None:
+    frames = np.random.default_rng(2).integers(0, 256, (sum(cuts) + 4, 16, 24, 3), dtype=np.uint8)
+    encoder, decoder = model.encoder(), model.decoder()
+    latents = torch.cat([encoder.encode(part) for part in np.split(frames, np.cumsum(cuts))], dim=1)
+    each = [model.encode(torch.from_numpy(frames[None, at : at + 4])) for at in range(0, len(frames) - 3, 4)]
+    assert torch.equal(latents, torch.cat(each, dim=1))
+    drawn = np.concatenate([decoder.decode(part) for part in latents.split(1, dim=1)])
+    with torch.no_grad():
+        assert np.array_equal(drawn, model.decode(latents)[0][0].mul(255).round().byte().numpy())
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_state_of_an_older_decoder_goes_on_to_the_same_bytes(model: TinyAutoencoder, before: int) -> None:
+    """Snapshots once held the network's past alone: {"past": [...] or None}."""
+    latents, past = torch.randn(1, 4, 6, 2, 3, generator=torch.Generator().manual_seed(6)), None
+    with torch.no_grad():
+        for t in range(before):
+            past = list(model.decode(latents[:, t : t + 1], past)[1])
+    whole, decoder = model.decoder().decode(latents), model.decoder()
+    decoder.load_state_dict({"past": past})
+    assert np.array_equal(decoder.decode(latents[:, before:]), whole[4 * before :])
 
 
 def test_training_path_draws_the_same(model: TinyAutoencoder) -> None:

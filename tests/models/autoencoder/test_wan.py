@@ -12,12 +12,13 @@ import torch
 from goldens import cases, close, read, video_order
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from public_weights import to_original
 from torch import Tensor
 
-from rollforce.checkpoints.read import to_original
 from rollforce.errors import CheckpointError, ConfigError, ShapeError, SnapshotError
+from rollforce.models.autoencoder.interface import Decoder
 from rollforce.models.autoencoder.tiling import Tiling
-from rollforce.models.autoencoder.wan import WanAutoencoder, WanDecoder
+from rollforce.models.autoencoder.wan import WanAutoencoder
 from rollforce.streaming.snapshot import Snapshot
 
 diffusers = pytest.importorskip("diffusers")
@@ -47,7 +48,7 @@ def video_of(frames: int, height: int = 16, width: int = 24, seed: int = 2) -> n
     return np.random.default_rng(seed).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
 
 
-def streamed(decoder: WanDecoder, latents: Tensor, cuts: list[int]) -> np.ndarray:
+def streamed(decoder: Decoder, latents: Tensor, cuts: list[int]) -> np.ndarray:
     return np.concatenate([decoder.decode(part) for part in latents.split(cuts, dim=1)])
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from public_weights import to_original
 from safetensors.torch import load_file, save_file
 
 from rollforce.checkpoints.base_model import find_parts
-from rollforce.checkpoints.names import to_original
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.models.text.text_cache import CachedText, TextCache, cache_folder
 from rollforce.models.text.umt5 import LENGTH, PromptCleaner, WanText
@@ -421,9 +421,9 @@ def test_weights_that_do_not_fit_are_named(copy: Path, tmp_path: Path) -> None:
     config = json.loads(path.read_text())
     name = "encoder.block.0.layer.0.SelfAttention.q.weight"
     for change, said in (
-        ({"num_layers": 3}, "weights are missing, e.g. encoder.block.2"),
-        ({"num_layers": 1}, "weights are not known, e.g. encoder.block.1"),
-        ({"d_kv": 8}, rf"of another size, e.g.*{name}: file \(16, 16\), config \(32, 16\)"),
+        ({"num_layers": 3}, "missing, first: encoder.block.2"),
+        ({"num_layers": 1}, "unexpected, first: encoder.block.1"),
+        ({"d_kv": 8}, rf"{name}: checkpoint \[16, 16\], config \[32, 16\]"),
     ):
         path.write_text(json.dumps(config | change))
         with pytest.raises(CheckpointError, match=said):
