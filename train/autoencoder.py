@@ -23,17 +23,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rollforce.config import to_dict
 from rollforce.engine import flow
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
 from rollforce.models.text.encoder import TextEncoder
 from rollforce.models.transformer.transformer import VideoTransformer
-from rollforce.training import checkpoint, script
 from rollforce.training.data import digest, path_of
-from rollforce.training.metrics_log import Journal, border_ratio, psnr
-from rollforce.training.optim import accelerator_of, follow, guard, optimisers, parts_of, set_rate, update
+from rollforce.training.optim import optimisers, update_average
 from rollforce.training.recipes import AutoencoderRecipe
+from rollforce.training.run import Run, call_main
 from rollforce.training.scores import score_of
+from rollforce.training.validation import border_ratio, psnr
 from rollforce.video.contact_sheet import contact_sheet
 from rollforce.world.caption import caption
 from rollforce.world.processes import Renderers
@@ -45,73 +44,50 @@ AHEAD = 32  # steps for which renderers make clips beforehand
 
 
 def main() -> None:
-    args = script.arguments(__doc__, "autoencoder_tiny")
-    recipe = script.recipe_of(AutoencoderRecipe, args)
-    run, newest = recipe.run, script.resumed(args)
-    accelerator = accelerator_of(run, args.cpu)
-    device = accelerator.device
-    torch.manual_seed(run.seed)
+    run = Run(AutoencoderRecipe, __doc__, "autoencoder_tiny")
+    recipe = run.recipe
 
     # 1. the linear encoder
     model, average = TinyAutoencoder(), TinyAutoencoder()
     if recipe.encoder:
         model = TinyAutoencoder.load(path_of(recipe.encoder)).train()
-    elif not newest:
+    elif not run.newest:
         kept = fit(model, recipe)
-        if accelerator.is_main_process:
-            model.save(args.out / "encoder")
+        if run.is_main:
+            model.save(run.out / "encoder")
             print(f"encoder fitted, keeps {kept:.4f} of the weighted variance; spread {model.spread.tolist()}")
     average.load_state_dict(model.state_dict())
-    model.to(device), average.to(device).requires_grad_(False)
+    model.to(run.device), average.to(run.device).requires_grad_(False)
 
     # 2. the decoder
     made = optimisers(model, recipe.optimiser, [p for p in model.parameters() if p.ndim > 1])
-    data = digest([render(sample_scene(0), 0, 1, recipe.size).tobytes()])
-    step = 0
-    if newest:
-        state = checkpoint.load(newest, to_dict(recipe), data, device)
-        model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
-        for optimiser, saved in zip(made, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        step = state["step"]
-    student = Student(path_of(recipe.student), device) if recipe.student else None
+    run.resume(
+        {"model": model, "average": average}, made, digest([render(sample_scene(0), 0, 1, recipe.size).tobytes()])
+    )
+    student = Student(path_of(recipe.student), run.device) if recipe.student else None
     frames = recipe.latents * model.config.frames
-    renderers = Renderers(partial(clip, frames=frames, size=recipe.size), recipe.workers) if recipe.workers else None
-    journal = Journal(args.out, accelerator.is_main_process)
-    while step < run.steps:
-        set_rate(made, recipe.optimiser.rate(step, run.steps))
+    renderers = (
+        Renderers(partial(render_clip, frames=frames, size=recipe.size), recipe.workers) if recipe.workers else None
+    )
+    for step in run.steps():
         if renderers:
             renderers.reach((step + AHEAD) * recipe.batch, start=step * recipe.batch)
-        for part in parts_of(run, accelerator.process_index, accelerator.num_processes):
-            with accelerator.autocast():
+        for part in run.parts:
+            with run.autocast():
                 loss = part_loss(model, recipe, student, renderers, step, part)
-            (loss / run.parts).backward()
-            guard(float(loss.detach()), f"the loss of part {part}", step, args.out)
-            journal.note(loss=float(loss.detach()))
-        journal.note(norm=update(model, made, recipe.optimiser.clip, step, args.out))
-        step += 1
-        follow(average, model, recipe.average.keep, step)
-
-        if step % run.tell_every == 0:
-            journal.tell(step)
-        if run.show_every and (step % run.show_every == 0 or step == run.steps):
-            figures, picture = show(average, recipe.size)
-            journal.tell(step, **figures)
-            journal.picture(step, "sheet", picture)
-        if (step % run.save_every == 0 or step == run.steps) and accelerator.is_main_process:
-            states = {"model": model.state_dict(), "average": average.state_dict(),
-                      "optimisers": [optimiser.state_dict() for optimiser in made]}
-            checkpoint.save(args.out, step, states, to_dict(recipe), data, run.keep)
-    journal.close()
-    if accelerator.is_main_process and args.export:
-        average.save(args.export)
-    accelerator.end_training()
+            run.backward(loss, "loss", part)
+        norm = run.update(model, made, recipe.optimiser, step)
+        run.metrics.add(norm=norm)
+        update_average(average, model, recipe.average.keep, step + 1 - recipe.average.start)
+        run.finish_step(partial(validate, average, recipe.size))
+    if run.exported and run.is_main:
+        average.save(run.exported)
+    run.close()
 
 
 def fit(model: TinyAutoencoder, recipe: AutoencoderRecipe) -> float:
     """Fit the linear encoder to patches of rendered clips, those that show a thing counting six times."""
-    video, mask = clips(range(recipe.fitted), 16, recipe.size)
+    video, mask = render_clips(range(recipe.fitted), 16, recipe.size)
     weight = 1 + 5 * (model.patches(mask[..., None].expand(-1, -1, -1, -1, 3)).amax(-1) > 0.02).float()
     some = torch.randperm(weight.numel(), generator=torch.Generator().manual_seed(0))[:60_000]
     return model.fit(model.patches(video).flatten(0, 3)[some], weight.flatten()[some])
@@ -125,13 +101,13 @@ def part_loss(
     count, frames = recipe.batch // recipe.run.parts, model.config.frames
     first = step * recipe.batch + part * count
     generator = torch.Generator().manual_seed(step * 64 + part)
-    take = renderers.take if renderers else partial(clip, frames=recipe.latents * frames, size=recipe.size)
-    video, mask = (x.to(model.basis.device) for x in stacked([take(n) for n in range(first, first + count)]))
+    take = renderers.take if renderers else partial(render_clip, frames=recipe.latents * frames, size=recipe.size)
+    video, mask = (x.to(model.basis.device) for x in stack([take(n) for n in range(first, first + count)]))
     z = model.encode(video)
     level = torch.rand(count, generator=generator).to(z) * recipe.noise
     if student:  # most of the clips, with less noise on top
         most = int(count * recipe.redrawn + float(torch.rand((), generator=generator)))  # the share, on average
-        z[:most] = student.redrawn(z[:most], range(first, first + most), generator)
+        z[:most] = student.redraw(z[:most], range(first, first + most), generator)
         level[:most] *= 0.4
     at = int(torch.randint(recipe.latents - recipe.drawn + 1, (), generator=generator))
     pixels = slice(at * frames, (at + recipe.drawn) * frames)
@@ -139,20 +115,20 @@ def part_loss(
     return loss_of(out, video[:, pixels], mask[:, pixels], frames)
 
 
-def clip(seed: int, frames: int, size: int, held_out: bool = False) -> Clip:
+def render_clip(seed: int, frames: int, size: int, held_out: bool = False) -> Clip:
     """A rendered clip, uint8 [F, H, W, 3], and its sprite mask [F, H, W]."""
     scene, start = sample_scene(seed, held_out=held_out), seed * 131 % 4096
     return render(scene, start, frames, size), sprite_mask(scene, start, frames, size)
 
 
-def stacked(some: list[Clip]) -> tuple[Tensor, Tensor]:
+def stack(some: list[Clip]) -> tuple[Tensor, Tensor]:
     """Videos [B, F, H, W, 3] in 0..1, and masks."""
     videos, masks = (torch.from_numpy(np.stack(parts)) for parts in zip(*some, strict=True))
     return videos.float() / 255, masks
 
 
-def clips(seeds: range, frames: int, size: int, held_out: bool = False) -> tuple[Tensor, Tensor]:
-    return stacked([clip(seed, frames, size, held_out) for seed in seeds])
+def render_clips(seeds: range, frames: int, size: int, held_out: bool = False) -> tuple[Tensor, Tensor]:
+    return stack([render_clip(seed, frames, size, held_out) for seed in seeds])
 
 
 def latent_noise(latents: Tensor, spread: Tensor, level_B: Tensor, generator: torch.Generator) -> Tensor:
@@ -176,7 +152,7 @@ class Student:
         self.text, self.device = TextEncoder.load(folder / "text"), device
 
     @torch.no_grad()
-    def redrawn(self, latents: Tensor, seeds: range, generator: torch.Generator) -> Tensor:
+    def redraw(self, latents: Tensor, seeds: range, generator: torch.Generator) -> Tensor:
         """`latents` [B, T, C, h, w] of the scenes `seeds`, redrawn."""
         prompts = [caption(sample_scene(seed, held_out=False), seed) for seed in seeds]
         condition = self.transformer.condition(self.text.encode(prompts).to(self.device))
@@ -202,9 +178,9 @@ def loss_of(video: Tensor, truth: Tensor, mask: Tensor, frames: int) -> Tensor:
 
 
 @torch.no_grad()
-def show(model: TinyAutoencoder, size: int, noise: float = 0.2) -> tuple[dict[str, float], np.ndarray]:
+def validate(model: TinyAutoencoder, size: int, noise: float = 0.2) -> tuple[dict[str, float], np.ndarray]:
     """Figures on clips never trained on, and a sheet: truth, linear, decoded, decoded from noisy latents."""
-    video, mask = clips(range(24), 48, size, held_out=True)
+    video, mask = render_clips(range(24), 48, size, held_out=True)
     z = model.encode(video)
     generator = torch.Generator().manual_seed(7)
     noisy = z + latent_noise(z, model.spread, torch.full((len(z),), noise), generator)
@@ -220,4 +196,4 @@ def show(model: TinyAutoencoder, size: int, noise: float = 0.2) -> tuple[dict[st
 
 
 if __name__ == "__main__":
-    script.run(main)
+    call_main(main)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from rollforce.training.script import python, trained
+from rollforce.training.launch import run_program, train_once
 
 ROOT = Path(__file__).resolve().parents[1]
 SINK = "cache=[{kind: sink, latents: 3}, {kind: window, latents: 6}]"  # as many as the window alone
@@ -94,8 +94,8 @@ def main() -> None:
 def stage(args: argparse.Namespace, script: str, name: str, *settings: str) -> None:
     """Train into OUT/NAME/final, unless that is there."""
     print(f"--- {name}", flush=True)
-    trained(ROOT / "train" / f"{script}.py", args.out / name, f"run.steps={args.steps}", f"teacher={args.teacher}",
-            "run.show_every=0", "data.two=0.5", "data.alike=0.4", *settings, processes=args.processes)
+    train_once(ROOT / "train" / f"{script}.py", args.out / name, f"run.steps={args.steps}", f"teacher={args.teacher}",
+               "run.show_every=0", "data.two=0.5", "data.alike=0.4", *settings, processes=args.processes)
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -106,9 +106,10 @@ def evaluate(args: argparse.Namespace) -> None:
         if (args.out / student / "final" / "model.yaml").is_file()
     }
     (args.out / "runs.yaml").write_text(yaml.safe_dump({"runs": runs}, sort_keys=False))
-    python(ROOT / "infer" / "evaluate.py", "--runs", args.out / "runs.yaml", "--prompts", args.prompts,
-           "--seeds", args.seeds, "--seconds", args.seconds, "--things", 2, "--ends", "--together", 16, "--resume",
-           "--json", args.out / "claims.json", "--markdown", args.out / "claims.md", "--sheet", args.out / "sheet.png")
+    run_program(
+        ROOT / "infer" / "evaluate.py", "--runs", args.out / "runs.yaml", "--prompts", args.prompts,
+        "--seeds", args.seeds, "--seconds", args.seconds, "--things", 2, "--ends", "--together", 16, "--resume",
+        "--json", args.out / "claims.json", "--markdown", args.out / "claims.md", "--sheet", args.out / "sheet.png")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rollforce.checkpoints.catalog import CARD, Card
+from rollforce.config import build
 from rollforce.training.export import assemble
 
 LIMIT_MB = 20.0
@@ -21,10 +23,14 @@ def main() -> None:
     p.add_argument("--name", default="tiny")
     p.add_argument("--size", type=int, default=64)
     p.add_argument("--fps", type=int, default=12)
-    p.add_argument("--stream", default="rolling")
+    p.add_argument("--stream", help="a preset (default: what the student was trained for)")
     args = p.parse_args()
-    card = {"name": args.name, "fps": args.fps, "size": [args.size] * 2, "stream": args.stream}
-    megabytes = assemble(args.student, args.autoencoder, args.out, **card)
+    trained = build(Card, args.student / CARD) if (args.student / CARD).is_file() else None
+    stream, changes = (trained.stream, trained.changes) if trained else ("rolling", ())
+    if args.stream:
+        stream, changes = args.stream, ()
+    card = Card(args.name, "Apache-2.0", args.fps, (args.size, args.size), stream, changes)
+    megabytes = assemble(args.student, args.autoencoder, args.out, card)
     print(f"{args.out}: {megabytes:.2f} MB of weights")
     if megabytes > LIMIT_MB:
         raise SystemExit(f"a bundled model may take {LIMIT_MB:g} MB")

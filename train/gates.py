@@ -21,7 +21,7 @@ from rollforce.cache.policies import Sink, Window
 from rollforce.cache.visibility import Visibility
 from rollforce.engine.flow import Noise
 from rollforce.engine.rollout import Rollout
-from rollforce.training.head_gates import Gating, Twofold, labels_of_gates
+from rollforce.training.head_gates import DualCache, Gating, label_heads
 
 PROMPTS = ["a red ball rolls left", "a blue star drifts right over green hills",
            "a green square bounces over a city", "a yellow star circles above the sea"]  # fmt: skip
@@ -53,7 +53,7 @@ def main(
 
     def begin() -> tuple[Gating, Rollout]:
         streaming = KVCache((Sink(sink), Window(recent)), shape, flight, loaded.dtype, loaded.device)
-        cache = Twofold((Window(window),), streaming, shape, flight, loaded.dtype, loaded.device)
+        cache = DualCache((Window(window),), streaming, shape, flight, loaded.dtype, loaded.device)
         gating = Gating(loaded.transformer, cache, gates)
         with torch.no_grad():
             text = loaded.text.encode([prompt[number % len(prompt)]]).to(loaded.device, loaded.dtype)
@@ -82,7 +82,7 @@ def main(
         if step % 20 == 19:
             mean = float(gates.detach().mean())
             print(f"{step + 1:5d}  distance {float(distance.detach()):.5f}  mean gate {mean:.3f}", flush=True)
-    labels, found = labels_of_gates(gates.detach(), share), gates.detach().tolist()
+    labels, found = label_heads(gates.detach(), share), gates.detach().tolist()
     description = (
         f"{loaded.name}: gates of DuoAttention, {steps} steps at {lr:g}, weight {weight:g}, full window {window}, "
         f"streaming sink {sink} + window {recent}; the {share:.0%} of heads with the largest gates are retrieval heads"

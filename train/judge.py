@@ -9,19 +9,17 @@ A student should come near these numbers; infer/evaluate.py gives its own, for t
 from __future__ import annotations
 
 import argparse
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rollforce.engine import flow
-from rollforce.engine.flow import linear, shift_level
 from rollforce.evaluation.stats import interval
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
-from rollforce.training.data import Batch, path_of
+from rollforce.training.data import path_of
 from rollforce.training.network import Network
+from rollforce.training.validation import sample
 from rollforce.video.contact_sheet import contact_sheet
 from rollforce.world import caption, sample_scene, wish_of
 from rollforce.world.eyes import Eyes
@@ -47,9 +45,12 @@ def main() -> None:
     autoencoder, eyes = TinyAutoencoder.load(path_of(args.autoencoder)), Eyes.load()
     scenes = [sample_scene(n, count=args.things, held_out=True) for n in range(args.prompts)]  # as infer/evaluate.py
     prompts = [caption(scene, n, full=True) for n, scene in enumerate(scenes)]
+    side = args.size // autoencoder.config.patch
     rows, pictures = [], []
     for n, (scene, prompt) in enumerate(zip(scenes, prompts, strict=True)):
-        video = frames(sampled(teacher, prompt, n, args, autoencoder), autoencoder)
+        noise = torch.randn(1, args.latents, autoencoder.config.channels, side, side,
+                            generator=torch.Generator().manual_seed(n))
+        video = decode_frames(sample(teacher, noise, [prompt], args.scale, args.steps), autoencoder)
         rows.append(score(video, wish_of(scene), eyes=eyes).numbers())
         pictures.append(video)
     for name in SHOWN:
@@ -64,26 +65,8 @@ def main() -> None:
         Image.fromarray(contact_sheet(pictures[:8], at, prompts[:8], zoom=2)).save(args.sheet)
 
 
-@torch.no_grad()
-def sampled(
-    teacher: Network, prompt: str, seed: int, args: argparse.Namespace, autoencoder: TinyAutoencoder
-) -> Tensor:
-    """Euler sampling with guidance: latents [1, T, C, h, w]."""
-    side = args.size // autoencoder.config.patch
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(1, args.latents, autoencoder.config.channels, side, side, generator=generator)
-    index = torch.arange(args.latents)
-    wished, free = (teacher.condition(Batch(None, (text,))) for text in (prompt, ""))
-    for now, later in pairwise([*(shift_level(s, 3.0) for s in linear(args.steps)), 0.0]):
-        sigma = torch.full(x.shape[:2], now)
-        base = teacher.transformer(x, sigma, index, free)
-        velocity = base + args.scale * (teacher.transformer(x, sigma, index, wished) - base)
-        x = flow.euler(x, velocity, sigma, torch.full_like(sigma, later))
-    return x
-
-
-def frames(latents_BTCHW: Tensor, autoencoder: TinyAutoencoder) -> np.ndarray:
-    """uint8 [F, H, W, 3]."""
+def decode_frames(latents_BTCHW: Tensor, autoencoder: TinyAutoencoder) -> np.ndarray:
+    """Return the frames of the first video, uint8 [F, H, W, 3]."""
     with torch.no_grad():
         video, _ = autoencoder.decode(latents_BTCHW)
     return np.asarray(video[0].mul(255).round().byte().numpy())

@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from rollforce.checkpoints.catalog import presets
-from rollforce.training.script import python, trained
+from rollforce.training.launch import run_program, train_once
 
 ROOT = Path(__file__).resolve().parents[1]
 # Presets whose students were trained with them. `causal_forcing` streams as `self_forcing` does.
@@ -41,9 +41,10 @@ def main() -> None:
             judge(args, kind, models)
     for name in chosen if not args.evaluate else ():
         print(f"--- {name}", flush=True)
-        trained(ROOT / "train" / "distill.py", args.out / name, "--recipe", "distill_tiny", f"stream={name}",
-                f"start={ROOT / 'assets' / 'tiny'}", "student.lr=1e-4", "practice.behind=9",
-                f"run.steps={args.steps}", "run.show_every=0", processes=args.processes)
+        train_once(
+            ROOT / "train" / "distill.py", args.out / name, "--recipe", "distill_tiny", f"stream={name}",
+            f"start={ROOT / 'assets' / 'tiny'}", "student.lr=1e-4", "practice.behind=9", f"run.steps={args.steps}",
+            "run.show_every=0", processes=args.processes)
 
 
 def judge(args: argparse.Namespace, name: str, models: dict[str, str]) -> None:
@@ -53,10 +54,11 @@ def judge(args: argparse.Namespace, name: str, models: dict[str, str]) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     settings = args.out / f"{name}.yaml"
     settings.write_text(yaml.safe_dump({"runs": runs}, sort_keys=False))
-    python(ROOT / "infer" / "evaluate.py", "--runs", settings, "--ends", "--prompts", args.prompts,
-           "--together", args.prompts, "--seconds", args.seconds, "--workers", args.processes, "--resume",
-           "--json", args.out / f"{name}.json", "--markdown", args.out / f"{name}.md",
-           "--sheet", args.out / f"{name}.png")
+    run_program(
+        ROOT / "infer" / "evaluate.py", "--runs", settings, "--ends", "--prompts", args.prompts,
+        "--together", args.prompts, "--seconds", args.seconds, "--workers", args.processes, "--resume",
+        "--json", args.out / f"{name}.json", "--markdown", args.out / f"{name}.md",
+        "--sheet", args.out / f"{name}.png")
 
 
 if __name__ == "__main__":

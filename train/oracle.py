@@ -123,7 +123,7 @@ def heat_loss(logits: Tensor, target: Tensor, counted: Tensor) -> Tensor:
     return -((hit + miss) * counted[:, None]).sum() / peak.sum().clamp(min=1)
 
 
-def torn(c: Tensor, other: Tensor, rng: np.random.Generator) -> Tensor:
+def tear(c: Tensor, other: Tensor, rng: np.random.Generator) -> Tensor:
     """A crop [4, 32, 32] that no longer shows a shape: shuffled tiles, two halves, holes, or strongly bent."""
     c, kind = c.clone(), rng.integers(5)
     if kind == 0:
@@ -148,11 +148,11 @@ def torn(c: Tensor, other: Tensor, rng: np.random.Generator) -> Tensor:
             i, j = rng.integers(5, 20, 2)
             c[:3, i : i + 8, j : j + 8] = c[:3, 0:1, 0:1]
     else:
-        c = bent(c, rng, rng.uniform(5.0, 8.0))
+        c = bend(c, rng, rng.uniform(5.0, 8.0))
     return c
 
 
-def bent(c: Tensor, rng: np.random.Generator, pixels: float) -> Tensor:
+def bend(c: Tensor, rng: np.random.Generator, pixels: float) -> Tensor:
     """A crop warped smoothly by about `pixels`."""
     field = torch.from_numpy(rng.normal(size=(1, 2, 4, 4)).astype(np.float32)) * pixels * 2 / CROP
     field = F.interpolate(field, (CROP, CROP), mode="bicubic").permute(0, 2, 3, 1)
@@ -178,9 +178,9 @@ def crops_of(x: Tensor, moments: list[Moment], rng: np.random.Generator) -> tupl
         if draw < 0.25:
             other = int(rng.integers(len(crops)))
             if names[n] != TORN and names[other] not in (TORN, names[n]):
-                crops[n], names[n] = torn(crops[n], crops[other], rng), TORN
+                crops[n], names[n] = tear(crops[n], crops[other], rng), TORN
         elif draw < 0.5:
-            crops[n] = bent(crops[n], rng, rng.uniform(0.3, 1.2))
+            crops[n] = bend(crops[n], rng, rng.uniform(0.3, 1.2))
     return torch.stack(crops), torch.tensor(names)
 
 

@@ -10,130 +10,102 @@ Some windows have one noise level (the bidirectional teacher that judges), other
 
 from __future__ import annotations
 
-from itertools import pairwise
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rollforce.config import build, resource, to_dict
+from rollforce.checkpoints.catalog import preset_file
+from rollforce.config import build
 from rollforce.engine import flow
-from rollforce.engine.flow import linear, shift_level
 from rollforce.engine.settings import StreamSettings
-from rollforce.training import checkpoint, losses, script
+from rollforce.training import losses
 from rollforce.training.data import Batch, WorldClips, open_data, path_of
-from rollforce.training.export import export
-from rollforce.training.fsdp import prepare, restore, states
-from rollforce.training.init_weights import start
-from rollforce.training.metrics_log import Journal, border_ratio, networks_table
+from rollforce.training.init_weights import initialise
 from rollforce.training.network import Network
-from rollforce.training.noise_patterns import PATTERNS, Noising, rolling, together
-from rollforce.training.optim import accelerator_of, follow, guard, optimisers, parts_of, set_rate, update
+from rollforce.training.noise_patterns import PATTERNS, NoisePattern, draw_level_per_video, draw_rolling
+from rollforce.training.optim import optimisers, update_average
 from rollforce.training.recipes import TeacherRecipe, World
+from rollforce.training.run import Run, call_main
+from rollforce.training.validation import border_ratio, sample
 from rollforce.video.contact_sheet import contact_sheet
 from rollforce.world.caption import KINDS
 
 
 def main() -> None:
-    args = script.arguments(__doc__, "teacher_tiny")
-    recipe = script.recipe_of(TeacherRecipe, args)
-    run, newest = recipe.run, script.resumed(args)
-    accelerator = accelerator_of(run, args.cpu)
-    device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
-    torch.manual_seed(run.seed)
+    run = Run(TeacherRecipe, __doc__, "teacher_tiny")
+    recipe, seed = run.recipe, run.settings.seed
 
     # data, networks, optimisers
-    data = open_data(recipe.data, run.seed)
+    data = open_data(recipe.data, seed)
     vocabulary = dict(KINDS) if isinstance(recipe.data, World) else None
-    network = Network.load(path_of(recipe.start)) if recipe.start else Network.fresh(recipe.model, vocabulary)
-    average = Network.load(path_of(recipe.start)) if recipe.start else Network.fresh(recipe.model, vocabulary)
+    network, average = (
+        Network.load(path_of(recipe.start)) if recipe.start else Network.create(recipe.model, vocabulary)
+        for _ in range(2))
     if not recipe.start:
-        start(network.transformer)
+        initialise(network.transformer)
         average.load_state_dict(network.state_dict())
     networks = {"network": network, "average": average}
-    prepare(network, run, device, learns=True, text_learns=True)
-    prepare(average, run, device, learns=False)
-    if run.compile:
+    run.prepare(networks, data, learn=("network",), text_learns=True)
+    if run.settings.compile:
         network.transformer.compile_blocks(dynamic=False)
     made = optimisers(network, recipe.optimiser)
-    step = 0
-    if newest:
-        state = checkpoint.load(newest, to_dict(recipe), data.fingerprint, device)
-        restore(state, networks, made)
-        step = state["step"]
-    journal = Journal(args.out, accelerator.is_main_process)
-    if accelerator.is_main_process:
-        print(networks_table(networks, ("network",), processes if run.shard else 1))
+    run.resume(networks, made, data.fingerprint)
 
     # training
-    stream = build(StreamSettings, resource(f"configs/stream/{recipe.noising.stream}.yaml"))
-    tokens = data.latent[1] * data.latent[2] // network.transformer.config.patch**2
-    while step < run.steps:
-        set_rate(made, recipe.optimiser.rate(step, run.steps))
-        for part in parts_of(run, rank, processes):
-            rng = np.random.default_rng([run.seed, step, part, 2])
-            kind, noising = noising_of(recipe, stream, tokens, step, rng)
-            batch = data.draw(step, part, *noising.sigma_BT.shape)
-            with accelerator.autocast():
-                loss = part_loss(network, batch, noising, seed=(run.seed * 1_000_003 + step) * 64 + part)
-            (loss / run.parts).backward()
-            guard(float(loss.detach()), f"the loss of part {part} ({kind})", step, args.out)
-            journal.note(**{kind: float(loss.detach())})
-        journal.note(norm=update(network, made, recipe.optimiser.clip, step, args.out))
-        step += 1
-        follow(average, network, recipe.average.keep, step - recipe.average.start)
-
-        if step % run.tell_every == 0:
-            journal.tell(step, rate=recipe.optimiser.rate(step, run.steps))
-        if run.show_every and (step % run.show_every == 0 or step == run.steps):
-            figures, picture = show(average, recipe, device)
-            journal.tell(step, **figures)
-            journal.picture(step, "samples", picture)
-        if step % run.save_every == 0 or step == run.steps:
-            state = states(networks, made)
-            if accelerator.is_main_process:
-                checkpoint.save(args.out, step, state, to_dict(recipe), data.fingerprint, run.keep)
-            accelerator.wait_for_everyone()
-    journal.close()
-    if args.export:
-        export(average, args.export, data, recipe.noising.stream, accelerator.is_main_process)
-    accelerator.end_training()
+    stream = build(StreamSettings, preset_file(recipe.noising.stream))
+    tokens = network.tokens_per_latent(data.latent)
+    world = replace(recipe.data, workers=0, kept=16) if isinstance(recipe.data, World) else None
+    clips = WorldClips(world, held_out=True) if world and run.settings.show_every else None
+    for step in run.steps():
+        for part in run.parts:
+            rng = np.random.default_rng([seed, step, part, 2])
+            kind, pattern = draw_pattern(recipe, stream, tokens, step, rng)
+            batch = data.draw(step, part, *pattern.sigma_BT.shape)
+            with run.autocast():
+                loss = part_loss(network, batch, pattern, seed=(seed * 1_000_003 + step) * 64 + part)
+            run.backward(loss, kind, part)
+        norm = run.update(network, made, recipe.optimiser, step)
+        run.metrics.add(norm=norm)
+        update_average(average, network, recipe.average.keep, step + 1 - recipe.average.start)
+        run.finish_step(partial(validate, average, recipe, clips) if clips else None,
+                        rate=recipe.optimiser.rate(step + 1, run.settings.steps))
+    run.export(average, data, recipe.noising.stream)
+    run.close()
 
 
-def noising_of(
+def draw_pattern(
     recipe: TeacherRecipe, stream: StreamSettings, tokens: int, step: int, rng: np.random.Generator
-) -> tuple[str, Noising]:
+) -> tuple[str, NoisePattern]:
     """Draw the kind of a part's windows and their noise levels. `tokens`: per latent."""
     shares = {"image": 1.0} if step < recipe.noising.images_only else recipe.noising.shares
     total = sum(shares.values())
     kind = str(rng.choice(list(shares), p=[share / total for share in shares.values()]))
     if kind == "image":
-        return kind, together(rng, recipe.noising.pictures, 1)
+        return kind, draw_level_per_video(rng, recipe.noising.pictures, 1)
     if kind == "together":
-        return kind, together(rng, recipe.videos, recipe.latents)
-    return kind, rolling(rng, recipe.videos, PATTERNS[kind], stream.layout.chunk, tokens, stream.layout.ladder)
+        return kind, draw_level_per_video(rng, recipe.videos, recipe.latents)
+    return kind, draw_rolling(rng, recipe.videos, PATTERNS[kind], stream.layout.chunk, tokens, stream.layout.ladder)
 
 
-def part_loss(network: Network, batch: Batch, noising: Noising, seed: int) -> Tensor:
+def part_loss(network: Network, batch: Batch, pattern: NoisePattern, seed: int) -> Tensor:
     """Velocity error of one part: a pure function of its arguments."""
-    assert batch.latents_BTCHW is not None
-    clean = batch.latents_BTCHW.to(network.device)
+    clean = network.clean_latents(batch)
     eps = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
-    sigma, weight = noising.sigma_BT.to(clean), noising.weight_T.to(clean)
-    mask = None if noising.mask is None else noising.mask.to(clean)
+    sigma, weight = pattern.sigma_BT.to(clean), pattern.weight_T.to(clean)
+    mask = None if pattern.mask is None else pattern.mask.to(clean)
     index = torch.arange(clean.shape[1], device=clean.device)
     velocity = network.transformer(flow.noised(clean, eps, sigma), sigma, index, network.condition(batch), None, mask)
     return losses.velocity(velocity.float(), clean, eps, weight)
 
 
 @torch.no_grad()
-def show(average: Network, recipe: TeacherRecipe, device: torch.device) -> tuple[dict[str, float], np.ndarray]:
+def validate(average: Network, recipe: TeacherRecipe, clips: WorldClips) -> tuple[dict[str, float], np.ndarray]:
     """Velocity error on held-out clips at four noise levels, and Euler samples of held-out prompts with guidance."""
-    assert isinstance(recipe.data, World), "samples are shown of the world only; set run.show_every=0"
-    clips = WorldClips(recipe.data, held_out=True)
-    batch, figures = clips.draw(0, 0, 16, recipe.latents), {}
-    assert batch.latents_BTCHW is not None
-    clean = batch.latents_BTCHW.to(device)
+    batch, device = clips.draw(0, 0, 16, recipe.latents), average.device
+    clean, figures = average.clean_latents(batch), {}
     eps = torch.randn(clean.shape, generator=torch.Generator().manual_seed(5)).to(device)
     index, condition = torch.arange(recipe.latents, device=device), average.condition(batch)
     for level in (0.3, 0.5, 0.7, 0.9):
@@ -143,18 +115,13 @@ def show(average: Network, recipe: TeacherRecipe, device: torch.device) -> tuple
     figures["val"] = sum(figures.values()) / 4
 
     prompts = clips.full_captions(8)
-    x = torch.randn(8, recipe.latents, *clips.latent, generator=torch.Generator().manual_seed(3)).to(device)
-    wished, free = (average.condition(Batch(None, tuple(p))) for p in (prompts, [""] * 8))
-    for now, later in pairwise([*(shift_level(s, recipe.noising.shift) for s in linear(12)), 0.0]):
-        sigma = torch.full(x.shape[:2], now, device=device)
-        base = average.transformer(x, sigma, index, free)
-        velocity = base + recipe.scale * (average.transformer(x, sigma, index, wished) - base)
-        x = flow.euler(x, velocity, sigma, torch.full_like(sigma, later))
-    frames = clips.autoencoder(x.cpu()).clamp(0, 1)
+    noise = torch.randn(8, recipe.latents, *clips.latent, generator=torch.Generator().manual_seed(3)).to(device)
+    made = sample(average, noise, prompts, recipe.scale, steps=12, shift=recipe.noising.shift)
+    frames = clips.autoencoder(made.cpu()).clamp(0, 1)
     figures["border"] = border_ratio(frames, clips.autoencoder.config.frames)
     pictures = [(f * 255).round().byte().numpy() for f in frames]
     return figures, contact_sheet(pictures, list(range(1, 4 * recipe.latents - 1, 6)), prompts, zoom=2)
 
 
 if __name__ == "__main__":
-    script.run(main)
+    call_main(main)

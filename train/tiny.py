@@ -8,10 +8,10 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 import time
 from pathlib import Path
+
+from rollforce.training.launch import run_program
 
 TRAIN = Path(__file__).resolve().parent
 BEGUN = time.perf_counter()
@@ -40,39 +40,32 @@ def main() -> None:
         out / stage / "final" for stage in ("autoencoder", "teacher", "causal", "student", "decoder"))
     world = f"data.autoencoder={autoencoder}"
 
-    stage(args, "autoencoder", autoencoder)
+    train_stage(args, "autoencoder", autoencoder)
     if args.model == "tiny":
         first = out / "teacher_first" / "final"
-        stage(args, "teacher", first, world)
-        stage(args, "teacher", teacher, world, f"start={first}", *AGAIN)
+        train_stage(args, "teacher", first, world)
+        train_stage(args, "teacher", teacher, world, f"start={first}", *AGAIN)
     else:
-        stage(args, "teacher", teacher, world)
+        train_stage(args, "teacher", teacher, world)
     begin = teacher  # distribution matching straight from the teacher was as good: train/LOG.md
     if args.smoke and args.model == "tiny":
-        stage(args, "causal", causal, world, f"teacher={teacher}", "method=consistency")
+        train_stage(args, "causal", causal, world, f"teacher={teacher}", "method=consistency")
         begin = causal
-    stage(args, "distill", student, world, f"teacher={teacher}", f"start={begin}")
-    stage(args, "autoencoder", decoder, f"encoder={autoencoder}", f"student={student}")
+    train_stage(args, "distill", student, world, f"teacher={teacher}", f"start={begin}")
+    train_stage(args, "autoencoder", decoder, f"encoder={autoencoder}", f"student={student}")
     size = {"tiny": 64, "small": 128}[args.model]
-    python(TRAIN / "export.py", "--student", student, "--autoencoder", decoder, "--out", model,
-           "--name", args.model, "--size", size)
-    python("-m", "rollforce", "render", "a red ball rolls left", "--model", model, "--seconds", "3",
-           "-o", out / "ball.mp4", "--overwrite")
+    run_program(TRAIN / "export.py", "--student", student, "--autoencoder", decoder, "--out", model,
+                "--name", args.model, "--size", size)
+    run_program("-m", "rollforce", "render", "a red ball rolls left", "--model", model, "--seconds", "3",
+                "-o", out / "ball.mp4", "--overwrite")
 
 
-def stage(args: argparse.Namespace, name: str, final: Path, *settings: str) -> None:
+def train_stage(args: argparse.Namespace, name: str, final: Path, *settings: str) -> None:
     """Train one stage, going on from its checkpoint if there is one, and export it to `final`."""
     print(f"--- {name} -> {final}, after {(time.perf_counter() - BEGUN) / 60:.1f} minutes", flush=True)
-    several = args.processes > 1 and name != "causal"
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", args.processes) if several else ()
     quick = (*QUICK, *SMOKE[name]) if args.smoke else ()
-    python(*launch, TRAIN / f"{name}.py", "--recipe", f"{name}_{args.model}", "--out", final.parent,
-           "--resume", "auto", "--export", final,
-           *settings, *quick)
-
-
-def python(*arguments: object) -> None:
-    subprocess.run([sys.executable, *map(str, arguments)], check=True)
+    run_program(TRAIN / f"{name}.py", "--recipe", f"{name}_{args.model}", "--out", final.parent, "--resume", "auto",
+                "--export", final, *settings, *quick, processes=1 if name == "causal" else args.processes)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,14 @@ CARD = "model.yaml"
 @dataclass(frozen=True)
 class Card:
     """A model folder's model.yaml: what it is, its `size` (height, width) in pixels, and the preset in configs/stream
-    (or YAML file) that it wants to be streamed with."""
+    (or YAML file) that it wants to be streamed with, under `changes` such as "layout.levels=[1, 0.5]"."""
 
     name: str
     licence: str
     fps: int
     size: tuple[int, int]
     stream: str
+    changes: tuple[str, ...] = ()
 
 
 def bundled() -> tuple[str, ...]:

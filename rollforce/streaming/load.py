@@ -53,7 +53,8 @@ def load(
     """
     folder = _find_folder(model)
     card = _read_card(folder, stream)
-    settings = build(StreamSettings, preset_file(stream or card.stream), overrides=overrides)
+    changes = card.changes if stream is None else ()  # those of the preset that the model was trained for
+    settings = build(StreamSettings, preset_file(stream or card.stream), overrides=(*changes, *overrides))
     settings = settings if window is None else settings.with_window(window)
     place = _choose_device(device)
     number = pick_dtype(dtype, place)

@@ -8,8 +8,8 @@ Who sees what is a closure, as scores are; the losses know nothing of masks:
                 positions; a noisy chunk sees itself and the clean chunks before it
 
     flow_matching(own_past(...), ...)                               velocity loss with noise drawn for each chunk
-    ode.regression(score_by(own_past(...)), pairs, ...)             on the teacher's ODE, see ode.py
-    ode.consistency(score_by(true_past(...)), ...)                  without stored pairs
+    ode.regression(score_of_velocity(own_past(...)), pairs, ...)             on the teacher's ODE, see ode.py
+    ode.consistency(score_of_velocity(true_past(...)), ...)                  without stored pairs
 
 Masks are dense, [L, L] for own_past and [2L, 2L] for true_past: right for the tiny model; at Wan's 1,560 tokens per
 latent keep windows short (6 latents: 0.35 and 1.4 GB in float32).
@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from einops import repeat
 from torch import Tensor
 
 from rollforce.engine import flow
@@ -35,7 +36,7 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 
 def own_past(model: VideoTransformer, condition: Condition, chunk: int, tokens: int) -> Velocity:
-    """The model's velocity when a chunk of `chunk` latents sees itself and the chunks before it in the same video.
+    """Return the velocity of a model whose chunks of `chunk` latents see themselves and those before them in the video.
 
     `tokens`: per latent (Grid.tokens_per_latent)."""
 
@@ -54,9 +55,9 @@ def true_past(
     tokens: int,
     past_sigma_BT: Tensor | None = None,
 ) -> Velocity:
-    """The model's velocity when a noisy chunk sees itself and the earlier chunks of `past`, the whole true video.
+    """Return the velocity of a model whose noisy chunks see themselves and those before them in a true video, `past`.
 
-    `tokens`: per latent; `past_sigma_BT`: the noise that `past` carries (see `augmented`); None: it is clean.
+    `tokens`: per latent; `past_sigma_BT`: the noise that `past` carries (see `add_past_noise`); None: it is clean.
     """
     past_sigma = past_BTCHW.new_zeros(past_BTCHW.shape[:2]) if past_sigma_BT is None else past_sigma_BT
 
@@ -73,8 +74,8 @@ def true_past(
     return velocity
 
 
-def score_by(velocity: Velocity) -> Score:
-    """The clean estimate that a velocity makes. At sigma 0 it is the input, exactly: what consistency models need."""
+def score_of_velocity(velocity: Velocity) -> Score:
+    """Return the score that a velocity makes. At sigma 0 it is the input, exactly: what consistency models need."""
 
     def clean(noisy_BTCHW: Tensor, sigma_BT: Tensor) -> Tensor:
         return flow.clean_of(noisy_BTCHW, velocity(noisy_BTCHW, sigma_BT), sigma_BT)
@@ -90,12 +91,13 @@ def flow_matching(
     shift: float = 1.0,
     weighted: bool = False,
 ) -> Tensor:
-    """Flow matching with a noise level for each chunk, warp(U(0, 1), shift): diffusion forcing or teacher forcing.
+    """Return the loss of flow matching with a noise level for each chunk, warp(U(0, 1), shift): diffusion forcing or
+    teacher forcing.
 
     `weighted`: by schedule.training_weight, as Wan's scheduler does. `generator` is on the CPU.
     """
-    sigma = chunk_levels(clean_BTCHW, chunk, generator, shift)
-    noise = drawn_like(clean_BTCHW, generator)
+    sigma = draw_chunk_levels(clean_BTCHW, chunk, generator, shift)
+    noise = noise_like(clean_BTCHW, generator)
     predicted = velocity(flow.noised(clean_BTCHW, noise, sigma), sigma)
     if not weighted:
         return losses.velocity(predicted, clean_BTCHW, noise)
@@ -103,8 +105,9 @@ def flow_matching(
     return losses.velocity(predicted, clean_BTCHW, noise, weight) * weight.mean()  # a weighted sum, not a weighted mean
 
 
-def augmented(clean_BTCHW: Tensor, limit: float, chunk: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A past with a little noise, so that a student does not trust its own too much: (past, sigma_BT) for `true_past`.
+def add_past_noise(clean_BTCHW: Tensor, limit: float, chunk: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return a past with a little noise, so that a student does not trust its own too much: (past, sigma_BT) for
+    `true_past`.
 
     Each chunk has sigma ~ U(0, limit) and noise of its own. The reference (Self Forcing, Causal Forcing) means this,
     but counts its levels from the noisy end of the table, so that a small limit gives almost pure noise, and uses the
@@ -112,33 +115,33 @@ def augmented(clean_BTCHW: Tensor, limit: float, chunk: int, generator: torch.Ge
     """
     if not 0 <= limit <= 1:
         raise ConfigError(f"noise of the past {limit} must lie in [0, 1]; 0.1 is much already.")
-    sigma = chunk_levels(clean_BTCHW, chunk, generator) * limit
-    return flow.noised(clean_BTCHW, drawn_like(clean_BTCHW, generator), sigma), sigma
+    sigma = draw_chunk_levels(clean_BTCHW, chunk, generator) * limit
+    return flow.noised(clean_BTCHW, noise_like(clean_BTCHW, generator), sigma), sigma
 
 
 # ------------------------------------------------------------------------------------------------------------- draws
 
 
-def chunk_levels(like_BTCHW: Tensor, chunk: int, generator: torch.Generator, shift: float = 1.0) -> Tensor:
-    """sigma [B, T] in (0, 1]: one level for each chunk, the same for its latents."""
+def draw_chunk_levels(like_BTCHW: Tensor, chunk: int, generator: torch.Generator, shift: float = 1.0) -> Tensor:
+    """Draw sigma [B, T] in (0, 1]: one level for each chunk, the same for its latents."""
     batch, latents = like_BTCHW.shape[:2]
-    even = 1 - torch.rand(batch, chunks_in(latents, chunk), generator=generator)
+    even = 1 - torch.rand(batch, count_chunks(latents, chunk), generator=generator)
     sigma = shift * even / (1 + (shift - 1) * even)
-    return spread(sigma, latents, chunk).to(like_BTCHW.device)
+    return repeat_per_chunk(sigma, latents, chunk).to(like_BTCHW.device)
 
 
-def chunks_in(latents: int, chunk: int) -> int:
-    """How many chunks a video has; the last one may be shorter."""
+def count_chunks(latents: int, chunk: int) -> int:
+    """Return how many chunks a video has; the last one may be shorter."""
     return -(-latents // chunk)
 
 
-def spread(values_BN: Tensor, latents: int, chunk: int) -> Tensor:
-    """Something for each chunk [B, N] -> for each of `latents` latents [B, T]."""
-    return values_BN.repeat_interleave(chunk, 1)[:, :latents]
+def repeat_per_chunk(values_BN: Tensor, latents: int, chunk: int) -> Tensor:
+    """Return something for each chunk, [B, N], as it is for each of `latents` latents, [B, T]."""
+    return repeat(values_BN, "b n -> b (n chunk)", chunk=chunk)[:, :latents]
 
 
-def drawn_like(x_BTCHW: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal noise of x's shape, drawn on the CPU in float32: the same numbers on every device."""
+def noise_like(x_BTCHW: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw standard normal noise of x's shape, on the CPU in float32: the same numbers on every device."""
     return torch.randn(x_BTCHW.shape, generator=generator).to(x_BTCHW)
 
 

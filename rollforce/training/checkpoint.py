@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,24 +26,28 @@ FREE = ("run.tell_every", "run.save_every", "run.show_every", "run.keep", "run.r
 
 
 def folder_of(out: Path, step: int) -> Path:
+    """Return where the checkpoint of a step lies."""
     return out / f"checkpoint-{step:06d}"
 
 
 def latest(out: Path) -> Path | None:
-    """The newest whole checkpoint of a run, None if there is none."""
+    """Return the newest whole checkpoint of a run, None if there is none."""
     pointer = out / "latest"
     return out / pointer.read_text().strip() if pointer.is_file() else None
 
 
 def save_part(out: Path, step: int, part: int, state: Mapping[str, Any]) -> None:
-    """Write what belongs to one part of the batch. Any process; before `save`."""
+    """Write what belongs to one part of the batch. Any process may call this, before one calls `save`."""
     folder = folder_of(out, step)
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(dict(state), folder / f"part-{part}.pt")
 
 
 def save(out: Path, step: int, state: Mapping[str, Any], recipe: Mapping[str, Any], data: str, keep: int) -> Path:
-    """Write the rest and make it the newest; remove all but the `keep` newest. One process only."""
+    """Write the rest, make the checkpoint the newest, and remove all but the `keep` newest. One process calls this.
+
+    Not accelerate's `save_state`: it knows prepared models only, and writes files per process, which bind a run to its
+    number of processes; here any number that divides `run.parts` may go on."""
     folder = folder_of(out, step)
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({**state, "step": step}, folder / "state.pt")
@@ -58,14 +63,11 @@ def save(out: Path, step: int, state: Mapping[str, Any], recipe: Mapping[str, An
 
 
 def load(folder: Path, recipe: Mapping[str, Any], data: str, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """The state written by `save`. TrainingError if it belongs to another recipe or other data."""
-    try:
-        told = json.loads((folder / "recipe.json").read_text())
-        state = _read(folder / "state.pt", device)
-    except FileNotFoundError as error:
-        raise TrainingError(f"{folder} is no whole checkpoint: {Path(error.filename).name} is missing.") from error
+    """Return the state written by `save`. TrainingError if it is damaged, or of another recipe or other data."""
+    written = _read(folder, "recipe.json", device)
+    state = _read(folder, "state.pt", device)
     changed = [
-        f"  {path}: {before!r} -> {now!r}" for path, before, now in differences(told["recipe"], recipe)
+        f"  {path}: {before!r} -> {now!r}" for path, before, now in differences(written["recipe"], recipe)
         if path not in FREE
     ]
     if changed:
@@ -74,27 +76,36 @@ def load(folder: Path, recipe: Mapping[str, Any], data: str, device: str | torch
             f"{folder} was made with other settings (checkpoint -> now):\n{listed}\n"
             "Resume with the old settings, or begin a new run in another --out with `start` set to its export."
         )
-    if told["data"] != data:
+    if written["data"] != data:
         raise TrainingError(
-            f"{folder} was trained on other data: fingerprint {told['data']}, now {data}. The autoencoder, the world "
-            "or the latent folder has changed; resume with the old one, or begin a new run in another --out."
+            f"{folder} was trained on other data: fingerprint {written['data']}, now {data}. The autoencoder, the "
+            "world or the latent folder has changed; resume with the old one, or begin a new run in another --out."
         )
     return state
 
 
 def load_part(folder: Path, part: int, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """What `save_part` wrote."""
-    return _read(folder / f"part-{part}.pt", device)
+    """Return what `save_part` wrote. TrainingError if it is missing or damaged."""
+    return _read(folder, f"part-{part}.pt", device)
 
 
-def _read(path: Path, device: str | torch.device) -> dict[str, Any]:
+def _read(folder: Path, name: str, device: str | torch.device) -> dict[str, Any]:
     kind = torch.device(device)  # accelerate calls the CPU of a process cpu:0, which torch.load does not know
-    state: dict[str, Any] = torch.load(path, map_location="cpu" if kind.type == "cpu" else kind, weights_only=True)
-    return state
+    path, place = folder / name, "cpu" if kind.type == "cpu" else kind
+    remedy = "Resume from another checkpoint (--resume FOLDER), or begin a new run in another --out."
+    try:
+        content: dict[str, Any] = (
+            json.loads(path.read_text()) if path.suffix == ".json" else
+            torch.load(path, map_location=place, weights_only=True))
+    except FileNotFoundError as error:
+        raise TrainingError(f"{folder} is no whole checkpoint: {name} is missing. {remedy}") from error
+    except (ValueError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise TrainingError(f"{folder} is no whole checkpoint: {name} is damaged ({error}). {remedy}") from error
+    return content
 
 
 def differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Where two trees of settings differ: (dotted path, value before, value now)."""
+    """Yield where two trees of settings differ: (dotted path, value before, value now)."""
     before, now = _plain(before), _plain(now)
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted({*before, *now}):

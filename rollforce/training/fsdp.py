@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from rollforce.errors import TrainingError
 from rollforce.models.transformer.transformer import VideoTransformer
 from rollforce.training.network import Network
 from rollforce.training.optim import is_sharded
-from rollforce.training.recipes import Run
+from rollforce.training.recipes import RunSettings
 
 
-def prepare(network: Network, run: Run, device: torch.device, learns: bool, text_learns: bool = False) -> None:
+def place(network: Network, run: RunSettings, device: torch.device, learns: bool, text_learns: bool = False) -> None:
     """Bring a network to its device as a run wants it; freeze what does not learn."""
     network.to(device).transformer.set_attention(run.attention)
     if run.shard:
@@ -27,28 +28,11 @@ def prepare(network: Network, run: Run, device: torch.device, learns: bool, text
         network.transformer.checkpoint_blocks()
 
 
-def states(networks: Mapping[str, nn.Module], optimisers: Sequence[torch.optim.Optimizer]) -> dict[str, Any]:
-    """The whole states of networks and optimisers, for a checkpoint. All processes must call it."""
-    return {name: whole_state(net) for name, net in networks.items()} | {
-        "optimisers": [whole_optimiser(optimiser) for optimiser in optimisers]
-    }
-
-
-def restore(
-    state: Mapping[str, Any], networks: Mapping[str, nn.Module], optimisers: Sequence[torch.optim.Optimizer]
-) -> None:
-    """Load what `states` returned."""
-    for name, network in networks.items():
-        load_whole(network, state[name])
-    for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
-        load_optimiser(optimiser, saved)
-
-
 def shard(transformer: VideoTransformer, precision: str = "no") -> None:
     """Shard a transformer in place over all processes: every block by itself, and the rest.
 
     A block is entered by three doors (text, before, after), because attention between them belongs to memory; each is
-    made a forward method in the eyes of FSDP2. It averages gradients; `loop.share_gradients` makes sums of them."""
+    made a forward method in the eyes of FSDP2. It averages gradients; `optim.share_gradients` makes sums of them."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
@@ -64,37 +48,41 @@ def shard(transformer: VideoTransformer, precision: str = "no") -> None:
 
 
 def whole_state(network: nn.Module) -> dict[str, Any]:
-    """The state dict of a network, sharded or not: plain tensors, on the CPU if sharded. All processes must call it."""
-    state = network.state_dict()
-    if not is_sharded(list(network.parameters())):
-        return state
-    return {name: v.full_tensor().cpu() if hasattr(v, "full_tensor") else v for name, v in state.items()}
+    """Return the state dict of a network, sharded or not, as plain tensors. All processes must call it."""
+    return {name: _gather(value) for name, value in network.state_dict().items()}
 
 
-def load_whole(network: nn.Module, state: dict[str, Any]) -> None:
-    """Load what `whole_state` returned into a network, sharded or not."""
-    if not is_sharded(list(network.parameters())):
-        network.load_state_dict(state)
-        return
-    own = network.state_dict()
-    network.load_state_dict({name: _spread(value, own[name]) for name, value in state.items()})
+def load_whole(network: nn.Module, state: Mapping[str, Any], name: str) -> None:
+    """Load what `whole_state` returned into a network, sharded or not. TrainingError if it does not fit."""
+    own = network.state_dict() if is_sharded(list(network.parameters())) else {}
+    try:
+        network.load_state_dict({key: _spread(value, own.get(key)) for key, value in state.items()})
+    except RuntimeError as error:
+        raise TrainingError(f"the checkpoint's {name} does not fit the network that the recipe describes: another "
+                            f"folder lies under the same path, or its configuration has changed. {error}") from error
 
 
 def whole_optimiser(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state of an optimiser with whole tensors; see `whole_state`."""
-    return _mapped(optimiser.state_dict(), lambda v: v.full_tensor().cpu() if hasattr(v, "full_tensor") else v)
+    """Return the state of an optimiser with whole tensors; see `whole_state`."""
+    state = optimiser.state_dict()
+    moments = {i: {k: _gather(v) for k, v in entry.items()} for i, entry in state["state"].items()}
+    return {**state, "state": moments}
 
 
-def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def load_optimiser(optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Load what `whole_optimiser` returned; numbers are spread like the parameters they belong to."""
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    spread = dict(state)
-    spread["state"] = {
+    moments = {
         i: {k: _spread(v, parameters[i]) if torch.is_tensor(v) and v.shape == parameters[i].shape else v
             for k, v in entry.items()}
         for i, entry in state["state"].items()
     }
-    optimiser.load_state_dict(spread)
+    optimiser.load_state_dict({**state, "state": moments})
+
+
+def _gather(value: Any) -> Any:
+    """The whole of a DTensor, on the CPU; anything else as it is."""
+    return value.full_tensor().cpu() if hasattr(value, "full_tensor") else value
 
 
 def _spread(value: Any, like: Any) -> Any:
@@ -104,11 +92,3 @@ def _spread(value: Any, like: Any) -> Any:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
-
-
-def _mapped(tree: Any, change: Any) -> Any:
-    if isinstance(tree, dict):
-        return {key: _mapped(value, change) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_mapped(value, change) for value in tree]
-    return change(tree)

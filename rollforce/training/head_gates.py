@@ -1,10 +1,10 @@
-"""Gates: which heads need the whole memory (DuoAttention, Xiao et al. 2024, 2410.10819, section 2.2).
+"""Gates that learn which heads need the whole memory (DuoAttention, Xiao et al. 2024, 2410.10819, section 2.2).
 
 Each head gets a gate. While it is learnt, attention runs with both memories, and only the gates change:
 
     out = gate * full + (1 - gate) * streaming,      loss = distance to the full model's output + weight * mean gate
 
-Afterwards heads with large gates keep the full memory, the others the streaming one: two groups (cache/heads.py).
+Afterwards heads with large gates keep the full memory, the others the streaming one: two groups (cache/head_groups.py).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rollforce.models.transformer.attention import Kernel
 from rollforce.models.transformer.transformer import Condition, VideoTransformer
 
 
-class Twofold(KVCache):
+class DualCache(KVCache):
     """Two memories of one stream. Calls get what the full one says, or where there are gates, [layers, heads], a mix.
 
     Both are written by the full model's clean passes."""
@@ -34,17 +34,19 @@ class Twofold(KVCache):
         self.streaming, self.gates = streaming, cast(Tensor | None, None)
 
     def memory(self, groups: Sequence[LatentGroup], weights: Weights | None = None) -> CallMemory:
+        """Return what a call sees of both memories."""
         return _Both(self, groups, weights)
 
 
 class _Both(CallMemory):
-    cache: Twofold
+    cache: DualCache
 
-    def __init__(self, cache: Twofold, groups: Sequence[LatentGroup], weights: Weights | None) -> None:
+    def __init__(self, cache: DualCache, groups: Sequence[LatentGroup], weights: Weights | None) -> None:
         super().__init__(cache, groups, weights)
         self.streaming = cache.streaming.memory(groups, weights)
 
     def attend(self, layer: int, query: Tensor, own: KVBlock, attend: Kernel) -> Tensor:
+        """Return what a layer's heads see: of the full memory, or a mix where gates are set."""
         full = super().attend(layer, query, own, attend)
         short = self.streaming.attend(layer, query, own, attend)
         if self.cache.gates is None:
@@ -60,13 +62,13 @@ class Gating:
     Deviations: the paper compares hidden states of one long text at the places of a needle; here it is the velocity, of
     all latents of a call, and the past is that of the full model."""
 
-    def __init__(self, transformer: VideoTransformer, cache: Twofold, gates: Tensor) -> None:
+    def __init__(self, transformer: VideoTransformer, cache: DualCache, gates: Tensor) -> None:
         self.transformer, self.cache, self.gates = transformer, cache, gates
         self.losses: list[Tensor] = []
 
     @property
     def policy(self) -> Mapping[str, Tensor]:
-        """Weights of tiers, which a call of the model hands to memory."""
+        """The weights of tiers, which a call of the model hands to memory."""
         return cast(Mapping[str, Tensor], self.transformer.policy)
 
     def __call__(
@@ -82,16 +84,16 @@ class Gating:
         return full
 
     def tick(self, rollout: Rollout) -> Tensor:
-        """One tick of a rollout of this model, commits included; the distance, with gradient."""
+        """Make one tick of a rollout of this model, commits included; return the distance, with gradient."""
         self.losses.clear()
         rollout.tick()
         rollout.commit()
         return torch.stack(self.losses).mean()
 
 
-def labels_of_gates(gates: Tensor, share: float) -> Labels:
-    """`retrieval` for the `share` of heads with the largest gates, `streaming` for the others (of equal ones the first
-    layers come first)."""
+def label_heads(gates: Tensor, share: float) -> Labels:
+    """Return `retrieval` for the `share` of heads with the largest gates, `streaming` for the others (of equal ones the
+    first layers come first)."""
     flat = gates.flatten()
     chosen = flat.argsort(descending=True, stable=True)[: round(share * len(flat))]
     mask = torch.zeros_like(flat, dtype=torch.bool).index_fill(0, chosen, True).view_as(gates)

@@ -13,6 +13,7 @@ Nothing here changes the architecture; training may unlearn all of it.
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import nn
 
 from rollforce.models.transformer import rope
@@ -29,7 +30,7 @@ CONTENT = 0.5  # weight of what queries and keys say about content, at the start
 
 
 @torch.no_grad()
-def start(model: VideoTransformer, positions: bool = True) -> None:
+def initialise(model: VideoTransformer, positions: bool = True) -> None:
     """Initialise `model` in place. `positions`: with the prior over relative position."""
     _pass_through(model)
     for block in model.blocks:
@@ -56,7 +57,7 @@ def _pass_through(model: VideoTransformer) -> None:
     for parameter in (model.patch_embedding.bias, model.proj_out.weight, model.proj_out.bias):
         assert parameter is not None
         nn.init.zeros_(parameter)
-    leaving = order[:, 0].permute(1, 2, 0).flatten()  # the output is ordered row, column, channel
+    leaving = rearrange(order, "channel 1 row column -> (row column channel)")  # as the output is ordered
     model.proj_out.weight[torch.arange(values), leaving] = 0.3
 
 

@@ -1,7 +1,7 @@
 """Losses: pure functions of tensors and scores.
 
 Weights are given, never made here: `weight` is anything that broadcasts over the video, such as exp(beta * reward) per
-video [B, 1, 1, 1, 1] (Re-DMD) or a map in space and time [B, T, 1, h, w] (Stream-R1); see weights.py.
+video [B, 1, 1, 1, 1] (Re-DMD) or a map in space and time [B, T, 1, h, w] (Stream-R1); see reward_weights.py.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from rollforce.engine import flow
-from rollforce.training.scores import Level, Score, exact
+from rollforce.training.scores import Score
 
 
 def velocity(
     predicted_BTCHW: Tensor, clean_BTCHW: Tensor, noise_BTCHW: Tensor, weight_BT: Tensor | None = None
 ) -> Tensor:
-    """Flow matching: mean squared error of the velocity noise - clean. `weight_BT` 0 leaves a latent out."""
+    """Return the loss of flow matching, the mean squared error of the velocity noise - clean. `weight_BT` 0 leaves a
+    latent out."""
     error = (predicted_BTCHW - (noise_BTCHW - clean_BTCHW)).square().mean((2, 3, 4))
     if weight_BT is None:
         return error.mean()
@@ -25,8 +26,12 @@ def velocity(
 
 
 def regression(predicted_BTCHW: Tensor, target_BTCHW: Tensor, learns_BT: Tensor | None = None) -> Tensor:
-    """Mean squared error of clean estimates, over the latents where `learns_BT` is true (ODE pairs, consistency)."""
-    error = (predicted_BTCHW - target_BTCHW).float().square()
+    """Return the mean squared error of clean estimates, where `learns_BT` is true (ODE pairs, consistency)."""
+    return _mean((predicted_BTCHW - target_BTCHW).float().square(), None, learns_BT)
+
+
+def _mean(error_BTCHW: Tensor, weight: Tensor | None, learns_BT: Tensor | None) -> Tensor:
+    error = error_BTCHW if weight is None else error_BTCHW * weight
     return error.mean() if learns_BT is None else error[learns_BT.expand(error.shape[:2])].mean()
 
 
@@ -38,25 +43,21 @@ def dmd(
     noise_BTCHW: Tensor,
     weight: Tensor | None = None,
     learns_BT: Tensor | None = None,
-    level: Level = exact,
 ) -> Tensor:
     """Distribution matching distillation (Yin et al. 2024, as in Self Forcing): a loss whose gradient moves x along
     critic - teacher.
 
     With both scores' clean estimates of the noised x, per video: g = (critic - teacher) / mean|x - teacher|;
     loss = mean of weight * (x - stopgrad(x - g))^2 / 2 over the latents where `learns_BT` is true (None: all), so
-    d loss / d x = weight * g / count. `level`: see scores.Level.
+    d loss / d x = weight * g / count.
     """
     x = x_BTCHW.float()
     with torch.no_grad():
-        noisy = flow.noised(x, noise_BTCHW.float(), level(sigma_BT))
+        noisy = flow.noised(x, noise_BTCHW.float(), sigma_BT)
         wanted = teacher(noisy, sigma_BT).float()
         scale = (x - wanted).abs().mean((1, 2, 3, 4), keepdim=True).clamp_min(1e-6)
         target = x - (critic(noisy, sigma_BT).float() - wanted) / scale
-    error = 0.5 * (x - target).square()
-    if weight is not None:
-        error = error * weight
-    return error.mean() if learns_BT is None else error[learns_BT.expand(error.shape[:2])].mean()
+    return _mean(0.5 * (x - target).square(), weight, learns_BT)
 
 
 def sid(
@@ -67,7 +68,6 @@ def sid(
     noise_BTCHW: Tensor,
     weight: Tensor | None = None,
     learns_BT: Tensor | None = None,
-    level: Level = exact,
     alpha: float = 1.0,
 ) -> Tensor:
     """Score identity distillation (Zhou et al. 2024, as in Self Forcing): with r, f the clean estimates of teacher and
@@ -76,10 +76,7 @@ def sid(
     The gradient passes through both networks into x, so their parameters should not require one.
     """
     x = x_BTCHW.float()
-    noisy = flow.noised(x, noise_BTCHW.float(), level(sigma_BT))
+    noisy = flow.noised(x, noise_BTCHW.float(), sigma_BT)
     real, fake = teacher(noisy, sigma_BT).float(), critic(noisy, sigma_BT).float()
     scale = (x - real).detach().abs().mean((1, 2, 3, 4), keepdim=True).clamp_min(1e-6)
-    error = (real - fake) * ((real - x) - alpha * (real - fake)) / scale
-    if weight is not None:
-        error = error * weight
-    return error.mean() if learns_BT is None else error[learns_BT.expand(error.shape[:2])].mean()
+    return _mean((real - fake) * ((real - x) - alpha * (real - fake)) / scale, weight, learns_BT)

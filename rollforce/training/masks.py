@@ -1,18 +1,19 @@
-"""TODO doc."""
+"""Attention masks: which token of a training window may attend to which."""
 
 from __future__ import annotations
 
 import torch
+from einops import repeat
 from torch import Tensor
 
 
 def additive(allowed: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A boolean mask (True = may attend) as numbers to add to the logits."""
+    """Return a boolean mask (True = may attend) as numbers to add to the logits: 0 and minus infinity."""
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
 
 
 def block_causal(latents: int, chunk: int, tokens: int, window: int | None = None, first: int | None = None) -> Tensor:
-    """Diffusion forcing (Chen et al. 2024; CausVid): a latent sees its own chunk and those before it.
+    """Return the mask of diffusion forcing (Chen et al. 2024; CausVid): a latent sees its own chunk and earlier ones.
 
     Args: `window` in latents limits the look back, counted from the end of the own chunk; `first` is the length of the
     first chunk where it differs (image to video). Returns bool [L, L], L = latents * tokens.
@@ -23,11 +24,12 @@ def block_causal(latents: int, chunk: int, tokens: int, window: int | None = Non
     if window is not None:
         allowed &= index[None] >= end_of[:, None] - window
         allowed |= index[None] == index[:, None]
-    return _per_token(allowed, tokens)
+    return per_token(allowed, tokens)
 
 
 def teacher_forcing(latents: int, chunk: int, tokens: int, first: int | None = None) -> Tensor:
-    """Teacher forcing (Causal Forcing, Self Forcing): input is [clean half ; noisy half], both at the same positions.
+    """Return the mask of teacher forcing (Causal Forcing, Self Forcing) for an input [clean half ; noisy half], whose
+    halves have the same positions.
 
     Clean chunks see clean chunks up to their own; a noisy chunk sees itself and the clean chunks before it.
     Returns bool [2L, 2L].
@@ -36,7 +38,7 @@ def teacher_forcing(latents: int, chunk: int, tokens: int, first: int | None = N
     before, same = chunk_of[None] < chunk_of[:, None], chunk_of[None] == chunk_of[:, None]
     nothing = torch.zeros_like(same)
     clean, noisy = torch.cat([before | same, nothing], dim=1), torch.cat([before, same], dim=1)
-    return _per_token(torch.cat([clean, noisy]), tokens)
+    return per_token(torch.cat([clean, noisy]), tokens)
 
 
 def _chunks(latents: int, chunk: int, first: int | None) -> tuple[Tensor, Tensor]:
@@ -48,5 +50,6 @@ def _chunks(latents: int, chunk: int, first: int | None) -> tuple[Tensor, Tensor
     return number, end
 
 
-def _per_token(allowed: Tensor, tokens: int) -> Tensor:
-    return allowed.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
+def per_token(allowed: Tensor, tokens: int) -> Tensor:
+    """Return a mask between latents, [T, T], as one between the `tokens` tokens of each, [T * tokens, T * tokens]."""
+    return repeat(allowed, "query key -> (query q) (key k)", q=tokens, k=tokens)

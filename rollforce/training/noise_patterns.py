@@ -15,14 +15,16 @@ import torch
 from torch import Tensor
 
 from rollforce.engine.flow import shift_level
-from rollforce.training.masks import additive
+from rollforce.errors import ConfigError
+from rollforce.training.masks import additive, per_token
 
 SHIFT = 3.0
 
 
 @dataclass(frozen=True)
-class Noising:
-    """sigma [B, T]; additive mask [L, L] or None; weight [T]: 1 where the loss counts, 0 on clean context."""
+class NoisePattern:
+    """A window's noise: sigma [B, T]; additive mask [L, L] or None; weight [T], 1 where the loss counts, 0 on clean
+    context."""
 
     sigma_BT: Tensor
     mask: Tensor | None
@@ -30,34 +32,37 @@ class Noising:
 
 
 @dataclass(frozen=True)
-class Group:
+class ChunkGroup:
     """Consecutive chunks that see each other: `clean` ones (each seeing those before it), then `noisy` ones."""
 
     clean: int
     noisy: int
 
 
-PATTERNS: dict[str, tuple[Group, ...]] = {
-    "past": (Group(1, 4),),
-    "long past": (Group(2, 3),),
-    "filling 1+4": (Group(0, 1), Group(0, 4)),
-    "filling 2+3": (Group(0, 2), Group(0, 3)),
+PATTERNS: dict[str, tuple[ChunkGroup, ...]] = {
+    "past": (ChunkGroup(1, 4),),
+    "long past": (ChunkGroup(2, 3),),
+    "filling 1+4": (ChunkGroup(0, 1), ChunkGroup(0, 4)),
+    "filling 2+3": (ChunkGroup(0, 2), ChunkGroup(0, 3)),
 }
 
 
-def together(rng: np.random.Generator, batch: int, latents: int) -> Noising:
-    """One noise level for all latents of a video, spread evenly over the batch: the bidirectional teacher."""
+def draw_level_per_video(rng: np.random.Generator, batch: int, latents: int) -> NoisePattern:
+    """Draw one noise level for all latents of a video, spread evenly over the batch: the bidirectional teacher."""
     even = (np.arange(batch) + rng.random(batch)) / batch
     sigma = torch.tensor([[shift_level(float(s), SHIFT)] * latents for s in even], dtype=torch.float32)
-    return Noising(sigma, None, torch.ones(latents))
+    return NoisePattern(sigma, None, torch.ones(latents))
 
 
-def rolling(
-    rng: np.random.Generator, batch: int, groups: Sequence[Group], chunk: int, tokens: int, ladder: Sequence[float]
-) -> Noising:
-    """Rising noise as a rolling stream has it: on the ladder for half of the videos, between its steps for others.
+def draw_rolling(
+    rng: np.random.Generator, batch: int, groups: Sequence[ChunkGroup], chunk: int, tokens: int, ladder: Sequence[float]
+) -> NoisePattern:
+    """Draw rising noise as a rolling stream has it: on the ladder for half of the videos, between its steps for others.
 
     `chunk`: latents per chunk; `tokens`: per latent."""
+    if max(group.noisy for group in groups) > len(ladder):
+        raise ConfigError(f"a window of {max(group.noisy for group in groups)} noisy chunks needs as many levels, and "
+                          f"the stream's ladder has {len(ladder)}: choose another noising.stream or other shares.")
     rows = []
     for _ in range(batch):
         levels: list[float] = []
@@ -65,10 +70,10 @@ def rolling(
             levels += [0.0] * group.clean + _rising(rng, group, ladder)
         rows.append(np.repeat(levels, chunk))
     sigma = torch.tensor(np.array(rows), dtype=torch.float32)
-    return Noising(sigma, additive(visible(groups, chunk * tokens)), (sigma[0] > 0).float())
+    return NoisePattern(sigma, additive(visibility_mask(groups, chunk * tokens)), (sigma[0] > 0).float())
 
 
-def _rising(rng: np.random.Generator, group: Group, ladder: Sequence[float]) -> list[float]:
+def _rising(rng: np.random.Generator, group: ChunkGroup, ladder: Sequence[float]) -> list[float]:
     up = sorted(ladder)
     if rng.random() < 0.5:
         spare = len(up) - group.noisy
@@ -77,37 +82,35 @@ def _rising(rng: np.random.Generator, group: Group, ladder: Sequence[float]) -> 
     return sorted(shift_level(float(s), SHIFT) for s in rng.uniform(0.02, 1, group.noisy))
 
 
-def visible(groups: Sequence[Group], tokens_per_chunk: int) -> Tensor:
-    """bool [L, L]: True where the row's token may see the column's."""
-    numbers, noisy = [], []
-    for number, group in enumerate(groups):
-        numbers += [number] * (group.clean + group.noisy)
-        noisy += [False] * group.clean + [True] * group.noisy
-    same = torch.tensor(numbers)[:, None] == torch.tensor(numbers)
-    order = torch.arange(len(numbers))
-    seen = same & (torch.tensor(noisy)[:, None] | (order[:, None] >= order))
-    return seen.repeat_interleave(tokens_per_chunk, 0).repeat_interleave(tokens_per_chunk, 1)
+def visibility_mask(groups: Sequence[ChunkGroup], tokens_per_chunk: int) -> Tensor:
+    """Return a bool mask [L, L], true where the row's token may see the column's."""
+    group, noisy = (torch.tensor(values) for values in zip(*(
+        (number, place >= chunks.clean) for number, chunks in enumerate(groups)
+        for place in range(chunks.clean + chunks.noisy)), strict=True))
+    order = torch.arange(len(group))
+    return per_token((group[:, None] == group) & (noisy[:, None] | (order[:, None] >= order)), tokens_per_chunk)
 
 
-def levels(
+def draw_levels(
     rng: np.random.Generator, batch: int, latents: int, shift: float = 3.0, clamp: tuple[float, float] = (0.02, 0.98)
 ) -> Tensor:
-    """One noise level per video, spread evenly over the batch, shifted towards noise, clamped: [B, T]."""
+    """Draw one noise level per video, spread evenly over the batch, shift_level towards noise and clamped: [B, T]."""
     even = (np.arange(batch) + rng.random(batch)) / batch
     level = torch.tensor([shift_level(float(s), shift) for s in even], dtype=torch.float32).clamp(*clamp)
     return level[:, None].expand(-1, latents)
 
 
-def window(video_BTCHW: Tensor, length: int, rng: np.random.Generator) -> Tensor:
-    """`length` consecutive latents at a drawn place; all if there are no more."""
+def draw_window(video_BTCHW: Tensor, length: int, rng: np.random.Generator) -> Tensor:
+    """Return `length` consecutive latents from a drawn place of a video, or all if there are no more."""
     at = int(rng.integers(max(0, video_BTCHW.shape[1] - length) + 1))
     return video_BTCHW[:, at : at + length]
 
 
-def as_beginning(
+def begin_with_image(
     video_BTCHW: Tensor, length: int, chunk: int, image_latent: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """The last `length` latents of a longer video, made to look like a beginning, and where they learn, bool [B, T].
+    """Return the last `length` latents of a longer video, made to look like a beginning, and where they learn, bool
+    [B, T].
 
     A bidirectional teacher knows first latents that stand for one frame (Wan). As in Rolling Forcing, what comes before
     is decoded, its last frame encoded as an image, and that latent (no gradient) takes the first place; its chunk does

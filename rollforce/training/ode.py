@@ -6,8 +6,8 @@
                         true video; the student must name the same end from before and after it
 
 The teacher is any Score, guidance included: `scores.guided(wished, free, w)`, free + w (wished - free). Bidirectional
-(score_of) it gives the pairs of CausVid and Self Forcing; causal (score_by(true_past(...))) those of Causal Forcing,
-where each chunk is solved from its true past and the student is trained from the same past.
+(score_of) it gives the pairs of CausVid and Self Forcing; causal (score_of_velocity(true_past(...))) those of Causal
+Forcing, where each chunk is solved from its true past and the student is trained from the same past.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rollforce.engine import flow
 from rollforce.engine.flow import Ladder, explicit, linear, warped
 from rollforce.errors import ConfigError
 from rollforce.training import losses
-from rollforce.training.causal_masking import chunks_in, drawn_like, spread
+from rollforce.training.causal_masking import count_chunks, noise_like, repeat_per_chunk
 from rollforce.training.scores import Score
 
 SAME = 1e-6  # levels nearer than this are one
@@ -43,11 +43,12 @@ class OdePairs:
 
     @property
     def end_BTCHW(self) -> Tensor:
+        """The clean ends of the paths."""
         return self.states[:, -1]
 
 
 def solver_grid(ladder: Sequence[float], steps: int, shift: float) -> Ladder:
-    """The solver's levels: `steps` even steps under `shift`, with every level of the student's ladder among them.
+    """Return the solver's levels: `steps` even steps under `shift`, with each level of the student's ladder among them.
 
     A student's level that lies between two of the solver's is inserted: one more step there, so the path only becomes
     more exact, and the state is stored at precisely the level the student will be told. (Self Forcing's own pairs were
@@ -64,7 +65,7 @@ def solver_grid(ladder: Sequence[float], steps: int, shift: float) -> Ladder:
 
 
 def euler_step(score: Score, x_BTCHW: Tensor, sigma_BT: Tensor, next_sigma_BT: Tensor) -> Tensor:
-    """One Euler step of the path, from sigma > 0 down to next_sigma, each latent at its own level."""
+    """Take one Euler step of the path, from sigma > 0 down to next_sigma, each latent at its own level."""
     velocity = flow.velocity_of(x_BTCHW, score(x_BTCHW, sigma_BT), sigma_BT)
     return flow.euler(x_BTCHW, velocity, sigma_BT, next_sigma_BT)
 
@@ -89,17 +90,18 @@ def solve(
 
 
 def regression(student: Score, pairs: OdePairs, chunk: int, generator: torch.Generator, clean: bool = True) -> Tensor:
-    """The student names the end of the path from a random one of its levels, drawn for each chunk: mean squared error.
+    """Return the mean squared error with which the student names the end of the path from a random one of its levels,
+    drawn for each chunk.
 
     `clean`: the end itself (sigma 0) is drawn too, so that a student under own_past also meets a clean past, as CausVid
     has it; such chunks are left out of the loss, and the last chunk is always noisy since nobody would look at it.
     Under true_past set it False: there the past is clean anyway.
     """
     batch, _, latents = pairs.states.shape[:3]
-    chunks, noisy_levels = chunks_in(latents, chunk), len(pairs.levels)
+    chunks, noisy_levels = count_chunks(latents, chunk), len(pairs.levels)
     number = torch.randint(noisy_levels + clean, (batch, chunks), generator=generator)
     number[:, -1] = torch.randint(noisy_levels, (batch,), generator=generator)
-    number = spread(number, latents, chunk)
+    number = repeat_per_chunk(number, latents, chunk)
     noisy = pairs.states[torch.arange(batch)[:, None], number, torch.arange(latents)]
     sigma = torch.tensor((*pairs.levels, 0.0))[number].to(noisy.device)
     return losses.regression(student(noisy, sigma), pairs.end_BTCHW, sigma > 0)
@@ -114,19 +116,19 @@ def consistency(
     chunk: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Consistency distillation (Song et al. 2023) on true videos: from a random level of `grid` for each chunk the
-    student must name what its moving `average` names one teacher step further down. Mean squared error.
+    """Return the loss of consistency distillation (Song et al. 2023) on true videos: from a random level of `grid` for
+    each chunk the student must name what its moving `average` names one teacher step further down (squared error).
 
-    All three scores see the same past: score_by(true_past(...)) of student, average and (guided) teacher. `grid`:
-    Causal Forcing takes 48 even steps under the student's shift, warped(linear(48), shift), and guidance 3. At the last
-    step down the target is the end of that step itself (the reference never draws that step).
+    All three scores, of student, average and (guided) teacher, see the same past: score_of_velocity(true_past(...)).
+    `grid`: Causal Forcing takes 48 even steps under the student's shift, warped(linear(48), shift), and guidance 3. At
+    the last step down the target is the end of that step itself (the reference never draws that step).
     """
     levels = torch.tensor((*explicit(grid), 0.0))
     batch, latents = clean_BTCHW.shape[:2]
-    number = torch.randint(len(levels) - 1, (batch, chunks_in(latents, chunk)), generator=generator)
-    number = spread(number, latents, chunk)
+    number = torch.randint(len(levels) - 1, (batch, count_chunks(latents, chunk)), generator=generator)
+    number = repeat_per_chunk(number, latents, chunk)
     above, below = levels[number].to(clean_BTCHW.device), levels[number + 1].to(clean_BTCHW.device)
-    noisy = flow.noised(clean_BTCHW, drawn_like(clean_BTCHW, generator), above)
+    noisy = flow.noised(clean_BTCHW, noise_like(clean_BTCHW, generator), above)
     with torch.no_grad():
         nearer = euler_step(teacher, noisy, above, below)
         ended = (below == 0)[..., None, None, None]

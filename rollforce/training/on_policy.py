@@ -1,61 +1,105 @@
-"""What a student practises on: its own videos, made with gradient, by lessons or by lasting streams.
+"""The videos a student learns on, made by the student itself, with gradient (`practice` in a recipe).
 
-Both are functions of (step, part): a run that is stopped and resumed makes the same videos.
+    lessons   whole rollouts from the start                                 Self Forcing, Rolling Forcing
+    lasting   persistent streams, one tick of a group of them per step      LongLive's streaming long tuning
+    forced    no rollout: true videos noised and restored in one call       CausVid
+
+All are functions of (step, part): a run that is stopped and resumed makes the same videos.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rollforce.cache.head_groups import AnyCache
+from rollforce.checkpoints.catalog import preset_file
+from rollforce.config import build
 from rollforce.engine import flow
 from rollforce.engine.flow import Noise
 from rollforce.engine.rollout import Rollout
 from rollforce.engine.rollout_group import RolloutGroup, cache_shape
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
-from rollforce.training.causal_masking import drawn_like, own_past, score_by, spread, true_past
-from rollforce.training.data import Data
+from rollforce.training.causal_masking import noise_like, own_past, repeat_per_chunk, score_of_velocity, true_past
+from rollforce.training.data import Batch, Data
 from rollforce.training.network import Network
-from rollforce.training.recipes import Forced, Lasting, Lessons
-from rollforce.training.reference_cache import LeakyCache
+from rollforce.training.recipes import (
+    DistillRecipe,
+    PersistentStreamSettings,
+    TeacherForcingSettings,
+    WholeRolloutSettings,
+)
+from rollforce.training.reference_cache import ReferenceGradientCache
 from rollforce.training.self_rollout import exits, lesson
 
 
 @dataclass(frozen=True)
-class Made:
-    """A video of the student, [B, T, C, h, w], with gradient where it learned; what it was asked for."""
+class StudentVideo:
+    """A video of the student, [B, T, C, h, w], with gradient where it learned; and what it was asked for."""
 
     video_BTCHW: Tensor
     text_BLD: Tensor
     prompts: tuple[str, ...]
 
 
-class Practice(Protocol):
-    def make(self, step: int, part: int) -> Made: ...
-    def state_dict(self, part: int) -> dict[str, Any]: ...
-    def load_state_dict(self, part: int, state: Mapping[str, Any]) -> None: ...
+class VideoSource:
+    """Where a student's videos come from: `count` a part, of the prompts of `data`. What lasts from step to step
+    belongs to a part of the batch."""
+
+    def __init__(self, student: Network, data: Data, count: int, seed: int) -> None:
+        self.student, self.data, self.count, self.seed = student, data, count, seed
+
+    def generate(self, step: int, part: int) -> StudentVideo:
+        """Return the videos of one part of a step."""
+        raise NotImplementedError
+
+    def state_dict(self, part: int) -> dict[str, Any]:
+        """Return what lasts of one part."""
+        return {}
+
+    def load_state_dict(self, part: int, state: Mapping[str, Any]) -> None:
+        """Go on with what a `state_dict` holds."""
+
+    @torch.no_grad()
+    def _encode(self, batch: Batch) -> Tensor:
+        return self.student.vectors(batch).detach()
+
+    def _noise_seeds(self, step: int, part: int) -> tuple[int, ...]:
+        rng = np.random.default_rng([self.seed, step, part, 3])
+        return tuple(int(n) for n in rng.integers(2**31, size=self.count))
 
 
-class LastingStreams:
-    """Groups of persistent streams; each step takes the next group."""
+def open_practice(recipe: DistillRecipe, student: Network, stream: StreamSettings, data: Data) -> VideoSource:
+    """Return the source of videos that a recipe asks for. ConfigError if it does not go with the stream."""
+    given = student, data, recipe.batch // recipe.run.parts, recipe.run.seed
+    if isinstance(recipe.practice, PersistentStreamSettings):
+        return PersistentStreams(*given, stream, recipe.practice)
+    if isinstance(recipe.practice, TeacherForcingSettings):
+        return TeacherForcedVideos(*given, stream, recipe.practice)
+    second = build(StreamSettings, preset_file(recipe.practice.second))
+    return WholeRollouts(*given, (stream, second), recipe.practice)
+
+
+class PersistentStreams(VideoSource):
+    """Groups of streams that stay alive over many steps; each step takes the next group (engine.rollout_group)."""
 
     def __init__(
-        self, student: Network, stream: StreamSettings, settings: Lasting, data: Data, count: int, seed: int = 0
+        self, student: Network, data: Data, count: int, seed: int, stream: StreamSettings,
+        settings: PersistentStreamSettings,
     ) -> None:
-        """`count`: streams in a group, of one part."""
-        self.student, self.stream, self.settings = student, stream, settings
-        self.data, self.count, self.seed = data, count, seed
+        super().__init__(student, data, count, seed)
+        self.stream, self.settings = stream, settings
         self.groups: dict[tuple[int, int], RolloutGroup] = {}  # (part, place) -> group
 
-    def make(self, step: int, part: int) -> Made:
-        """One tick of the group whose turn it is. A group of full age starts again; at first, groups differ in age."""
+    def generate(self, step: int, part: int) -> StudentVideo:
+        """Make one tick of the group whose turn it is. A group of full age starts again; at first, groups differ in
+        age."""
         s, place = self.settings, step % self.settings.groups
         ticks = self.stream.layout.build().ticks  # of a chunk
         age = s.age * ticks
@@ -65,128 +109,105 @@ class LastingStreams:
             self.groups[part, place] = group
         if s.switch and group.ticks == round(s.switch * s.age) * ticks:
             batch = self.data.prompts(step, part + 1_000_000, self.count)
-            with torch.no_grad():
-                group.switch(self.student.vectors(batch).detach(), batch.prompts)
+            group.switch(self._encode(batch), batch.prompts)
         video = group.tick()
-        return Made(video, group.text_BLD, group.prompts)
+        return StudentVideo(video, group.text_BLD, group.prompts)
 
+    @torch.no_grad()
     def _begin(self, step: int, part: int, age: int) -> RolloutGroup:
         """New streams, walked `age` ticks without learning."""
         batch = self.data.prompts(step, part, self.count)
-        rng = np.random.default_rng([self.seed, step, part, 3])
-        seeds = tuple(int(n) for n in rng.integers(2**31, size=self.count))
-        with torch.no_grad():
-            text = self.student.vectors(batch).detach()
-            group = RolloutGroup(self.student.transformer, self.stream, text, seeds, self.data.latent, batch.prompts,
-                            self.settings.behind)
-            for _ in range(age):
-                group.tick()
+        group = RolloutGroup(self.student.transformer, self.stream, self._encode(batch), self._noise_seeds(step, part),
+                             self.data.latent, batch.prompts, self.settings.behind)
+        for _ in range(age):
+            group.tick()
         return group
 
     def state_dict(self, part: int) -> dict[str, Any]:
-        """The running streams of one part."""
         return {str(place): group.state_dict() for (p, place), group in self.groups.items() if p == part}
 
     def load_state_dict(self, part: int, state: Mapping[str, Any]) -> None:
-        """Go on with the streams of a `state_dict`."""
         for place, saved in state.items():
             self.groups[part, int(place)] = RolloutGroup.resume(
                 self.student.transformer, self.stream, self.data.latent, saved)
 
 
-class WholeLessons:
-    """Rollouts from the start to a drawn length, one per step and part."""
+class WholeRollouts(VideoSource):
+    """Rollouts from the start to a drawn length, one per step and part (self_rollout)."""
 
     def __init__(
-        self, student: Network, streams: tuple[StreamSettings, StreamSettings], settings: Lessons, data: Data,
-        count: int, seed: int = 0,
+        self, student: Network, data: Data, count: int, seed: int, streams: tuple[StreamSettings, StreamSettings],
+        settings: WholeRolloutSettings,
     ) -> None:
-        """`streams`: the preset the student is made for, and the one that `settings.mix` mixes in."""
-        self.student, self.streams, self.settings = student, streams, settings
-        self.data, self.count, self.seed = data, count, seed
+        """`streams`: the preset the student is made for, and the one that `settings.mix` mixes in. ConfigError if a
+        setting does not go with them."""
+        super().__init__(student, data, count, seed)
+        self.streams, self.settings = streams, settings
         for stream in streams[: 2 if settings.mix else 1]:
-            self._refuse(stream)
+            self._check(stream)
 
-    def make(self, step: int, part: int) -> Made:
+    def generate(self, step: int, part: int) -> StudentVideo:
         """Walk one rollout; return its last latents, as many as can be judged. Length, layout and exit are drawn per
         step, so that all processes make equal calls."""
         s, rng = self.settings, np.random.default_rng([self.seed, step, 4])
         length = int(rng.choice(s.latents))
         stream = self.streams[int(rng.random() < s.mix)]
         batch = self.data.prompts(step, part, self.count)
-        with torch.no_grad():
-            text = self.student.vectors(batch).detach()
-        seeds = np.random.default_rng([self.seed, step, part, 3]).integers(2**31, size=self.count)
-        rollout = self._rollout(stream, text, tuple(int(n) for n in seeds), length)
+        text = self._encode(batch)
+        rollout = self._begin(stream, text, self._noise_seeds(step, part), length)
         exit = int(rng.integers(exits(rollout)))
         video = lesson(rollout, lambda: self.student.transformer.condition(text), exit, s.last)
-        return Made(video, text, batch.prompts)
+        return StudentVideo(video, text, batch.prompts)
 
-    def _rollout(self, stream: StreamSettings, text: Tensor, seeds: tuple[int, ...], length: int) -> Rollout:
+    @torch.no_grad()
+    def _begin(self, stream: StreamSettings, text: Tensor, seeds: tuple[int, ...], length: int) -> Rollout:
         layout, latent = stream.layout.build(), self.data.latent
         shape = cache_shape(self.student.transformer, len(seeds), latent)
         if self.settings.leak:
             flight = max(layout.slots, layout.shift)
-            cache: AnyCache = LeakyCache(stream.cache, shape, flight, text.dtype, text.device, chunk=layout.shift)
+            cache: AnyCache = ReferenceGradientCache(
+                stream.cache, shape, flight, text.dtype, text.device, chunk=layout.shift)
         else:
             cache = stream.memory(shape, text.dtype, text.device)
-        with torch.no_grad():
-            condition = self.student.transformer.condition(text)
+        condition = self.student.transformer.condition(text)
         stepping = replace(stream.stepping, ride=False)
         noise = Noise.of(seeds, latent)
         return Rollout(self.student.transformer, condition, cache, layout, noise, stepping, length=length)
 
-    def _refuse(self, stream: StreamSettings) -> None:
+    def _check(self, stream: StreamSettings) -> None:
         if self.settings.leak and stream.heads is not None:
             raise ConfigError("practice.leak true is not for streams with head groups: leave one of them out.")
         for length in self.settings.latents:
             if length % stream.layout.chunk:
-                raise ConfigError(
-                    f"practice.latents {length} is not a multiple of the stream's chunk, {stream.layout.chunk}.")
+                raise ConfigError(f"practice.latents {length} is not a multiple of the stream's chunk, "
+                                  f"{stream.layout.chunk}: choose one.")
         if self.settings.first == "image" and self.settings.last <= stream.layout.chunk:
             raise ConfigError(f"practice.last {self.settings.last}: with first=image the first chunk, "
                               f"{stream.layout.chunk} latents, does not learn; make it longer.")
 
-    def state_dict(self, part: int) -> dict[str, Any]:
-        """Nothing lasts."""
-        return {}
 
-    def load_state_dict(self, part: int, state: Mapping[str, Any]) -> None:
-        """Nothing lasted."""
-
-
-class ForcedVideos:
+class TeacherForcedVideos(VideoSource):
     """True videos noised to the ladder, chunk by chunk, and restored in one call: training without self-rollout."""
 
     def __init__(
-        self, student: Network, stream: StreamSettings, settings: Forced, data: Data, count: int, seed: int = 0
+        self, student: Network, data: Data, count: int, seed: int, stream: StreamSettings,
+        settings: TeacherForcingSettings,
     ) -> None:
-        self.student, self.stream, self.settings = student, stream, settings
-        self.data, self.count, self.seed = data, count, seed
+        super().__init__(student, data, count, seed)
+        self.layout, self.settings = stream.layout, settings
 
-    def make(self, step: int, part: int) -> Made:
-        """Clean estimates of all chunks, each drawn at one level of the ladder."""
-        s, chunk, ladder = self.settings, self.stream.layout.chunk, self.stream.layout.ladder
+    def generate(self, step: int, part: int) -> StudentVideo:
+        """Return clean estimates of all chunks, each drawn at one level of the ladder."""
+        s, chunk, ladder = self.settings, self.layout.chunk, self.layout.ladder
         batch = self.data.draw(step, part, self.count, s.latents)
-        assert batch.latents_BTCHW is not None
-        clean = batch.latents_BTCHW.to(self.student.device)
+        clean, text = self.student.clean_latents(batch), self._encode(batch)
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 64 + part)
         chunks = -(-s.latents // chunk)
         levels = torch.tensor(ladder)[torch.randint(len(ladder), (self.count, chunks), generator=generator)]
-        sigma = spread(levels, s.latents, chunk).to(clean)
-        with torch.no_grad():
-            text = self.student.vectors(batch).detach()
-        model = self.student.transformer
-        tokens = clean.shape[-2] * clean.shape[-1] // model.config.patch**2
+        sigma = repeat_per_chunk(levels, s.latents, chunk).to(clean)
+        model, tokens = self.student.transformer, self.student.tokens_per_latent(clean.shape)
         condition = model.condition(text)
         velocity = (own_past(model, condition, chunk, tokens) if s.past == "noisy"
                     else true_past(model, condition, clean, chunk, tokens))
-        video = score_by(velocity)(flow.noised(clean, drawn_like(clean, generator), sigma), sigma)
-        return Made(video, text, batch.prompts)
-
-    def state_dict(self, part: int) -> dict[str, Any]:
-        """Nothing lasts."""
-        return {}
-
-    def load_state_dict(self, part: int, state: Mapping[str, Any]) -> None:
-        """Nothing lasted."""
+        video = score_of_velocity(velocity)(flow.noised(clean, noise_like(clean, generator), sigma), sigma)
+        return StudentVideo(video, text, batch.prompts)

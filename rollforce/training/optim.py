@@ -1,4 +1,4 @@
-"""What training scripts share: starting, optimisers, the moving average, gradients over processes, the guard."""
+"""Optimisers, their rates, the moving average, and gradients: shared out, clipped, checked."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from torch import Tensor, nn
 
 from rollforce.errors import ConfigError, TrainingError
 from rollforce.training.muon import Muon
-from rollforce.training.recipes import Optimiser, Run
+from rollforce.training.recipes import Optimiser, RunSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def accelerator_of(run: Run, cpu: bool = False) -> Accelerator:
-    """The accelerator of a run: devices, processes (`accelerate launch` or `torchrun`) and autocast.
+def open_accelerator(run: RunSettings, cpu: bool = False) -> Accelerator:
+    """Return the accelerator of a run: its device, processes (`accelerate launch` or `torchrun`) and autocast.
 
-    Models are not wrapped by it: students are called tick by tick inside a rollout, which DistributedDataParallel
-    cannot follow, so gradients are added up by `share_gradients`, and FSDP2 shards in distill/shard.py."""
+    ConfigError if the parts of a step's batch cannot be shared out evenly among the processes."""
     from accelerate import Accelerator
 
     cpu = cpu or not torch.cuda.is_available()  # said outright, or accelerate starts no processes on a CPU
@@ -34,20 +33,17 @@ def accelerator_of(run: Run, cpu: bool = False) -> Accelerator:
     return accelerator
 
 
-def parts_of(run: Run, rank: int, processes: int) -> range:
-    """The parts of a step's batch that a process takes."""
-    return range(rank, run.parts, processes)
-
-
 def block_matrices(network: nn.Module) -> list[nn.Parameter]:
-    """What Muon is for: the matrices inside a transformer's blocks."""
+    """Return what Muon is for: the matrices inside a transformer's blocks."""
     return [p for n, p in network.named_parameters() if p.ndim == 2 and "blocks." in n and "norm" not in n]
 
 
 def optimisers(
     network: nn.Module, settings: Optimiser, matrices: Sequence[nn.Parameter] | None = None
 ) -> list[torch.optim.Optimizer]:
-    """The optimisers of a network, each with its full rate under "initial". `matrices`: for Muon, if it is chosen."""
+    """Return the optimisers of a network, each with its full rate under "initial". `matrices`: for Muon, if chosen.
+
+    ConfigError for Muon on sharded matrices."""
     named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     matrices = block_matrices(network) if matrices is None else matrices
     if settings.kind == "adamw":
@@ -57,6 +53,11 @@ def optimisers(
     made: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(rest, settings.lr, settings.betas, weight_decay=settings.weight_decay)
     ]
+    if matrices and is_sharded(matrices):
+        raise ConfigError(
+            "Muon takes whole matrices, and run.shard=true cuts them: set optimiser.kind=adamw (student.kind "
+            "and critic.kind in train/distill.py), or run.shard=false."
+        )
     if matrices:
         made.append(Muon(list(matrices), settings.lr_matrices))
     for optimiser in made:
@@ -73,9 +74,11 @@ def set_rate(made: Sequence[torch.optim.Optimizer], factor: float) -> None:
 
 
 @torch.no_grad()
-def follow(average: nn.Module, model: nn.Module, keep: float, step: int) -> None:
-    """Exponential moving average of the parameters; early steps follow faster, so that the start is forgotten, and
-    before step 0 it is the model itself."""
+def update_average(average: nn.Module, model: nn.Module, keep: float, step: int) -> None:
+    """Move `average` towards the parameters of `model`: an exponential moving average. Early steps follow faster, so
+    that the start is forgotten, and before step 0 it is the model itself.
+
+    Not diffusers' EMAModel: it keeps a list of tensors, and what is validated and exported here is a network."""
     keep = min(keep, (1 + step) / (10 + step)) if step >= 0 else 0.0
     for slow, fast in zip(average.parameters(), model.parameters(), strict=True):
         slow.lerp_(fast, 1 - keep)
@@ -111,20 +114,16 @@ def is_sharded(parameters: Sequence[Tensor]) -> bool:
     return any(hasattr(p, "full_tensor") for p in parameters)
 
 
-def update(network: nn.Module, made: Sequence[torch.optim.Optimizer], clip: float, step: int, out: Path) -> float:
-    """Share gradients, clip, guard, step. Returns the norm of the gradient before clipping."""
+def share_and_clip(network: nn.Module, clip: float) -> float:
+    """Share out the gradients of a network and clip them; return the norm of the gradient before clipping."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     share_gradients(parameters)
-    size = clipped(parameters, clip)
-    guard(size, "the norm of the gradient", step, out)
-    for optimiser in made:
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-    return size
+    return clip_gradients(parameters, clip)
 
 
-def clipped(parameters: Sequence[Tensor], clip: float) -> float:
-    """Clip gradients to the norm `clip`, sharded and whole ones together; return their norm before."""
+def clip_gradients(parameters: Sequence[Tensor], clip: float) -> float:
+    """Clip gradients to the norm `clip`, sharded and whole ones together (which torch's `clip_grad_norm_` refuses), and
+    return their norm before."""
     sharded = [p for p in parameters if hasattr(p, "full_tensor")]
     groups = [group for group in (sharded, [p for p in parameters if not hasattr(p, "full_tensor")]) if group]
     norms = [torch.nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]) for group in groups]
@@ -134,7 +133,7 @@ def clipped(parameters: Sequence[Tensor], clip: float) -> float:
     return float(whole)
 
 
-def guard(value: float, what: str, step: int, out: Path) -> None:
+def check_finite(value: float, what: str, step: int, out: Path) -> None:
     """Stop before a number that is not finite reaches the weights; the last checkpoint stays."""
     if math.isfinite(value):
         return

@@ -7,20 +7,45 @@ any number of processes that divides `parts`, sees the same data and noise.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from rollforce.engine.flow import Ladder, warped
 from rollforce.errors import ConfigError
+from rollforce.training.noise_patterns import PATTERNS
+
+
+def check_at_least(low: int, settings: Any, *names: str, where: str = "") -> None:
+    """ConfigError if one of the named settings is below `low`, or is a list that is empty or holds such a number.
+
+    `where`: what the error says before the setting's name, such as "run."."""
+    for name in names:
+        value = getattr(settings, name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if min(numbers, default=low - 1) < low:
+            raise ConfigError(f"{where}{name} {value}: must be at least {low}.")
+
+
+def check_parts(batch: int, run: RunSettings) -> None:
+    """ConfigError if a step's batch cannot be cut into `run.parts` equal parts."""
+    if batch < 1 or batch % run.parts:
+        raise ConfigError(f"batch {batch} must be a multiple of run.parts {run.parts}.")
+
+
+def check_shown(run: RunSettings, data: AnyData) -> None:
+    """ConfigError if pictures are to be shown of data that brings none."""
+    if run.show_every and not isinstance(data, World):
+        raise ConfigError(f"run.show_every {run.show_every}: samples are shown of the tiny world only, and data.kind "
+                          f"is {data.kind}. Set run.show_every=0.")
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSettings:
     """How a run is carried out.
 
     `parts`: a step's batch comes in so many parts; each process takes every n-th, so this is gradient accumulation on
     one process and data parallelism on several. `precision`: autocast of the forward pass. `shard`: FSDP2, the weights
     of all networks spread over the processes. `recompute`: no activations of a block are kept for the backward pass.
-    `keep`: checkpoints kept. The `*_every` are in steps; 0 is never.
+    `keep`: checkpoints kept. The `*_every` are in steps; `show_every` 0 is never.
     """
 
     steps: int
@@ -37,9 +62,7 @@ class Run:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("steps", "parts", "tell_every", "save_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"run.{name} {getattr(self, name)}: must be at least 1.")
+        check_at_least(1, self, "steps", "parts", "tell_every", "save_every", "keep", where="run.")
 
 
 @dataclass(frozen=True)
@@ -114,8 +137,8 @@ AnyData = World | Latents
 
 
 @dataclass(frozen=True)
-class Noising:
-    """Which windows training draws, as shares: "image", "together" and the patterns of distill/windows.py.
+class NoisingSettings:
+    """Which windows training draws, as shares: "image", "together" and the names in noise_patterns.PATTERNS.
 
     `stream`: the preset whose chunk and ladder the rolling patterns follow; `shift` of the noise levels of the others.
     """
@@ -126,22 +149,35 @@ class Noising:
     stream: str = "rolling"
     shift: float = 3.0
 
+    def __post_init__(self) -> None:
+        known = ("image", "together", *PATTERNS)
+        if unknown := [name for name in self.shares if name not in known]:
+            raise ConfigError(f"noising.shares names {', '.join(unknown)}, which is no kind of window: use some of "
+                              f"{', '.join(known)}.")
+        if not self.shares or min(self.shares.values()) < 0 or not sum(self.shares.values()):
+            raise ConfigError(f"noising.shares {self.shares}: shares are at least 0, and one of them is above it.")
+        check_at_least(1, self, "pictures", where="noising.")
+
 
 @dataclass(frozen=True)
 class TeacherRecipe:
     """Flow matching of the teacher (train/teacher.py). `model`: a name in configs/model; `start`: a folder with
     transformer/ and text/ to go on from, or "" for a fresh network. `videos` and `latents`: of a part's batch."""
 
-    run: Run
+    run: RunSettings
     model: str = "tiny"
     start: str = ""
     data: AnyData = field(default_factory=World)
     optimiser: Optimiser = field(default_factory=Optimiser)
     average: Average = field(default_factory=Average)
-    noising: Noising = field(default_factory=Noising)
+    noising: NoisingSettings = field(default_factory=NoisingSettings)
     videos: int = 4
     latents: int = 15
     scale: float = 2.5
+
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "videos", "latents")
+        check_shown(self.run, self.data)
 
 
 @dataclass(frozen=True)
@@ -158,12 +194,13 @@ class Guidance:
 
 
 @dataclass(frozen=True)
-class Lessons:
-    """Whole rollouts from the start (distill/rollouts.py): `latents` is drawn from the list; with gradient only what
-    reaches into the `last` ones (what the teacher can judge); `mix`: share of rollouts in the second preset.
+class WholeRolloutSettings:
+    """Whole rollouts from the start (on_policy.WholeRollouts): their length is drawn from the list `latents`; with
+    gradient only what reaches into the `last` ones (what the teacher can judge); `mix`: share of rollouts in the second
+    preset.
 
     `first`: what longer videos begin with for the teacher, the latent as it is or a re-encoded image
-    (judging.as_beginning). `leak`: the reference's gradient path into memory (distill/leak.py).
+    (noise_patterns.begin_with_image). `leak`: the reference's gradient path into memory (reference_cache).
     """
 
     kind: Literal["lessons"] = "lessons"
@@ -174,10 +211,13 @@ class Lessons:
     first: Literal["keep", "image"] = "keep"
     leak: bool = False
 
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "latents", "last", where="practice.")
+
 
 @dataclass(frozen=True)
-class Lasting:
-    """Persistent streams (distill/streams.py): `groups` of streams of different age, one tick of one group per step.
+class PersistentStreamSettings:
+    """Persistent streams (on_policy.PersistentStreams): `groups` of them of different age, one tick of one per step.
 
     `age`: chunks after which a group starts again. `behind`: how many finished latents are judged together with those
     in flight; a stream of one chunk in flight needs some, or nobody sees whether its chunks follow each other. With
@@ -190,9 +230,12 @@ class Lasting:
     behind: int = 3
     switch: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "groups", "age", where="practice.")
+
 
 @dataclass(frozen=True)
-class Forced:
+class TeacherForcingSettings:
     """No self-rollout: noised true videos, each chunk at a level of the ladder, restored in one call (CausVid; the
     "DF + DMD" and "TF + DMD" rows of Self Forcing's ablation). `past`: what a chunk sees behind it."""
 
@@ -200,13 +243,16 @@ class Forced:
     latents: int = 15
     past: Literal["noisy", "clean"] = "noisy"
 
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "latents", where="practice.")
 
-AnyPractice = Lessons | Lasting | Forced
+
+AnyPractice = WholeRolloutSettings | PersistentStreamSettings | TeacherForcingSettings
 
 
 @dataclass(frozen=True)
 class RewardSettings:
-    """Reward weighting of the student's loss: none, Re-DMD (Reward Forcing) or Stream-R1. See distill/weights.py."""
+    """Reward weighting of the student's loss: none, Re-DMD (Reward Forcing) or Stream-R1. See reward_weights."""
 
     kind: Literal["none", "re_dmd", "stream_r1"] = "none"
     reward: Literal["oracle", "eyes", "random"] = "eyes"
@@ -223,13 +269,13 @@ class DistillRecipe:
     videos are judged, clamped to `levels`.
     """
 
-    run: Run
+    run: RunSettings
     teacher: str = "assets/tiny-teacher"
     start: str = ""
     stream: str = "rolling"
     changes: tuple[str, ...] = ()
     data: AnyData = field(default_factory=World)
-    practice: AnyPractice = field(default_factory=Lasting)
+    practice: AnyPractice = field(default_factory=PersistentStreamSettings)
     loss: Literal["dmd", "sid"] = "dmd"
     guidance: Guidance = field(default_factory=Guidance)
     rewards: RewardSettings = field(default_factory=RewardSettings)
@@ -244,8 +290,9 @@ class DistillRecipe:
     average: Average = field(default_factory=lambda: Average(keep=0.98))
 
     def __post_init__(self) -> None:
-        if self.batch % self.run.parts:
-            raise ConfigError(f"batch {self.batch} must be a multiple of run.parts {self.run.parts}.")
+        check_parts(self.batch, self.run)
+        check_shown(self.run, self.data)
+        check_at_least(1, self, "window")
 
 
 @dataclass(frozen=True)
@@ -258,7 +305,7 @@ class CausalRecipe:
     again. `mix`: StreamDiT's partitions as [chunk, micro steps, chunks in flight]; the first one is distilled.
     """
 
-    run: Run
+    run: RunSettings
     teacher: str = "assets/tiny-teacher"
     start: str = ""
     method: Literal[
@@ -280,6 +327,11 @@ class CausalRecipe:
     optimiser: Optimiser = field(default_factory=Optimiser)
     average: Average = field(default_factory=lambda: Average(keep=0.99))
 
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "chunk", "solver_steps", "pairs", "videos", "latents")
+        if not self.mix:
+            raise ConfigError("mix has no partition: give at least one, e.g. [[3, 1, 4]].")
+
     @property
     def ladder(self) -> Ladder:
         """The student's noise levels after the shift."""
@@ -296,7 +348,7 @@ class AutoencoderRecipe:
     redraws the share `redrawn` of the clips.
     """
 
-    run: Run
+    run: RunSettings
     encoder: str = ""
     student: str = ""
     redrawn: float = 0.75
@@ -313,7 +365,6 @@ class AutoencoderRecipe:
     average: Average = field(default_factory=lambda: Average(keep=0.99))
 
     def __post_init__(self) -> None:
-        if self.batch % self.run.parts:
-            raise ConfigError(f"batch {self.batch} must be a multiple of run.parts {self.run.parts}.")
+        check_parts(self.batch, self.run)
         if not 1 <= self.drawn <= self.latents:
             raise ConfigError(f"drawn {self.drawn}: between 1 and latents, {self.latents}.")

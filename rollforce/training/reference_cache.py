@@ -19,7 +19,7 @@ from rollforce.models.geometry import KVBlock
 from rollforce.models.transformer import rope
 
 
-class LeakyCache(KVCache):
+class ReferenceGradientCache(KVCache):
     """A KVCache whose past has the values of the clean pass and the gradient of the last noisy pass over it.
 
     `chunk`: of each call with gradient, the first so many latents leave their path behind, as the reference's cache
@@ -31,6 +31,7 @@ class LeakyCache(KVCache):
         self.paths: dict[tuple[int, int], KVBlock] = {}  # (layer, stream index) -> noisy keys and values, with graph
 
     def read(self, layer: int, view: CacheView, own: KVBlock) -> BiasedKV:
+        """Return the keys and values that a call sees, in calls with gradient with the path of the noisy passes."""
         seen = super().read(layer, view, own)
         if not torch.is_grad_enabled():
             return seen

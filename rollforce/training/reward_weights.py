@@ -5,7 +5,7 @@
                that is large where the reward still depends on the pixels
 
     rewards, map = saliency(reward, video, prompts)                    # one backward pass per axis
-    level, history = balanced(rewards, history)
+    level, history = balance(rewards, history)
     weight = reward_weight(level) * space_time_weight(rewards, map, (T, h, w))
 """
 
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from rollforce.errors import ConfigError
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
+from rollforce.training.data import Data, WorldClips
 from rollforce.training.recipes import RewardSettings
 from rollforce.training.rewards import EyesReward, OracleReward, Reward, Shuffled
 
@@ -29,7 +30,7 @@ FLAT = 1e-8  # a saliency that spans less than this says nothing: all ones
 
 
 def reward_weight(reward_B: Tensor, beta: float = 2.0, mean_one: bool = False) -> Tensor:
-    """exp(beta * reward), [B, 1, 1, 1, 1] (Re-DMD, loss = exp(beta r) * DMD).
+    """Return exp(beta * reward), [B, 1, 1, 1, 1] (Re-DMD, loss = exp(beta r) * DMD).
 
     Rewards should lie in about -1..1 (a normalised score) or 0..1: at beta 2 the weights of two videos then differ by
     at most e^4 or e^2. A reward that is large everywhere is a larger learning rate; `mean_one` divides by the mean over
@@ -54,21 +55,23 @@ class History:
     rows: tuple[tuple[float, ...], ...] = ()
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the history as plain numbers."""
         return asdict(self)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> History:
-        """The history that `state_dict` described."""
+        """Return the history that `state_dict` described."""
         return cls(**{**state, "rows": tuple(tuple(row) for row in state["rows"])})
 
-    def then(self, row: tuple[float, ...]) -> History:
-        """With the axis means of one more step; ConfigError if the number of axes changed."""
+    def with_row(self, row: tuple[float, ...]) -> History:
+        """Return the history with the axis means of one more step. ConfigError if the number of axes changed."""
         if self.rows and len(self.rows[0]) != len(row):
             raise ConfigError(f"the reward had {len(self.rows[0])} axes and now has {len(row)}: start a new history.")
         return History(self.window, self.warm_up, self.steps + 1, (*self.rows, row)[-self.window :])
 
     def unevenness(self) -> float:
-        """Standard deviation over the axes of how much each rose: the newer half of the window against the older."""
+        """Return the standard deviation over the axes of how much each rose: the newer half of the window against the
+        older."""
         if self.steps < self.warm_up or len(self.rows) < 4 or len(self.rows[0]) < 2:
             return 0.0
         rows = torch.tensor(self.rows, dtype=torch.float64)
@@ -76,14 +79,15 @@ class History:
         return float((rows[half:].mean(0) - rows[:half].mean(0)).std())
 
 
-def balanced(rewards: Rewards, history: History, penalty: float = 0.5) -> tuple[Tensor, History]:
-    """Stream-R1's inter-reliability: mean of the axes - penalty * how unevenly they improved, [B]; and the new history.
+def balance(rewards: Rewards, history: History, penalty: float = 0.5) -> tuple[Tensor, History]:
+    """Return Stream-R1's inter-reliability, [B], the mean of the axes - penalty * how unevenly they improved; and the
+    new history.
 
     The history takes the mean of the batch (the reference has batches of one; over several processes, pass rewards
     gathered from all of them, so that the histories agree).
     """
     stacked = torch.stack([rewards[axis].detach().float() for axis in sorted(rewards)])
-    history = history.then(tuple(stacked.mean(1).tolist()))
+    history = history.with_row(tuple(stacked.mean(1).tolist()))
     return stacked.mean(0) - penalty * history.unevenness(), history
 
 
@@ -91,7 +95,7 @@ def balanced(rewards: Rewards, history: History, penalty: float = 0.5) -> tuple[
 
 
 def saliency(reward: Reward, video_BFHWC: Tensor, prompts: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The rewards [B] of every axis, and |d reward / d pixel| [B, F, H, W] (L2 norm over the colour channels).
+    """Return the rewards [B] of every axis, and |d reward / d pixel| [B, F, H, W] (L2 norm over the colour channels).
 
     The reward must be differentiable and judge each video by itself; an axis that does not depend on the pixels has a
     map of zeros. ConfigError if no axis has a gradient.
@@ -118,7 +122,8 @@ def space_time_weight(
     floor_time: float = 0.2,
     floor_space: float = 0.15,
 ) -> Tensor:
-    """Stream-R1's intra-perplexity: a map of weights [B, T, 1, h, w] with mean 1 for each video. `latent`: T, h, w.
+    """Return Stream-R1's intra-perplexity, a map of weights [B, T, 1, h, w] with mean 1 for each video. `latent`: T, h,
+    w.
 
     The saliencies of the axes are averaged with softmax(-reward / temperature), so that the weakest axis says most, and
     pooled to latents. The means of the latents become a profile in time, what is left a picture for each latent; each
@@ -146,11 +151,22 @@ def _normalised(x: Tensor, dims: tuple[int, ...], floor: float) -> Tensor:
     return unit / unit.mean(dims, keepdim=True)
 
 
-class Weighting:
-    """Re-DMD (exp(beta * mean reward)) or Stream-R1 (that of the balanced reward, times a map in space and time).
+class RewardWeighting:
+    """Weights a student's loss by Re-DMD (exp(beta * mean reward)) or Stream-R1 (that of the balanced reward, times a
+    map in space and time).
 
     Stream-R1 remembers past rewards: one history for each part of the batch, so that any number of processes may go on.
     """
+
+    @classmethod
+    def open(cls, settings: RewardSettings, data: Data) -> RewardWeighting | None:
+        """Return how rewards weight a student's loss, if they do. Rewards judge pictures of the tiny world."""
+        if settings.kind == "none":
+            return None
+        if not isinstance(data, WorldClips):
+            raise ConfigError(f"rewards.kind {settings.kind} judges pictures of the tiny world, and this data brings "
+                              "none: set rewards.kind=none.")
+        return cls(settings, data.autoencoder)
 
     def __init__(self, settings: RewardSettings, autoencoder: TinyAutoencoder) -> None:
         if settings.kind == "stream_r1" and settings.reward == "oracle":
@@ -159,7 +175,7 @@ class Weighting:
         self.histories: dict[int, History] = {}
 
     def __call__(self, latents_BTCHW: Tensor, prompts: tuple[str, ...], step: int, part: int) -> Tensor:
-        """Weight that broadcasts over [B, T, C, h, w], with mean 1 over the batch: the learning rate stays."""
+        """Return a weight that broadcasts over [B, T, C, h, w], with mean 1 over the batch: the learning rate stays."""
         frames, _ = self.autoencoder.decode(latents_BTCHW.detach().float().to(self.autoencoder.basis))
         reward, asked = self._reward(step, part), list(prompts)
         if self.settings.kind == "re_dmd":
@@ -167,7 +183,7 @@ class Weighting:
             weight = reward_weight(torch.stack(list(axes.values())).mean(0), self.settings.beta, mean_one=True)
             return weight.to(latents_BTCHW.device)
         rewards, maps = saliency(reward, frames, asked)
-        level, self.histories[part] = balanced(rewards, self.histories.get(part, History()))
+        level, self.histories[part] = balance(rewards, self.histories.get(part, History()))
         _, T, _, h, w = latents_BTCHW.shape
         weight = reward_weight(level, self.settings.beta, mean_one=True) * space_time_weight(rewards, maps, (T, h, w))
         return weight.to(latents_BTCHW.device)
@@ -181,7 +197,7 @@ class Weighting:
         return Shuffled(eyes, torch.Generator().manual_seed(step * 64 + part))  # the control
 
     def state_dict(self, part: int) -> dict[str, Any]:
-        """The history of one part."""
+        """Return the history of one part."""
         return self.histories.get(part, History()).state_dict()
 
     def load_state_dict(self, part: int, state: Mapping[str, Any]) -> None:

@@ -1,16 +1,17 @@
 """Rewards: how good a video is for its prompt, seen along several axes.
 
 A reward is any callable (video [B, F, H, W, C] in 0..1, prompts) -> {axis: Tensor [B]}, differentiable in the video if
-a map in space and time is wanted (weights.py). Two come from the world's oracle; `Shuffled` is their control.
+a map in space and time is wanted (reward_weights.py). Two come from the world's oracle; `Shuffled` is their control. A
+search over streams wants one number for the frames of one chunk: `judged` makes it of a reward, `calm` knows no prompt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,11 +22,9 @@ from rollforce.world.measures import flicker
 from rollforce.world.oracle import score
 from rollforce.world.scenes import COLOURS, PLACES, TIMES
 
-if TYPE_CHECKING:
-    from rollforce.training import rewards
-
-
 Reward = Callable[[Tensor, Sequence[str]], dict[str, Tensor]]
+FrameReward = Callable[[np.ndarray, str], float]
+"""How good frames, uint8 [F, H, W, 3], are for their prompt: more is better."""
 
 
 class OracleReward:
@@ -119,7 +118,7 @@ def _wish(prompt: str) -> Wish:
 
 def _as_input(video_BFHWC: Tensor) -> Tensor:
     """Float video in 0..1 -> [B * F, 3, 64, 64] in -1..1, with its gradient."""
-    x = video_BFHWC.flatten(0, 1).permute(0, 3, 1, 2).float() * 2 - 1
+    x = rearrange(video_BFHWC, "b f h w c -> (b f) c h w").float() * 2 - 1
     if x.shape[-2:] != (SIZE, SIZE):
         x = F.interpolate(x, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
     return x
@@ -152,12 +151,8 @@ def _colour(logits_F6: Tensor, wish: Wish) -> Tensor:
     return (shown + F.logsigmoid(-logits_F6[:, others].amax(1)).mean()) / 2
 
 
-FrameReward = Callable[[np.ndarray, str], float]
-"""How good frames, uint8 [F, H, W, 3], are for their prompt: more is better."""
-
-
-def judged(reward: rewards.Reward) -> FrameReward:
-    """A reward of distill/rewards.py, such as the oracle's, as the mean of its axes."""
+def judged(reward: Reward) -> Callable[[np.ndarray, str], float]:
+    """Return a reward of frames, uint8 [F, H, W, 3], for their prompt: the mean of the axes of `reward`."""
 
     def judge(frames: np.ndarray, prompt: str) -> float:
         axes = reward(torch.from_numpy(np.ascontiguousarray(frames))[None] / 255, [prompt])
@@ -167,6 +162,6 @@ def judged(reward: rewards.Reward) -> FrameReward:
 
 
 def calm(frames: np.ndarray, prompt: str) -> float:
-    """Frames without flicker (mean second difference in grey levels, negated). A reward that a search can cheat: what
-    stands still is calmest, whatever was asked for."""
+    """Return how little frames, uint8 [F, H, W, 3], flicker: their mean second difference in grey levels, negated. A
+    search can cheat this reward: what stands still is calmest, whatever was asked for."""
     return -(flicker(frames) or 0.0)

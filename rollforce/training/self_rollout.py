@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from rollforce.engine.rollout import Rollout
+from rollforce.errors import ConfigError
 from rollforce.models.transformer.transformer import Condition
 
 
 def exits(rollout: Rollout) -> int:
-    """How many choices there are for `exit`: the number of steps a latent goes down."""
+    """Return how many choices there are for `exit`: the number of steps a latent goes down."""
     layout = rollout.layout
     return layout.slots // layout.shift * layout.ticks
 
@@ -34,7 +35,8 @@ def lesson(rollout: Rollout, condition: Callable[[], Condition], exit: int, last
     Deviations from the reference of Rolling Forcing: estimates are written also by calls without gradient (there they
     stay zero in videos longer than `last`), and `exit` is the caller's: draw it once for all processes.
     """
-    assert rollout.end is not None, "a lesson needs a rollout of known length"
+    if rollout.end is None:
+        raise ConfigError("a self-rollout is walked to its end: give the Rollout a length.")
     layout, parts, window = rollout.layout, [], 0
     place, row = divmod(exit, layout.ticks)
     chunks = layout.slots // layout.shift

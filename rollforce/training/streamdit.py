@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from einops import repeat
 from torch import Tensor
 
 from rollforce.engine import flow
 from rollforce.engine.flow import Ladder, linear, warped
 from rollforce.errors import ConfigError
+from rollforce.training.causal_masking import repeat_per_chunk
 from rollforce.training.masks import additive
-from rollforce.training.noise_patterns import Group, Noising, visible
+from rollforce.training.noise_patterns import ChunkGroup, NoisePattern, visibility_mask
 from rollforce.training.ode import euler_step
 from rollforce.training.scores import Score
 
@@ -41,57 +43,59 @@ class Partition:
 
     @property
     def latents(self) -> int:
+        """How many latents the buffer holds."""
         return self.chunk * self.chunks
 
     @property
     def steps(self) -> int:
+        """How many steps a latent goes down."""
         return self.micro * self.chunks
 
 
 def ladder(partition: Partition, shift: float = 1.0) -> Ladder:
-    """The levels a latent steps down: even in noise time, then shifted."""
+    """Return the levels a latent steps down: even in noise time, then shifted."""
     return warped(linear(partition.steps), shift)
 
 
-def draw(mix: Sequence[Partition], generator: torch.Generator) -> Partition:
-    """One of the mix, all equally likely. Several processes draw from equally seeded generators: shapes must agree."""
+def draw_partition(mix: Sequence[Partition], generator: torch.Generator) -> Partition:
+    """Draw one of the mix, all equally likely. Processes draw from equally seeded generators: shapes must agree."""
     if not mix:
         raise ConfigError("the mix has no partition: give at least one, e.g. chunk 3, micro 1, chunks 4.")
     return mix[int(torch.randint(len(mix), (), generator=generator))]
 
 
 def segment_levels(partition: Partition, batch: int, generator: torch.Generator, shift: float = 1.0) -> Tensor:
-    """sigma [B, T]: for each chunk a level drawn evenly from its segment, so noise rises along the buffer.
+    """Draw sigma [B, T]: for each chunk a level evenly from its segment, so that noise rises along the buffer.
 
     A buffer that fills has only the last latents of this, one that drains only the first: cut them off.
     """
     place = torch.arange(partition.chunks)
     even = (place + 1 - torch.rand(batch, partition.chunks, generator=generator)) / partition.chunks
     sigma = shift * even / (1 + (shift - 1) * even)
-    return sigma.repeat_interleave(partition.chunk, 1)
+    return repeat_per_chunk(sigma, partition.latents, partition.chunk)
 
 
-def noising(
+def draw_noise_pattern(
     partition: Partition, batch: int, tokens: int, generator: torch.Generator, shift: float = 1.0, past: int = 0
-) -> Noising:
-    """A buffer for mixed training: all chunks in flight see each other and `past` clean latents before them.
+) -> NoisePattern:
+    """Draw a buffer for mixed training: all chunks in flight see each other and `past` clean latents before them.
 
     StreamDiT has no past; rollforce's partitioned streams see their memory. The past is cut into chunks as the buffer
     is, each seeing those before it, as committed memory does. `tokens`: per latent. The loss is
-    losses.velocity(..., weight_BT=noising.weight_T[None]).
+    losses.velocity(..., weight_BT=pattern.weight_T[None]).
     """
     if past % partition.chunk:
         raise ConfigError(f"past {past} must be a multiple of the chunk, {partition.chunk}.")
     noisy = segment_levels(partition, batch, generator, shift)
     sigma = torch.cat([torch.zeros(batch, past), noisy], dim=1)
-    group = Group(past // partition.chunk, partition.chunks)
-    mask = additive(visible((group,), partition.chunk * tokens)) if past else None
-    return Noising(sigma, mask, (sigma[0] > 0).float())
+    group = ChunkGroup(past // partition.chunk, partition.chunks)
+    mask = additive(visibility_mask((group,), partition.chunk * tokens)) if past else None
+    return NoisePattern(sigma, mask, (sigma[0] > 0).float())
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A step for the student: `noisy` at the top of each segment -> the teacher's `reached` at its bottom.
+    """A step for the student, from `noisy` at the top of each segment to the teacher's `reached` at its bottom.
 
     `clean` is the clean estimate with which one Euler step from `above` to `below` lands on `reached`: regress it.
     """
@@ -104,14 +108,15 @@ class Segment:
 
 
 @torch.no_grad()
-def segment(teacher: Score, noisy_BTCHW: Tensor, partition: Partition, shift: float = 1.0) -> Segment:
-    """Segment distillation: where `micro` Euler steps of the (guided) teacher lead the whole buffer, each chunk through
-    its own segment. `noisy`: a buffer at `tops(partition, shift)`, from true videos or from a stream.
+def solve_segment(teacher: Score, noisy_BTCHW: Tensor, partition: Partition, shift: float = 1.0) -> Segment:
+    """Return, for segment distillation, where `micro` Euler steps of the (guided) teacher lead the whole buffer, each
+    chunk through its own segment. `noisy`: a buffer at `top_levels(partition, shift)`, of true videos or of a stream.
     """
     if noisy_BTCHW.shape[1] != partition.latents:
         raise ConfigError(f"{noisy_BTCHW.shape[1]} latents in the buffer, but the partition has {partition.latents}.")
     levels = torch.tensor((*ladder(partition, shift), 0.0), device=noisy_BTCHW.device)
-    first = (partition.chunks - 1 - torch.arange(partition.chunks)).repeat_interleave(partition.chunk) * partition.micro
+    chunk = repeat(torch.arange(partition.chunks), "n -> (n chunk)", chunk=partition.chunk)
+    first = (partition.chunks - 1 - chunk) * partition.micro
     rows = [levels[first + step].expand(noisy_BTCHW.shape[:2]) for step in range(partition.micro + 1)]
     x = noisy_BTCHW
     for sigma, lower in pairwise(rows):
@@ -121,13 +126,13 @@ def segment(teacher: Score, noisy_BTCHW: Tensor, partition: Partition, shift: fl
     return Segment(noisy_BTCHW, above, below, x, noisy_BTCHW + wide * (x - noisy_BTCHW))
 
 
-def tops(partition: Partition, shift: float = 1.0) -> Tensor:
-    """sigma [1, T] at the noisy end of each chunk's segment, oldest chunk first."""
+def top_levels(partition: Partition, shift: float = 1.0) -> Tensor:
+    """Return sigma [1, T] at the noisy end of each chunk's segment, oldest chunk first."""
     levels = ladder(partition, shift)[:: partition.micro]
-    return torch.tensor(levels[::-1]).repeat_interleave(partition.chunk)[None]
+    return repeat(torch.tensor(levels[::-1]), "n -> 1 (n chunk)", chunk=partition.chunk)
 
 
 def buffer_at_tops(clean_BTCHW: Tensor, noise_BTCHW: Tensor, partition: Partition, shift: float = 1.0) -> Tensor:
-    """True videos brought to the levels at which `segment` begins."""
-    sigma = tops(partition, shift).expand(clean_BTCHW.shape[:2]).to(clean_BTCHW.device)
+    """Return true videos brought to the levels at which a segment begins."""
+    sigma = top_levels(partition, shift).expand(clean_BTCHW.shape[:2]).to(clean_BTCHW.device)
     return flow.noised(clean_BTCHW, noise_BTCHW, sigma)

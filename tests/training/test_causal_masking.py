@@ -14,7 +14,14 @@ from rollforce.engine.flow import linear, training_weight, warped
 from rollforce.errors import ConfigError, ShapeError
 from rollforce.models.transformer.transformer import Condition, VideoTransformer
 from rollforce.training import ode
-from rollforce.training.causal_masking import augmented, chunk_levels, flow_matching, own_past, score_by, true_past
+from rollforce.training.causal_masking import (
+    add_past_noise,
+    draw_chunk_levels,
+    flow_matching,
+    own_past,
+    score_of_velocity,
+    true_past,
+)
 from rollforce.training.masks import additive, block_causal
 from rollforce.training.ode import OdePairs, consistency, euler_step, regression, solve, solver_grid
 from rollforce.training.scores import guided, score_of
@@ -100,7 +107,7 @@ def test_masked_calls_equal_the_plain_masks(model: VideoTransformer) -> None:
     x, sigma, text = random(0), torch.rand(2, 6), condition(model)
     plain = model(x, sigma, torch.arange(6), text, mask=additive(block_causal(6, CHUNK, TOKENS)))
     assert torch.equal(own_past(model, text, CHUNK, TOKENS)(x, sigma), plain)
-    assert torch.equal(score_by(lambda n, s: plain)(x, sigma), flow.clean_of(x, plain, sigma))
+    assert torch.equal(score_of_velocity(lambda n, s: plain)(x, sigma), flow.clean_of(x, plain, sigma))
 
 
 # ---- draws
@@ -108,7 +115,7 @@ def test_masked_calls_equal_the_plain_masks(model: VideoTransformer) -> None:
 
 def test_levels_are_equal_inside_chunks_and_follow_the_shift() -> None:
     like = torch.zeros(500, 7, 1, 1, 1)
-    sigma = chunk_levels(like, 3, generator(), shift=5.0)
+    sigma = draw_chunk_levels(like, 3, generator(), shift=5.0)
     assert sigma.shape == (500, 7) and float(sigma.min()) > 0 and float(sigma.max()) <= 1
     for at in (0, 3):
         assert torch.equal(sigma[:, at], sigma[:, at + 1]) and torch.equal(sigma[:, at], sigma[:, at + 2])
@@ -119,14 +126,14 @@ def test_levels_are_equal_inside_chunks_and_follow_the_shift() -> None:
 
 def test_augmented_past_has_little_fresh_noise() -> None:
     clean = torch.randn(64, 6, 4, 4, 4, generator=generator(1))
-    past, sigma = augmented(clean, 0.1, CHUNK, generator(3))
+    past, sigma = add_past_noise(clean, 0.1, CHUNK, generator(3))
     assert float(sigma.max()) <= 0.1 and float(sigma.min()) > 0 and torch.equal(sigma[:, 0], sigma[:, 1])
     noise = (past - (1 - sigma)[..., None, None, None] * clean) / sigma[..., None, None, None]
     assert abs(float(noise.std()) - 1) < 0.02
-    again, _ = augmented(clean, 0.1, CHUNK, generator(3))
+    again, _ = add_past_noise(clean, 0.1, CHUNK, generator(3))
     assert torch.equal(past, again)  # a function of the generator
     with pytest.raises(ConfigError, match="must lie in"):
-        augmented(clean, 1.5, CHUNK, generator())
+        add_past_noise(clean, 1.5, CHUNK, generator())
 
 
 # ---- flow matching
@@ -158,7 +165,7 @@ def test_weighted_flow_matching_is_the_weighted_sum() -> None:
 def test_augmentation_is_not_the_noise_to_predict(model: VideoTransformer) -> None:
     """With one generator for both, the two halves still get different noise."""
     clean, shared = torch.zeros(SHAPE), generator(4)
-    past, past_sigma = augmented(clean, 0.5, CHUNK, shared)
+    past, past_sigma = add_past_noise(clean, 0.5, CHUNK, shared)
     halves = []
 
     def record(noisy: Tensor, sigma_BT: Tensor) -> Tensor:
@@ -235,7 +242,7 @@ def test_guided_path_and_causal_path(model: VideoTransformer) -> None:
     ) == [0, 1, 2, 3, 4, 5]
 
     def end(own: Tensor, past: Tensor) -> Tensor:
-        wished, free = (score_by(true_past(model, t, past, CHUNK, TOKENS)) for t in (text, empty))
+        wished, free = (score_of_velocity(true_past(model, t, past, CHUNK, TOKENS)) for t in (text, empty))
         return solve(guided(wished, free, 2.0), own, [1.0, 0.5], 4).end_BTCHW
 
     before = end(noise, truth)
@@ -330,7 +337,7 @@ def test_only_the_student_learns(kind: str) -> None:
     clean, noise = random(1), random(0)
 
     def score(model: VideoTransformer) -> ode.Score:
-        return score_by(true_past(model, condition(model), clean, CHUNK, TOKENS))
+        return score_of_velocity(true_past(model, condition(model), clean, CHUNK, TOKENS))
 
     if kind == "flow matching":
         see = true_past(student, condition(student), clean, CHUNK, TOKENS)

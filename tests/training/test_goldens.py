@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,39 @@ from rollforce.engine.layout import chunkwise, rolling
 from rollforce.engine.rollout import Rollout, Stepping
 from rollforce.models.transformer.transformer import VideoTransformer
 from rollforce.training import losses
-from rollforce.training.reference_cache import LeakyCache
-from rollforce.training.scores import guided, looked_up, score_of
+from rollforce.training.reference_cache import ReferenceGradientCache
+from rollforce.training.scores import Score, guided
 from rollforce.training.self_rollout import lesson
 
 BUDGET = 21  # latents one call attends to in the reference
+
+
+Level = Callable[[Tensor], Tensor]
+"""The noise level that the reference computes with, of the one that it tells a network."""
+
+
+def look_up(shift: float, entries: int = 1000) -> Level:
+    """The reference's habit: the nearest of `entries` shifted levels, none of which is 0.
+
+    As released, noise is added by the table of shift 5 and undone by that of shift 8."""
+    even = 1 - torch.arange(entries, dtype=torch.float64) / entries
+    table = shift * even / (1 + (shift - 1) * even)
+
+    def level(sigma_BT: Tensor) -> Tensor:
+        return table[(table - sigma_BT.double()[..., None]).abs().argmin(-1)].to(sigma_BT.dtype)
+
+    return level
+
+
+def reference_score(model: VideoTransformer, text: Tensor, sigma_BT: Tensor, level: Level) -> Score:
+    """The clean estimate of a network that is told `sigma_BT`, whatever the level it is asked at."""
+    condition = model.condition(text)
+
+    def clean(noisy: Tensor, asked_BT: Tensor) -> Tensor:
+        velocity = model(noisy, sigma_BT, torch.arange(noisy.shape[1]), condition)
+        return flow.clean_of(noisy, velocity, level(sigma_BT))
+
+    return clean
 
 
 def learner(path: Path) -> VideoTransformer:
@@ -79,7 +108,7 @@ def test_training_rollout(path: Path, variant: str) -> None:
         noise = tensors["noise"]
         cache = arena(model, tiers, noise.shape[0], noise, flight=layout.slots)
         if variant == "ref":
-            cache = LeakyCache(tiers, cache.shape, layout.slots, chunk=chunk)
+            cache = ReferenceGradientCache(tiers, cache.shape, layout.slots, chunk=chunk)
         with torch.no_grad():
             condition = model.condition(text)
         rollout = Rollout(model, condition, cache, layout, GoldenNoise(tensors, chunk), stepping, length=frames)
@@ -118,20 +147,20 @@ def told(spec: dict[str, Any], raw: Tensor, frames: int) -> Tensor:
 def test_dmd(path: Path, variant: str) -> None:
     spec, tensors = read(path)
     networks = score_networks(path, spec)
-    level = looked_up(spec["timestep_shift"])
-    inside = level if variant == "shift5" else looked_up(8.0)  # the default of the reference's constructor
+    level = look_up(spec["timestep_shift"])
+    inside = level if variant == "shift5" else look_up(8.0)  # the default of the reference's constructor
     for name in spec["cases"]:
         x = tensors[f"{name}.x"].requires_grad_()
         batch, frames = x.shape[:2]
         texts = {key: padded(tensors[f"{name}.{key}"], spec).expand(batch, -1, -1) for key in ("cond", "uncond")}
+        sigma = told(spec, tensors[f"{name}.t_raw"], frames)
         real, free, fake = (
-            score_of(networks[role], networks[role].condition(texts[text]), inside)
+            reference_score(networks[role], texts[text], sigma, inside)
             for role, text in (("real", "cond"), ("real", "uncond"), ("fake", "cond"))
         )
-        sigma = told(spec, tensors[f"{name}.t_raw"], frames)
         learns = learning(spec["cases"][name]["gradient_mask"], batch, frames)
         teacher = guided(real, free, spec["guidance_scale"] + 1)
-        loss = losses.dmd(x, teacher, fake, sigma, tensors[f"{name}.noise"], learns_BT=learns, level=level)
+        loss = losses.dmd(x, teacher, fake, level(sigma), tensors[f"{name}.noise"], learns_BT=learns)
         loss.backward()
         assert x.grad is not None
         expected = tensors[f"{variant}.{name}.loss"].float().reshape(1)
@@ -147,15 +176,15 @@ def test_dmd(path: Path, variant: str) -> None:
 @pytest.mark.parametrize("path", cases("dmd"))
 def test_critic(path: Path, variant: str) -> None:
     spec, tensors = read(path)
-    level = looked_up(spec["timestep_shift"])
-    inside = level if variant == "shift5" else looked_up(8.0)
+    level = look_up(spec["timestep_shift"])
+    inside = level if variant == "shift5" else look_up(8.0)
     for name in spec["critic_cases"]:
         fake = score_networks(path, spec)["fake"]
         x, noise = tensors[f"{name}.x"], tensors[f"{name}.noise"]
         sigma = told(spec, tensors[f"{name}.t_raw"], x.shape[1])
         noisy = flow.noised(x, noise, level(sigma))
         text = padded(tensors[f"{name}.cond"], spec).expand(len(x), -1, -1)
-        clean = score_of(fake, fake.condition(text), inside)(noisy, sigma)
+        clean = reference_score(fake, text, sigma, inside)(noisy, sigma)
         loss = losses.velocity(flow.velocity_of(noisy, clean, level(sigma)), x, noise)
         loss.backward()
         expected = tensors[f"{variant}.{name}.critic_loss"].float().reshape(1)

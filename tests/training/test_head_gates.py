@@ -18,7 +18,7 @@ from rollforce.config import resource
 from rollforce.engine.flow import Noise
 from rollforce.engine.rollout import Rollout, Stepping
 from rollforce.models.geometry import KVShape
-from rollforce.training.head_gates import Gating, Twofold, labels_of_gates
+from rollforce.training.head_gates import DualCache, Gating, label_heads
 
 CONFIG = replace(TINY, num_attention_heads=3)
 FULL, SHORT = (Window(6),), (Sink(1), Window(1))
@@ -27,7 +27,7 @@ SHAPE = KVShape(CONFIG.num_layers, 1, 3, HEIGHT * WIDTH // CONFIG.patch**2, CONF
 
 def begun(gates: torch.Tensor, full: Any = FULL, short: Any = SHORT) -> tuple[Gating, Rollout]:
     model = tiny_transformer(config=CONFIG)
-    gating = Gating(model, Twofold(full, KVCache(short, SHAPE, 2), SHAPE, 2), gates)
+    gating = Gating(model, DualCache(full, KVCache(short, SHAPE, 2), SHAPE, 2), gates)
     noise = Noise.of(0, (CONFIG.in_channels, HEIGHT, WIDTH))
     stepping = Stepping(ride=False)
     return gating, Rollout(gating, condition(model), gating.cache, LAYOUTS["chunkwise"], noise, stepping)  # type: ignore[arg-type]
@@ -114,13 +114,13 @@ def test_only_gates_learn_and_heads_that_look_far_back_keep_theirs():
 
 def test_the_largest_gates_become_retrieval_heads():
     gates = torch.tensor([[0.1, 0.9], [0.5, 0.4]])
-    assert labels_of_gates(gates, 0.5) == (("streaming", "retrieval"), ("retrieval", "streaming"))
-    assert labels_of_gates(gates, 0) == (("streaming",) * 2,) * 2
-    assert labels_of_gates(gates, 1) == (("retrieval",) * 2,) * 2
+    assert label_heads(gates, 0.5) == (("streaming", "retrieval"), ("retrieval", "streaming"))
+    assert label_heads(gates, 0) == (("streaming",) * 2,) * 2
+    assert label_heads(gates, 1) == (("retrieval",) * 2,) * 2
 
 
 def test_the_labels_that_ship_are_those_of_their_gates():
     path = resource("configs/heads/tiny_duo.json")
     gates = torch.tensor(json.loads(path.read_text())["gates"])
-    assert read_labels(path) == labels_of_gates(gates, 0.25)
+    assert read_labels(path) == label_heads(gates, 0.25)
     assert (gates > 0.5).float().mean() == 0.25

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rollforce.errors import ConfigError
 from rollforce.training import losses
-from rollforce.training.reward_weights import History, balanced, reward_weight, saliency, space_time_weight
+from rollforce.training.reward_weights import History, balance, reward_weight, saliency, space_time_weight
 
 # ---- Re-DMD
 
@@ -48,7 +48,7 @@ def run(rows: list[tuple[float, float]], history: History) -> tuple[list[float],
     """One video per step with these rewards of two axes."""
     found = []
     for a, b in rows:
-        level, history = balanced({"a": torch.tensor([a]), "b": torch.tensor([b])}, history)
+        level, history = balance({"a": torch.tensor([a]), "b": torch.tensor([b])}, history)
         found.append(float(level))
     return found, history
 
@@ -75,11 +75,11 @@ def test_warm_up_is_counted_in_steps() -> None:
 
 
 def test_balanced_judges_each_video() -> None:
-    level, history = balanced({"a": torch.tensor([1.0, 0.0]), "b": torch.tensor([0.0, 0.0])}, History())
+    level, history = balance({"a": torch.tensor([1.0, 0.0]), "b": torch.tensor([0.0, 0.0])}, History())
     assert level.tolist() == [0.5, 0.0] and history.rows == ((0.5, 0.0),)
-    assert not balanced({"a": torch.ones(2, requires_grad=True)}, History())[0].requires_grad
+    assert not balance({"a": torch.ones(2, requires_grad=True)}, History())[0].requires_grad
     with pytest.raises(ConfigError, match="had 2 axes and now has 1"):
-        balanced({"a": torch.ones(2)}, history)
+        balance({"a": torch.ones(2)}, history)
 
 
 def test_history_survives_a_checkpoint(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rollforce.training.script import trained
+from rollforce.training.launch import train_once
 
 PROGRAM = """
 import pathlib, sys
@@ -23,8 +23,8 @@ def test_a_stage_is_trained_once(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     with pytest.raises(subprocess.CalledProcessError):
-        trained(program, tmp_path / "a", "fail")
-    final = trained(program, tmp_path / "a", "run.steps=3")
+        train_once(program, tmp_path / "a", "fail")
+    final = train_once(program, tmp_path / "a", "run.steps=3")
     told = (final / "model.yaml").read_text()
     assert final == tmp_path / "a" / "final" and told.endswith(" run.steps=3") and "--resume auto" in told
-    trained(program, tmp_path / "a", "fail")  # finished: not run
+    train_once(program, tmp_path / "a", "fail")  # finished: not run

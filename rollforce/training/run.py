@@ -1,0 +1,215 @@
+"""A run of a training script: opened from the command line, resumed, logged, saved and exported.
+
+Each step ends with `finish_step`; what comes before it is the script's."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rollforce.config import build, resource, to_dict
+from rollforce.errors import ConfigError, RollforceError
+from rollforce.training import checkpoint, optim
+from rollforce.training.data import Data
+from rollforce.training.export import export
+from rollforce.training.fsdp import load_optimiser, load_whole, place, whole_optimiser, whole_state
+from rollforce.training.metrics_log import MetricsLog
+from rollforce.training.network import Network, tabulate_networks
+from rollforce.training.recipes import AutoencoderRecipe, CausalRecipe, DistillRecipe, Optimiser, TeacherRecipe
+
+
+class Lasting(Protocol):
+    """What a part of the batch carries from step to step, such as its running streams."""
+
+    def state_dict(self, part: int) -> dict[str, Any]: ...
+    def load_state_dict(self, part: int, state: Mapping[str, Any]) -> None: ...
+
+
+R = TypeVar("R", bound=AutoencoderRecipe | TeacherRecipe | CausalRecipe | DistillRecipe)
+Validation = Callable[[], tuple[dict[str, float], np.ndarray]]
+"""Returns figures and a contact sheet, uint8 [H, W, 3]."""
+log = logging.getLogger(__name__)
+
+
+class Run(Generic[R]):
+    """One run, of one process or of several that share out the parts of each step's batch.
+
+    `step` counts the steps that are done. Models are not wrapped by accelerate: students are called tick by tick inside
+    a rollout, which DistributedDataParallel cannot follow, so `optim.share_gradients` adds gradients up.
+    """
+
+    def __init__(self, recipe: type[R], description: str | None, default: str) -> None:
+        """Read the command line. `default` names the recipe in configs/train that is used where none is given.
+
+        ConfigError if the recipe or an override is wrong, if --out holds a run that is not to be resumed, or if
+        run.parts cannot be shared out evenly among the processes."""
+        args = _parse_arguments(description, default)
+        path = Path(args.recipe)
+        path = path if path.suffix == ".yaml" else resource(f"configs/train/{args.recipe}.yaml")
+        self.recipe = build(recipe, path, overrides=args.overrides)
+        self.settings = self.recipe.run
+        self.out: Path = args.out
+        self.exported: Path | None = args.export
+        self.newest = _find_checkpoint(self.out, args.resume)
+        self.accelerator = optim.open_accelerator(self.settings, args.cpu)
+        self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        self.parts = range(rank, self.settings.parts, processes)
+        self.metrics = MetricsLog(self.out, self.is_main)
+        self.step = 0
+        self._networks: Mapping[str, nn.Module] = {}
+        self._optimisers: Sequence[torch.optim.Optimizer] = ()
+        self._lasting: Mapping[str, Lasting] = {}
+        self._fingerprint = ""
+        torch.manual_seed(self.settings.seed)
+
+    def prepare(
+        self, networks: Mapping[str, Network], data: Data, learn: Sequence[str], text_learns: bool = False
+    ) -> None:
+        """Bring networks to the device as the settings say, freeze those that do not `learn`, and print their sizes.
+
+        ConfigError if one cannot read the latents of `data`."""
+        for name, network in networks.items():
+            network.check_latent(name, data.latent)
+            learns = name in learn
+            place(network, self.settings, self.device, learns, text_learns and learns)
+        if self.is_main:
+            processes = self.accelerator.num_processes if self.settings.shard else 1
+            log.info("%s", tabulate_networks(networks, learn, processes))
+
+    def resume(
+        self,
+        networks: Mapping[str, nn.Module],
+        optimisers: Sequence[torch.optim.Optimizer],
+        fingerprint: str,
+        lasting: Mapping[str, Lasting] | None = None,
+    ) -> None:
+        """Go on from the checkpoint that was asked for, if any, and keep from now on what a checkpoint consists of.
+
+        `fingerprint`: of the data. TrainingError if the checkpoint is of other settings, data or networks."""
+        self._networks, self._optimisers, self._fingerprint = networks, optimisers, fingerprint
+        self._lasting = lasting or {}
+        if self.newest is None:
+            return
+        state = checkpoint.load(self.newest, to_dict(self.recipe), fingerprint, self.device)
+        for name, network in networks.items():
+            load_whole(network, state[name], name)
+        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+            load_optimiser(optimiser, saved)
+        for part in self.parts if self._lasting else ():
+            saved_part = checkpoint.load_part(self.newest, part, self.device)
+            for name, thing in self._lasting.items():
+                thing.load_state_dict(part, saved_part[name])
+        self.step = state["step"]
+
+    def steps(self) -> Iterator[int]:
+        """The steps that are left; each must end with `finish_step`."""
+        while self.step < self.settings.steps:
+            yield self.step
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The precision of forward passes."""
+        return self.accelerator.autocast()
+
+    def backward(self, loss: Tensor, name: str, part: int) -> None:
+        """Add the gradient of one part's loss, and log the loss under `name`. TrainingError if it is not finite."""
+        (loss / self.settings.parts).backward()
+        value = float(loss.detach())
+        self._check_finite(value, f"the loss {name} of part {part}")
+        self.metrics.add(**{name: value})
+
+    def update(
+        self, network: nn.Module, optimisers: Sequence[torch.optim.Optimizer], settings: Optimiser, step: int
+    ) -> float:
+        """Share out the gradients of a network, clip them and step its optimisers at the rate of `step`.
+
+        Returns the norm of the gradient before clipping; TrainingError if it is not finite."""
+        optim.set_rate(optimisers, settings.rate(step, self.settings.steps))
+        norm = optim.share_and_clip(network, settings.clip)
+        self._check_finite(norm, "the norm of the gradient")
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        return norm
+
+    def finish_step(self, validate: Validation | None = None, **numbers: float) -> None:
+        """Count the step; log, validate and save where it is time. `numbers` are logged beside the means."""
+        settings = self.settings
+        self.step += 1
+        last = self.step == settings.steps
+        if self.step % settings.tell_every == 0:
+            self.metrics.write(self.step, **numbers)
+        if validate and settings.show_every and (last or self.step % settings.show_every == 0):
+            figures, picture = validate()
+            self.metrics.write(self.step, **figures)
+            self.metrics.save_picture(self.step, "samples", picture)
+        if last or self.step % settings.save_every == 0:
+            self._save()
+
+    def _save(self) -> None:
+        state: dict[str, Any] = {name: whole_state(network) for name, network in self._networks.items()}
+        state["optimisers"] = [whole_optimiser(optimiser) for optimiser in self._optimisers]
+        for part in self.parts if self._lasting else ():
+            lasting = {name: thing.state_dict(part) for name, thing in self._lasting.items()}
+            checkpoint.save_part(self.out, self.step, part, lasting)
+        self.accelerator.wait_for_everyone()
+        if self.is_main:
+            recipe, keep = to_dict(self.recipe), self.settings.keep
+            checkpoint.save(self.out, self.step, state, recipe, self._fingerprint, keep)
+        self.accelerator.wait_for_everyone()
+
+    def _check_finite(self, value: float, what: str) -> None:
+        optim.check_finite(value, what, self.step, self.out)
+
+    def export(self, network: Network, data: Data, stream: str, changes: Sequence[str] = ()) -> None:
+        """Write a network to the folder of --export, if there is one, with the stream that it was trained for."""
+        if self.exported:
+            export(network, self.exported, data, stream, changes, self.is_main)
+
+    def close(self) -> None:
+        """End the log and the process group."""
+        self.metrics.close()
+        self.accelerator.end_training()
+
+
+def _parse_arguments(description: str | None, default: str) -> argparse.Namespace:
+    p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("overrides", nargs="*", help="settings of the recipe, such as run.steps=400 optimiser.lr=1e-4")
+    p.add_argument("--recipe", default=default, help=f"name in configs/train or a YAML file (default: {default})")
+    p.add_argument("--out", type=Path, required=True, help="folder for checkpoints, metrics.jsonl and contact sheets")
+    p.add_argument("--resume", default="no", help="no, auto (the newest checkpoint in --out, if any) or a checkpoint")
+    p.add_argument("--export", type=Path, help="write the result here at the end")
+    p.add_argument("--cpu", action="store_true", help="stay on the CPU where there is a GPU")
+    return p.parse_intermixed_args()  # settings may stand between the options
+
+
+def _find_checkpoint(out: Path, resume: str) -> Path | None:
+    """The checkpoint to go on from. ConfigError if a new run would write over an old one."""
+    newest = checkpoint.latest(out)
+    if resume == "auto":
+        return newest
+    if resume != "no":
+        return Path(resume)
+    if newest is not None:
+        raise ConfigError(f"{out} holds a run ({newest.name}): pass --resume auto to go on, or another --out.")
+    return None
+
+
+def call_main(main: Callable[[], None]) -> None:
+    """Run a script's main: errors of the user without a traceback, Ctrl-C without one too."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        main()
+    except RollforceError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; go on from the last checkpoint with --resume auto")
