@@ -1,7 +1,11 @@
-"""Print which files of rollforce run while the bundled model makes one chunk: python docs/chunk_files.py"""
+"""Print which files of rollforce run while the bundled model makes one chunk; with --write, into architecture.md.
+
+    python docs/chunk_files.py --write
+"""
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from types import FrameType
@@ -34,4 +38,8 @@ def chunk_files() -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write("\n".join(chunk_files()) + "\n")
+    listing = "\n".join(chunk_files()) + "\n"
+    sys.stdout.write(listing)
+    if "--write" in sys.argv[1:]:
+        page = Path(__file__).with_name("architecture.md")
+        page.write_text(re.sub(r"(?ms)(?<=^```text\n).*?(?=^```$)", listing, page.read_text()))

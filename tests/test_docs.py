@@ -307,6 +307,6 @@ def test_the_example_of_a_policy_fits_the_files_that_it_changes() -> None:
 
 
 def test_the_files_of_a_chunk_are_those_that_run() -> None:
-    """After a change of the engine: python docs/chunk_files.py prints the list."""
+    """After a change of the engine: python docs/chunk_files.py --write"""
     block = next(b for b in written_in("text") if b.page.name == "architecture.md")
     assert block.code.split() == runpy.run_path(str(ROOT / "docs" / "chunk_files.py"))["chunk_files"]()
