@@ -4,14 +4,16 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 CORE   := $(VENV)/.rollforce-core
 DEV    := $(VENV)/.rollforce-dev
+DOCS   := $(VENV)/.rollforce-docs
 PROMPT ?= a red ball bounces over green hills
 
-.PHONY: demo test train-smoke lint format clean distclean help
+.PHONY: demo test docs train-smoke lint format clean distclean help
 
 help:
 	@echo "make demo    install if needed, then render 20 s from a prompt into ball.mp4 (PROMPT='...' for another)"
 	@echo "make test    install if needed, then ruff, mypy and pytest"
 	@echo "make train-smoke    all stages of training for a few steps, then a video from the result"
+	@echo "make docs    install if needed, then the API pages from the docstrings, into build/api"
 	@echo "make lint    ruff and mypy only        make format   let ruff fix what it can"
 	@echo "make clean   remove caches and the demo's output"
 
@@ -48,6 +50,14 @@ test: $(DEV)
 	$(BIN)/ruff check .
 	OMP_NUM_THREADS=1 $(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist worksteal
+
+$(DOCS): $(DEV)
+	@echo "installing what the API pages need"
+	$(BIN)/python -m pip install -qq -e ".[docs]"
+	@touch $@
+
+docs: $(DOCS)
+	OMP_NUM_THREADS=1 $(BIN)/python docs/api.py
 
 # Every stage of training for a few steps, then a video: minutes, on any machine.
 train-smoke: $(DEV)
