@@ -12,10 +12,10 @@ The same prompts and seeds for every run (those of infer/evaluate.py):
     steps 4         one stream with 4 times the denoising steps, as many chunks in flight, nothing chosen
 
 "as asked", the mean of the four columns behind it, is what the search was for; the others were not rewarded (but
-flicker, in `calm`). `change` is the mean difference of neighbouring frames: a video that stands still has none. Numbers
-are means with 95 % bootstrap intervals over prompts; * marks those that differ from the first run's (paired, p < .05).
-`calls`, `latents`: model calls, and latents that went through the model, for a chunk that is shown; chunks computed
-beyond the end (lookahead) are counted. With --json, what is there already is not computed again.
+flicker, in `stillness`). `change` is the mean difference of neighbouring frames: a video that stands still has none.
+Numbers are means with 95 % bootstrap intervals over prompts; * marks those that differ from the first run's (paired, p
+< .05). `calls`, `latents`: model calls, and latents that went through the model, for a chunk that is shown; chunks
+computed beyond the end (lookahead) are counted. With --json, what is there already is not computed again.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from rollforce.errors import ConfigError, RollforceError
 from rollforce.evaluation.stats import difference, interval
 from rollforce.streaming.model import Model
 from rollforce.streaming.search import Search, SearchSettings
-from rollforce.training.rewards import FrameReward, OracleReward, calm, judged
+from rollforce.training.rewards import FrameReward, OracleReward, frame_reward, stillness
 from rollforce.world import caption, sample_scene
 from rollforce.world.measures import differences
 from rollforce.world.oracle import score
@@ -82,7 +82,7 @@ class Task:
 
 def main() -> None:
     args = arguments()
-    oracle = judged(OracleReward(REWARDED))
+    oracle = frame_reward(OracleReward(REWARDED))
     models = Models(args)
     done = read_results(args, models[1])
     for task in tasks(args, args.runs):
@@ -141,7 +141,7 @@ def choose_maker(
         return max(videos, key=lambda video: oracle(video, task.prompt))
 
     def searched(model: Model) -> np.ndarray:
-        settings, reward = settings_of(kind, model, args), calm if what == "calm" else oracle
+        settings, reward = settings_of(kind, model, args), stillness if what == "calm" else oracle
         with model.session(task.prompt, seed=task.seed) as session, Search(session, reward, settings) as search:
             return np.concatenate([chunk.frames for chunk in search.stream(args.seconds)])
 

@@ -28,7 +28,7 @@ from rollforce.models.autoencoder.tiny import TinyAutoencoder
 from rollforce.models.text.encoder import TextEncoder
 from rollforce.models.transformer.transformer import VideoTransformer
 from rollforce.training.data import digest, path_of
-from rollforce.training.optim import optimisers, update_average
+from rollforce.training.optim import build_optimisers, update_average
 from rollforce.training.recipes import AutoencoderRecipe
 from rollforce.training.run import Run, call_main
 from rollforce.training.scores import score_of
@@ -60,7 +60,7 @@ def main() -> None:
     model.to(run.device), average.to(run.device).requires_grad_(False)
 
     # 2. the decoder
-    made = optimisers(model, recipe.optimiser, [p for p in model.parameters() if p.ndim > 1])
+    made = build_optimisers(model, recipe.optimiser, [p for p in model.parameters() if p.ndim > 1])
     run.resume(
         {"model": model, "average": average}, made, digest([render(sample_scene(0), 0, 1, recipe.size).tobytes()])
     )

@@ -31,13 +31,13 @@ from rollforce.training.causal_masking import (
     score_of_velocity,
     true_past,
 )
-from rollforce.training.data import Batch, Data, open_data, path_of
+from rollforce.training.data import Data, TrainingBatch, open_data, path_of
 from rollforce.training.export import changes_for
 from rollforce.training.network import Network
-from rollforce.training.optim import optimisers, update_average
+from rollforce.training.optim import build_optimisers, update_average
 from rollforce.training.recipes import CausalRecipe
 from rollforce.training.run import Run, call_main
-from rollforce.training.scores import Score, guided, score_of
+from rollforce.training.scores import Score, guide, score_of
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
         Network.load(path_of(folder or recipe.teacher)) for folder in (recipe.teacher, recipe.start, recipe.start))
     networks = {"teacher": teacher, "student": student, "average": average}
     run.prepare(networks, data, learn=("student",))
-    made = optimisers(student, recipe.optimiser)
+    made = build_optimisers(student, recipe.optimiser)
     run.resume({"student": student, "average": average}, made, data.fingerprint)
 
     for step in run.steps():
@@ -91,20 +91,20 @@ def window_length(recipe: CausalRecipe) -> int:
 # ---- the teacher's opinion
 
 
-def conditions(network: Network, batch: Batch) -> tuple[Condition, Condition]:
+def conditions(network: Network, batch: TrainingBatch) -> tuple[Condition, Condition]:
     """With the wish and without, for guidance."""
     text = network.vectors(batch)
     return network.transformer.condition(text), network.transformer.condition(network.empty_vectors(text))
 
 
 @torch.no_grad()
-def guided_teacher(recipe: CausalRecipe, teacher: Network, batch: Batch, past: Tensor | None) -> Score:
+def guided_teacher(recipe: CausalRecipe, teacher: Network, batch: TrainingBatch, past: Tensor | None) -> Score:
     """The guided teacher's score: of the whole video, or of each chunk after the true past."""
     wished, free = (
         score_of(teacher.transformer, c) if past is None else seeing(recipe, teacher, c, past)
         for c in conditions(teacher, batch)
     )
-    return guided(wished, free, recipe.scale)
+    return guide(wished, free, recipe.scale)
 
 
 def seeing(recipe: CausalRecipe, network: Network, condition: Condition, past: Tensor) -> Score:
@@ -119,7 +119,7 @@ def seeing(recipe: CausalRecipe, network: Network, condition: Condition, past: T
 Networks = dict[str, Network]
 
 
-def forcing_loss(recipe: CausalRecipe, networks: Networks, batch: Batch, generator: torch.Generator) -> Tensor:
+def forcing_loss(recipe: CausalRecipe, networks: Networks, batch: TrainingBatch, generator: torch.Generator) -> Tensor:
     student, clean = networks["student"], networks["student"].clean_latents(batch)
     condition, tokens = student.condition(batch), student.tokens_per_latent(clean.shape)
     if recipe.method == "diffusion_forcing":
@@ -130,7 +130,9 @@ def forcing_loss(recipe: CausalRecipe, networks: Networks, batch: Batch, generat
     return flow_matching(velocity, clean, recipe.chunk, generator, recipe.shift, recipe.weighted)
 
 
-def consistency_loss(recipe: CausalRecipe, networks: Networks, batch: Batch, generator: torch.Generator) -> Tensor:
+def consistency_loss(
+    recipe: CausalRecipe, networks: Networks, batch: TrainingBatch, generator: torch.Generator
+) -> Tensor:
     clean = networks["student"].clean_latents(batch)
     student, average = (
         seeing(recipe, networks[name], networks[name].condition(batch), clean) for name in ("student", "average"))
@@ -139,7 +141,9 @@ def consistency_loss(recipe: CausalRecipe, networks: Networks, batch: Batch, gen
     return ode.consistency(student, average, teacher, clean, grid, recipe.chunk, generator)
 
 
-def partitions_loss(recipe: CausalRecipe, networks: Networks, batch: Batch, generator: torch.Generator) -> Tensor:
+def partitions_loss(
+    recipe: CausalRecipe, networks: Networks, batch: TrainingBatch, generator: torch.Generator
+) -> Tensor:
     student, clean = networks["student"], networks["student"].clean_latents(batch)
     part = streamdit.draw_partition([streamdit.Partition(*p) for p in recipe.mix], generator)
     clean = clean[:, : part.latents]
@@ -153,7 +157,7 @@ def partitions_loss(recipe: CausalRecipe, networks: Networks, batch: Batch, gene
     return losses.velocity(velocity, clean, noise, n.weight_T.to(clean)[None])
 
 
-def segments_loss(recipe: CausalRecipe, networks: Networks, batch: Batch, generator: torch.Generator) -> Tensor:
+def segments_loss(recipe: CausalRecipe, networks: Networks, batch: TrainingBatch, generator: torch.Generator) -> Tensor:
     student, clean = networks["student"], networks["student"].clean_latents(batch)
     part = streamdit.Partition(*recipe.mix[0])
     clean = clean[:, : part.latents]
@@ -172,7 +176,7 @@ LOSSES = {"diffusion_forcing": forcing_loss, "teacher_forcing": forcing_loss, "c
 
 def solve_pairs(
     recipe: CausalRecipe, networks: Networks, data: Data, step: int, part: int, out: Path
-) -> tuple[ode.OdePairs, Batch]:
+) -> tuple[ode.OdePairs, TrainingBatch]:
     """One of the run's batches of pairs, from OUT/pairs, solved and written there when it is first needed."""
     number = (step * recipe.run.parts + part) % recipe.pairs
     batch = data.draw(number, 0, recipe.videos, recipe.latents)
@@ -191,7 +195,7 @@ def solve_pairs(
 
 
 def ode_loss(
-    recipe: CausalRecipe, networks: Networks, pairs: ode.OdePairs, batch: Batch, generator: torch.Generator
+    recipe: CausalRecipe, networks: Networks, pairs: ode.OdePairs, batch: TrainingBatch, generator: torch.Generator
 ) -> Tensor:
     student = networks["student"]
     condition, clean = student.condition(batch), networks["student"].clean_latents(batch)

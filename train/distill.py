@@ -24,15 +24,15 @@ from rollforce.engine import flow
 from rollforce.engine.rollout_group import RolloutGroup
 from rollforce.engine.settings import StreamSettings
 from rollforce.training import losses
-from rollforce.training.data import Batch, Data, WorldClips, open_data, path_of
+from rollforce.training.data import Data, TrainingBatch, WorldClips, open_data, path_of
 from rollforce.training.network import Network
 from rollforce.training.noise_patterns import begin_with_image, draw_levels, draw_window
 from rollforce.training.on_policy import StudentVideo, open_practice
-from rollforce.training.optim import optimisers, update_average
+from rollforce.training.optim import build_optimisers, update_average
 from rollforce.training.recipes import DistillRecipe, WholeRolloutSettings
 from rollforce.training.reward_weights import RewardWeighting
 from rollforce.training.run import Lasting, Run, call_main
-from rollforce.training.scores import guided, score_of
+from rollforce.training.scores import guide, score_of
 from rollforce.training.validation import border_ratio
 from rollforce.video.contact_sheet import contact_sheet
 
@@ -51,7 +51,7 @@ def main() -> None:
         network.transformer.learn(stream.tiers)
     networks = {"teacher": teacher, "student": student, "critic": critic, "average": average}
     run.prepare(networks, data, learn=("student", "critic"))
-    student_made, critic_made = optimisers(student, recipe.student), optimisers(critic, recipe.critic)
+    student_made, critic_made = build_optimisers(student, recipe.student), build_optimisers(critic, recipe.critic)
     practice = open_practice(recipe, student, stream, data)
     weighting = RewardWeighting.open(recipe.rewards, data)
     lasting: dict[str, Lasting] = {"practice": practice} | ({"weighting": weighting} if weighting else {})
@@ -115,7 +115,7 @@ def student_loss(
         wished, free = (teacher.transformer.condition(text) for text in texts)
         known = critic.transformer.condition(made.text_BLD)
     scale = recipe.guidance.at(step / recipe.run.steps)
-    judge = guided(score_of(teacher.transformer, wished), score_of(teacher.transformer, free), scale)
+    judge = guide(score_of(teacher.transformer, wished), score_of(teacher.transformer, free), scale)
     given = video, judge, score_of(critic.transformer, known), sigma, noise, weight, where
     return losses.sid(*given) if recipe.loss == "sid" else losses.dmd(*given)
 
@@ -144,7 +144,7 @@ def validate(average: Network, stream: StreamSettings, data: WorldClips) -> tupl
     """Stream 8 prompts never trained on for 21 latents: border ratio, contrast, and a sheet."""
     settings = replace(data.settings, workers=0, kept=1)
     prompts = WorldClips(settings, held_out=True, autoencoder=data.autoencoder).full_captions(8)
-    text = average.vectors(Batch(None, tuple(prompts)))
+    text = average.vectors(TrainingBatch(None, tuple(prompts)))
     streams = RolloutGroup(average.transformer, stream, text, tuple(range(8)), data.latent)
     streams.rollout.end = 21
     made = torch.cat([c.latents_BTCHW for c in streams.rollout.commits()], dim=1).float().cpu()

@@ -21,7 +21,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rollforce.world import COLOURS, FPS, PLACES, SHAPES, TIMES, Scene, Thing, render, sample_scene
-from rollforce.world.eyes import CELL, CROP, MARGIN, SIZE, Finder, Namer, as_input, bundled, crop, padded
+from rollforce.world.eyes import (
+    CELL,
+    CROP,
+    MARGIN,
+    SIZE,
+    ShapeClassifier,
+    ThingDetector,
+    bundled,
+    crop,
+    pad_frames,
+    to_input,
+)
 from rollforce.world.scenes import GAP, WIDEST
 
 CELLS = (SIZE + 2 * MARGIN) // CELL
@@ -184,10 +195,10 @@ def crops_of(x: Tensor, moments: list[Moment], rng: np.random.Generator) -> tupl
     return torch.stack(crops), torch.tensor(names)
 
 
-def losses_of(moments: list[Moment], finder: Finder, namer: Namer, rng: np.random.Generator,
+def losses_of(moments: list[Moment], finder: ThingDetector, namer: ShapeClassifier, rng: np.random.Generator,
               noise: torch.Generator) -> list[Tensor]:
     """Heat, offset, scene and shape loss of one batch."""
-    x = padded(soften(as_input(np.stack([frame for frame, _, _ in moments])), noise))
+    x = pad_frames(soften(to_input(np.stack([frame for frame, _, _ in moments])), noise))
     aims = zip(*(targets(s, at) for _, s, at in moments), strict=True)
     heat, offset, near, counted = (torch.from_numpy(np.stack(part)) for part in aims)
     place = torch.tensor([PLACES.index(s.place) for _, s, _ in moments])
@@ -211,7 +222,7 @@ def main() -> None:
     a = parser.parse_args()
     torch.manual_seed(a.seed)
     rng, noise = np.random.default_rng(a.seed), torch.Generator().manual_seed(a.seed)
-    finder, namer = Finder(), Namer()
+    finder, namer = ThingDetector(), ShapeClassifier()
     assert finder.heat.bias is not None
     torch.nn.init.constant_(finder.heat.bias, -3.0)
     weights = [*finder.parameters(), *namer.parameters()]

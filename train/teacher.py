@@ -22,11 +22,11 @@ from rollforce.config import build
 from rollforce.engine import flow
 from rollforce.engine.settings import StreamSettings
 from rollforce.training import losses
-from rollforce.training.data import Batch, WorldClips, open_data, path_of
+from rollforce.training.data import TrainingBatch, WorldClips, open_data, path_of
 from rollforce.training.init_weights import initialise
 from rollforce.training.network import Network
 from rollforce.training.noise_patterns import PATTERNS, NoisePattern, draw_level_per_video, draw_rolling
-from rollforce.training.optim import optimisers, update_average
+from rollforce.training.optim import build_optimisers, update_average
 from rollforce.training.recipes import TeacherRecipe, World
 from rollforce.training.run import Run, call_main
 from rollforce.training.validation import border_ratio, sample
@@ -51,7 +51,7 @@ def main() -> None:
     run.prepare(networks, data, learn=("network",), text_learns=True)
     if run.settings.compile:
         network.transformer.compile_blocks(dynamic=False)
-    made = optimisers(network, recipe.optimiser)
+    made = build_optimisers(network, recipe.optimiser)
     run.resume(networks, made, data.fingerprint)
 
     # training
@@ -90,7 +90,7 @@ def draw_pattern(
     return kind, draw_rolling(rng, recipe.videos, PATTERNS[kind], stream.layout.chunk, tokens, stream.layout.ladder)
 
 
-def part_loss(network: Network, batch: Batch, pattern: NoisePattern, seed: int) -> Tensor:
+def part_loss(network: Network, batch: TrainingBatch, pattern: NoisePattern, seed: int) -> Tensor:
     """Velocity error of one part: a pure function of its arguments."""
     clean = network.clean_latents(batch)
     eps = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)

@@ -14,7 +14,7 @@ from rollforce.cli.prompt_files import PromptJob, check_cues, parse_cue, read_jo
 from rollforce.cli.record import Record, Request, as_setting, is_complete, read_record, record_path
 from rollforce.cli.resume import read_unfinished, snapshot_path
 from rollforce.errors import ConfigError
-from rollforce.video.images import seconds_of
+from rollforce.video.images import read_duration
 from rollforce.video.size import parse_size
 from rollforce.video.writer import check_folder, check_output
 
@@ -123,7 +123,7 @@ def _read_request(options: RenderOptions, start: Request, overrides: tuple[str, 
     kept = {name: as_setting(value) for name, value in typed.items() if value is not None}
     if options.size:
         kept["size"] = parse_size(options.size)
-    if options.seconds is None and options.follow and (length := seconds_of(options.follow)):
+    if options.seconds is None and options.follow and (length := read_duration(options.follow)):
         kept["seconds"] = length
     if options.at:
         kept["cues"] = tuple(sorted(map(parse_cue, options.at), key=lambda cue: cue.at))

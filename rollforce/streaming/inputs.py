@@ -22,7 +22,7 @@ from rollforce.models.autoencoder.interface import Autoencoder
 from rollforce.streaming.batch import Batch
 from rollforce.streaming.events import Cue
 from rollforce.streaming.pace import Pace
-from rollforce.video.images import Clip, Fit, Picture, fitted, read_clip, read_picture, say_fit
+from rollforce.video.images import Clip, Fit, Picture, fit_picture, log_fit, read_clip, read_picture
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ def encode_past(inputs: StreamInputs, autoencoder: Autoencoder, size: tuple[int,
     """
     if inputs.image is not None:
         picture = read_picture(inputs.image)
-        say_fit(picture.shape, size, inputs.fit, "Image")
-        frames = np.stack([fitted(picture, size, inputs.fit)] * autoencoder.first_frames)
+        log_fit(picture.shape, size, inputs.fit, "Image")
+        frames = np.stack([fit_picture(picture, size, inputs.fit)] * autoencoder.first_frames)
         return autoencoder.encoder().encode(frames)
     if inputs.video is None:
         return None
@@ -98,9 +98,9 @@ def encode_past(inputs: StreamInputs, autoencoder: Autoencoder, size: tuple[int,
     first = autoencoder.first_frames
     if len(pictures) < first:
         raise ConfigError(f"video= has {len(pictures)} frames; this model needs {first} to go on from.")
-    say_fit(pictures[0].shape, size, inputs.fit, "Video")
+    log_fit(pictures[0].shape, size, inputs.fit, "Video")
     spare = (len(pictures) - first) % autoencoder.frames
-    return autoencoder.encoder().encode(np.stack([fitted(p, size, inputs.fit) for p in pictures[spare:]]))
+    return autoencoder.encoder().encode(np.stack([fit_picture(p, size, inputs.fit) for p in pictures[spare:]]))
 
 
 class Follower:
@@ -126,7 +126,7 @@ class Follower:
         """Encode the frames of one more chunk: fewer latents at the video's end. Return False if there are none."""
         per = self._autoencoder.frames
         count = per * self.chunk - (per - self._autoencoder.first_frames if first else 0)
-        frames = [fitted(picture, self.size, self.fit) for picture in islice(self._pictures, count)]
+        frames = [fit_picture(picture, self.size, self.fit) for picture in islice(self._pictures, count)]
         if not frames:
             return False
         self._level = self._noise_level(frames)

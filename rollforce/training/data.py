@@ -40,7 +40,7 @@ _NOT_FINITE = "{} holds numbers that are not finite: write the folder anew witho
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """Clean latents float32 [B, T, C, h, w] (None where only prompts were asked for), and the prompts they show.
 
     `text_BLD` holds the embeddings of data that brings its own; else the network's text encoder reads the prompts."""
@@ -61,10 +61,10 @@ class Data(Protocol):
     def fingerprint(self) -> str:
         """A short name of everything that a draw can return."""
 
-    def draw(self, step: int, part: int, count: int, latents: int) -> Batch:
+    def draw(self, step: int, part: int, count: int, latents: int) -> TrainingBatch:
         """Return `count` windows of `latents` latents and their texts, for `part` of training step `step`."""
 
-    def prompts(self, step: int, part: int, count: int) -> Batch:
+    def prompts(self, step: int, part: int, count: int) -> TrainingBatch:
         """Return `count` texts, without latents, for `part` of training step `step`."""
 
     def image_latent(self, latents_BTCHW: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class WorldClips:
         count = None if two is None else 1 + int(rng.random() < two)
         return sample_scene(seed, count=count, held_out=self.held_out, alike=rng.random() < self.settings.alike)
 
-    def draw(self, step: int, part: int, count: int, latents: int) -> Batch:
+    def draw(self, step: int, part: int, count: int, latents: int) -> TrainingBatch:
         """Return `count` windows of `latents` latents and their captions, for `part` of training step `step`.
 
         Windows start at any latent of a clip; each draw words its caption afresh or drops it."""
@@ -157,13 +157,13 @@ class WorldClips:
             windows.append(self.clip(number)[at : at + latents].float())
             wording, keep = int(rng.integers(2**31)), rng.random() >= s.dropped
             prompts.append(caption(self.scene(number), wording) if keep else "")
-        return Batch(torch.stack(windows), tuple(prompts))
+        return TrainingBatch(torch.stack(windows), tuple(prompts))
 
-    def prompts(self, step: int, part: int, count: int) -> Batch:
+    def prompts(self, step: int, part: int, count: int) -> TrainingBatch:
         """Return captions of `count` scenes, for which no clip need exist."""
         rng = np.random.default_rng([self.seed, step, part, 1])
         numbers = [int(n) for n in rng.integers(2**31, size=count)]
-        return Batch(None, tuple(caption(self._scene(n), n + 1) for n in numbers))
+        return TrainingBatch(None, tuple(caption(self._scene(n), n + 1) for n in numbers))
 
     def image_latent(self, latents_BTCHW: Tensor) -> Tensor:
         """Return the last picture that these latents show, as a first latent: [B, 1, C, h, w]."""
@@ -207,7 +207,7 @@ class LatentFolder:
             if path.name in index.get("not_finite", ()):
                 raise ConfigError(_NOT_FINITE.format(path))
 
-    def draw(self, step: int, part: int, count: int, latents: int) -> Batch:
+    def draw(self, step: int, part: int, count: int, latents: int) -> TrainingBatch:
         """Return `count` windows of `latents` latents and their texts, all of the size of the first one drawn."""
         if (shortest := min(self._shapes))[0] < latents:
             raise ConfigError(f"windows of {latents} latents from a clip of {shortest[0]}, "
@@ -224,13 +224,13 @@ class LatentFolder:
             keep = rng.random() >= self.settings.dropped
             texts.append(text if keep else torch.zeros_like(text))
             prompts.append(prompt if keep else "")
-        return Batch(torch.stack(windows).float(), tuple(prompts), torch.stack(texts))
+        return TrainingBatch(torch.stack(windows).float(), tuple(prompts), torch.stack(texts))
 
-    def prompts(self, step: int, part: int, count: int) -> Batch:
+    def prompts(self, step: int, part: int, count: int) -> TrainingBatch:
         """Return the texts of `count` drawn clips, without latents."""
         rng = np.random.default_rng([self.seed, step, part, 1])
         read = [self._read(int(n)) for n in rng.integers(len(self.files), size=count)]
-        return Batch(None, tuple(p for _, _, p in read), torch.stack([t for _, t, _ in read]))
+        return TrainingBatch(None, tuple(p for _, _, p in read), torch.stack([t for _, t, _ in read]))
 
     def image_latent(self, latents_BTCHW: Tensor) -> Tensor:
         """Return the last picture that these latents show, as the first latent of a video: [B, 1, C, h, w]."""

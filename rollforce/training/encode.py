@@ -26,7 +26,7 @@ from rollforce.models.autoencoder.interface import Autoencoder
 from rollforce.models.autoencoder.pixels import PATCH
 from rollforce.models.text.encoder import Text
 from rollforce.training.data import digest, write_clip, write_whole
-from rollforce.video.images import Fit, fitted, read_clip
+from rollforce.video.images import Fit, fit_picture, read_clip
 from rollforce.video.size import check_size
 
 JOURNAL = "videos.jsonl"  # the settings, then a line for each video
@@ -150,7 +150,7 @@ class FolderEncoder:
             for picture in read_clip(path, self.settings.fps, "file"):
                 shape = picture.shape[0] / picture.shape[1]
                 size = size or min(self.settings.sizes, key=lambda size: abs(math.log(size[0] / size[1] / shape)))
-                yield fitted(picture, size, self.settings.fit)
+                yield fit_picture(picture, size, self.settings.fit)
         except (RollforceError, av.error.FFmpegError, OSError, ValueError, TypeError, ArithmeticError) as error:
             trouble.append(str(error).partition("\n")[0].replace(f"file={path} ", "").rstrip("."))
 

@@ -12,7 +12,7 @@ from rollforce.config import build, resource
 from rollforce.errors import ConfigError
 from rollforce.models.text.encoder import TextConfig, TextEncoder
 from rollforce.models.transformer.transformer import Condition, TransformerConfig, VideoTransformer
-from rollforce.training.data import Batch
+from rollforce.training.data import TrainingBatch
 
 
 class Network(nn.Module):
@@ -56,7 +56,7 @@ class Network(nn.Module):
                 f"{config.in_channels} channels in patches of {config.patch} x {config.patch}: it belongs to another "
                 "autoencoder. Set data to what this network was trained on, or choose another network.")
 
-    def clean_latents(self, batch: Batch) -> Tensor:
+    def clean_latents(self, batch: TrainingBatch) -> Tensor:
         """Return the latents [B, T, C, h, w] of a batch that was drawn with some, on this network's device."""
         assert batch.latents_BTCHW is not None
         return batch.latents_BTCHW.to(self.device)
@@ -65,7 +65,7 @@ class Network(nn.Module):
         """How many tokens a latent [..., h, w] becomes."""
         return latent[-2] * latent[-1] // self.transformer.config.patch**2
 
-    def vectors(self, batch: Batch) -> Tensor:
+    def vectors(self, batch: TrainingBatch) -> Tensor:
         """Return the text vectors of a batch, [B, L, D]; with gradient if the text encoder learns.
 
         ConfigError if the data brings no embeddings and this network has no text encoder."""
@@ -82,7 +82,7 @@ class Network(nn.Module):
             return torch.zeros_like(text_BLD)
         return self.text(self.text.numbers([""] * len(text_BLD))).detach()
 
-    def condition(self, batch: Batch) -> Condition:
+    def condition(self, batch: TrainingBatch) -> Condition:
         """Return what the transformer needs to know of a batch's texts."""
         return self.transformer.condition(self.vectors(batch))
 

@@ -27,7 +27,7 @@ from rollforce.engine.rollout_group import RolloutGroup, cache_shape
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
 from rollforce.training.causal_masking import noise_like, own_past, repeat_per_chunk, score_of_velocity, true_past
-from rollforce.training.data import Batch, Data
+from rollforce.training.data import Data, TrainingBatch
 from rollforce.training.network import Network
 from rollforce.training.recipes import (
     DistillRecipe,
@@ -36,7 +36,7 @@ from rollforce.training.recipes import (
     WholeRolloutSettings,
 )
 from rollforce.training.reference_cache import ReferenceGradientCache
-from rollforce.training.self_rollout import exits, lesson
+from rollforce.training.self_rollout import count_exits, roll_out
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class VideoSource:
         """Go on with what a `state_dict` holds."""
 
     @torch.no_grad()
-    def _encode(self, batch: Batch) -> Tensor:
+    def _encode(self, batch: TrainingBatch) -> Tensor:
         return self.student.vectors(batch).detach()
 
     def _noise_seeds(self, step: int, part: int) -> tuple[int, ...]:
@@ -155,8 +155,8 @@ class WholeRollouts(VideoSource):
         batch = self.data.prompts(step, part, self.count)
         text = self._encode(batch)
         rollout = self._begin(stream, text, self._noise_seeds(step, part), length)
-        exit = int(rng.integers(exits(rollout)))
-        video = lesson(rollout, lambda: self.student.transformer.condition(text), exit, s.last)
+        exit = int(rng.integers(count_exits(rollout)))
+        video = roll_out(rollout, lambda: self.student.transformer.condition(text), exit, s.last)
         return StudentVideo(video, text, batch.prompts)
 
     @torch.no_grad()

@@ -38,7 +38,7 @@ def block_matrices(network: nn.Module) -> list[nn.Parameter]:
     return [p for n, p in network.named_parameters() if p.ndim == 2 and "blocks." in n and "norm" not in n]
 
 
-def optimisers(
+def build_optimisers(
     network: nn.Module, settings: Optimiser, matrices: Sequence[nn.Parameter] | None = None
 ) -> list[torch.optim.Optimizer]:
     """Return the optimisers of a network, each with its full rate under "initial". `matrices`: for Muon, if chosen.

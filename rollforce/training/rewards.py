@@ -2,7 +2,8 @@
 
 A reward is any callable (video [B, F, H, W, C] in 0..1, prompts) -> {axis: Tensor [B]}, differentiable in the video if
 a map in space and time is wanted (reward_weights.py). Two come from the world's oracle; `Shuffled` is their control. A
-search over streams wants one number for the frames of one chunk: `judged` makes it of a reward, `calm` knows no prompt.
+search over streams wants one number for the frames of one chunk: `frame_reward` makes it of a reward, `stillness` knows
+no prompt.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from rollforce.errors import ConfigError, ShapeError
 from rollforce.world.caption import Wish, parse
-from rollforce.world.eyes import SIZE, Eyes, padded
+from rollforce.world.eyes import SIZE, Eyes, pad_frames
 from rollforce.world.measures import flicker
 from rollforce.world.oracle import score
 from rollforce.world.scenes import COLOURS, PLACES, TIMES
@@ -68,7 +69,7 @@ class EyesReward:
 
     def __call__(self, video_BFHWC: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         _check(video_BFHWC, prompts)
-        heat, _, scene = self.finder(padded(_as_input(video_BFHWC.to(self.device))))
+        heat, _, scene = self.finder(pad_frames(_as_input(video_BFHWC.to(self.device))))
         shape = video_BFHWC.shape[:2]
         seen_BF6, scene_BF7 = _softest_top(heat).unflatten(0, shape), scene.unflatten(0, shape)
         wishes = [_wish(prompt) for prompt in prompts]
@@ -151,7 +152,7 @@ def _colour(logits_F6: Tensor, wish: Wish) -> Tensor:
     return (shown + F.logsigmoid(-logits_F6[:, others].amax(1)).mean()) / 2
 
 
-def judged(reward: Reward) -> Callable[[np.ndarray, str], float]:
+def frame_reward(reward: Reward) -> Callable[[np.ndarray, str], float]:
     """Return a reward of frames, uint8 [F, H, W, 3], for their prompt: the mean of the axes of `reward`."""
 
     def judge(frames: np.ndarray, prompt: str) -> float:
@@ -161,7 +162,7 @@ def judged(reward: Reward) -> Callable[[np.ndarray, str], float]:
     return judge
 
 
-def calm(frames: np.ndarray, prompt: str) -> float:
+def stillness(frames: np.ndarray, prompt: str) -> float:
     """Return how little frames, uint8 [F, H, W, 3], flicker: their mean second difference in grey levels, negated. A
     search can cheat this reward: what stands still is calmest, whatever was asked for."""
     return -(flicker(frames) or 0.0)

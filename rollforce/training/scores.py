@@ -25,7 +25,7 @@ def score_of(model: VideoTransformer, condition: Condition) -> Score:
     return clean
 
 
-def guided(wished: Score, free: Score, scale: float) -> Score:
+def guide(wished: Score, free: Score, scale: float) -> Score:
     """Return the score of classifier-free guidance (Ho & Salimans 2022), free + scale * (wished - free); scale 1 is
     `wished` alone.
 

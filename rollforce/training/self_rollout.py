@@ -20,13 +20,13 @@ from rollforce.errors import ConfigError
 from rollforce.models.transformer.transformer import Condition
 
 
-def exits(rollout: Rollout) -> int:
+def count_exits(rollout: Rollout) -> int:
     """Return how many choices there are for `exit`: the number of steps a latent goes down."""
     layout = rollout.layout
     return layout.slots // layout.shift * layout.ticks
 
 
-def lesson(rollout: Rollout, condition: Callable[[], Condition], exit: int, last: int | None = None) -> Tensor:
+def roll_out(rollout: Rollout, condition: Callable[[], Condition], exit: int, last: int | None = None) -> Tensor:
     """Walk a rollout of known length to its end; return the video [B, T, C, h, w] that the shown ticks estimate.
 
     `condition` makes the condition anew for each call with gradient, so that the text path learns too. `last`: only

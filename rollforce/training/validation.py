@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rollforce.engine import flow
 from rollforce.engine.flow import linear, shift_level
-from rollforce.training.data import Batch
+from rollforce.training.data import TrainingBatch
 from rollforce.training.network import Network
 
 
@@ -22,7 +22,7 @@ def sample(
     """Return videos [B, T, C, h, w] of prompts by Euler's method, all latents together, with guidance
     free + scale * (wished - free) (Ho & Salimans 2022)."""
     x, index = noise_BTCHW, torch.arange(noise_BTCHW.shape[1], device=noise_BTCHW.device)
-    wished, free = (network.condition(Batch(None, tuple(p))) for p in (prompts, [""] * len(prompts)))
+    wished, free = (network.condition(TrainingBatch(None, tuple(p))) for p in (prompts, [""] * len(prompts)))
     for now, later in pairwise([*(shift_level(s, shift) for s in linear(steps)), 0.0]):
         sigma = torch.full(x.shape[:2], now, device=x.device)
         base = network.transformer(x, sigma, index, free)

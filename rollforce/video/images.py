@@ -84,7 +84,7 @@ def _quarter_turns(display_matrix: bytes | None) -> int:
     return -round(float(np.arctan2(sin, cos)) / (np.pi / 2))
 
 
-def seconds_of(path: Path) -> float | None:
+def read_duration(path: Path) -> float | None:
     """Return how long a video file says it is; None if it does not say or is none."""
     import av
 
@@ -95,7 +95,7 @@ def seconds_of(path: Path) -> float | None:
         return None
 
 
-def fitted(picture_HWC: np.ndarray, size: tuple[int, int], fit: Fit = "crop") -> np.ndarray:
+def fit_picture(picture_HWC: np.ndarray, size: tuple[int, int], fit: Fit = "crop") -> np.ndarray:
     """Return a picture at `size` (height, width): its middle cropped, padded with black, or stretched."""
     from PIL import Image, ImageOps
 
@@ -110,7 +110,7 @@ def fitted(picture_HWC: np.ndarray, size: tuple[int, int], fit: Fit = "crop") ->
     return np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
 
 
-def say_fit(shape: tuple[int, ...], size: tuple[int, int], fit: Fit, name: str) -> None:
+def log_fit(shape: tuple[int, ...], size: tuple[int, int], fit: Fit, name: str) -> None:
     """Log what was done to a picture of another size, and what else could be."""
     if tuple(shape[:2]) != size:
         done = {"crop": "cropped", "pad": "padded", "stretch": "stretched"}[fit]

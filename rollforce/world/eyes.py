@@ -28,7 +28,7 @@ NEAR = 0.11  # two heats nearer than this, in picture widths, are one thing
 WEIGHTS = Path("assets/oracle/eyes.safetensors")  # in the package if installed, beside it in a checkout
 
 
-class Finder(nn.Module):
+class ThingDetector(nn.Module):
     """Frame [B, 4, 96, 96], RGB with a margin -> heat [B, 6, 24, 24], offset [B, 2, 24, 24], scene [B, 7].
 
     Heat has a channel per colour and peaks at the middle of a thing; offset points from a cell's middle to the thing's,
@@ -53,7 +53,7 @@ class Finder(nn.Module):
         return self.heat(x), self.offset(x), self.scene(rearrange(bands, "b c band 1 -> b (c band)"))
 
 
-class Namer(nn.Module):
+class ShapeClassifier(nn.Module):
     """Crop [B, 4, 32, 32] around a thing -> logits [B, 5] of the four shapes and of being torn or no shape at all."""
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class EyesOutput:
 class Eyes:
     """The two networks, ready to `look`."""
 
-    def __init__(self, finder: Finder, namer: Namer) -> None:
+    def __init__(self, finder: ThingDetector, namer: ShapeClassifier) -> None:
         self.finder, self.namer = finder.eval(), namer.eval()
 
     @classmethod
@@ -102,7 +102,7 @@ class Eyes:
         if not path.is_file():
             raise CheckpointError(f"the oracle's weights {path} are missing; make them with: python train/oracle.py")
         state = {name: value.float() for name, value in load_file(path).items()}
-        finder, namer = Finder(), Namer()
+        finder, namer = ThingDetector(), ShapeClassifier()
         for part, network in (("finder.", finder), ("namer.", namer)):
             network.load_state_dict({k.removeprefix(part): v for k, v in state.items() if k.startswith(part)})
         return cls(finder, namer)
@@ -115,7 +115,7 @@ class Eyes:
                     tuple(things for k in looks for things in k.things))
 
     def _look(self, frames: np.ndarray) -> EyesOutput:
-        x = padded(as_input(frames))
+        x = pad_frames(to_input(frames))
         heat, offset, scene = self.finder(x)
         place, time = scene.split([len(PLACES), len(TIMES)], 1)
         found = [find_peaks(h, o) for h, o in zip(torch.sigmoid(heat), offset, strict=True)]
@@ -133,7 +133,7 @@ def bundled() -> Path:
     return package / WEIGHTS if (package / WEIGHTS).is_file() else package.parent / WEIGHTS
 
 
-def as_input(frames: np.ndarray) -> Tensor:
+def to_input(frames: np.ndarray) -> Tensor:
     """Return uint8 frames [F, H, W, 3] as the networks' input, float [F, 3, 64, 64] in -1..1."""
     x = rearrange(torch.from_numpy(np.ascontiguousarray(frames)), "f h w rgb -> f rgb h w").float() / 127.5 - 1
     if x.shape[-2:] != (SIZE, SIZE):
@@ -141,7 +141,7 @@ def as_input(frames: np.ndarray) -> Tensor:
     return x
 
 
-def padded(x: Tensor) -> Tensor:
+def pad_frames(x: Tensor) -> Tensor:
     """Return [F, 3, 64, 64] with zeros around and a channel that says where the picture is: [F, 4, 96, 96]."""
     return F.pad(torch.cat([x, torch.ones_like(x[:, :1])], 1), (MARGIN,) * 4)
 

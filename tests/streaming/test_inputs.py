@@ -18,7 +18,7 @@ from rollforce.streaming.inputs import Follower, FollowSettings, StreamInputs
 from rollforce.streaming.load import load
 from rollforce.streaming.model import Model
 from rollforce.streaming.session import Session
-from rollforce.video.images import fitted, read_clip, read_picture
+from rollforce.video.images import fit_picture, read_clip, read_picture
 from rollforce.video.writer import VideoWriter
 from rollforce.world.eyes import Eyes
 from rollforce.world.render import render as render_scene
@@ -190,9 +190,9 @@ def test_files_are_read_at_the_frame_rate_of_the_model(tmp_path: Path) -> None:
 def test_pictures_are_fitted(caplog: pytest.LogCaptureFixture, small: Model, tmp_path: Path) -> None:
     wide = np.zeros((32, 96, 3), np.uint8)
     wide[:, 24:72] = 200
-    assert fitted(wide, SIZE, "crop").min() > 190
-    assert fitted(wide, SIZE, "stretch")[:, :8].max() < 10
-    padded = fitted(wide, (64, 96), "pad")
+    assert fit_picture(wide, SIZE, "crop").min() > 190
+    assert fit_picture(wide, SIZE, "stretch")[:, :8].max() < 10
+    padded = fit_picture(wide, (64, 96), "pad")
     assert padded[:15].max() == 0 and padded[20:44, 30:60].min() > 190
     Image.fromarray(wide).save(tmp_path / "wide.png")
     with caplog.at_level(logging.INFO, logger="rollforce"):

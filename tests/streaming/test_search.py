@@ -23,7 +23,7 @@ from rollforce.streaming.model import Model
 from rollforce.streaming.pace import Pace
 from rollforce.streaming.search import Search, SearchSettings, candidate_seed
 from rollforce.streaming.session import Session
-from rollforce.training.rewards import calm, judged
+from rollforce.training.rewards import frame_reward, stillness
 
 PROMPT = "a red ball bounces over green hills"
 ALONE = SearchSettings(beams=1, candidates=1, lean=0)
@@ -279,9 +279,9 @@ def test_rewards_of_training_serve_a_search():
         assert video.shape == (1, 4, 8, 8, 3) and prompts == [PROMPT]
         return {"one": video.mean((1, 2, 3, 4)), "two": torch.ones(1)}
 
-    assert judged(reward)(pictures, PROMPT) == pytest.approx((pictures.mean() / 255 + 1) / 2, abs=1e-5)
+    assert frame_reward(reward)(pictures, PROMPT) == pytest.approx((pictures.mean() / 255 + 1) / 2, abs=1e-5)
     still = np.repeat(pictures[:1], 4, axis=0)
-    assert calm(still, PROMPT) == 0 > calm(pictures, PROMPT)
+    assert stillness(still, PROMPT) == 0 > stillness(pictures, PROMPT)
 
 
 @pytest.mark.parametrize("wrong", [

@@ -24,7 +24,7 @@ from rollforce.training.causal_masking import (
 )
 from rollforce.training.masks import additive, block_causal
 from rollforce.training.ode import OdePairs, consistency, euler_step, regression, solve, solver_grid
-from rollforce.training.scores import guided, score_of
+from rollforce.training.scores import guide, score_of
 
 SHAPE = (2, 6, 4, 4, 4)  # B, T, C, h, w: three chunks of 2, 4 tokens per latent
 CHUNK, TOKENS = 2, 4
@@ -236,14 +236,14 @@ def test_pairs_hold_the_state_at_exactly_the_students_levels() -> None:
 def test_guided_path_and_causal_path(model: VideoTransformer) -> None:
     """Both teachers solve; the causal path of a chunk depends on its own noise and its true past only."""
     text, empty, noise, truth = condition(model), model.condition(torch.zeros(2, 3, 8)), random(0), random(1)
-    both = guided(score_of(model, text), score_of(model, empty), 2.0)
+    both = guide(score_of(model, text), score_of(model, empty), 2.0)
     assert moved_latents(
         solve(both, noise, [1.0, 0.5], 4).end_BTCHW, solve(both, with_changed(noise, 5), [1.0, 0.5], 4).end_BTCHW
     ) == [0, 1, 2, 3, 4, 5]
 
     def end(own: Tensor, past: Tensor) -> Tensor:
         wished, free = (score_of_velocity(true_past(model, t, past, CHUNK, TOKENS)) for t in (text, empty))
-        return solve(guided(wished, free, 2.0), own, [1.0, 0.5], 4).end_BTCHW
+        return solve(guide(wished, free, 2.0), own, [1.0, 0.5], 4).end_BTCHW
 
     before = end(noise, truth)
     assert moved_latents(before, end(with_changed(noise, 2), truth)) == [2, 3]

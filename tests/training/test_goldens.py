@@ -32,8 +32,8 @@ from rollforce.engine.rollout import Rollout, Stepping
 from rollforce.models.transformer.transformer import VideoTransformer
 from rollforce.training import losses
 from rollforce.training.reference_cache import ReferenceGradientCache
-from rollforce.training.scores import Score, guided
-from rollforce.training.self_rollout import lesson
+from rollforce.training.scores import Score, guide
+from rollforce.training.self_rollout import roll_out
 
 BUDGET = 21  # latents one call attends to in the reference
 
@@ -112,7 +112,7 @@ def test_training_rollout(path: Path, variant: str) -> None:
         with torch.no_grad():
             condition = model.condition(text)
         rollout = Rollout(model, condition, cache, layout, GoldenNoise(tensors, chunk), stepping, length=frames)
-        video = lesson(rollout, lambda m=model, t=text: m.condition(t), case["exit_flag"], last=BUDGET)
+        video = roll_out(rollout, lambda m=model, t=text: m.condition(t), case["exit_flag"], last=BUDGET)
         close(video.detach(), tensors["output"], ROLLOUT, f"{name} output")
         loss = (video * tensors["cotangent"]).sum() / video.numel()
         loss.backward()
@@ -159,7 +159,7 @@ def test_dmd(path: Path, variant: str) -> None:
             for role, text in (("real", "cond"), ("real", "uncond"), ("fake", "cond"))
         )
         learns = learning(spec["cases"][name]["gradient_mask"], batch, frames)
-        teacher = guided(real, free, spec["guidance_scale"] + 1)
+        teacher = guide(real, free, spec["guidance_scale"] + 1)
         loss = losses.dmd(x, teacher, fake, level(sigma), tensors[f"{name}.noise"], learns_BT=learns)
         loss.backward()
         assert x.grad is not None

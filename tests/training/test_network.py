@@ -7,7 +7,7 @@ import torch
 from conftest import tiny_transformer
 
 from rollforce.errors import ConfigError
-from rollforce.training.data import Batch
+from rollforce.training.data import TrainingBatch
 from rollforce.training.network import Network, tabulate_networks
 
 
@@ -21,8 +21,8 @@ def test_the_table_of_networks() -> None:
 def test_prompts_need_a_text_encoder() -> None:
     network = Network(tiny_transformer(), None)
     with pytest.raises(ConfigError, match=r"no text encoder to read them: take a network folder with text/"):
-        network.vectors(Batch(None, ("a red ball",)))
-    assert network.vectors(Batch(None, ("",), torch.zeros(1, 3, 8))).shape == (1, 3, 8)
+        network.vectors(TrainingBatch(None, ("a red ball",)))
+    assert network.vectors(TrainingBatch(None, ("",), torch.zeros(1, 3, 8))).shape == (1, 3, 8)
 
 
 def test_latents_of_another_autoencoder_are_refused() -> None:

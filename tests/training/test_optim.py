@@ -11,7 +11,7 @@ import torch
 from rollforce.config import to_dict
 from rollforce.errors import TrainingError
 from rollforce.training import checkpoint
-from rollforce.training.optim import check_finite, optimisers, set_rate, update_average
+from rollforce.training.optim import build_optimisers, check_finite, set_rate, update_average
 from rollforce.training.recipes import Optimiser, RunSettings, TeacherRecipe
 
 
@@ -30,12 +30,12 @@ def test_muon_takes_the_matrices_of_the_blocks() -> None:
             self.blocks, self.head = torch.nn.ModuleList([torch.nn.Linear(4, 4)]), torch.nn.Linear(4, 2)
 
     net = Net()
-    adam, muon = optimisers(net, Optimiser("muon", lr=1.0, lr_matrices=2.0))
+    adam, muon = build_optimisers(net, Optimiser("muon", lr=1.0, lr_matrices=2.0))
     assert [p.shape for p in muon.param_groups[0]["params"]] == [(4, 4)]
     assert len(adam.param_groups[0]["params"]) == 3
     set_rate([adam, muon], 0.5)
     assert (adam.param_groups[0]["lr"], muon.param_groups[0]["lr"]) == (0.5, 1.0)
-    assert len(optimisers(net, Optimiser())) == 1
+    assert len(build_optimisers(net, Optimiser())) == 1
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

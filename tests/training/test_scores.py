@@ -6,7 +6,7 @@ import pytest
 import torch
 from started_transformer import started_transformer
 
-from rollforce.training.scores import guided, score_of
+from rollforce.training.scores import guide, score_of
 
 SHAPE = (3, 5, 4, 2, 2)  # B, T, C, h, w
 
@@ -19,7 +19,7 @@ def noise() -> torch.Tensor:
 def test_guidance_is_linear(noise: torch.Tensor) -> None:
     sigma = torch.rand(3, 5)
     for scale, expected in ((0.0, 2.0), (1.0, 3.0), (2.5, 4.5)):
-        score = guided(lambda n, s: n * 3, lambda n, s: n * 2, scale)
+        score = guide(lambda n, s: n * 3, lambda n, s: n * 2, scale)
         assert torch.allclose(score(noise, sigma), noise * expected, atol=1e-5)
 
 

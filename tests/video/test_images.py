@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from rollforce.errors import ConfigError
-from rollforce.video.images import read_clip, read_picture, seconds_of
+from rollforce.video.images import read_clip, read_duration, read_picture
 
 HEIGHT, WIDTH = 48, 64
 
@@ -53,7 +53,7 @@ def test_every_container_is_brought_to_a_frame_rate(tmp_path: Path, suffix: str,
     assert numbers(path, 24) == list(range(24))
     assert numbers(path, 12) == list(range(0, 24, 2))
     assert numbers(path, 48) == [n for n in range(24) for _ in range(2)]
-    assert seconds_of(path) == pytest.approx(1, abs=0.05)
+    assert read_duration(path) == pytest.approx(1, abs=0.05)
 
 
 def test_a_picture_stands_until_the_next_however_long_that_takes(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_what_is_no_video_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.mp4").write_bytes(content)
     with pytest.raises(ConfigError, match="cannot be read as a video"):
         next(read_clip(tmp_path / "a.mp4", 12))
-    assert seconds_of(tmp_path / "a.mp4") is None
+    assert read_duration(tmp_path / "a.mp4") is None
 
 
 def test_a_clip_is_read_as_it_is_needed(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from rollforce.evaluation.speed.cases import Case, Setting
 from rollforce.evaluation.speed.streaming import begin_rollout, random_model
 from rollforce.models.transformer.transformer import VideoTransformer
 from rollforce.training import losses
-from rollforce.training.scores import guided, score_of
-from rollforce.training.self_rollout import exits, lesson
+from rollforce.training.scores import guide, score_of
+from rollforce.training.self_rollout import count_exits, roll_out
 
 GUIDANCE = 3.0
 
@@ -51,7 +51,7 @@ class TrainingBench:
             video = self._video(with_grad=True)
             condition = self.teacher.condition(self.text.to(self.setting.dtype))
             free = self.teacher.condition(torch.zeros_like(self.text).to(self.setting.dtype))
-            teacher = guided(score_of(self.teacher, condition), score_of(self.teacher, free), GUIDANCE)
+            teacher = guide(score_of(self.teacher, condition), score_of(self.teacher, free), GUIDANCE)
             with torch.no_grad():
                 critic = score_of(self.critic, self.critic.condition(self.text))
             loss = losses.dmd(video, teacher, critic, self._sigma(), torch.randn_like(video))
@@ -72,7 +72,9 @@ class TrainingBench:
         """Return a video of the last exit, the one that takes the most calls."""
         rollout = begin_rollout(self.student, self.setting, self.case, text=self.text, length=self.latents)
         if with_grad:
-            return lesson(rollout, lambda: self.student.condition(self.text), exits(rollout) - 1, last=21).float()
+            return roll_out(
+                rollout, lambda: self.student.condition(self.text), count_exits(rollout) - 1, last=21
+            ).float()
         with torch.no_grad():
             return torch.cat([commit.latents_BTCHW for commit in rollout.commits()], dim=1).float()
 

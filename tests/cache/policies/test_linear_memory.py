@@ -24,7 +24,7 @@ from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer import rope
 from rollforce.models.transformer.transformer import VideoTransformer
 from rollforce.training.network import Network
-from rollforce.training.optim import optimisers
+from rollforce.training.optim import build_optimisers
 from rollforce.training.recipes import Optimiser
 
 ROWS, COLUMNS, WINDOW, SINK, CHUNK = 2, 3, 3, 1, 2
@@ -152,7 +152,7 @@ def test_distillation_trains_them(tmp_path):
     settings = build(StreamSettings, {"layout": {"chunk": 1, "levels": [1.0, 0.5]}, "cache": tiers})
     student = Network.load(folder)
     student.transformer.learn(settings.tiers)
-    (made,) = optimisers(student.transformer, Optimiser(kind="adamw", lr=0.1))
+    (made,) = build_optimisers(student.transformer, Optimiser(kind="adamw", lr=0.1))
     text = student.text(student.text.numbers(["a red ball"])).detach()
     streams = RolloutGroup(student.transformer, settings, text, (0,), (8, 4, 6))
     for _ in range(5):
