@@ -36,7 +36,7 @@ from rollforce.cache.policies import Sink, Window
 from rollforce.engine.flow import linear, warped
 from rollforce.engine.settings import LayoutSettings, StreamSettings
 from rollforce.errors import RollforceError
-from rollforce.evaluation.speed import estimate, multi_stream, policies, report, streaming
+from rollforce.evaluation.speed import floor, multi_stream, policies, report, streaming
 from rollforce.evaluation.speed.cases import FRAMES, MODELS, Case, Setting, parse_cases, parse_sizes, shrink
 from rollforce.evaluation.speed.training import measure_step
 from rollforce.models.transformer.transformer import TransformerConfig
@@ -85,8 +85,8 @@ def results(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def measure_setting(args: argparse.Namespace, setting: Setting, case: Case) -> Iterator[dict[str, Any]]:
     if args.dry_run:
-        bytes_of = {part.name: part.bytes for part in estimate.estimate_memory(case, setting)}
-        tflop = {kind: count / 1e12 for kind, count in estimate.count_operations(case, setting).items()}
+        bytes_of = {part.name: part.bytes for part in floor.estimate_memory(case, setting)}
+        tflop = {kind: count / 1e12 for kind, count in floor.count_operations(case, setting).items()}
         yield {"case": case.name, "tflop": tflop, "bytes": bytes_of, "needs_gb": sum(bytes_of.values()) / 1e9}
         return
     if args.train_step:

@@ -35,11 +35,18 @@ import numpy as np
 
 from rollforce.config import build
 from rollforce.errors import ConfigError, RollforceError
-from rollforce.evaluation.journal import EvaluationJournal
 from rollforce.evaluation.judge import ENDS_S, WINDOW_S
 from rollforce.evaluation.plots import save_curves
 from rollforce.evaluation.report import Report, StreamedVideo, compare, read_reports, summarise
-from rollforce.evaluation.runner import MOMENTS, Configuration, EvaluationJob, EvaluationTask, describe_model, run_jobs
+from rollforce.evaluation.runner import (
+    MOMENTS,
+    Configuration,
+    EvaluationJob,
+    EvaluationJournal,
+    EvaluationTask,
+    describe_model,
+    run_jobs,
+)
 from rollforce.evaluation.tables import format_differences, format_markdown, format_terminal
 from rollforce.video.contact_sheet import contact_sheet, unpack_frames
 from rollforce.world import caption, sample_scene

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from rollforce.cache.head_groups import HeadGroups
-from rollforce.cache.positions import Anchored, RunningAhead
+from rollforce.cache.visibility import Anchored, RunningAhead
 from rollforce.checkpoints.catalog import presets
 from rollforce.config import build, resource
 from rollforce.engine.budget.model_sizes import sizes_of
@@ -38,7 +38,7 @@ from rollforce.engine.budget.requirements import MemorySetup
 from rollforce.engine.dry_run import trace
 from rollforce.engine.settings import StreamSettings
 from rollforce.evaluation.memory.memory_map import format_bytes
-from rollforce.evaluation.stats import interval
+from rollforce.evaluation.report import interval
 
 RESULTS = Path(__file__).with_name("memory.json")
 SCORES = ("scene", "colour", "motion", "shape", "count")

@@ -38,13 +38,12 @@ import rollforce
 from rollforce.engine.layout import Layout
 from rollforce.engine.settings import LayoutSettings
 from rollforce.errors import ConfigError, RollforceError
-from rollforce.evaluation.stats import difference, interval
+from rollforce.evaluation.report import difference, interval
 from rollforce.streaming.model import Model
 from rollforce.streaming.search import Search, SearchSettings
 from rollforce.training.rewards import FrameReward, OracleReward, frame_reward, stillness
 from rollforce.world import caption, sample_scene
-from rollforce.world.measures import differences
-from rollforce.world.oracle import score
+from rollforce.world.oracle import differences, score
 
 AXES = ("scene", "colour", "shape", "motion")
 REWARDED = ("scene_per_frame", "colour_per_frame", "shape_per_frame", "motion")  # finer: so that few are equal

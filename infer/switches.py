@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from rollforce.evaluation.stats import difference, interval
+from rollforce.evaluation.report import difference, interval
 from rollforce.video.contact_sheet import contact_sheet
 from rollforce.world import Scene, caption, sample_scene, wish_of
 from rollforce.world.processes import worker_pool

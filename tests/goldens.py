@@ -20,7 +20,7 @@ from rollforce.cache.visibility import Visibility
 from rollforce.checkpoints.names import to_ours
 from rollforce.engine import flow
 from rollforce.engine.rollout import CONTEXT_DRAW, Stepping
-from rollforce.models.geometry import KVShape
+from rollforce.models.transformer.attention import KVShape
 from rollforce.models.transformer.transformer import TransformerConfig, VideoTransformer
 
 FORWARD, ROLLOUT = 5e-5, 1e-4  # tolerances of the goldens' README, for values of order 1 in float32

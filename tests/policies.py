@@ -26,12 +26,11 @@ from rollforce.cache.policies import (
     TempCache,
     Window,
 )
-from rollforce.cache.positions import Anchored, RunningAhead
-from rollforce.cache.visibility import Visibility
+from rollforce.cache.visibility import Anchored, RunningAhead, Visibility
 from rollforce.engine.flow import Noise
 from rollforce.engine.layout import Layout, bidirectional, chunkwise, partitioned, rolling
 from rollforce.engine.rollout import Rollout, Stepping
-from rollforce.models.geometry import KVShape
+from rollforce.models.transformer.attention import KVShape
 from rollforce.models.transformer.block_sparse import BlockSparse
 from rollforce.models.transformer.hash_attention import HashAttention, HashTextAttention
 from rollforce.models.transformer.transformer import Condition, LearnedTier, VideoTransformer

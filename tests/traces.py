@@ -17,8 +17,8 @@ from rollforce.cache.kv_cache import CallMemory, KVCache
 from rollforce.config import build, resource
 from rollforce.engine.rollout import Rollout
 from rollforce.engine.settings import StreamSettings
-from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer import rope
+from rollforce.models.transformer.attention import KVBlock, KVShape
 
 WIDTH = 16  # channels of the stand-in's only head; each latent is one token
 FARTHEST = 120

@@ -28,10 +28,10 @@ from rollforce.models.autoencoder.tiny import TinyAutoencoder
 from rollforce.models.text.encoder import TextEncoder
 from rollforce.models.transformer.transformer import VideoTransformer
 from rollforce.training.data import digest, path_of
+from rollforce.training.losses import score_of
 from rollforce.training.optim import build_optimisers, update_average
 from rollforce.training.recipes import AutoencoderRecipe
 from rollforce.training.run import Run, call_main
-from rollforce.training.scores import score_of
 from rollforce.training.validation import border_ratio, psnr
 from rollforce.video.contact_sheet import contact_sheet
 from rollforce.world.caption import caption

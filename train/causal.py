@@ -33,11 +33,11 @@ from rollforce.training.causal_masking import (
 )
 from rollforce.training.data import Data, TrainingBatch, open_data, path_of
 from rollforce.training.export import changes_for
+from rollforce.training.losses import Score, guide, score_of
 from rollforce.training.network import Network
 from rollforce.training.optim import build_optimisers, update_average
 from rollforce.training.recipes import CausalRecipe
 from rollforce.training.run import Run, call_main
-from rollforce.training.scores import Score, guide, score_of
 
 
 def main() -> None:

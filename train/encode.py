@@ -34,8 +34,7 @@ from rollforce.models.autoencoder.interface import Autoencoder
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
 from rollforce.models.autoencoder.wan import WanAutoencoder
 from rollforce.models.text.encoder import Text, TextEncoder
-from rollforce.models.text.umt5 import WanText
-from rollforce.models.text.umt5_files import sample
+from rollforce.models.text.umt5 import WanText, sample
 from rollforce.training.encode import CaptionedVideo, EncodedVideo, EncodeSettings, FolderEncoder
 from rollforce.video.size import parse_size
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rollforce.evaluation.stats import interval
+from rollforce.evaluation.report import interval
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
 from rollforce.training.data import path_of
 from rollforce.training.network import Network

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from rollforce.cache.commit_plan import LatentMerge, MergingTier, Place, Tier
-from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer import rope
+from rollforce.models.transformer.attention import KVBlock, KVShape
 
 
 class Arena:

@@ -23,8 +23,7 @@ from rollforce.cache.commit_plan import Tier
 from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup
 from rollforce.cache.region import Weights
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVBlock, KVShape
-from rollforce.models.transformer.attention import Kernel
+from rollforce.models.transformer.attention import Kernel, KVBlock, KVShape
 
 Pick = slice | Tensor
 """Some heads of a layer."""

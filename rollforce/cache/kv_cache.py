@@ -19,7 +19,6 @@ from torch import Tensor
 
 from rollforce.cache.arena import Arena
 from rollforce.cache.commit_plan import CommitPlan, Contents, Eviction, Place, Tier, plan_commit
-from rollforce.cache.positions import positions
 from rollforce.cache.region import (
     AdditiveRegion,
     BiasedKV,
@@ -31,10 +30,9 @@ from rollforce.cache.region import (
     RegionTier,
     Weights,
 )
-from rollforce.cache.visibility import Visibility
+from rollforce.cache.visibility import Visibility, positions
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVBlock, KVShape
-from rollforce.models.transformer.attention import Kernel
+from rollforce.models.transformer.attention import Kernel, KVBlock, KVShape
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rollforce.cache.commit_plan import Tier
-from rollforce.models.geometry import KVBlock, KVShape
+from rollforce.models.transformer.attention import KVBlock, KVShape
 
 
 @dataclass(frozen=True)

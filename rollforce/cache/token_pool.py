@@ -15,8 +15,8 @@ from torch import Tensor
 
 from rollforce.cache.commit_plan import Tier
 from rollforce.cache.region import BiasedKV, Evicted, LayerCommit, Placement
-from rollforce.models.geometry import KVShape
 from rollforce.models.transformer import rope
+from rollforce.models.transformer.attention import KVShape
 
 
 @dataclass(frozen=True)

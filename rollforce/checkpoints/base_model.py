@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rollforce.checkpoints.json_files import read_json, write_json
 from rollforce.checkpoints.read import ORIGINAL, expect, read_checkpoint
-from rollforce.checkpoints.safetensors_folder import STEM, write_shards
+from rollforce.checkpoints.safetensors_folder import STEM, read_json, write_json, write_shards
 from rollforce.checkpoints.shapes import autoencoder_config_of, text_config_of
 from rollforce.errors import CheckpointError
 

@@ -25,11 +25,10 @@ from torch import Tensor
 
 from rollforce.checkpoints import base_model, hub
 from rollforce.checkpoints.catalog import CARD, Card, presets
-from rollforce.checkpoints.json_files import read_json, write_json
 from rollforce.checkpoints.lora_names import merge_lora
 from rollforce.checkpoints.read import STREAM_CLASS, Checkpoint, expect, read_checkpoint, teacher_refusal
 from rollforce.checkpoints.releases import Release, release_of
-from rollforce.checkpoints.safetensors_folder import STEM, bytes_of, write_shards
+from rollforce.checkpoints.safetensors_folder import STEM, bytes_of, read_json, write_json, write_shards
 from rollforce.checkpoints.shapes import check_whole, config_of
 from rollforce.config import to_dict
 from rollforce.errors import CheckpointError, ConfigError

@@ -10,9 +10,17 @@ from typing import Any, TypeVar
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rollforce.checkpoints.json_files import read_json, write_json
 from rollforce.checkpoints.names import NEVER_USED
-from rollforce.checkpoints.safetensors_folder import LIMIT, STEM, read_safetensors, read_shards, shards_of, write_shards
+from rollforce.checkpoints.safetensors_folder import (
+    LIMIT,
+    STEM,
+    read_json,
+    read_safetensors,
+    read_shards,
+    shards_of,
+    write_json,
+    write_shards,
+)
 from rollforce.checkpoints.shapes import same_shape
 from rollforce.errors import CheckpointError, ConfigError
 

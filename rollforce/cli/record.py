@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rollforce.checkpoints.json_files import read_json
+from rollforce.checkpoints.safetensors_folder import read_json
 from rollforce.config import build, to_dict
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.evaluation import process

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from rollforce.engine.rollout import ModelCall
-from rollforce.models.geometry import KVBlock
-from rollforce.models.transformer.attention import Kernel
+from rollforce.models.transformer.attention import Kernel, KVBlock
 from rollforce.models.transformer.transformer import HALVES, Condition, Memory, VideoTransformer
 
 

@@ -20,7 +20,7 @@ from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup
 from rollforce.cache.region import Placement
 from rollforce.engine.rollout import Rollout
 from rollforce.engine.settings import StreamSettings
-from rollforce.models.geometry import KVBlock, KVShape
+from rollforce.models.transformer.attention import KVBlock, KVShape
 from rollforce.models.transformer.transformer import Condition, VideoTransformer
 
 StreamEvent = Callable[[Rollout], object]

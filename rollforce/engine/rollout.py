@@ -22,11 +22,15 @@ from rollforce.engine import flow
 from rollforce.engine.flow import NoiseSource
 from rollforce.engine.layout import Layout
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import index_range
 from rollforce.models.transformer.transformer import Condition, VideoTransformer
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def index_range(start: int, count: int) -> Tensor:
+    """Return stream indices of `count` latents from `start`, int64 [T]."""
+    return torch.arange(start, start + count, dtype=torch.int64)
 
 
 @dataclass(frozen=True)

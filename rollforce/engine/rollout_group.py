@@ -18,8 +18,8 @@ from rollforce.engine.flow import Noise
 from rollforce.engine.rollout import Rollout
 from rollforce.engine.settings import StreamSettings
 from rollforce.engine.transitions import Recache
-from rollforce.models.geometry import Grid, KVShape
-from rollforce.models.transformer.transformer import VideoTransformer
+from rollforce.models.transformer.attention import KVShape
+from rollforce.models.transformer.transformer import Grid, VideoTransformer
 
 
 class RolloutGroup:

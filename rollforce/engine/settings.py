@@ -15,7 +15,7 @@ from rollforce.engine.flow import Ladder, warped
 from rollforce.engine.layout import Layout, bidirectional, chunkwise, partitioned, rolling
 from rollforce.engine.rollout import Stepping
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVShape
+from rollforce.models.transformer.attention import KVShape
 
 
 @dataclass(frozen=True)

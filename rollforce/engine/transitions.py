@@ -25,9 +25,8 @@ from rollforce.cache.commit_plan import Role, Tier
 from rollforce.cache.head_groups import AnyCache
 from rollforce.cache.kv_cache import LatentGroup
 from rollforce.cache.region import RegionTier
-from rollforce.engine.rollout import Rollout, ShotContext
+from rollforce.engine.rollout import Rollout, ShotContext, index_range
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import index_range
 from rollforce.models.transformer.transformer import Condition
 
 LASTING: tuple[Role, ...] = ("sink", "junction", "anchor")

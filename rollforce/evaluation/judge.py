@@ -10,8 +10,7 @@ import numpy as np
 from rollforce.world.caption import Wish
 from rollforce.world.eyes import Eyes
 from rollforce.world.identity import identity, sameness
-from rollforce.world.measures import drift_curve
-from rollforce.world.oracle import judge
+from rollforce.world.oracle import drift_curve, judge
 from rollforce.world.perception import slice_output, windows
 from rollforce.world.scenes import FPS
 

@@ -16,10 +16,9 @@ from torch import nn
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
 from rollforce.models.autoencoder.interface import Autoencoder
-from rollforce.models.geometry import Grid
 from rollforce.models.runtime.options import RuntimeOptions
 from rollforce.models.text.encoder import Text
-from rollforce.models.transformer.transformer import VideoTransformer
+from rollforce.models.transformer.transformer import Grid, VideoTransformer
 from rollforce.streaming.snapshot import StreamIdentity
 from rollforce.video.size import check_size
 

@@ -20,13 +20,7 @@ from rollforce.streaming.stream_state import ChunkResult, Driver
 T = TypeVar("T")
 
 
-
-
 """On the way to the next commit: it yields the model calls that it needs, and is sent their velocities."""
-
-
-
-
 
 
 class Prefetcher(Driver):

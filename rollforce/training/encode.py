@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from rollforce.errors import ConfigError, RollforceError
-from rollforce.models.autoencoder.interface import Autoencoder
-from rollforce.models.autoencoder.pixels import PATCH
+from rollforce.models.autoencoder.interface import PATCH, Autoencoder
 from rollforce.models.text.encoder import Text
 from rollforce.training.data import digest, write_clip, write_whole
 from rollforce.video.images import Fit, fit_picture, read_clip

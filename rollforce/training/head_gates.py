@@ -19,8 +19,7 @@ from rollforce.cache.head_groups import Labels
 from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup
 from rollforce.cache.region import Weights
 from rollforce.engine.rollout import Rollout
-from rollforce.models.geometry import KVBlock
-from rollforce.models.transformer.attention import Kernel
+from rollforce.models.transformer.attention import Kernel, KVBlock
 from rollforce.models.transformer.transformer import Condition, VideoTransformer
 
 

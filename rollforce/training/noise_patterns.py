@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rollforce.engine.flow import shift_level
 from rollforce.errors import ConfigError
-from rollforce.training.masks import additive, per_token
+from rollforce.training.causal_masking import additive, per_token
 
 SHIFT = 3.0
 

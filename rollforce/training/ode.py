@@ -24,7 +24,7 @@ from rollforce.engine.flow import Ladder, explicit, linear, warped
 from rollforce.errors import ConfigError
 from rollforce.training import losses
 from rollforce.training.causal_masking import count_chunks, noise_like, repeat_per_chunk
-from rollforce.training.scores import Score
+from rollforce.training.losses import Score
 
 SAME = 1e-6  # levels nearer than this are one
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from rollforce.cache.kv_cache import CacheView, KVCache
 from rollforce.cache.region import BiasedKV
-from rollforce.models.geometry import KVBlock
 from rollforce.models.transformer import rope
+from rollforce.models.transformer.attention import KVBlock
 
 
 class ReferenceGradientCache(KVCache):

@@ -22,11 +22,10 @@ from torch import Tensor
 from rollforce.engine import flow
 from rollforce.engine.flow import Ladder, linear, warped
 from rollforce.errors import ConfigError
-from rollforce.training.causal_masking import repeat_per_chunk
-from rollforce.training.masks import additive
+from rollforce.training.causal_masking import additive, repeat_per_chunk
+from rollforce.training.losses import Score
 from rollforce.training.noise_patterns import ChunkGroup, NoisePattern, visibility_mask
 from rollforce.training.ode import euler_step
-from rollforce.training.scores import Score
 
 
 @dataclass(frozen=True)

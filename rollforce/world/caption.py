@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rollforce.errors import ConfigError
-from rollforce.models.text.vocabulary import tokenize
+from rollforce.models.text.encoder import tokenize
 from rollforce.world.scenes import Scene
 
 NOUNS = {"ball": "ball", "sphere": "ball", "circle": "ball", "box": "box", "square": "box", "cube": "box",

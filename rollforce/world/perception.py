@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rollforce.world.eyes import Detection, EyesOutput
-from rollforce.world.motion import name_motion
-from rollforce.world.scenes import COLOURS, FPS, SHAPES
+from rollforce.world.scenes import COLOURS, FPS, SHAPES, name_motion
 
 WINDOW = 5.0  # seconds of track from which a motion is named
 HOP = 2.5

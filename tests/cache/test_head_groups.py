@@ -25,8 +25,7 @@ from rollforce.engine.rollout import Rollout, Stepping
 from rollforce.engine.settings import HeadSettings, StreamSettings
 from rollforce.engine.transitions import recache
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVBlock, KVShape
-from rollforce.models.transformer.attention import kernel
+from rollforce.models.transformer.attention import KVBlock, KVShape, kernel
 from rollforce.models.transformer.transformer import VideoTransformer
 
 CONFIG = replace(TINY, num_attention_heads=4, attention_head_dim=12, num_layers=3)

@@ -11,7 +11,7 @@ from rollforce.cache.policies import Sink, Window
 from rollforce.cache.visibility import Visibility
 from rollforce.engine.rollout import Stepping
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVBlock, KVShape
+from rollforce.models.transformer.attention import KVBlock, KVShape
 
 SHAPE = KVShape(layers=2, batch=1, heads=2, tokens=3, width=16)
 

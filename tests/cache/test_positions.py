@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollforce.cache.positions import absolute, positions, realigned
+from rollforce.cache.visibility import absolute, positions, realigned
 from rollforce.errors import ConfigError
 
 

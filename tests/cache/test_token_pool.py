@@ -12,8 +12,8 @@ from torch import Tensor
 from rollforce.cache.commit_plan import Candidates, Role
 from rollforce.cache.region import Evicted, LayerCommit, Placement
 from rollforce.cache.token_pool import TokenPool, Tokens, pick_best
-from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer import rope
+from rollforce.models.transformer.attention import KVBlock, KVShape
 
 ROWS, COLUMNS = 2, 3
 SHAPE = KVShape(layers=2, batch=2, heads=2, tokens=ROWS * COLUMNS, width=16)

@@ -35,8 +35,7 @@ from safetensors.torch import save_file
 
 from rollforce.checkpoints.lora_names import merge_lora, targets_of
 from rollforce.checkpoints.names import to_ours, transformer_names
-from rollforce.checkpoints.pickles import PREFIXES, WRAPPERS, strip
-from rollforce.checkpoints.read import expect, raw_advice, read_checkpoint
+from rollforce.checkpoints.read import PREFIXES, WRAPPERS, expect, raw_advice, read_checkpoint, strip
 from rollforce.checkpoints.safetensors_folder import write_shards
 from rollforce.checkpoints.shapes import autoencoder_config_of, check_whole, config_of, same_shape, text_config_of
 from rollforce.errors import CheckpointError

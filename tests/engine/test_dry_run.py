@@ -15,12 +15,12 @@ from policies import LAYOUTS, TIERS, latents, policies, start
 from rollforce.cache.head_groups import HeadGroups
 from rollforce.cache.kv_cache import KVCache
 from rollforce.cache.policies import Spaced
-from rollforce.cache.positions import Anchored, RunningAhead
+from rollforce.cache.visibility import Anchored, RunningAhead
 from rollforce.config import build, resource
 from rollforce.engine.dry_run import CallTrace, GroupTrace, trace
 from rollforce.engine.rollout import Rollout, Stepping
 from rollforce.engine.settings import LayoutSettings, StreamSettings
-from rollforce.models.geometry import KVShape
+from rollforce.models.transformer.attention import KVShape
 
 SHAPE = KVShape(6, 1, 4, 16, 48, 4)  # the bundled model's
 presets = pytest.mark.parametrize("name", sorted(path.stem for path in resource("configs/stream").glob("*.yaml")))

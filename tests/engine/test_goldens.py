@@ -33,10 +33,9 @@ from rollforce.cache.policies import Sink, Window
 from rollforce.cache.visibility import Visibility
 from rollforce.engine import flow
 from rollforce.engine.layout import chunkwise, rolling
-from rollforce.engine.rollout import Rollout, Stepping
-from rollforce.models.geometry import index_range
+from rollforce.engine.rollout import Rollout, Stepping, index_range
 from rollforce.models.transformer.transformer import Condition, VideoTransformer
-from rollforce.training.masks import additive, block_causal, teacher_forcing
+from rollforce.training.causal_masking import additive, block_causal, teacher_forcing
 
 # -- one call -------------------------------------------------------------------------------------------------------
 

@@ -12,9 +12,8 @@ from policies import HEIGHT, LADDER, LAYOUTS, SIGHTS, TIERS, WIDTH, condition, l
 from rollforce.cache.policies import Window
 from rollforce.cache.visibility import Visibility
 from rollforce.engine.layout import chunkwise
-from rollforce.engine.rollout import Stepping
-from rollforce.models.geometry import index_range
-from rollforce.training.masks import additive, block_causal, teacher_forcing
+from rollforce.engine.rollout import Stepping, index_range
+from rollforce.training.causal_masking import additive, block_causal, teacher_forcing
 
 FULL = (Window(40),)
 EXACT = Stepping(Visibility(positions="absolute"), Visibility(positions="absolute"))

@@ -18,10 +18,9 @@ from small_model import make_model_folder
 
 from rollforce.errors import ConfigError, ShapeError
 from rollforce.evaluation import runner
-from rollforce.evaluation.journal import EvaluationJournal
 from rollforce.evaluation.plots import save_curves
-from rollforce.evaluation.report import StreamedVideo, compare, read_reports, summarise
-from rollforce.evaluation.stats import difference, interval
+from rollforce.evaluation.report import StreamedVideo, compare, difference, interval, read_reports, summarise
+from rollforce.evaluation.runner import EvaluationJournal
 from rollforce.evaluation.tables import format_markdown, format_terminal
 from rollforce.models.text.encoder import TextConfig, TextEncoder
 from rollforce.video.contact_sheet import pack_frames, unpack_frames
@@ -29,8 +28,7 @@ from rollforce.world import Scene, render, sample_scene, wish_of
 from rollforce.world.caption import KINDS, caption
 from rollforce.world.eyes import Eyes
 from rollforce.world.identity import identity, match_returns, sameness
-from rollforce.world.measures import drift_curve
-from rollforce.world.oracle import score
+from rollforce.world.oracle import drift_curve, score
 from rollforce.world.scenes import COLOURS, SHAPES
 
 # ------------------------------------------------------------------------------------------------------- statistics

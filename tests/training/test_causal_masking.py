@@ -16,15 +16,16 @@ from rollforce.models.transformer.transformer import Condition, VideoTransformer
 from rollforce.training import ode
 from rollforce.training.causal_masking import (
     add_past_noise,
+    additive,
+    block_causal,
     draw_chunk_levels,
     flow_matching,
     own_past,
     score_of_velocity,
     true_past,
 )
-from rollforce.training.masks import additive, block_causal
+from rollforce.training.losses import guide, score_of
 from rollforce.training.ode import OdePairs, consistency, euler_step, regression, solve, solver_grid
-from rollforce.training.scores import guide, score_of
 
 SHAPE = (2, 6, 4, 4, 4)  # B, T, C, h, w: three chunks of 2, 4 tokens per latent
 CHUNK, TOKENS = 2, 4

@@ -31,9 +31,9 @@ from rollforce.engine.layout import chunkwise, rolling
 from rollforce.engine.rollout import Rollout, Stepping
 from rollforce.models.transformer.transformer import VideoTransformer
 from rollforce.training import losses
+from rollforce.training.losses import Score, guide
+from rollforce.training.on_policy import roll_out
 from rollforce.training.reference_cache import ReferenceGradientCache
-from rollforce.training.scores import Score, guide
-from rollforce.training.self_rollout import roll_out
 
 BUDGET = 21  # latents one call attends to in the reference
 

@@ -17,7 +17,7 @@ from rollforce.cache.policies import Sink, Window
 from rollforce.config import resource
 from rollforce.engine.flow import Noise
 from rollforce.engine.rollout import Rollout, Stepping
-from rollforce.models.geometry import KVShape
+from rollforce.models.transformer.attention import KVShape
 from rollforce.training.head_gates import DualCache, Gating, label_heads
 
 CONFIG = replace(TINY, num_attention_heads=3)

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from rollforce.training.muon import Muon, orthogonal
+from rollforce.training.optim import Muon, orthogonal
 
 
 def test_muon_makes_updates_orthogonal() -> None:

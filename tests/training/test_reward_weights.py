@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rollforce.errors import ConfigError
 from rollforce.training import losses
-from rollforce.training.reward_weights import History, balance, reward_weight, saliency, space_time_weight
+from rollforce.training.rewards import History, balance, reward_weight, saliency, space_time_weight
 
 # ---- Re-DMD
 

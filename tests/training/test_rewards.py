@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from rollforce.errors import ConfigError, ShapeError
-from rollforce.training.reward_weights import saliency, space_time_weight
-from rollforce.training.rewards import EyesReward, OracleReward, Shuffled, shuffle
+from rollforce.training.rewards import EyesReward, OracleReward, Shuffled, saliency, shuffle, space_time_weight
 from rollforce.world import Scene, render, sample_scene
 from rollforce.world.caption import caption
 from rollforce.world.eyes import Eyes

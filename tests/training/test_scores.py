@@ -6,7 +6,7 @@ import pytest
 import torch
 from started_transformer import started_transformer
 
-from rollforce.training.scores import guide, score_of
+from rollforce.training.losses import guide, score_of
 
 SHAPE = (3, 5, 4, 2, 2)  # B, T, C, h, w
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollforce.errors import ConfigError
-from rollforce.models.text.vocabulary import tokenize
+from rollforce.models.text.encoder import tokenize
 from rollforce.video.contact_sheet import contact_sheet
 from rollforce.world import (
     COLOURS,

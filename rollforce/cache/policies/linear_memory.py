@@ -13,8 +13,8 @@ from torch import Tensor
 from rollforce.cache.commit_plan import Candidates, Role
 from rollforce.cache.region import Evicted, LayerCommit, Query
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVShape
 from rollforce.models.transformer import rope
+from rollforce.models.transformer.attention import KVShape
 
 EPS = 1e-6
 

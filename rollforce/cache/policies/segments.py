@@ -14,7 +14,7 @@ from rollforce.cache.commit_plan import Candidates, Role
 from rollforce.cache.region import LayerCommit
 from rollforce.cache.token_pool import TokenPool, Tokens, pick_best
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVShape
+from rollforce.models.transformer.attention import KVShape
 
 NOTE = "segments"
 CHANGES = -2.0  # of what nothing follows yet: below every cosine, so that it stays

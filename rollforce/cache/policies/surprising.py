@@ -14,8 +14,8 @@ from rollforce.cache.commit_plan import Candidates, Role
 from rollforce.cache.region import LayerCommit
 from rollforce.cache.token_pool import TokenPool, Tokens, pick_best
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVShape
 from rollforce.models.transformer import rope
+from rollforce.models.transformer.attention import KVShape
 
 
 @dataclass(frozen=True)

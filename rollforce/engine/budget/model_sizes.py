@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from rollforce.checkpoints.json_files import read_json
+from rollforce.checkpoints.safetensors_folder import read_json
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.models.transformer.transformer import TransformerConfig, VideoTransformer
 

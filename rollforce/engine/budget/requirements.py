@@ -18,9 +18,8 @@ from rollforce.engine.budget.model_sizes import ModelSizes, TaehvDecoding, matri
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
 from rollforce.models.autoencoder.tiling import Tiling, mosaic
-from rollforce.models.geometry import Grid
 from rollforce.models.runtime.choices import check_choice
-from rollforce.models.transformer.transformer import TransformerConfig
+from rollforce.models.transformer.transformer import Grid, TransformerConfig
 from rollforce.video.size import check_size
 
 When = Literal["always", "stream", "prompt"]

@@ -22,8 +22,7 @@ from rollforce.cache.visibility import Visibility
 from rollforce.engine.flow import Noise
 from rollforce.engine.rollout import Rollout
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVBlock, KVShape
-from rollforce.models.transformer.attention import Kernel
+from rollforce.models.transformer.attention import Kernel, KVBlock, KVShape
 from rollforce.streaming.bundle import ModelBundle, compute_on
 
 log = logging.getLogger(__name__)

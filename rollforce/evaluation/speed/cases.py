@@ -12,8 +12,7 @@ from rollforce.cache.visibility import Visibility
 from rollforce.engine.rollout import Stepping
 from rollforce.engine.settings import LayoutSettings, StreamSettings
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import Grid
-from rollforce.models.transformer.transformer import WAN_1_3B, WAN_14B, TransformerConfig
+from rollforce.models.transformer.transformer import WAN_1_3B, WAN_14B, Grid, TransformerConfig
 from rollforce.video.size import check_size, parse_size
 
 STRIDE, FRAMES = 8, 4  # pixels and frames of a Wan latent

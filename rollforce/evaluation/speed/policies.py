@@ -13,8 +13,7 @@ from typing import Any, cast
 
 from rollforce.cache.head_groups import Labels
 from rollforce.cache.policies import AnyTier, LinearMemory, Sink, Window
-from rollforce.cache.positions import Anchored
-from rollforce.cache.visibility import Visibility
+from rollforce.cache.visibility import Anchored, Visibility
 from rollforce.engine.rollout import Rollout, Stepping
 from rollforce.engine.settings import HeadSettings, LayoutSettings, StreamSettings
 from rollforce.errors import ConfigError

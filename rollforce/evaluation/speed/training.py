@@ -20,8 +20,8 @@ from rollforce.evaluation.speed.cases import Case, Setting
 from rollforce.evaluation.speed.streaming import begin_rollout, random_model
 from rollforce.models.transformer.transformer import VideoTransformer
 from rollforce.training import losses
-from rollforce.training.scores import guide, score_of
-from rollforce.training.self_rollout import count_exits, roll_out
+from rollforce.training.losses import guide, score_of
+from rollforce.training.on_policy import count_exits, roll_out
 
 GUIDANCE = 3.0
 

@@ -8,7 +8,7 @@ two agree to the bit.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,9 +17,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from rollforce.errors import ShapeError
-from rollforce.models.autoencoder.features import FeatureStream
-from rollforce.models.autoencoder.pixels import as_bytes, check_count, check_latents, check_stream, on_host, planes
+from rollforce.errors import ShapeError, SnapshotError
+from rollforce.models.autoencoder.tiling import Tiling, mosaic
+from rollforce.video.size import check_size
 
 
 class Autoencoder(Protocol):
@@ -244,3 +244,164 @@ def _cuts(model: CausalAutoencoder, count: int, begun: bool) -> Iterator[slice]:
     while (stop := at + (model.again + model.frames if begun else model.first_frames)) <= count:
         yield slice(at, stop)
         at, begun = stop - model.again, True
+
+
+# -- the past of one stream through a causal network: its features, for every tile -------------------------------------
+
+
+Features = list[Any]  # a tensor per causal layer; None before its first input; "Rep" after a first one without history
+
+
+class FeatureStream:
+    """Calls `step(input, features)` for every next piece of a stream and keeps the features between.
+
+    Pictures are cut into tiles, each with features of its own, where `tiling` says so. `scale_in` and `scale_out` are
+    pixels per latent pixel of what goes in and comes out; `slots` is how many features the network counts through.
+    `step` may change the list of features, but no tensor in it: states that were taken stay what they were.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[Tensor, Features], Tensor],
+        slots: int,
+        scale_in: int,
+        scale_out: int,
+        tiling: Tiling | None,
+        stride: int,
+    ) -> None:
+        self._step, self._slots, self._tiling, self._stride = step, slots, tiling, stride
+        self._scale_in, self._scale_out = scale_in, scale_out
+        self._size: tuple[int, int] | None = None
+        self._features: list[Features] = []
+
+    @property
+    def begun(self) -> bool:
+        """Whether something has gone through."""
+        return self._size is not None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return what `step` makes of the next piece, [..., H, W]. ShapeError if its size is not that of the stream."""
+        if x.shape[-2] % self._scale_in or x.shape[-1] % self._scale_in:
+            raise ShapeError(f"{x.shape[-2]} x {x.shape[-1]} pixels are not multiples of {self._scale_in}")
+        size = (x.shape[-2] // self._scale_in, x.shape[-1] // self._scale_in)
+        if self._size is None:
+            self._begin(*size)
+        if size != self._size:
+            was, now = (tuple(self._stride * side for side in sides) for sides in (self._size or (0, 0), size))
+            raise ShapeError(
+                f"pictures of {now[0]} x {now[1]} in a stream of {was[0]} x {was[1]}: "
+                "a stream keeps its size; reset() begins a new one."
+            )
+        if len(self._features) == 1:
+            return self._step(x, self._features[0]).float()
+        return self._mosaic.blend(self._steps(x), self._scale_out)
+
+    def _begin(self, height: int, width: int) -> None:
+        self._size, self._mosaic = (height, width), mosaic(height, width, self._tiling, self._stride)
+        self._features = [[None] * self._slots for _ in range(len(self._mosaic))]
+
+    def _steps(self, x: Tensor) -> Iterator[Tensor]:
+        for features, (ys, xs) in zip(self._features, self._mosaic.places(self._scale_in), strict=True):
+            if self._on_host:
+                _move(features, x.device)
+            yield self._step(x[..., ys, xs], features)
+            if self._on_host:
+                _move(features, torch.device("cpu"))
+
+    @property
+    def _on_host(self) -> bool:
+        """Whether features wait in main memory."""
+        return self._tiling is not None and self._tiling.host and len(self._features) > 1
+
+    def reset(self) -> None:
+        """Forget the past: what comes next begins a stream."""
+        self._size, self._features = None, []
+
+    def state_dict(self) -> dict[str, Any]:
+        size = None if self._size is None else list(self._size)
+        return {"size": size, "features": [list(features) for features in self._features]}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Go on from a `state_dict`, on `device`. SnapshotError if it is of another network or tiling."""
+        self.reset()
+        if state["size"] is None:
+            return
+        self._begin(*state["size"])
+        told, own = ([len(features) for features in each] for each in (state["features"], self._features))
+        if told != own:
+            self.reset()
+            raise SnapshotError(
+                f"the saved stream has {len(told)} tile(s) of {told[0] if told else 0} features, this autoencoder "
+                f"{len(own)} of {own[0]}: resume with the autoencoder and the tiling that it was saved with."
+            )
+        self._features = [list(features) for features in state["features"]]
+        for features in self._features:
+            _move(features, torch.device("cpu") if self._on_host else device)
+
+
+def _move(features: Features, device: torch.device) -> None:
+    for i, feature in enumerate(features):
+        if isinstance(feature, Tensor):
+            features[i] = feature.to(device)
+
+
+# -- between pixels and what autoencoders read: shapes checked with a remedy, bytes to numbers and back ----------------
+
+
+PATCH = 2  # of the transformers that read such latents: sizes that suit both are named in messages
+
+
+def check_latents(latents_BTCHW: Tensor, channels: int) -> None:
+    """Raise ShapeError unless these are latents [B, T, channels, h, w] of at least one pixel."""
+    shape = tuple(latents_BTCHW.shape)
+    if len(shape) != 5 or shape[2] != channels or not shape[3] or not shape[4]:
+        raise ShapeError(
+            f"latents of shape {shape}: this autoencoder reads [B, T, {channels}, h, w], with {channels} channels."
+        )
+
+
+def check_stream(latents_BTCHW: Tensor) -> None:
+    """Raise ShapeError unless these latents are of one stream."""
+    if latents_BTCHW.shape[0] != 1:
+        raise ShapeError(
+            f"latents of {latents_BTCHW.shape[0]} videos: a decoder draws one stream; "
+            "give every video a decoder of its own, or use the autoencoder's decode() for whole clips."
+        )
+
+
+def check_count(frames: int, first: int, each: int) -> None:
+    """Raise ShapeError unless `frames` frames fill whole latents: `first` of them the first one, `each` every other."""
+    if frames < first or (frames - first) % each:
+        lower = first + max(0, (frames - first) // each) * each
+        upper = first if frames < first else lower + each
+        nearest = f"{upper}" if frames < first else f"{lower} or {upper}"
+        raise ShapeError(
+            f"{frames} frames do not fill whole latents: the first holds {first} frame(s), every other {each}. "
+            f"Nearest: {nearest}."
+        )
+
+
+def planes(frames_BFHWC: Tensor, stride: int, device: torch.device) -> Tensor:
+    """Return frames [B, F, H, W, 3], uint8 or float in 0..1, as float32 [B, F, 3, H, W] in 0..1.
+
+    Raises ShapeError if they are none, or no multiple of `stride`."""
+    shape = tuple(frames_BFHWC.shape)
+    if len(shape) != 5 or shape[-1] != 3:
+        raise ShapeError(f"video of shape {shape}: expected [B, F, H, W, 3]")
+    why = f", the autoencoder's stride ({stride * PATCH} with the transformer's patches)"
+    check_size((shape[2], shape[3]), stride, why, near=stride * PATCH)
+    frames = frames_BFHWC.to(device)
+    frames = frames.float() / 255 if frames.dtype == torch.uint8 else frames.float()
+    return rearrange(frames, "b f h w c -> b f c h w")
+
+
+def as_bytes(frames_FHWC: Tensor) -> Tensor:
+    """Return frames in 0..1 as uint8 on the same device, rounded to the nearest."""
+    return frames_FHWC.mul(255).round_().to(torch.uint8)
+
+
+def on_host(parts: list[Tensor], height: int, width: int) -> np.ndarray:
+    """Return parts of uint8 frames [F, H, W, 3] as one array; of no frames if there are no parts."""
+    if not parts:
+        return np.empty((0, height, width, 3), dtype=np.uint8)
+    return np.ascontiguousarray(torch.cat(parts).cpu().numpy())

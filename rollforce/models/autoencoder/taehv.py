@@ -19,12 +19,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rollforce.checkpoints.pickles import read_pickle, unpack
+from rollforce.checkpoints.read import read_pickle, unpack
 from rollforce.checkpoints.safetensors_folder import read_safetensors
 from rollforce.checkpoints.shapes import same_shape
 from rollforce.errors import CheckpointError
-from rollforce.models.autoencoder.features import Features, FeatureStream
-from rollforce.models.autoencoder.interface import ClipAutoencoder
+from rollforce.models.autoencoder.interface import ClipAutoencoder, Features, FeatureStream
 
 DEPTH = 3  # blocks with memory at each resolution
 POOLS = (2, 7, 12)  # places of the layers that change time, in the encoder

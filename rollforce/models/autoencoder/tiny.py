@@ -19,8 +19,7 @@ from torch.nn import functional as F
 
 from rollforce.checkpoints.model_folder import load_module, save_module
 from rollforce.errors import ConfigError, ShapeError
-from rollforce.models.autoencoder.features import Features, FeatureStream
-from rollforce.models.autoencoder.interface import CausalAutoencoder
+from rollforce.models.autoencoder.interface import CausalAutoencoder, Features, FeatureStream
 
 State = tuple[Tensor, ...]
 """What the network remembers of the past: the last inputs of its blocks."""

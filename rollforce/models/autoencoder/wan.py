@@ -19,8 +19,7 @@ from rollforce.checkpoints.names import recognise, to_ours
 from rollforce.checkpoints.read import expect, read_checkpoint
 from rollforce.checkpoints.shapes import autoencoder_config_of, same_shape
 from rollforce.errors import CheckpointError
-from rollforce.models.autoencoder.features import Features, FeatureStream
-from rollforce.models.autoencoder.interface import ClipAutoencoder
+from rollforce.models.autoencoder.interface import ClipAutoencoder, Features, FeatureStream
 from rollforce.models.autoencoder.tiling import Tiling
 
 

@@ -9,7 +9,10 @@ from rollforce.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+
 DTYPES = ("float32", "bfloat16", "float16")
+
+
 CHOICES = {"quantize": ("int8", "fp8"), "offload": ("text", "blocks"), "compile": ("blocks", "graphs")}
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from rollforce.models.transformer.transformer import TransformerConfig, VideoTransformer
 
+
 def _option(default: Any, words: str, flag: str = "") -> Any:
     """A field with what a command line says of it; `flag`, if it is not the field's name."""
     return field(default=default, metadata={"help": words, "flag": flag})

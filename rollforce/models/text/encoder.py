@@ -6,8 +6,10 @@ model never learnt lists them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +20,6 @@ from torch.nn import functional as F
 
 from rollforce.checkpoints.model_folder import load_module, save_module
 from rollforce.errors import ConfigError
-from rollforce.models.text.vocabulary import tokenize
 
 PAD = 0
 
@@ -136,3 +137,23 @@ class TextEncoder(nn.Module):
     def load(cls, folder: str | Path) -> TextEncoder:
         """Read what `save` wrote, as float32, in eval mode. CheckpointError if it is missing or does not fit."""
         return load_module(cls, TextConfig, folder, "text encoder")
+
+
+# -- words of a small language -----------------------------------------------------------------------------------------
+
+
+def tokenize(text: str, vocabulary: Mapping[str, Sequence[str]]) -> list[str]:
+    """Split a prompt into words in lower case, without punctuation; none for "".
+
+    Raises ConfigError for a word outside `vocabulary` (kind -> words); the message lists what is known."""
+    words = re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower())
+    known = [word for kind in vocabulary.values() for word in kind]
+    for word in words:
+        if word not in known:
+            near = get_close_matches(word, known, n=1, cutoff=0.6)
+            hint = f'; did you mean "{near[0]}"?' if near else ""
+            kinds = "\n".join(f"  {kind}: {', '.join(members)}" for kind, members in vocabulary.items())
+            raise ConfigError(
+                f'the prompt has the word "{word}", which this model never learnt{hint}\nIt knows these words:\n{kinds}'
+            )
+    return words

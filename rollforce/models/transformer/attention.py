@@ -20,6 +20,38 @@ from torch import Tensor
 
 from rollforce.errors import ConfigError
 
+
+@dataclass(frozen=True)
+class KVShape:
+    """Sizes of a memory: one slot is one latent of `tokens` keys for `heads` heads of `width` channels.
+
+    `heads`: of every layer, or of each (head groups differ between layers). `columns`: tokens of a row of the picture;
+    0 where nobody asks."""
+
+    layers: int
+    batch: int
+    heads: int | tuple[int, ...]
+    tokens: int
+    width: int
+    columns: int = 0
+
+    def of(self, layer: int, tokens: int) -> tuple[int, int, int, int]:
+        """Return the shape of `tokens` keys of a layer: [B, N, L, K]."""
+        return self.batch, self.heads if isinstance(self.heads, int) else self.heads[layer], tokens, self.width
+
+
+@dataclass(frozen=True)
+class KVBlock:
+    """Keys (rotated at their own index) and values of consecutive latents: each [B, N, L, K], L = latents x tokens."""
+
+    key: Tensor
+    value: Tensor
+
+    def latents(self, start: int, stop: int, tokens: int) -> KVBlock:
+        part = slice(start * tokens, stop * tokens)
+        return KVBlock(self.key[:, :, part], self.value[:, :, part])
+
+
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """output [B, N, L, K] = kernel(query [B, N, L, K], key, value [B, N, L', K], mask), where the mask is None or added to
 the logits and broadcasts to them, [B, N, L, L']: [L, L'] in training, [B, 1 or N, 1, L'] for a bias per key, and one
@@ -167,5 +199,3 @@ def _maskless(name: str, attend: Kernel) -> Kernel:
 
 def _short(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-

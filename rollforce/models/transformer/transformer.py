@@ -26,11 +26,35 @@ from torch import Tensor, nn
 from rollforce.checkpoints import model_folder
 from rollforce.checkpoints.safetensors_folder import LIMIT
 from rollforce.errors import CheckpointError, ConfigError, ShapeError
-from rollforce.models.geometry import Grid, KVBlock, KVShape
 from rollforce.models.transformer import rope
-from rollforce.models.transformer.attention import Kernel, kernel
-from rollforce.models.transformer.block import Block, modulated, table
-from rollforce.models.transformer.embedder import ConditionEmbedder
+from rollforce.models.transformer.attention import Kernel, KVBlock, KVShape, kernel
+from rollforce.models.transformer.block import Block, ConditionEmbedder, modulated, table
+from rollforce.video.size import check_size
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Latent geometry: one latent is `channels` x `height` x `width`, cut into square patches of `patch`."""
+
+    channels: int
+    height: int
+    width: int
+    patch: int = 2
+
+    def __post_init__(self) -> None:
+        check_size((self.height, self.width), self.patch, ", the patch", "latent ")
+
+    @property
+    def rows(self) -> int:
+        return self.height // self.patch
+
+    @property
+    def columns(self) -> int:
+        return self.width // self.patch
+
+    @property
+    def tokens_per_latent(self) -> int:
+        return self.rows * self.columns
 
 
 @runtime_checkable
@@ -264,8 +288,10 @@ class VideoTransformer(nn.Module):
             given = self.config.in_channels - self.config.out_channels
             parts = f" ({self.config.out_channels} noisy and {given} of what is given)" if given else ""
             raise ShapeError(f"latents have {channels} channels; this model takes {self.config.in_channels}{parts}.")
-        grid = Grid(channels, height, width, self.config.patch)
-        return grid.rows, grid.columns
+        patch = self.config.patch
+        if height % patch or width % patch:
+            Grid(channels, height, width, patch)  # says what would fit
+        return height // patch, width // patch
 
     def _check_image(self, image_BLD: Tensor | None) -> None:
         channels = self.config.image_dim

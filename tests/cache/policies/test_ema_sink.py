@@ -10,8 +10,8 @@ from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup
 from rollforce.cache.policies import EmaSink, Window
 from rollforce.cache.visibility import Visibility
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer import rope
+from rollforce.models.transformer.attention import KVBlock, KVShape
 
 SHAPE = KVShape(layers=2, batch=1, heads=2, tokens=6, width=16)
 DECAY = 0.75

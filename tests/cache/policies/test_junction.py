@@ -7,10 +7,9 @@ from hypothesis import strategies as st
 from rollforce.cache.commit_plan import Candidates
 from rollforce.cache.kv_cache import KVCache, LatentGroup
 from rollforce.cache.policies import Junction, Sink, Window
-from rollforce.cache.positions import Anchored, RunningAhead
-from rollforce.cache.visibility import Visibility
+from rollforce.cache.visibility import Anchored, RunningAhead, Visibility
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVShape
+from rollforce.models.transformer.attention import KVShape
 
 SHAPE = KVShape(layers=1, batch=1, heads=1, tokens=1, width=8)
 

@@ -20,8 +20,8 @@ from rollforce.engine.rollout import Stepping
 from rollforce.engine.rollout_group import RolloutGroup
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer import rope
+from rollforce.models.transformer.attention import KVBlock, KVShape
 from rollforce.models.transformer.transformer import VideoTransformer
 from rollforce.training.network import Network
 from rollforce.training.optim import build_optimisers

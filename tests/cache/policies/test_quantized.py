@@ -12,13 +12,13 @@ from torch.nn.functional import scaled_dot_product_attention as attention
 
 from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup
 from rollforce.cache.policies import Quantized, Sink, Window
-from rollforce.cache.policies.kivi_codec import STEP, Bits, KIVICodec, pack, unpack
+from rollforce.cache.policies.quantized import STEP, Bits, KIVICodec, pack, unpack
 from rollforce.cache.region import Placement
 from rollforce.cache.visibility import Visibility
 from rollforce.engine.rollout import Stepping
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer import rope
+from rollforce.models.transformer.attention import KVBlock, KVShape
 
 ROWS, COLUMNS, WIDTH = 2, 4, 24
 SHAPE = KVShape(layers=2, batch=2, heads=3, tokens=ROWS * COLUMNS, width=WIDTH, columns=COLUMNS)

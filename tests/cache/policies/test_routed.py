@@ -15,8 +15,8 @@ from rollforce.cache.policies import Routed, Window
 from rollforce.cache.visibility import Visibility
 from rollforce.engine.rollout import Rollout, Stepping
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer import rope
+from rollforce.models.transformer.attention import KVBlock, KVShape
 
 SHAPE = KVShape(layers=1, batch=1, heads=1, tokens=2, width=16)
 DECAY = 0.75

@@ -14,7 +14,7 @@ from rollforce.cache.policies.segments import least_alike
 from rollforce.cache.visibility import Visibility
 from rollforce.engine.rollout import Stepping
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVBlock, KVShape
+from rollforce.models.transformer.attention import KVBlock, KVShape
 
 BATCH, HEADS, TOKENS, WIDE, CUTS = 2, 2, 6, 8, 3
 SHAPE = KVShape(layers=3, batch=BATCH, heads=HEADS, tokens=TOKENS, width=WIDE)

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup
 from rollforce.cache.policies import Sink, Surprising, Window
-from rollforce.cache.positions import Anchored
 from rollforce.cache.token_pool import TokenPool
-from rollforce.cache.visibility import Visibility
+from rollforce.cache.visibility import Anchored, Visibility
 from rollforce.engine.rollout import Stepping
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer import rope
+from rollforce.models.transformer.attention import KVBlock, KVShape
 
 ROWS, COLUMNS, WIDTH = 1, 2, 16
 SHAPE = KVShape(layers=2, batch=2, heads=2, tokens=ROWS * COLUMNS, width=WIDTH)

@@ -20,8 +20,8 @@ from rollforce.cache.token_pool import TokenPool
 from rollforce.cache.visibility import Visibility
 from rollforce.engine.rollout import Stepping
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer import rope
+from rollforce.models.transformer.attention import KVBlock, KVShape
 
 TOKENS, HEADS, WIDTH = 4, 2, 12
 SHAPE = KVShape(layers=2, batch=2, heads=HEADS, tokens=TOKENS, width=WIDTH)

@@ -40,7 +40,7 @@ from rollforce.engine.rollout import Rollout
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError, DoesNotFit
 from rollforce.models.autoencoder.tiny import AutoencoderConfig, TinyAutoencoder
-from rollforce.models.geometry import KVShape
+from rollforce.models.transformer.attention import KVShape
 from rollforce.models.transformer.transformer import WAN_1_3B, WAN_14B, TransformerConfig, VideoTransformer
 from rollforce.streaming.model import check_session
 

@@ -15,9 +15,8 @@ from rollforce.cache.visibility import Visibility
 from rollforce.config import resource
 from rollforce.errors import ConfigError
 from rollforce.evaluation.memory.head_profile import Profile, ProfilingCache, label_heads
-from rollforce.models.geometry import KVBlock, KVShape
 from rollforce.models.transformer import rope
-from rollforce.models.transformer.attention import kernel
+from rollforce.models.transformer.attention import KVBlock, KVShape, kernel
 
 SHAPE = KVShape(layers=2, batch=1, heads=3, tokens=4, width=16)
 PROFILE = Profile(reach=8, first=1, recent=1)

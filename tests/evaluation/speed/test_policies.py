@@ -17,7 +17,7 @@ from rollforce.engine.dry_run import trace
 from rollforce.engine.settings import LayoutSettings, StreamSettings
 from rollforce.errors import ConfigError
 from rollforce.evaluation.speed import policies
-from rollforce.models.geometry import KVShape
+from rollforce.models.transformer.attention import KVShape
 
 BENCH = str(ROOT / "infer" / "bench.py")
 LAYOUT = LayoutSettings("chunkwise", 3, (1.0, 0.5), 1.0)

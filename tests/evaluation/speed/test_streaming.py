@@ -19,7 +19,7 @@ from rollforce.engine.budget.model_sizes import ModelSizes, WanDecoding
 from rollforce.engine.budget.requirements import MemorySetup, parts
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
-from rollforce.evaluation.speed import estimate, report, streaming
+from rollforce.evaluation.speed import floor, report, streaming
 from rollforce.evaluation.speed.cases import CASES, Setting, parse_cases, parse_sizes, shrink
 from rollforce.evaluation.speed.floor import MatmulCall, flops
 from rollforce.evaluation.speed.training import TrainingBench
@@ -80,7 +80,7 @@ def test_counted_operations_are_those_of_a_real_chunk(case: str, ride: bool) -> 
     for _ in range(streaming.chunks_until_steady(rollout)):
         streaming.next_chunk(rollout)
     counted = flops(streaming.record_chunk(rollout))
-    assert counted == estimate.count_operations(CASES[case], here)
+    assert counted == floor.count_operations(CASES[case], here)
     assert counted == flops(streaming.record_chunk(rollout)), "every chunk takes the same"
 
 
@@ -92,7 +92,7 @@ def test_counted_operations_are_those_of_a_real_chunk(case: str, ride: bool) -> 
 def test_operations_at_full_size_are_those_of_the_research(config: TransformerConfig, case: str, tera: int) -> None:
     """research/algorithms.md 3.7, computed there by hand: TF per chunk at 832x480."""
     full = Setting(config, (480, 832), torch.bfloat16, CPU)
-    assert round(sum(estimate.count_operations(CASES[case], full).values()) / 1e12) == pytest.approx(tera, abs=1)
+    assert round(sum(floor.count_operations(CASES[case], full).values()) / 1e12) == pytest.approx(tera, abs=1)
 
 
 def test_operations_of_one_call() -> None:
@@ -103,7 +103,7 @@ def test_operations_of_one_call() -> None:
 def test_the_dry_run_plans_the_memory_of_a_session() -> None:
     full = Setting(WAN_1_3B, (480, 832), torch.bfloat16, CPU)
     sizes = ModelSizes("a", WAN_1_3B, WanDecoding(), 0, 512, "a")
-    assert estimate.estimate_memory(CASES["chunk4"], full) == parts(
+    assert floor.estimate_memory(CASES["chunk4"], full) == parts(
         MemorySetup(sizes, CASES["chunk4"].stream, (480, 832), torch.bfloat16, CPU))  # fmt: skip
 
 

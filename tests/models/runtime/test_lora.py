@@ -9,8 +9,8 @@ import torch
 from conftest import TINY, tiny_transformer
 from torch import Tensor, nn
 
+from rollforce.engine.rollout import index_range
 from rollforce.errors import CheckpointError, ConfigError
-from rollforce.models.geometry import index_range
 from rollforce.models.runtime import lora
 from rollforce.models.transformer.transformer import VideoTransformer
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from rollforce.errors import CheckpointError, ConfigError
-from rollforce.models.text.encoder import TextConfig, TextEncoder
-from rollforce.models.text.vocabulary import tokenize
+from rollforce.models.text.encoder import TextConfig, TextEncoder, tokenize
 
 WORDS = {"things": ("ball", "star"), "colours": ("red", "blue"), "small words": ("a", "over", "the", "sea")}
 

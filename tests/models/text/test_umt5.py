@@ -19,8 +19,7 @@ from safetensors.torch import load_file, save_file
 from rollforce.checkpoints.base_model import find_parts
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.models.text.text_cache import CachedText, TextCache, cache_folder
-from rollforce.models.text.umt5 import LENGTH, PromptCleaner, WanText
-from rollforce.models.text.umt5_files import TIED
+from rollforce.models.text.umt5 import LENGTH, TIED, PromptCleaner, WanText
 
 transformers = pytest.importorskip("transformers")
 

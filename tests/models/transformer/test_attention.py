@@ -7,7 +7,7 @@ import torch
 from rollforce.errors import ConfigError
 from rollforce.models.transformer import attention
 from rollforce.models.transformer.attention import BACKENDS, EVERYWHERE, available, kernel
-from rollforce.training.masks import additive, block_causal, teacher_forcing
+from rollforce.training.causal_masking import additive, block_causal, teacher_forcing
 
 
 def test_kernels_agree():

@@ -15,9 +15,8 @@ from rollforce.config import build
 from rollforce.engine.rollout import Stepping
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
-from rollforce.models.geometry import KVShape
 from rollforce.models.transformer import rope
-from rollforce.models.transformer.attention import kernel
+from rollforce.models.transformer.attention import KVShape, kernel
 from rollforce.models.transformer.block_sparse import BlockSparse, cut, joined
 from rollforce.models.transformer.hash_attention import HashAttention, HashTextAttention, heights, numbered
 

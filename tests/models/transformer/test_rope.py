@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollforce.models.geometry import index_range
+from rollforce.engine.rollout import index_range
 from rollforce.models.transformer import rope
 
 ROWS, COLUMNS, HEAD = 2, 3, 16

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup
 from rollforce.cache.policies import Sink, Window
 from rollforce.cache.visibility import Visibility
+from rollforce.engine.rollout import index_range
 from rollforce.errors import CheckpointError, ConfigError, ShapeError
-from rollforce.models.geometry import KVShape, index_range
+from rollforce.models.transformer.attention import KVShape
 from rollforce.models.transformer.transformer import (
     WAN_1_3B,
     WAN_14B,
@@ -26,7 +27,7 @@ from rollforce.models.transformer.transformer import (
     TransformerConfig,
     VideoTransformer,
 )
-from rollforce.training.masks import additive, block_causal
+from rollforce.training.causal_masking import additive, block_causal
 
 transformer_wan = pytest.importorskip("diffusers.models.transformers.transformer_wan")
 Wan = transformer_wan.WanTransformer3DModel
