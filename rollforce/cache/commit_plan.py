@@ -68,8 +68,7 @@ class Contents:
     """All that the host knows of a memory. Never changed in place.
 
     `absorbed`: the newest indices that came to a region which keeps no latents as they are (see region.py), as many as
-    it spans: where its tokens stand in time.
-    """
+    it spans: where its tokens stand in time."""
 
     slots: Slots
     absorbed: tuple[int, ...] = ()

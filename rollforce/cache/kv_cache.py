@@ -140,8 +140,7 @@ class KVCache:
         """Return the visible past followed by the call's own keys and values.
 
         Without gradient and with a dense view this is a slice of the arena: own keys are laid behind the used slots.
-        With gradient, or where a call is larger than the room for it, it is a copy; the past carries no gradient.
-        """
+        With gradient, or where a call is larger than the room for it, it is a copy; the past carries no gradient."""
         for region, move in view.moves:
             self.arena.turn(layer, region, move)
         fits = own.key.shape[2] <= self.arena.flight * self.shape.tokens
@@ -231,8 +230,7 @@ class CallMemory:
     """One model call's window on a KVCache. A call is one or two groups of latents, in order: [committing | denoising].
 
     In each layer the committing group attends and is written first, so the denoising group already sees it: the clean
-    pass of one chunk and the next tick are one call, with the numbers of two.
-    """
+    pass of one chunk and the next tick are one call, with the numbers of two."""
 
     def __init__(self, cache: KVCache, groups: Sequence[LatentGroup], weights: Weights | None = None) -> None:
         self.cache, self.groups, self.weights = cache, tuple(groups), {} if weights is None else weights

@@ -21,8 +21,7 @@ class Visibility:
 
     `pinned` regions are always in view; the others fill the rest of the budget, newest first.
     `positions` says where the visible regions stand in time. `sparse`: of what it could see, it attends to a part;
-    `text`: the same for the prompt.
-    """
+    `text`: the same for the prompt."""
 
     budget: int | None = None
     pinned: tuple[str, ...] = ("sink",)
@@ -89,8 +88,7 @@ def realigned(visible: Visible, own: range) -> Moves:
     """Let regions follow each other without a gap, the last one ending where the call's own latents start.
 
     Rolling Forcing's sink (section 3.3), generalised to any number of regions: positions never leave the range
-    seen in training, however long the stream.
-    """
+    seen in training, however long the stream."""
     moves: Moves = {}
     end = own.start
     for region, held in sorted(visible.items(), key=lambda item: max(item[1], default=-1), reverse=True):
@@ -107,8 +105,7 @@ class Anchored:
     Forcing's sink at 0..2 with everything else ending at 20).
 
     `reach`: latents of the trained range; `at`: region -> place of its first latent in it. Before the stream is as long
-    as the range, places count from its beginning, where a sink at 0 stands unmoved, wherever that is in time.
-    """
+    as the range, places count from its beginning, where a sink at 0 stands unmoved, wherever that is in time."""
 
     reach: int = 21
     at: dict[str, int] = field(default_factory=lambda: {"sink": 0})
@@ -131,8 +128,7 @@ class RunningAhead:
     """A region that stands in the future, always ahead of the call, as a goal to be reached (Knot Forcing).
 
     It stands `first` latents after its own index, which is the beginning of the stream for a sink, and jumps on by
-    `step` as soon as fewer than `knot` latents are left between the call and it.
-    """
+    `step` as soon as fewer than `knot` latents are left between the call and it."""
 
     first: int = 8
     step: int = 4

@@ -108,8 +108,7 @@ def prepare(
     Args: `file` a transformer in any public form (see `read_checkpoint`); `base` a folder or a hub id that has the
     other parts; `lora` baked into the weights; `name`, `licence`, `stream` and `size` (height, width) for the card,
     else known from the file's name; `dtype` to store (None: as in the file); `teacher` allows a bidirectional model.
-    Raises CheckpointError, ConfigError, or OSError where the disk is too full.
-    """
+    Raises CheckpointError, ConfigError, or OSError where the disk is too full."""
     checkpoint = expect(read_checkpoint(file, "transformer"), "transformer")
     if checkpoint.causal is False and not teacher:
         raise CheckpointError(teacher_refusal(checkpoint.name) + " --teacher converts it all the same.")

@@ -21,8 +21,7 @@ def fetch(repository: str, patterns: Sequence[str] | None = None) -> Path:
     """Download a repository's files (all, or those that fit `patterns`) where they are not yet; return their folder.
 
     HF_HUB_OFFLINE and HF_HOME are honoured. Raises CheckpointError: no such repository, no network, gated, or a
-    licence that forbids what downloads for anyone would be.
-    """
+    licence that forbids what downloads for anyone would be."""
     release = release_of(repository)
     if release is not None and not release.free:
         raise CheckpointError(

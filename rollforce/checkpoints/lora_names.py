@@ -31,8 +31,7 @@ def is_lora(state: Mapping[str, object]) -> bool:
 def lora_to_ours(state: Mapping[str, T], name: str) -> dict[str, T]:
     """Rename to {module}.lora_A.weight, .lora_B.weight and perhaps .alpha, with our names of the modules.
 
-    Understands peft's names (with or without an adapter's), diffusers' and kohya's, on original or our module names.
-    """
+    Understands peft's names (with or without an adapter's), diffusers' and kohya's, on original or our module names."""
     renamed: dict[str, T] = {}
     unknown: list[str] = []
     for key, value in state.items():
@@ -89,8 +88,7 @@ def branches_of(
     """Return a LoRA's part in each module it changes, checked against the shapes of their weights; all in our names.
 
     `alpha`: else each module's own, else its rank (LongLive: both 256). `name` is what errors call it.
-    CheckpointError if it is of another model or lacks a side.
-    """
+    CheckpointError if it is of another model or lacks a side."""
     branches: dict[str, Branch] = {}
     for module in targets_of(lora):
         down, up = (lora.get(f"{module}.lora_{side}.weight") for side in "AB")
@@ -113,8 +111,7 @@ def merge_lora(
 ) -> dict[str, Tensor]:
     """Return `state` with W + alpha / rank * B @ A for every module of `lora`; both in our names. Sums in float32.
 
-    Tensors without a LoRA are those of `state`. For `alpha` and errors see `branches_of`.
-    """
+    Tensors without a LoRA are those of `state`. For `alpha` and errors see `branches_of`."""
     merged = dict(state)
     shapes = {name.removesuffix(".weight"): tuple(weight.shape) for name, weight in state.items()}
     for module, branch in branches_of(lora, shapes, alpha).items():

@@ -39,8 +39,7 @@ class Checkpoint:
 
     `kind` transformer, autoencoder, text or lora; `causal` True for a student that streams, False for a bidirectional
     model, None where the file does not tell; `where` the container the weights were in, such as "generator_ema", or
-    ""; `config` the config.json beside the weights, {} without one.
-    """
+    ""; `config` the config.json beside the weights, {} without one."""
 
     state: dict[str, Tensor] = field(repr=False)
     kind: str
@@ -61,8 +60,7 @@ def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
     """Read weights from a file or a folder. `kind`: which part of a folder with several (else its transformer).
 
     Raises CheckpointError if there is nothing, if it is not a Wan model's, if it is damaged, or if it is a pickle that
-    would have to run code.
-    """
+    would have to run code."""
     path = Path(path).expanduser()
     if not path.exists():
         raise CheckpointError(f"There is no file or folder {path}.{_near(path)}")

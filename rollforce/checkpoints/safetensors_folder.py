@@ -78,8 +78,7 @@ def write_shards(
     """Write `state` as {stem}.safetensors, or as numbered files of at most `limit` bytes with an index.
 
     Only one file's tensors are in memory at a time, if `state` is memory-mapped; `change` is done to each file's, then
-    they are cast to `dtype` (None: each keeps its own).
-    """
+    they are cast to `dtype` (None: each keeps its own)."""
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
 

@@ -19,8 +19,7 @@ def config_of(state: Mapping[str, Tensor], heads: int | None = None) -> dict[str
     """Measure the settings of a transformer, in diffusers' words, from its tensors in our names.
 
     `heads`: else width / 128. The keys image_dim, added_kv_proj_dim and pos_embed_seq_len are there only if the
-    weights are those of an image-to-video transformer. Raises CheckpointError if a tensor to measure is missing.
-    """
+    weights are those of an image-to-video transformer. Raises CheckpointError if a tensor to measure is missing."""
     patch = _shape(state, "patch_embedding.weight")
     width = patch[0]
     if heads is None and width % HEAD:
@@ -106,8 +105,7 @@ def same_shape(state: Mapping[str, Tensor], model: nn.Module, what: str = "trans
     """Raise CheckpointError unless `state` has exactly the names and shapes of `model`, which may be on the meta
     device.
 
-    A tensor that a module holds under two names (transformers' tied embedding) is wanted under one of them.
-    """
+    A tensor that a module holds under two names (transformers' tied embedding) is wanted under one of them."""
     wanted: dict[str, tuple[int, ...]] = {}
     known: dict[int, str] = {}
     for key, tensor in model.state_dict(keep_vars=True).items():

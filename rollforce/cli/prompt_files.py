@@ -81,8 +81,7 @@ def slug(text: str, longest: int = 48) -> str:
 def read_jobs(content: bytes, source: str, *, seed: int, seconds: float) -> list[PromptJob]:
     """Return the jobs of a prompt file; lines of a .jsonl name (or that begin with a brace) are objects.
 
-    Raises one ConfigError that lists every bad line as file:line.
-    """
+    Raises one ConfigError that lists every bad line as file:line."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -31,8 +31,7 @@ class Request:
 
     `threads` belongs here because sums are split over threads: another number of them gives another last digit.
     `image`, `video`, `follow`: files; see Model.session. A followed video ends the stream, if `seconds` do not.
-    `cues`: what changes on the way, by seconds of what is streamed.
-    """
+    `cues`: what changes on the way, by seconds of what is streamed."""
 
     prompt: str
     seed: int = 0

@@ -66,8 +66,7 @@ class NoiseSource(Protocol):
 class Noise:
     """Gaussian noise for a batch of streams, one of `seeds` each, of latents of `shape` (C, H, W).
 
-    It is drawn on the CPU in float32, the same for every device.
-    """
+    It is drawn on the CPU in float32, the same for every device."""
 
     seeds: tuple[int, ...]
     shape: tuple[int, int, int]
@@ -96,8 +95,7 @@ class Branched(Noise):
 
     With `lean` the noise with which a latent enters leans on that of the latent one `chunk` before, with which it has
     this correlation; its variance stays 1. It is a sum of seeded draws, as far back as float32 can tell, and so a pure
-    function as any noise here (the release carries the last chunk's noise along; differs by less than 1e-7).
-    """
+    function as any noise here (the release carries the last chunk's noise along; differs by less than 1e-7)."""
 
     branches: tuple[tuple[int, int], ...] = ()
     lean: float = 0.0
@@ -164,8 +162,7 @@ def explicit(levels: Sequence[float]) -> Ladder:
 def training_weight(sigma: Tensor, shift: float, table: int = 1000) -> Tensor:
     """Return the loss weight of Wan's flow-matching scheduler: a Gaussian bump around sigma .5, from 0, of mean 1.
 
-    The table of `table` shifted levels only sets the normalisation (`bsmntw` weighting).
-    """
+    The table of `table` shifted levels only sets the normalisation (`bsmntw` weighting)."""
     grid = torch.arange(table, dtype=torch.float64)
     levels = shift_level(1 - grid / table, shift)
 

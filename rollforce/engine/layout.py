@@ -27,8 +27,7 @@ class Layout:
 
     What follows from the two: `slots` latents have room in the buffer, `ticks` model calls lead from one commit to the
     next, and `draws[row][slot]` counts how often a latent was noised that stands there (0 is the pure noise at entry).
-    ConfigError for a table that cannot stream.
-    """
+    ConfigError for a table that cannot stream."""
 
     sigma: tuple[tuple[float, ...], ...]
     shift: int

@@ -23,8 +23,7 @@ class QualityLevel:
     What it saves: chunkwise, the calls that are left out (the bundled model on a CPU: 138, 83, 49 ms a chunk with 4, 3,
     2 steps). In a rolling layout a chunk is one call however many steps there are, and fewer make that call smaller:
     much for a large model, little for a small one (75 ms, and 59 on the lowest level); and what is in flight begins
-    anew, which costs the first chunk on a level its ticks and a jump of what moves.
-    """
+    anew, which costs the first chunk on a level its ticks and a jump of what moves."""
 
     steps: int
     past: float = 1.0

@@ -83,8 +83,7 @@ class Stepping:
     `sampler`: `renoise` forgets the noise at each step (consistency sampler of distilled students), `euler` keeps it.
     `context_sigma`: noise level that clean latents are said to have when written to memory; 0 everywhere so far.
     `context_noise`: noise level they are really given for that (Self Forcing trains with .005 and says 0).
-    `ride`: let the clean pass ride along with the next tick (False: a call of its own; same numbers, for measuring).
-    """
+    `ride`: let the clean pass ride along with the next tick (False: a call of its own; same numbers, for measuring)."""
 
     denoise: Visibility = field(default_factory=Visibility)
     commit: Visibility = field(default_factory=Visibility)
@@ -118,8 +117,7 @@ class Rollout:
     `source` enters instead of pure noise; the stream ends when it does. State, which `state_dict` saves: `x` holds the
     live slots [B, T, C, H, W] of the buffer whose slot 0 is latent `first`, before tick `row` of the layout; `pending`
     is clean and handed out, but not yet in memory; `recent` is clean and in memory, as many of the newest latents as
-    fit, for a recache; `phase` (of RoPE in time) and `scene` are what `transitions.Shot` changes.
-    """
+    fit, for a recache; `phase` (of RoPE in time) and `scene` are what `transitions.Shot` changes."""
 
     def __init__(
         self,

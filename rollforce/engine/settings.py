@@ -50,8 +50,7 @@ class HeadSettings:
     """Heads that remember differently: `groups` are the tiers of each group.
 
     `file` says which head is of which group; it is made for one model (infer/heads.py), and is a path or the name of a
-    file that ships with rollforce.
-    """
+    file that ships with rollforce."""
 
     file: str
     groups: dict[str, tuple[AnyTier, ...]]
@@ -74,8 +73,7 @@ class StreamSettings:
 
     With `heads`, groups of heads have tiers of their own; then `cache`, the tiers of all heads, is empty.
     `float32_islands` keeps norms, modulation and residuals in float32 whatever the weights are in. The released
-    students of Self Forcing's code were trained without: it matters in bfloat16 only.
-    """
+    students of Self Forcing's code were trained without: it matters in bfloat16 only."""
 
     layout: LayoutSettings = field(default_factory=LayoutSettings)
     cache: tuple[AnyTier, ...] = PLAIN

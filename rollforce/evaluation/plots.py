@@ -28,8 +28,7 @@ ACROSS = 4
 def save_curves(runs: Mapping[str, Report], path: Path) -> None:
     """Write the runs' curves as a PNG: a panel per measure, seconds to the right, bands are 95 % intervals.
 
-    ConfigError if the streams were shorter than two windows of 5 s.
-    """
+    ConfigError if the streams were shorter than two windows of 5 s."""
     from matplotlib.figure import Figure  # draws with Agg by itself: no window, no pyplot, no settings changed
 
     curves = {name: report["curve_5s"] for name, report in runs.items() if len(report.get("curve_5s", ())) > 1}

@@ -53,8 +53,7 @@ class Difference(Interval):
     def separable(self) -> bool:
         """Whether the interval leaves out zero and chance makes such a difference in less than 5 % of the cases.
 
-        With fewer than six prompts nothing is separable: five times the same sign happens by chance too often.
-        """
+        With fewer than six prompts nothing is separable: five times the same sign happens by chance too often."""
         return (self.low > 0 or self.high < 0) and self.p < LEVEL
 
     def numbers(self) -> dict[str, float]:
@@ -66,8 +65,7 @@ def interval(values: Sequence[float], prompts: Sequence[Hashable] | None = None,
     """Return the mean of `values` [N] and its percentile bootstrap over `prompts` [N] (None: each has its own).
 
     Streams that all have the same value give an interval of no width; with 0 failures in N prompts the rate of
-    failures may still be 3 / N. Raises ShapeError without values, or with another number of prompts.
-    """
+    failures may still be 3 / N. Raises ShapeError without values, or with another number of prompts."""
     sums, counts = _by_prompt(values, prompts)
     means = _resample_means(sums, counts, draws)
     low, high = np.percentile(means, [2.5, 97.5])

@@ -193,8 +193,7 @@ class EvaluationJournal:
     """The streams of one evaluation, on disk if there is a `path`.
 
     `settings` are what a stream's result depends on; they are the file's first line. With `resume` an older file is
-    gone on with: ConfigError if its settings were others. Settings and streams it holds for other runs are kept.
-    """
+    gone on with: ConfigError if its settings were others. Settings and streams it holds for other runs are kept."""
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any], resume: bool = False) -> None:
         self._path = path

@@ -38,8 +38,7 @@ class Batch:
     lane for a GPU, and where one thread pulls all; one for each core where a model computes with a single thread.
 
     Streams are held weakly: one that is dropped, closed or not, leaves. A source that is waited for (a live video)
-    holds up the others of its call.
-    """
+    holds up the others of its call."""
 
     def __init__(
         self, model: ModelBundle, limit: int = 8, ahead: bool = True, lanes: int = 1,
@@ -155,8 +154,7 @@ class BatchMember(Driver):
     """The driver of a stream in a batch: it steps to the next commit, at most one ahead of what was asked for.
 
     `call` is the model call that it waits for; `seconds` were computed for this step: of calls that were shared, its
-    share by latents.
-    """
+    share by latents."""
 
     def __init__(self, batch: Batch, number: int, begin: Callable[[], Stepper]) -> None:
         self.number = number
@@ -258,8 +256,7 @@ class BatchMember(Driver):
 class FailureScope:
     """Within it, what goes wrong is these members' own: it goes no further, and each raises it at its own next pull.
 
-    An interrupt (what is no Exception) does go on; to the members it is an error, for their ticks were broken off.
-    """
+    An interrupt (what is no Exception) does go on; to the members it is an error, for their ticks were broken off."""
 
     def __init__(self, *members: BatchMember) -> None:
         self._members = members

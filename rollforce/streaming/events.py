@@ -21,8 +21,7 @@ class Cue:
     """A change from `at` seconds of video on: another prompt, by a transition, another seed, or another quality level.
 
     It takes effect with the first chunk that begins at or after that. A stream is its prompt, its seed and its cues:
-    the same ones, the same bytes. ConfigError if it changes nothing, or lies before the start.
-    """
+    the same ones, the same bytes. ConfigError if it changes nothing, or lies before the start."""
 
     at: float
     prompt: str | None = None
@@ -48,8 +47,7 @@ class Event:
     pace       from `chunk` on it is made at the cue's quality level
 
     `chunk` counts commits, `frame` frames, from the start of the stream, not those of a given past. `frame` is known
-    once the chunk is decoded; until then, and for what is only accepted, both may be None.
-    """
+    once the chunk is decoded; until then, and for what is only accepted, both may be None."""
 
     kind: Literal["accepted", "applied", "visible", "replaced", "pace"]
     cue: Cue
@@ -74,8 +72,7 @@ class Timings:
 class Chunk:
     """Decoded pictures: `frames` uint8 [F, H, W, 3], `pts` seconds from the start of the stream to the first of them.
 
-    `prompt` was in force when the chunk was finished; `events` say what became of cues with it.
-    """
+    `prompt` was in force when the chunk was finished; `events` say what became of cues with it."""
 
     frames: np.ndarray
     index: int

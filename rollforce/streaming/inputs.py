@@ -31,8 +31,7 @@ class FollowSettings:
 
     `strength`: noise level at which a chunk enters; 0.3 changes little, 0.9 keeps hardly more than where things are.
     `yielding`: how much lower it is where the video moves as fast as `full` (root mean square difference of two
-    frames, pixels in 0..1). `inertia`: share of the chunk before in the level. Defaults as released, but `strength`.
-    """
+    frames, pixels in 0..1). `inertia`: share of the chunk before in the level. Defaults as released, but `strength`."""
 
     strength: float = 0.7
     yielding: float = 0.1
@@ -85,8 +84,7 @@ def encode_past(inputs: StreamInputs, autoencoder: Autoencoder, size: tuple[int,
     """Return the latents [1, T, C, h, w] of the image or clip to go on from, or None if there is none.
 
     A clip gives its newest whole latents: its first frames are left out where they do not fill one. ConfigError if it
-    has too few frames.
-    """
+    has too few frames."""
     if inputs.image is not None:
         picture = read_picture(inputs.image)
         log_fit(picture.shape, size, inputs.fit, "Image")
@@ -147,8 +145,7 @@ class SessionOptions:
 
     `inputs` are pictures to go on from, or a video to follow; `ahead` computes the next chunk while this one is used;
     `cues` are what changes later; `remember` seconds can be rewound, each chunk of them with a memory of its own;
-    `pace` says how the stream does less when it is late; the streams of `batch` share their model calls.
-    """
+    `pace` says how the stream does less when it is late; the streams of `batch` share their model calls."""
 
     inputs: StreamInputs = field(default_factory=StreamInputs)
     ahead: bool = False

@@ -49,8 +49,7 @@ def load(
     "layout.levels=[1,0.75]"; `window` latents that the memory's window holds; `device` auto, cpu, cuda, cuda:1, mps;
     `dtype` auto, float32, bfloat16, float16; `threads` of the CPU (default: one for a small model, else torch's own
     number); `running` attention kernel, LoRAs, quantised weights, offloading.
-    Raises ConfigError, CheckpointError, or DoesNotFit before anything is computed.
-    """
+    Raises ConfigError, CheckpointError, or DoesNotFit before anything is computed."""
     folder = _find_folder(model)
     card = _read_card(folder, stream)
     changes = card.changes if stream is None else ()  # those of the preset that the model was trained for

@@ -64,8 +64,7 @@ class Model(ModelBundle):
         another size; `ahead` compute the next chunk while this one is decoded and used; `cues` what changes later;
         `remember` seconds that `rewind` can go back: each chunk of them keeps a memory of its own;
         `pace` how the stream does less when it is late, and more when it has time: see streaming/pace.py; `batch` what
-        makes its model calls together with those of other streams.
-        """
+        makes its model calls together with those of other streams."""
         inputs = StreamInputs(image, video, follow, FollowSettings.of_strength(strength), fit)
         return self.begin(prompt, seed, size, SessionOptions(inputs, ahead, tuple(cues), remember, pace, batch))
 

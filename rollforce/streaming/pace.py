@@ -37,8 +37,7 @@ class Pace:
     (None: those of `quality_levels`); with one there is nothing to choose. `clock` counts seconds, from any start.
 
     StreamDiffusionV2 (arXiv 2511.07399) plans for deadlines with the size of its batch; here it is the work of a chunk
-    that changes while the stream runs, and the rules are ours.
-    """
+    that changes while the stream runs, and the rules are ours."""
 
     fps: float | None = None
     levels: tuple[QualityLevel, ...] | None = None
@@ -76,8 +75,7 @@ class Measures:
 
     `fps` is of the player that deadlines are of, `first_frame_s` counts from opening the session, `latency_*` are
     seconds from asking for a chunk to its frames, over the newest RECENT chunks (nearest rank), and `misses` the chunks
-    that were late. Everything but latencies is of the whole stream.
-    """
+    that were late. Everything but latencies is of the whole stream."""
 
     fps: float
     chunks: int

@@ -26,8 +26,7 @@ T = TypeVar("T")
 class Prefetcher(Driver):
     """Computes at most one commit ahead of what was asked for, in a thread and, on CUDA, beside a stream of its own.
 
-    What a stream is told between two chunks takes effect one chunk later than without it.
-    """
+    What a stream is told between two chunks takes effect one chunk later than without it."""
 
     def __init__(self, step: Callable[[], ChunkResult], device: torch.device) -> None:
         super().__init__(step)
@@ -72,8 +71,7 @@ class Prefetcher(Driver):
 async def await_result(worker: Executor, work: Callable[[], T]) -> T:
     """Return what `work` returns, computed by a thread of `worker`, without blocking the event loop.
 
-    Cancelled, it ends at once if the work was not begun, else with the work: nothing is left running behind.
-    """
+    Cancelled, it ends at once if the work was not begun, else with the work: nothing is left running behind."""
     future = worker.submit(work)
     waiting = asyncio.wrap_future(future)
     try:

@@ -52,8 +52,7 @@ class SearchSettings:
 
     `better`, `worse`: what the memory tier `routed` does with a chunk. One whose short reward is more than `better`
     above the mean of the last `window` - 1 is kept: appended if the long reward fell by more than `worse` with it (a
-    new scene), else averaged in.
-    """
+    new scene), else averaged in."""
 
     beams: int = 2
     candidates: int = 2
@@ -98,8 +97,7 @@ class ScoredChunk:
 class Beam:
     """A stream that is alive: its rounds that are not yet handed out, and what its next chunks are compared with.
 
-    `recent` are its last `window` chunks, `long` the reward of them together, `score` that of the last round.
-    """
+    `recent` are its last `window` chunks, `long` the reward of them together, `score` that of the last round."""
 
     session: Session
     rounds: tuple[tuple[Chunk, ...], ...] = ()

@@ -45,8 +45,7 @@ class Session:
     that), and nothing is kept that is not needed.
 
     Use it as a context manager, or call `close()`; either frees its memory. `given_frames` are the frames that the
-    stream goes on from, uint8 [F, H, W, 3], as its autoencoder draws them; `stream` hands out what comes after them.
-    """
+    stream goes on from, uint8 [F, H, W, 3], as its autoencoder draws them; `stream` hands out what comes after them."""
 
     def __init__(
         self, model: ModelBundle, prompt: str, seed: int, size: tuple[int, int] | None,
@@ -325,8 +324,7 @@ def _step(model: ModelBundle, begin: Callable[[], Stepper], clock: Callable[[], 
 def step_together(sessions: Sequence[Session]) -> None:
     """Compute what the next chunk of each session needs, their model calls as one; `stream` then only decodes it.
 
-    The sessions are of one model, and none has a driver that computes by itself.
-    """
+    The sessions are of one model, and none has a driver that computes by itself."""
     model = sessions[0].model
     batch = Batch(model, limit=len(sessions))
     waiting = [session for session in sessions if session.idle]

@@ -24,8 +24,7 @@ T = TypeVar("T")
 class StreamIdentity:
     """The settings that a stream must meet again to continue to the same bytes.
 
-    A field that is added later needs a default that means what was done before: then older snapshots go on.
-    """
+    A field that is added later needs a default that means what was done before: then older snapshots go on."""
 
     stream: StreamSettings
     runtime: RuntimeOptions
@@ -53,8 +52,7 @@ class Snapshot:
     """What was streamed, and where it stands.
 
     `model` is the fingerprint of the weights, `settings` the StreamIdentity as plain data, `size` (height, width) or
-    None for the model's own, and `state` nested tensors and plain values.
-    """
+    None for the model's own, and `state` nested tensors and plain values."""
 
     model: str
     settings: dict[str, Any]
@@ -130,8 +128,7 @@ def fork(value: T) -> T:
     """Return the same again, free to go its own way.
 
     Tensors are shared until one of the two writes (torch's copy-on-write storage); lists, dicts and whatever has a
-    `state_dict` (memory, regions, decoders) are made anew around them; modules and frozen settings belong to both.
-    """
+    `state_dict` (memory, regions, decoders) are made anew around them; modules and frozen settings belong to both."""
     return cast(T, _fork(value))
 
 

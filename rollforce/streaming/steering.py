@@ -25,8 +25,7 @@ from rollforce.streaming.events import Cue, Event
 class PendingCue:
     """A cue that is not yet applied, and its encoded prompt [1, L, D] if it has one.
 
-    `frame` is the first frame of a chunk that it may begin with; None means the next chunk, wherever that begins.
-    """
+    `frame` is the first frame of a chunk that it may begin with; None means the next chunk, wherever that begins."""
 
     cue: Cue
     text_BLD: Tensor | None

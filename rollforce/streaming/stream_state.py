@@ -28,8 +28,7 @@ class ChunkResult:
     """What stepping to the next commit gave (`commit` None: the stream is over), and the seconds it took.
 
     `prompt` is the one in force at the commit, `events` are of the cues before it, `before` is a copy of the state it
-    began from, for streams that can go back, and `ready` a CUDA event after which the latents are there.
-    """
+    began from, for streams that can go back, and `ready` a CUDA event after which the latents are there."""
 
     commit: Commit | None
     seconds: float
@@ -99,8 +98,7 @@ class StreamState:
     """Where the ticking of a stream stands: all that `step_to_commit` changes.
 
     `past_latents` counts the latents of a past that the stream began with, `latents` and `commits` what was committed
-    since the start.
-    """
+    since the start."""
 
     rollout: Rollout
     steering: Steering
@@ -137,8 +135,7 @@ def step_to_commit(state: StreamState, remember: bool = False) -> Stepper:
     """Apply the cues that are due, and tick on to the next commit; who drives it runs each model call it yields.
 
     With `remember` the result keeps a copy of the state that it began from. ConfigError if the first chunk is not a
-    number.
-    """
+    number."""
     rollout, steering, commit = state.rollout, state.steering, None
     before = fork(state) if remember else None
     events = steering.step(rollout, state.commits, state.frame)
@@ -161,8 +158,7 @@ class FrameQueue:
     """The decoder of a stream, and the frames that it drew and nobody has asked for yet.
 
     `frames` are those, uint8 [F, H, W, 3]; `index` counts chunks and `count` frames handed out so far; `prompt` is of
-    the frames that were decoded last; `timings` and `events` go out with the next chunk.
-    """
+    the frames that were decoded last; `timings` and `events` go out with the next chunk."""
 
     decoder: Decoder
     frames: np.ndarray
@@ -176,8 +172,7 @@ class FrameQueue:
         """Decode what was stepped to; at the end of the stream, what the decoder held back.
 
         With a new shot the decoder forgets, too, where its first latent is one like any other (in Wan it is a single
-        frame).
-        """
+        frame)."""
         autoencoder = model.autoencoder
         if result.commit is None:
             self.frames = self.decoder.flush()

@@ -56,8 +56,7 @@ def true_past(
 ) -> Velocity:
     """Return the velocity of a model whose noisy chunks see themselves and those before them in a true video, `past`.
 
-    `tokens`: per latent; `past_sigma_BT`: the noise that `past` carries (see `add_past_noise`); None: it is clean.
-    """
+    `tokens`: per latent; `past_sigma_BT`: the noise that `past` carries (see `add_past_noise`); None: it is clean."""
     past_sigma = past_BTCHW.new_zeros(past_BTCHW.shape[:2]) if past_sigma_BT is None else past_sigma_BT
 
     def velocity(noisy_BTCHW: Tensor, sigma_BT: Tensor) -> Tensor:
@@ -93,8 +92,7 @@ def flow_matching(
     """Return the loss of flow matching with a noise level for each chunk, warp(U(0, 1), shift): diffusion forcing or
     teacher forcing.
 
-    `weighted`: by schedule.training_weight, as Wan's scheduler does. `generator` is on the CPU.
-    """
+    `weighted`: by schedule.training_weight, as Wan's scheduler does. `generator` is on the CPU."""
     sigma = draw_chunk_levels(clean_BTCHW, chunk, generator, shift)
     noise = noise_like(clean_BTCHW, generator)
     predicted = velocity(flow.noised(clean_BTCHW, noise, sigma), sigma)
@@ -110,8 +108,7 @@ def add_past_noise(clean_BTCHW: Tensor, limit: float, chunk: int, generator: tor
 
     Each chunk has sigma ~ U(0, limit) and noise of its own. The reference (Self Forcing, Causal Forcing) means this,
     but counts its levels from the noisy end of the table, so that a small limit gives almost pure noise, and uses the
-    very noise that the noisy half is asked to predict, which lets the answer be copied.
-    """
+    very noise that the noisy half is asked to predict, which lets the answer be copied."""
     if not 0 <= limit <= 1:
         raise ConfigError(f"noise of the past {limit} must lie in [0, 1]; 0.1 is much already.")
     sigma = draw_chunk_levels(clean_BTCHW, chunk, generator) * limit
@@ -160,8 +157,7 @@ def block_causal(latents: int, chunk: int, tokens: int, window: int | None = Non
     """Return the mask of diffusion forcing (Chen et al. 2024; CausVid): a latent sees its own chunk and earlier ones.
 
     Args: `window` in latents limits the look back, counted from the end of the own chunk; `first` is the length of the
-    first chunk where it differs (image to video). Returns bool [L, L], L = latents * tokens.
-    """
+    first chunk where it differs (image to video). Returns bool [L, L], L = latents * tokens."""
     _, end_of = _chunks(latents, chunk, first)
     index = torch.arange(latents)
     allowed = index[None] < end_of[:, None]
@@ -176,8 +172,7 @@ def teacher_forcing(latents: int, chunk: int, tokens: int, first: int | None = N
     halves have the same positions.
 
     Clean chunks see clean chunks up to their own; a noisy chunk sees itself and the clean chunks before it.
-    Returns bool [2L, 2L].
-    """
+    Returns bool [2L, 2L]."""
     chunk_of, _ = _chunks(latents, chunk, first)
     before, same = chunk_of[None] < chunk_of[:, None], chunk_of[None] == chunk_of[:, None]
     nothing = torch.zeros_like(same)

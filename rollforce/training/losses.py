@@ -51,8 +51,7 @@ def dmd(
 
     With both scores' clean estimates of the noised x, per video: g = (critic - teacher) / mean|x - teacher|;
     loss = mean of weight * (x - stopgrad(x - g))^2 / 2 over the latents where `learns_BT` is true (None: all), so
-    d loss / d x = weight * g / count.
-    """
+    d loss / d x = weight * g / count."""
     x = x_BTCHW.float()
     with torch.no_grad():
         noisy = flow.noised(x, noise_BTCHW.float(), sigma_BT)
@@ -75,8 +74,7 @@ def sid(
     """Score identity distillation (Zhou et al. 2024, as in Self Forcing): with r, f the clean estimates of teacher and
     critic, mean of (r - f) * ((r - x) - alpha * (r - f)) / mean|x - r|.
 
-    The gradient passes through both networks into x, so their parameters should not require one.
-    """
+    The gradient passes through both networks into x, so their parameters should not require one."""
     x = x_BTCHW.float()
     noisy = flow.noised(x, noise_BTCHW.float(), sigma_BT)
     real, fake = teacher(noisy, sigma_BT).float(), critic(noisy, sigma_BT).float()

@@ -54,8 +54,7 @@ def solver_grid(ladder: Sequence[float], steps: int, shift: float) -> Ladder:
     more exact, and the state is stored at precisely the level the student will be told. (Self Forcing's own pairs were
     solved under shift 8 and trained under shift 5: states of sigma .960 labelled .9375.) Nothing is inserted if ladder
     and grid have one shift and the ladder's steps divide the solver's: [1, .75, .5, .25] with 48.
-    ConfigError if the ladder does not begin at 1: a path begins at pure noise.
-    """
+    ConfigError if the ladder does not begin at 1: a path begins at pure noise."""
     ladder = explicit(ladder)
     if ladder[0] != 1:
         raise ConfigError(f"the ladder begins at {ladder[0]}: an ODE path begins at pure noise, so make it 1.")
@@ -77,8 +76,7 @@ def solve(
     """Walk the probability-flow ODE from pure noise to the end, all latents at one level; keep what the student needs.
 
     `shift` is that of the student's ladder. The cost is `steps` calls of the teacher (two with guidance), and a few
-    more where levels are inserted, see `solver_grid`.
-    """
+    more where levels are inserted, see `solver_grid`."""
     levels, wanted = (*solver_grid(ladder, steps, shift), 0.0), set(explicit(ladder))
     x, kept = noise_BTCHW, []
     for level, lower in pairwise(levels):
@@ -95,8 +93,7 @@ def regression(student: Score, pairs: OdePairs, chunk: int, generator: torch.Gen
 
     `clean`: the end itself (sigma 0) is drawn too, so that a student under own_past also meets a clean past, as CausVid
     has it; such chunks are left out of the loss, and the last chunk is always noisy since nobody would look at it.
-    Under true_past set it False: there the past is clean anyway.
-    """
+    Under true_past set it False: there the past is clean anyway."""
     batch, _, latents = pairs.states.shape[:3]
     chunks, noisy_levels = count_chunks(latents, chunk), len(pairs.levels)
     number = torch.randint(noisy_levels + clean, (batch, chunks), generator=generator)
@@ -121,8 +118,7 @@ def consistency(
 
     All three scores, of student, average and (guided) teacher, see the same past: score_of_velocity(true_past(...)).
     `grid`: Causal Forcing takes 48 even steps under the student's shift, warped(linear(48), shift), and guidance 3. At
-    the last step down the target is the end of that step itself (the reference never draws that step).
-    """
+    the last step down the target is the end of that step itself (the reference never draws that step)."""
     levels = torch.tensor((*explicit(grid), 0.0))
     batch, latents = clean_BTCHW.shape[:2]
     number = torch.randint(len(levels) - 1, (batch, count_chunks(latents, chunk)), generator=generator)

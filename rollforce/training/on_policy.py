@@ -229,8 +229,7 @@ def roll_out(rollout: Rollout, condition: Callable[[], Condition], exit: int, la
     calls that reach into the last so many latents carry gradient (None: all).
 
     Deviations from the reference of Rolling Forcing: estimates are written also by calls without gradient (there they
-    stay zero in videos longer than `last`), and `exit` is the caller's: draw it once for all processes.
-    """
+    stay zero in videos longer than `last`), and `exit` is the caller's: draw it once for all processes."""
     if rollout.end is None:
         raise ConfigError("a self-rollout is walked to its end: give the Rollout a length.")
     layout, parts, window = rollout.layout, [], 0

@@ -45,8 +45,7 @@ class RunSettings:
     `parts`: a step's batch comes in so many parts; each process takes every n-th, so this is gradient accumulation on
     one process and data parallelism on several. `precision`: autocast of the forward pass. `shard`: FSDP2, the weights
     of all networks spread over the processes. `recompute`: no activations of a block are kept for the backward pass.
-    `keep`: checkpoints kept. The `*_every` are in steps; `show_every` 0 is never.
-    """
+    `keep`: checkpoints kept. The `*_every` are in steps; `show_every` 0 is never."""
 
     steps: int
     seed: int = 0
@@ -105,8 +104,7 @@ class World:
     training starts at once; `latents`: length of a clip; `dropped`: share of captions left empty, for guidance;
     `kept`: clips held in memory; `size`: pixels; `two`: share of scenes with two things (null: as the world has it);
     `alike`: share of these in which both are made to move in the same way, which is what is learned last; `workers`:
-    processes that render clips ahead (0: this one does, when a clip is needed).
-    """
+    processes that render clips ahead (0: this one does, when a clip is needed)."""
 
     kind: Literal["world"] = "world"
     autoencoder: str = "assets/tiny/autoencoder"
@@ -200,8 +198,7 @@ class WholeRolloutSettings:
     preset.
 
     `first`: what longer videos begin with for the teacher, the latent as it is or a re-encoded image
-    (noise_patterns.begin_with_image). `leak`: the reference's gradient path into memory (reference_cache).
-    """
+    (noise_patterns.begin_with_image). `leak`: the reference's gradient path into memory (reference_cache)."""
 
     kind: Literal["lessons"] = "lessons"
     latents: tuple[int, ...] = (21,)
@@ -266,8 +263,7 @@ class DistillRecipe:
     `teacher`: folder with transformer/ and text/; `start`: the student's, "" for the teacher itself; `stream`: preset
     the student is made for, with `changes` such as layout.levels=[1,0.5]; `window`: latents judged together; `ratio`:
     critic steps per student step; `alone`: first steps that train the critic only; `shift` of the levels at which
-    videos are judged, clamped to `levels`.
-    """
+    videos are judged, clamped to `levels`."""
 
     run: RunSettings
     teacher: str = "assets/tiny-teacher"
@@ -302,8 +298,7 @@ class CausalRecipe:
     `method`: how; see the script. `aug`: largest noise on the true past (teacher forcing). `solver_steps`: of the
     teacher's ODE and of the consistency grid; `history`: solve each chunk from its true past (Causal Forcing) or the
     whole video at once (CausVid, Self Forcing); `pairs`: how many batches of ODE pairs are solved, each used again and
-    again. `mix`: StreamDiT's partitions as [chunk, micro steps, chunks in flight]; the first one is distilled.
-    """
+    again. `mix`: StreamDiT's partitions as [chunk, micro steps, chunks in flight]; the first one is distilled."""
 
     run: RunSettings
     teacher: str = "assets/tiny-teacher"
@@ -345,8 +340,7 @@ class AutoencoderRecipe:
     `encoder`: folder of an autoencoder whose linear encoder (and decoder, to go on from) is kept; "" fits a new one to
     `fitted` clips. `workers`: processes that render clips ahead. `drawn`: of a clip's `latents`, how many consecutive
     ones are drawn and judged. `noise`: largest noise on the latents. `student`: folder with transformer/ and text/ that
-    redraws the share `redrawn` of the clips.
-    """
+    redraws the share `redrawn` of the clips."""
 
     run: RunSettings
     encoder: str = ""

@@ -36,8 +36,7 @@ class OracleReward:
     """The oracle's verdict in 0..1 on each of `axes` (any measure of oracle.Report that is a share). No gradient.
 
     What a prompt leaves open counts as the mean of what it says, 1 if it says nothing: then the mean of the axes is
-    the mean of what was asked. Give it 2 s of video at least; motion is judged best from 5 s.
-    """
+    the mean of what was asked. Give it 2 s of video at least; motion is judged best from 5 s."""
 
     def __init__(self, axes: Sequence[str] = ("scene", "colour", "shape", "motion"), eyes: Eyes | None = None) -> None:
         self.axes, self.eyes = tuple(axes), eyes or Eyes.load()
@@ -63,8 +62,7 @@ class EyesReward:
     is far off. Scene: p of the wished place and time, mean of the logarithm over frames. Colour: half of its
     logarithm is that each wished colour is shown (mean p over frames: things may leave the picture), half that no
     other colour is (in the mean frame); the second half needs a wished colour for every thing. Shape and motion
-    are not judged. What a prompt leaves open counts 1 and has no gradient.
-    """
+    are not judged. What a prompt leaves open counts 1 and has no gradient."""
 
     def __init__(self, device: str | torch.device = "cpu", eyes: Eyes | None = None) -> None:
         """Where to compute; `eyes` (bundled ones if None) go there and are frozen."""
@@ -87,8 +85,7 @@ class Shuffled:
     """The control of a reward: the same rewards, handed out at random among the videos of the batch.
 
     It has the same histogram, so what remains of a gain under it comes from larger steps, not from knowing what is
-    good. All axes of a video stay together. ConfigError for a batch of one, which cannot be shuffled.
-    """
+    good. All axes of a video stay together. ConfigError for a batch of one, which cannot be shuffled."""
 
     def __init__(self, reward: Reward, generator: torch.Generator) -> None:
         """`generator`: on the CPU; save and restore it with the run."""
@@ -184,8 +181,7 @@ def reward_weight(reward_B: Tensor, beta: float = 2.0, mean_one: bool = False) -
 
     Rewards should lie in about -1..1 (a normalised score) or 0..1: at beta 2 the weights of two videos then differ by
     at most e^4 or e^2. A reward that is large everywhere is a larger learning rate; `mean_one` divides by the mean over
-    the batch, so that only differences between its videos count (and nothing at all does in a batch of one).
-    """
+    the batch, so that only differences between its videos count (and nothing at all does in a batch of one)."""
     weight = (beta * reward_B.detach().float()).exp()
     if mean_one:
         weight = weight / weight.mean()
@@ -234,8 +230,7 @@ def balance(rewards: Rewards, history: History, penalty: float = 0.5) -> tuple[T
     new history.
 
     The history takes the mean of the batch (the reference has batches of one; over several processes, pass rewards
-    gathered from all of them, so that the histories agree).
-    """
+    gathered from all of them, so that the histories agree)."""
     stacked = torch.stack([rewards[axis].detach().float() for axis in sorted(rewards)])
     history = history.with_row(tuple(stacked.mean(1).tolist()))
     return stacked.mean(0) - penalty * history.unevenness(), history
@@ -248,8 +243,7 @@ def saliency(reward: Reward, video_BFHWC: Tensor, prompts: list[str]) -> tuple[d
     """Return the rewards [B] of every axis, and |d reward / d pixel| [B, F, H, W] (L2 norm over the colour channels).
 
     The reward must be differentiable and judge each video by itself; an axis that does not depend on the pixels has a
-    map of zeros. ConfigError if no axis has a gradient.
-    """
+    map of zeros. ConfigError if no axis has a gradient."""
     with torch.enable_grad():
         video = video_BFHWC.detach().requires_grad_()
         rewards = reward(video, prompts)
@@ -280,8 +274,7 @@ def space_time_weight(
     is brought to 0..1, held above its floor and divided by its mean.
 
     Deviations from the reference: per video (it has batches of one), and area pooling where it interpolates between
-    the patches of its reward's network.
-    """
+    the patches of its reward's network."""
     axes = sorted(rewards)
     share = (-torch.stack([rewards[axis].detach().float() for axis in axes]) / temperature).softmax(0)
     combined = sum(share[i, :, None, None, None] * maps[axis].float() for i, axis in enumerate(axes))

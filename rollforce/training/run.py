@@ -44,8 +44,7 @@ class Run(Generic[R]):
     """One run, of one process or of several that share out the parts of each step's batch.
 
     `step` counts the steps that are done. Models are not wrapped by accelerate: students are called tick by tick inside
-    a rollout, which DistributedDataParallel cannot follow, so `optim.share_gradients` adds gradients up.
-    """
+    a rollout, which DistributedDataParallel cannot follow, so `optim.share_gradients` adds gradients up."""
 
     def __init__(self, recipe: type[R], description: str | None, default: str) -> None:
         """Read the command line. `default` names the recipe in configs/train that is used where none is given.

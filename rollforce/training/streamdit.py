@@ -66,8 +66,7 @@ def draw_partition(mix: Sequence[Partition], generator: torch.Generator) -> Part
 def segment_levels(partition: Partition, batch: int, generator: torch.Generator, shift: float = 1.0) -> Tensor:
     """Draw sigma [B, T]: for each chunk a level evenly from its segment, so that noise rises along the buffer.
 
-    A buffer that fills has only the last latents of this, one that drains only the first: cut them off.
-    """
+    A buffer that fills has only the last latents of this, one that drains only the first: cut them off."""
     place = torch.arange(partition.chunks)
     even = (place + 1 - torch.rand(batch, partition.chunks, generator=generator)) / partition.chunks
     sigma = shift * even / (1 + (shift - 1) * even)
@@ -81,8 +80,7 @@ def draw_noise_pattern(
 
     StreamDiT has no past; rollforce's partitioned streams see their memory. The past is cut into chunks as the buffer
     is, each seeing those before it, as committed memory does. `tokens`: per latent. The loss is
-    losses.velocity(..., weight_BT=pattern.weight_T[None]).
-    """
+    losses.velocity(..., weight_BT=pattern.weight_T[None])."""
     if past % partition.chunk:
         raise ConfigError(f"past {past} must be a multiple of the chunk, {partition.chunk}.")
     noisy = segment_levels(partition, batch, generator, shift)
@@ -96,8 +94,7 @@ def draw_noise_pattern(
 class Segment:
     """A step for the student, from `noisy` at the top of each segment to the teacher's `reached` at its bottom.
 
-    `clean` is the clean estimate with which one Euler step from `above` to `below` lands on `reached`: regress it.
-    """
+    `clean` is the clean estimate with which one Euler step from `above` to `below` lands on `reached`: regress it."""
 
     noisy: Tensor
     above_BT: Tensor

@@ -94,8 +94,7 @@ class VideoWriter:
     no frame is coded by later ones, and what comes behind begins with a key frame.
 
     Raises ShapeError for sizes the codec cannot hold and for frames of another size, ConfigError if there are fewer
-    than `after` frames, OSError when the disk is full.
-    """
+    than `after` frames, OSError when the disk is full."""
 
     def __init__(self, path: Path, fps: float, size: tuple[int, int], *, scale: int = 1,
                  codec: VideoCodec | None = None, after: int = 0) -> None:

@@ -124,8 +124,7 @@ def _moves(motion: str, participle: bool, rng: np.random.Generator) -> str:
 def parse(text: str) -> Wish:
     """Return what `text` asks for. ConfigError for no words, unknown words and texts that contradict themselves.
 
-    `and` begins another thing; words about place and time belong to the whole picture wherever they stand.
-    """
+    `and` begins another thing; words about place and time belong to the whole picture wherever they stand."""
     said: dict[str, str] = {}
     things: list[dict[str, str]] = []
     current: dict[str, str] = {}

@@ -50,8 +50,7 @@ def identity(look: EyesOutput) -> dict[str, float | None]:
 def sameness(look: EyesOutput) -> list[bool]:
     """Return for each window of 5 s whether its things have the colours and shapes of the first window's.
 
-    Empty if the first window shows nothing: there is nothing that could stay itself.
-    """
+    Empty if the first window shows nothing: there is nothing that could stay itself."""
     names = [_names(slice_output(look, part)) for part in windows(len(look.things), WINDOW)]
     return [now == names[0] for now in names] if names and names[0] else []
 
@@ -63,8 +62,7 @@ def _names(look: EyesOutput) -> Counter[Name]:
 def match_returns(look: EyesOutput) -> list[bool]:
     """Return for each thing that comes after another was away for a second or more: is it one that had left?
 
-    A thing is away while its middle is out of the picture or it cannot be seen at all.
-    """
+    A thing is away while its middle is out of the picture or it cannot be seen at all."""
     known = [track for track in follow_things(look) if len(track.frames) >= BRIEF]
     left: list[Track] = []
     found = []

@@ -30,8 +30,7 @@ class Report:
     `scene`, `colour`, `motion`, `shape`, `count` judge the clip as a whole (two things: the share that is right), the
     `..._per_frame` ones single frames (those that show the thing), `motion_per_window` windows of 5 s. `whole` is 1
     minus the share of torn things, `present` the share of frames that show a thing at all. `both` is whether both of
-    two wished things have their colour and their shape.
-    """
+    two wished things have their colour and their shape."""
 
     scene: float | None
     colour: float | None
@@ -187,8 +186,7 @@ BLOCK = 240  # frames worked on at once, so that memory does not grow with the v
 class Seams:
     """Mean |frame difference| in grey levels at chunk borders, at the other latent borders and inside latents.
 
-    None where the video has no such border. The ratios are against `inside`; 1 means no seam.
-    """
+    None where the video has no such border. The ratios are against `inside`; 1 means no seam."""
 
     chunk: float | None
     latent: float | None

@@ -37,8 +37,7 @@ class Thing:
     """One coloured shape and how it moves. `phase` in [0, 1) is where in its cycle it starts.
 
     `x`, `y` is the middle of a circling thing, the middle of the sway and the resting height of a bouncing one, and the
-    height of a travelling one (its `x` is not used); `reach` is the circle's radius or the bounce's height.
-    """
+    height of a travelling one (its `x` is not used); `reach` is the circle's radius or the bounce's height."""
 
     colour: str
     shape: str
@@ -101,8 +100,7 @@ def sample_scene(seed: int, count: int | None = None, held_out: bool | None = No
 
     `count`: 1 or 2 things; None: two things in 15 % of the scenes. `held_out`: True draws only attribute combinations
     that are put aside for testing, False never draws them, None does not care. `alike`: two things move in the same
-    way, which is hard to learn and else one pair in five. Raises ConfigError for another count.
-    """
+    way, which is hard to learn and else one pair in five. Raises ConfigError for another count."""
     if count not in (None, 1, 2):
         raise ConfigError(f"a scene has 1 or 2 things, not {count}; pass count=1, count=2 or None")
     rng = np.random.default_rng(seed)
@@ -185,8 +183,7 @@ OUTLIER = 0.15  # no single frame counts for more than this distance
 def name_motion(seconds: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[str | None, float]:
     """Return the motion of a thing that was at (x, y) [N] at `seconds` [N], and how far off the fit is, rms in widths.
 
-    The name is one of MOTIONS, "rests", or None if nothing fits. Speeds and periods may be 25 % off.
-    """
+    The name is one of MOTIONS, "rests", or None if nothing fits. Speeds and periods may be 25 % off."""
     t = seconds - seconds.mean()
     rests = _rms(x - np.median(x), y - np.median(y))
     fits = [("rests", rests), ("bounces", _bounce(t, x, y)), ("circles", _circle(t, x, y))]

@@ -33,8 +33,7 @@ class Compressed:
     commit does, so the length never changes. The release never moves the chosen keys; here they stand and are scored
     where a call with `positions: realigned` sees them: at their own time, but none before the stretch of the last
     `latents` that fell. (The paper moves the block as a whole, so that old tokens would stand further back than any
-    that the model was trained with.)
-    """
+    that the model was trained with.)"""
 
     latents: int
     max_reuse: int | None = None

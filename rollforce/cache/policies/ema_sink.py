@@ -16,8 +16,7 @@ class EmaSink:
     sink <- decay * sink + (1 - decay) * leaving, keys and values, at the same place of the picture and with the time
     of the rotary position taken out. `latents` should be the chunk or a multiple of it, so that a place in the chunk
     always meets the same place. Deviation from the release: the average is kept in float32; in bfloat16, at .999, two
-    thirds of its entries would never change.
-    """
+    thirds of its entries would never change."""
 
     latents: int
     decay: float = 0.999

@@ -17,8 +17,7 @@ class Junction:
     Anchor Forcing's junction cache: put after a window, it is attended once its latents have left that, as in the
     paper. `every`: without marks, begin anew each so many latents (its single-prompt mode). Deviation from the release:
     there the prior anchor is lost with the second forward of a chunk; here a commit is the only thing that writes.
-    LongLive 2's pinned shot sink is the same `of` shots.
-    """
+    LongLive 2's pinned shot sink is the same `of` shots."""
 
     latents: int
     of: Literal["switch", "shot"] = "switch"

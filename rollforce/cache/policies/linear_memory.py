@@ -33,8 +33,7 @@ class LinearMemory:
 
     The formula is that of training. The release infers with rope(k) and rope(q) in the numerator, not rectified:
     `compat`. It also absorbs its sink, and turns that twice; here the sink stays out. Keys come turned, so they are
-    turned back in all three axes; a phase of RoPE (shots) is not known here and is taken for a part of the key.
-    """
+    turned back in all three axes; a phase of RoPE (shots) is not known here and is taken for a part of the key."""
 
     compat: bool = False
     kind: Literal["linear_memory"] = "linear_memory"

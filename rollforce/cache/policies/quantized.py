@@ -40,8 +40,7 @@ class Quantized:
     8 bits .0023 / .0023 / .0009. Within a latent time is one angle, so taking out time alone changes nothing.
     Latents of a stream that sees 54 latents so differ from those of plain memory, after 12 s, by 1.4 % with 4 bits
     (`rotated`: 6.6 %), 7 % with 2, .1 % with 8, 3 % with fp8. Values per channel would err by .6 as much as per token,
-    at 6 instead of 4.7 bits; they are coded per token as KIVI's.
-    """
+    at 6 instead of 4.7 bits; they are coded per token as KIVI's."""
 
     latents: int
     bits: Bits = 4

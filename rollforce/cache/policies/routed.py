@@ -24,8 +24,7 @@ class Routed:
 
     Deviations from the release (wan/modules/causal_model_stream_t1.py): the average is kept in float32; a chunk to be
     appended to a full memory is averaged in for good (there for the calls of one chunk: the sum is not written back);
-    what is to be averaged where nothing is kept is dropped (there a sink always is).
-    """
+    what is to be averaged where nothing is kept is dropped (there a sink always is)."""
 
     latents: int
     first: int = 0

@@ -36,8 +36,7 @@ class Surprising:
     of a noisy step, and overwrites what it compares with in each call, so that it compares steps of one chunk. Its
     threshold is met by the mean over the batch and by chunks, of which it keeps the first latent; here by latents. The
     paper looks at every `interval`-th latent of the stream, here the interval starts at the last one kept; with it at
-    a multiple of the chunk and tau > 1 that is one place in the chunk as well.
-    """
+    a multiple of the chunk and tau > 1 that is one place in the chunk as well."""
 
     latents: int
     tau: float = 0.95

@@ -33,8 +33,7 @@ class TempCache:
     that meet the same held one all values count and the last one's key stays. The paper's cache has no cap. The latent
     that falls is never evicted for itself, else tokens of low mass could not enter. `heaviest`: a token stands for at
     most so many, whatever was merged into it, so that a long past cannot outweigh the present, and its value goes on
-    moving (None, the paper: no limit; in bfloat16 the mean then stands still after some hundreds).
-    """
+    moving (None, the paper: no limit; in bfloat16 the mean then stands still after some hundreds)."""
 
     latents: int
     tau: float = 0.9

@@ -209,8 +209,7 @@ def activation_bytes(
     (each 4 bytes if norms and residuals are in float32: `islands`), query, key, value and what they attended to, the
     query of cross-attention; then the feed-forward's input and twice its hidden layer. Where that is narrow, turning a
     query by RoPE in float32 takes more, with what the block before left behind. While attending: the residual, query,
-    key, value, two copies of the result, and what was gathered of the past.
-    """
+    key, value, two copies of the result, and what was gathered of the past."""
     hidden = config.ffn_dim / config.width
     casts = 0 if item == 4 else 4 + item
     residual = 4 if islands else item

@@ -257,8 +257,7 @@ class FeatureStream:
 
     Pictures are cut into tiles, each with features of its own, where `tiling` says so. `scale_in` and `scale_out` are
     pixels per latent pixel of what goes in and comes out; `slots` is how many features the network counts through.
-    `step` may change the list of features, but no tensor in it: states that were taken stay what they were.
-    """
+    `step` may change the list of features, but no tensor in it: states that were taken stay what they were."""
 
     def __init__(
         self,

@@ -27,8 +27,7 @@ class Tiling:
         832 x 480    3.7 whole    4.0 in tiles    0.6 (3.7) in tiles with `host`
         1280 x 720   8.6 whole    9.0 in tiles    0.6 (8.7) in tiles with `host`
 
-    Counted from the shapes of its tensors, without what convolutions need to work in. Its encoder needs 0.6 of that.
-    """
+    Counted from the shapes of its tensors, without what convolutions need to work in. Its encoder needs 0.6 of that."""
 
     tile: int = 256
     overlap: int = 64

@@ -88,8 +88,7 @@ def add(
     """Put a LoRA on the model, beside those that are on it, and call it `name`.
 
     `lora`: names as `read_checkpoint` gives them, or any that it understands; `alpha`: else each module's own, else its
-    rank. Raises CheckpointError, before anything changes, if the LoRA is of another model.
-    """
+    rank. Raises CheckpointError, before anything changes, if the LoRA is of another model."""
     if name in scales(model):
         raise ConfigError(f"a LoRA {name!r} is on the model already. Remove it first, or give this one another name.")
     factor = _check_scale(scale)
@@ -139,8 +138,7 @@ def scales(model: VideoTransformer) -> dict[str, float]:
 def merge(model: VideoTransformer, lora: Mapping[str, Tensor], scale: float = 1.0, alpha: float | None = None) -> None:
     """Bake a LoRA into the weights: W + scale * alpha / rank * B A, summed in float32. It costs nothing from then on.
 
-    There is no way back but to load the model again. Raises ConfigError if the weights are quantised.
-    """
+    There is no way back but to load the model again. Raises ConfigError if the weights are quantised."""
     factor, names = _check_scale(scale), lora_to_ours(lora, "the LoRA")
     weights = {name: weight.data for name, weight in model.named_parameters()}
     for module in targets_of(names):

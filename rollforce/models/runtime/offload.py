@@ -29,8 +29,7 @@ def offload(model: VideoTransformer, device: torch.device, resident: int = 0, ah
 
     `ahead`: how many blocks are copied before they are needed; so many and one more have room on the device. Do it
     instead of `model.to(device)`, after quantising and compiling; for inference, one call at a time. Raises
-    ConfigError if a number cannot be used, or the blocks are offloaded already.
-    """
+    ConfigError if a number cannot be used, or the blocks are offloaded already."""
     blocks = list(model.blocks)
     if isinstance(model.visit, Offload):
         raise ConfigError("the blocks of this model are offloaded already. Call restore first.")

@@ -30,8 +30,7 @@ class RuntimeOptions:
     `quantize`: how the blocks' weights are stored; `offload`: `text` encodes prompts on the CPU, `blocks` leaves the
     transformer's blocks there until they are needed; `tiling`: decode in tiles; `decoder`: a file in TAEHV's format
     that decodes in the autoencoder's place; `compile`: the blocks (torch.compile), or those as CUDA graphs.
-    Raises ConfigError for a choice that is not known and for a file that does not exist.
-    """
+    Raises ConfigError for a choice that is not known and for a file that does not exist."""
 
     attention: str = _option("sdpa", "Kernel: sdpa, cudnn, flash, sage...")
     loras: tuple[str, ...] = _option((), "FILE or FILE=SCALE to bake in; repeatable.", "--lora")

@@ -22,8 +22,7 @@ def quantise(model: VideoTransformer, kind: str) -> None:
     """Store the weights of the blocks' linears as `kind`, int8 or fp8 (e4m3), in place.
 
     Do it once LoRAs are merged (live ones may come later) and before blocks are compiled or offloaded. ConfigError if
-    the kind is not known, torchao is missing, or the device is not for it.
-    """
+    the kind is not known, torchao is missing, or the device is not for it."""
     check(kind, model.device)
     make = import_module("torchao.quantization")
     config = (make.Int8WeightOnlyConfig(version=2, set_inductor_config=False) if kind == "int8"

@@ -67,8 +67,7 @@ class WanText:
 
         Args: `device` where prompts are encoded and vectors handed out; `dtype` to run in (None: that of the files);
         `cache` a folder (None: $ROLLFORCE_CACHE/text or ~/.cache/rollforce/text); `keep` the weights once loaded.
-        Raises CheckpointError if a part is missing or is another encoder.
-        """
+        Raises CheckpointError if a part is missing or is another encoder."""
         folder = Path(folder)
         shards = weight_files(folder)
         found = WanText(folder, shards, TextCache(cache), device=device, dtype=dtype, keep=keep)

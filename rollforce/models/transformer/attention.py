@@ -131,8 +131,7 @@ def kernel(
     """Return the attention kernel called `name`, tried once on `device` (default: the first GPU) with `dtype`.
 
     `masked`: it must know masks. Raises ConfigError with the remedy if there is none of that name, its package is
-    missing, or this device or dtype is not for it.
-    """
+    missing, or this device or dtype is not for it."""
     if name in EVERYWHERE:
         return EVERYWHERE[name]
     if name not in BACKENDS:

@@ -120,8 +120,7 @@ class Block(nn.Module):
     ) -> Tensor:
         """Run the rest of the block: residual of self-attention, cross-attention, feed-forward.
 
-        `given`: what cross-attention sees, the text and perhaps an image; each has its own softmax, results add up.
-        """
+        `given`: what cross-attention sees, the text and perhaps an image; each has its own softmax, results add up."""
         x = gated(x_BLD, self.attn1.out(attended), mod[2])
         dtype = self.norm2.weight.dtype
         query = self.attn2.query(

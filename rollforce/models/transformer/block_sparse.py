@@ -29,8 +29,7 @@ class BlockSparse:
     mean over all tokens from the keys before, which adds one number per query to all scores and cannot change the
     choice: it is left out. Hybrid Forcing's release subtracts the mean over heads instead, by a mistake of the axis,
     which can: `compat`. Deviations: blocks end with their latent (64 of 1560 tokens become 25 blocks of 63 or less),
-    and a bias (tokens that stand for several) does not count in the choice, only in attention.
-    """
+    and a bias (tokens that stand for several) does not count in the choice, only in attention."""
 
     top: float = 0.2
     block: int = 64

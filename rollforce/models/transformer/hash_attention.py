@@ -35,8 +35,7 @@ class HashAttention:
 
     The paper has it on in about 70 % of the layers (which ones it does not say; here the last) and not in the first
     30 % of the steps, which is `below` where all latents of a call are equally noisy. Whether it hashes before or after
-    RoPE it does not say; here after, in the time of the call, so that only relative time matters.
-    """
+    RoPE it does not say; here after, in the time of the call, so that only relative time matters."""
 
     bits: int = 3
     reach: float = 1.0
@@ -114,8 +113,7 @@ class HashTextAttention:
     """AnnCA: of the prompt, a latent attends to the tokens in whose bucket at least one of its queries lies, per head.
 
     How many that are is different for each latent and head, so the rule needs a mask and saves no time. `share` keeps a
-    fixed part of the tokens instead, those with the most queries in their bucket, and does save some (deviation).
-    """
+    fixed part of the tokens instead, those with the most queries in their bucket, and does save some (deviation)."""
 
     bits: int = 3
     share: float | None = None

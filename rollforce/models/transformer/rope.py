@@ -30,8 +30,7 @@ def angles(index_T: Tensor, rows: int, columns: int, head_dim: int, phase_T: Ten
     2].
 
     Token order is latent, row, column (column fastest). `phase_T` is added to every angle of time (ShotStream's RoPE
-    discontinuity): no place in time, only a sign that two latents are not of one shot.
-    """
+    discontinuity): no place in time, only a sign that two latents are not of one shot."""
     time, height, width = split(head_dim)
     device = index_T.device
     moment = _axis(index_T, time) + (0.0 if phase_T is None else phase_T.to(device).double()[:, None])

@@ -205,8 +205,7 @@ class VideoTransformer(nn.Module):
         """Compile what lies between attention calls (torch.compile, and its options; needs a C++ compiler on a CPU).
 
         `graphs`: replay it as CUDA graphs, one per number of latents in a call. Attention stays outside, where the past
-        grows. torch keeps 8 shapes (torch._dynamo.config.recompile_limit) and runs further ones uncompiled.
-        """
+        grows. torch keeps 8 shapes (torch._dynamo.config.recompile_limit) and runs further ones uncompiled."""
         if graphs:
             options = {"mode": "reduce-overhead", "dynamic": False, **options}
             self.visit = _one_replay
@@ -223,8 +222,7 @@ class VideoTransformer(nn.Module):
     def set_attention(self, name: str, masked: bool = False) -> None:
         """Choose the attention kernel by name, once the model is on its device; `masked`: it must know masks.
 
-        ConfigError lists what exists, or says why this one cannot be used here and what to do.
-        """
+        ConfigError lists what exists, or says why this one cannot be used here and what to do."""
         self.attend = kernel(name, self.device, self.proj_out.weight.dtype, masked)
 
     @property
@@ -236,8 +234,7 @@ class VideoTransformer(nn.Module):
         """Return cross-attention keys and values of a text embedding [B, L_text, text_dim], once per prompt.
 
         Wan attends to all text positions, zero padding included: pad before calling. An image-to-video model takes the
-        tokens of its image too: [B, L_image, image_dim].
-        """
+        tokens of its image too: [B, L_image, image_dim]."""
         text = self.condition_embedder.text_embedder(text_BLD)
         self._check_image(image_BLD)
         image = None if image_BLD is None else self.condition_embedder.image_embedder(image_BLD)
@@ -259,8 +256,7 @@ class VideoTransformer(nn.Module):
         Args: `sigma_BT` noise in [0, 1] of each latent; `index_T` stream position of each latent (any integers);
         `memory` what self-attention sees of the past (None: only this call); `mask` additive, without memory, [L, L] or
         what broadcasts to [B, N, L, L]; `phase_T` see rope.angles; `streams` how many of the latents are of each
-        stream, in a call for several.
-        """
+        stream, in a call for several."""
         rows, columns = self._geometry(x_BTCHW)
         angle = rope.angles(
             index_T.to(x_BTCHW.device), rows, columns, self.config.attention_head_dim, phase_T
@@ -323,8 +319,7 @@ class VideoTransformer(nn.Module):
     def load(cls, folder: Path) -> VideoTransformer:
         """Read a folder written by `save` or by diffusers, in the dtype of its files, which are mapped, not copied.
 
-        CheckpointError if it is not one or does not fit; ConfigError names a field that asks for something else.
-        """
+        CheckpointError if it is not one or does not fit; ConfigError names a field that asks for something else."""
         sizes = model_folder.read_config(folder, {field.name for field in fields(TransformerConfig)})
         try:
             config = TransformerConfig(**sizes)
