@@ -21,10 +21,8 @@ Numbers = dict[str, float | None]
 
 @dataclass(frozen=True)
 class Judgement:
-    """Numbers of the whole stream; of "first_10s" and "last_10s" if it has 20 s; of every 5 s if it has 10 s.
-
-    In `curve`, the `drift.*` are ratios to the first window, and `identity` is whether the things are the first ones.
-    """
+    """Numbers of the whole stream; of "first_10s" and "last_10s" if it has 20 s; of every 5 s if it has 10 s. In
+    `curve`, the `drift.*` are ratios to the first window, and `identity` is whether the things are the first ones."""
 
     whole: Numbers
     ends: dict[str, Numbers]
@@ -54,8 +52,6 @@ def judge_stream(video: np.ndarray, wish: Wish, eyes: Eyes, chunk: int = 12, lat
 
 def seams_to_real(ours: Mapping[str, float | None], real: Mapping[str, float | None]) -> Numbers:
     """Return the frame differences at borders, divided by those of real video through the autoencoder."""
-    ratios: Numbers = {}
-    for border in ("chunk", "latent"):
-        here, there = ours[f"seams.{border}"], real[f"seams.{border}"]
-        ratios[f"seams.{border}_to_real"] = here / max(there, 1e-6) if here is not None and there else None
-    return ratios
+    pairs = {name: (ours[name], real[name]) for name in ("seams.chunk", "seams.latent")}
+    return {f"{name}_to_real": here / max(there, 1e-6) if here is not None and there else None
+            for name, (here, there) in pairs.items()}

@@ -8,17 +8,14 @@ from typing import Any
 
 from rollforce.errors import ConfigError
 from rollforce.evaluation.judge import WINDOW_S
-from rollforce.evaluation.report import Report
+from rollforce.evaluation.report import Report, count_prompts
 
-PANELS = {
-    "scene": "scene", "colour": "colour", "motion": "motion", "shape": "shape",
-    "shape_per_frame": "shape, single frames", "both": "both things right", "identity": "same things as at first",
-    "count": "number of things", "whole": "whole",
-    "flicker": "flicker, grey levels", "seams.chunk_ratio": "jump at chunk borders, ratio",
-    "drift.luma": "brightness, to first 5 s", "drift.saturation": "saturation, to first 5 s",
-    "drift.sharpness": "sharpness, to first 5 s", "drift.contrast": "contrast, to first 5 s",
-    "drift.motion": "movement, to first 5 s",
-}
+PANELS = {"scene": "scene", "colour": "colour", "motion": "motion", "shape": "shape",
+          "shape_per_frame": "shape, single frames", "both": "both things right", "identity": "same things as at first",
+          "count": "number of things", "whole": "whole", "flicker": "flicker, grey levels",
+          "seams.chunk_ratio": "jump at chunk borders, ratio", "drift.luma": "brightness, to first 5 s",
+          "drift.saturation": "saturation, to first 5 s", "drift.sharpness": "sharpness, to first 5 s",
+          "drift.contrast": "contrast, to first 5 s", "drift.motion": "movement, to first 5 s"}  # fmt: skip
 SHARES = ("scene", "colour", "motion", "shape", "shape_per_frame", "both", "identity", "count", "whole")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#666666", "#000000")  # told apart by all
 STROKES = ("-", "--", "-.", ":")  # so that lines which cover each other are both seen
@@ -26,9 +23,8 @@ ACROSS = 4
 
 
 def save_curves(runs: Mapping[str, Report], path: Path) -> None:
-    """Write the runs' curves as a PNG: a panel per measure, seconds to the right, bands are 95 % intervals.
-
-    ConfigError if the streams were shorter than two windows of 5 s."""
+    """Write the runs' curves as a PNG: a panel per measure, seconds to the right, bands are 95 % intervals. ConfigError
+    if the streams were shorter than two windows of 5 s."""
     from matplotlib.figure import Figure  # draws with Agg by itself: no window, no pyplot, no settings changed
 
     curves = {name: report["curve_5s"] for name, report in runs.items() if len(report.get("curve_5s", ())) > 1}
@@ -44,8 +40,8 @@ def save_curves(runs: Mapping[str, Report], path: Path) -> None:
         axis.set_visible(False)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), frameon=False)
-    seconds = f"seconds of video, in windows of {WINDOW_S} s; bands: 95 % intervals over {_size(runs)}"
-    figure.supxlabel(seconds, fontsize=9)
+    size = "{} prompts x {:g} streams".format(*count_prompts(next(iter(runs.values()))))
+    figure.supxlabel(f"seconds of video, in windows of {WINDOW_S} s; bands: 95 % intervals over {size}", fontsize=9)
     figure.savefig(path, dpi=120)
 
 
@@ -58,8 +54,7 @@ def _panel(axis: Any, name: str, curves: Mapping[str, list[dict[str, Any]]]) -> 
         axis.fill_between(at, low, high, color=colour, alpha=0.1, linewidth=0)
         for bound in (low, high):
             axis.plot(at, bound, color=colour, alpha=0.4, linestyle=stroke, linewidth=0.7)
-        axis.plot(at, mean, color=colour, label=run, linestyle=stroke, linewidth=1.6, marker="o",
-                  markersize=2.5)
+        axis.plot(at, mean, color=colour, label=run, linestyle=stroke, linewidth=1.6, marker="o", markersize=2.5)
     if name in SHARES:
         axis.set_ylim(-0.03, 1.03)
     elif name.startswith("drift"):
@@ -73,9 +68,3 @@ def _panel(axis: Any, name: str, curves: Mapping[str, list[dict[str, Any]]]) -> 
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(axis="y", color="#e5e5e5", linewidth=0.6)
-
-
-def _size(runs: Mapping[str, Report]) -> str:
-    streams = next(iter(runs.values()))["prompts"]
-    prompts = len({row["number"] for row in streams})
-    return f"{prompts} prompts x {len(streams) / prompts:g} streams"

@@ -2,8 +2,7 @@
 
 A report is what its JSON file holds: measures by name, each {"mean", "low", "high"}, those of a group ("seams.chunk")
 under the group's name, and under "prompts" every stream with its plain numbers, so that two saved reports can still be
-compared stream by stream.
-"""
+compared stream by stream."""
 
 from __future__ import annotations
 
@@ -19,12 +18,12 @@ import numpy as np
 from rollforce.errors import ConfigError, ShapeError
 from rollforce.evaluation.judge import WINDOW_S, Numbers
 
+Report = dict[str, Any]
+Key = tuple[str, int, float]  # of a stream in both of two reports: prompt, seed, seconds
+ENDS = ("first_10s", "last_10s")
+NO_MEASURE = ("number", "repeat", "seed", "seconds", "streamed_s")  # numbers of a stream that say nothing about quality
 DRAWS = 4000
-
-
 EXACT = 12  # up to so many prompts every choice of signs is tried, 2**12 of them
-
-
 LEVEL = 0.05
 
 
@@ -51,9 +50,8 @@ class Difference(Interval):
 
     @property
     def separable(self) -> bool:
-        """Whether the interval leaves out zero and chance makes such a difference in less than 5 % of the cases.
-
-        With fewer than six prompts nothing is separable: five times the same sign happens by chance too often."""
+        """Whether the interval leaves out zero and chance makes such a difference in less than 5 % of the cases. With
+        fewer than six prompts nothing is separable: five times the same sign happens by chance too often."""
         return (self.low > 0 or self.high < 0) and self.p < LEVEL
 
     def numbers(self) -> dict[str, float]:
@@ -62,13 +60,12 @@ class Difference(Interval):
 
 
 def interval(values: Sequence[float], prompts: Sequence[Hashable] | None = None, draws: int = DRAWS) -> Interval:
-    """Return the mean of `values` [N] and its percentile bootstrap over `prompts` [N] (None: each has its own).
-
-    Streams that all have the same value give an interval of no width; with 0 failures in N prompts the rate of
-    failures may still be 3 / N. Raises ShapeError without values, or with another number of prompts."""
+    """Return the mean of `values` [N] and its percentile bootstrap over `prompts` [N] (None: each has its own). Streams
+    that all have the same value give an interval of no width; with 0 failures in N prompts the rate of failures may
+    still be 3 / N. Raises ShapeError without values, or with another number of prompts."""
     sums, counts = _by_prompt(values, prompts)
-    means = _resample_means(sums, counts, draws)
-    low, high = np.percentile(means, [2.5, 97.5])
+    drawn = np.random.default_rng(0).integers(len(sums), size=(draws, len(sums)))
+    low, high = np.percentile(sums[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5])
     return Interval(float(sums.sum() / counts.sum()), float(low), float(high), len(sums), int(counts.sum()))
 
 
@@ -77,9 +74,8 @@ def difference(ours: Sequence[float], theirs: Sequence[float], prompts: Sequence
     """Return the mean of `ours` - `theirs`, the same streams [N] in the same order; ShapeError otherwise."""
     if len(ours) != len(theirs):
         raise ShapeError(f"{len(ours)} streams cannot be paired with {len(theirs)}; give the same ones in one order")
-    apart = np.asarray(ours, float) - np.asarray(theirs, float)
-    found = interval(apart.tolist(), prompts, draws)
-    return Difference(**vars(found), p=_chance(_by_prompt(apart.tolist(), prompts)[0], draws))
+    apart = (np.asarray(ours, float) - np.asarray(theirs, float)).tolist()
+    return Difference(**vars(interval(apart, prompts, draws)), p=_chance(_by_prompt(apart, prompts)[0], draws))
 
 
 def _by_prompt(values: Sequence[float], prompts: Sequence[Hashable] | None) -> tuple[np.ndarray, np.ndarray]:
@@ -92,33 +88,22 @@ def _by_prompt(values: Sequence[float], prompts: Sequence[Hashable] | None) -> t
     return np.bincount(at, np.asarray(values, float)), np.bincount(at)
 
 
-def _resample_means(sums: np.ndarray, counts: np.ndarray, draws: int) -> np.ndarray:
-    drawn = np.random.default_rng(0).integers(len(sums), size=(draws, len(sums)))
-    return np.asarray(sums[drawn].sum(1) / counts[drawn].sum(1))
-
-
 def _chance(sums: np.ndarray, draws: int) -> float:
     """Return the share of sign choices under which the sum over prompts is as far from zero as it is."""
-    count = len(sums)
-    if count <= EXACT:
-        signs = np.array(list(product((-1.0, 1.0), repeat=count)))
+    if len(sums) <= EXACT:
+        signs = np.array(list(product((-1.0, 1.0), repeat=len(sums))))
     else:
-        signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(draws, count))
+        signs = np.random.default_rng(0).choice((-1.0, 1.0), size=(draws, len(sums)))
         signs[0] = 1  # what was observed is one of the cases
     return float(np.mean(np.abs(signs @ sums) >= abs(sums.sum()) - 1e-9))
 
 
-Report = dict[str, Any]
-ENDS = ("first_10s", "last_10s")
-NO_MEASURE = ("number", "repeat", "seed", "seconds", "streamed_s")  # numbers of a stream that say nothing about quality
-
+# -- streams, and the report on them -----------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class StreamedVideo:
-    """One stream, judged: numbers by part ("model", "first_10s", "truth", ...) and per window of 5 s.
-
-    `number` is the prompt's, `repeat` tells the streams of one prompt apart, `tiles` is a PNG of some frames in base64.
-    """
+    """One stream, judged: numbers by part ("model", "first_10s", "truth", ...) and per window of 5 s. `number` is the
+    prompt's, `repeat` tells the streams of one prompt apart, `tiles` is a PNG of some frames in base64."""
 
     run: str
     number: int
@@ -158,7 +143,7 @@ def means(rows: Sequence[Mapping[str, Any]], prompts: Sequence[int]) -> dict[str
     for name in dict.fromkeys(name for row in rows for name in row):
         there = [(row[name], prompt) for row, prompt in zip(rows, prompts, strict=True) if row.get(name) is not None]
         if there:
-            found[name] = interval([value for value, _ in there], [prompt for _, prompt in there]).numbers()
+            found[name] = interval(*(list(column) for column in zip(*there, strict=True))).numbers()
     return found
 
 
@@ -166,17 +151,13 @@ def changes(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any
             prompts: Sequence[int]) -> dict[str, dict[str, float]]:
     """Return the paired difference `ours` - `theirs` of every measure, over the pairs in which both have it."""
     found = {}
-    for name in dict.fromkeys(name for row in ours for name, value in row.items() if _is_measure(name, value)):
+    for name in dict.fromkeys(name for row in ours for name, value in row.items()
+                              if name not in NO_MEASURE and isinstance(value, int | float)):
         there = [(our[name], their[name], prompt) for our, their, prompt in zip(ours, theirs, prompts, strict=True)
                  if our.get(name) is not None and their.get(name) is not None]
         if there:
-            our_values, their_values, of = (list(column) for column in zip(*there, strict=True))
-            found[name] = difference(our_values, their_values, of).numbers()
+            found[name] = difference(*(list(column) for column in zip(*there, strict=True))).numbers()
     return found
-
-
-def _is_measure(name: str, value: Any) -> bool:
-    return name not in NO_MEASURE and isinstance(value, int | float)
 
 
 def curve(curves: Sequence[Sequence[Numbers]], prompts: Sequence[int]) -> list[dict[str, Any]]:
@@ -194,6 +175,12 @@ def group_measures(part: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def count_prompts(report: Report) -> tuple[int, float]:
+    """Return the number of a report's prompts, and of the streams of each."""
+    prompts = len({row["number"] for row in report["prompts"]})
+    return prompts, len(report["prompts"]) / prompts
+
+
 def find_measure(report: Mapping[str, Any], name: str) -> dict[str, Any] | None:
     """Return the measure called `name`, such as "shape" or "seams.chunk", where the report has it."""
     group, _, leaf = name.rpartition(".")
@@ -205,22 +192,20 @@ def _round(numbers: Numbers) -> Numbers:
     return {name: None if value is None else round(value, 4) for name, value in numbers.items()}
 
 
-# ------------------------------------------------------------------------------------------------- two runs
-
+# -- two runs ----------------------------------------------------------------------------------------------------------
 
 def compare(report: Report, reference: Report) -> Report:
-    """Return `report` - `reference`, paired by stream: every measure, and under "change_by_the_end" how much
-    more (or less) it changed from the first 10 s to the last.
-
-    ConfigError if they do not hold the same prompts, seeds and lengths."""
-    ours, theirs = _by_stream(report), _by_stream(reference)
+    """Return `report` - `reference`, paired by stream: every measure, and under "change_by_the_end" how much more (or
+    less) it changed from the first 10 s to the last. ConfigError if they do not hold the same prompts, seeds and
+    lengths."""
+    ours, theirs = ({(row["prompt"], row["seed"], row["seconds"]): row for row in each["prompts"]}
+                    for each in (report, reference))
     _check_same(ours, theirs)
-    keys = list(ours)
-    prompts = [ours[key]["number"] for key in keys]
-    found = group_measures(changes([ours[key] for key in keys], [theirs[key] for key in keys], prompts))
-    if all(end in row for end in ENDS for rows in (ours, theirs) for row in rows.values()):
-        our_change, their_change = ([_change(rows[key]) for key in keys] for rows in (ours, theirs))
-        found["change_by_the_end"] = group_measures(changes(our_change, their_change, prompts))
+    pair = [list(ours.values()), [theirs[key] for key in ours]]
+    prompts = [row["number"] for row in pair[0]]
+    found = group_measures(changes(*pair, prompts))
+    if all(end in row for end in ENDS for rows in pair for row in rows):
+        found["change_by_the_end"] = group_measures(changes(*([*map(_change, rows)] for rows in pair), prompts))
     return found
 
 
@@ -231,18 +216,10 @@ def _change(row: Mapping[str, Any]) -> Numbers:
             if value is not None and last.get(name) is not None}
 
 
-Key = tuple[str, int, float]
-
-
-def _by_stream(report: Report) -> dict[Key, dict[str, Any]]:
-    return {(row["prompt"], row["seed"], row["seconds"]): row for row in report["prompts"]}
-
-
 def _check_same(ours: Mapping[Key, Any], theirs: Mapping[Key, Any]) -> None:
     if ours.keys() == theirs.keys():
         return
-    only = [*(ours.keys() - theirs.keys()), *(theirs.keys() - ours.keys())]
-    prompt, seed, seconds = sorted(only)[0]
+    prompt, seed, seconds = min(ours.keys() ^ theirs.keys())
     raise ConfigError(
         f"the two reports hold different streams ({len(ours)} and {len(theirs)}, {len(ours.keys() & theirs.keys())} in "
         f'both; only one has "{prompt}", seed {seed}, {seconds:g} s). Make both with the same --prompts, --things, '
@@ -250,13 +227,11 @@ def _check_same(ours: Mapping[Key, Any], theirs: Mapping[Key, Any]) -> None:
 
 
 def read_reports(paths: Sequence[Path]) -> dict[str, Report]:
-    """Return the runs of report files by name; a name that two files have gets its file before it.
-
-    ConfigError if a file is no report."""
+    """Return the runs of report files by name; a name that two files have gets its file before it. ConfigError if a
+    file is no report."""
     runs: dict[str, Report] = {}
-    for path in paths:
-        for name, report in _read_report(path).items():
-            runs[f"{path}:{name}" if name in runs else name] = report
+    for path, found in ((path, _read_report(path)) for path in paths):
+        runs |= {f"{path}:{name}" if name in runs else name: report for name, report in found.items()}
     return runs
 
 

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import as_completed
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -101,7 +101,7 @@ def run_job(job: EvaluationJob) -> Iterator[StreamedVideo]:
         whole = found.whole | seams_to_real(found.whole, real["truth_autoencoder"]) | {"x_real_time": seconds / taken}
         tiles = pack_frames(video, MOMENTS) if task.number < ROWS and task.repeat == 0 else ""
         yield StreamedVideo(job.name, task.number, task.repeat, task.prompt, task.seed, seconds, taken, found.seen,
-                       {"model": whole} | found.ends | real, found.curve, tiles)
+                            {"model": whole} | found.ends | real, found.curve, tiles)
 
 
 def stream_whole(model: Any, job: EvaluationJob) -> Iterator[tuple[EvaluationTask, np.ndarray, float]]:
@@ -109,9 +109,8 @@ def stream_whole(model: Any, job: EvaluationJob) -> Iterator[tuple[EvaluationTas
     for start in range(0, len(job.tasks), job.together):
         tasks, begun = job.tasks[start : start + job.together], time.perf_counter()
         batch = model.batch(limit=len(tasks)) if len(tasks) > 1 else None
-        with ExitStack() as open_ones:
-            sessions = [open_ones.enter_context(model.session(task.prompt, seed=task.seed, batch=batch))
-                        for task in tasks]
+        with ExitStack() as stack:
+            sessions = [stack.enter_context(model.session(task.prompt, seed=task.seed, batch=batch)) for task in tasks]
             rounds = zip(*(session.stream(job.seconds) for session in sessions), strict=True)
             chunks = list(zip(*rounds, strict=True))
         taken = (time.perf_counter() - begun) / len(tasks)
@@ -120,16 +119,15 @@ def stream_whole(model: Any, job: EvaluationJob) -> Iterator[tuple[EvaluationTas
 
 
 def stream_ends(model: Any, job: EvaluationJob) -> Iterator[tuple[EvaluationTask, np.ndarray, float]]:
-    """Yield every stream's first and last seconds, one after the other, and its share of the seconds it took.
-
-    All streams are one batch of one rollout, and of what lies between nothing is drawn: a third of the time."""
+    """Yield every stream's first and last seconds, one after the other, and its share of the seconds it took. All
+    streams are one batch of one rollout, and of what lies between nothing is drawn: a third of the time."""
     begun, grid = time.perf_counter(), model.grid()
     end, count = (int(seconds * FPS) // model.frames_per_latent for seconds in (ENDS_S, job.seconds))
     latents: list[torch.Tensor] = []
     with torch.no_grad():
         text = model.text.encode([task.prompt for task in job.tasks]).to(model.device, model.dtype)
         streams = RolloutGroup(model.transformer, model.stream_settings, text, tuple(task.seed for task in job.tasks),
-                          (grid.channels, grid.height, grid.width))
+                               (grid.channels, grid.height, grid.width))
         for commit in streams.rollout.commits():
             latents.append(commit.latents_BTCHW)
             if commit.stop >= count:
@@ -171,9 +169,9 @@ def measure_references(scene: Scene, run: Configuration, frames: int, size: int)
     if key not in REFERENCES:
         truth = render(scene, 0, frames, size)
         videos = {"truth": truth, "truth_autoencoder": reconstruct(model.autoencoder, truth)}
-        REFERENCES[key] = {
-            name: judge_stream(video, wish_of(scene), eyes, model.frames_per_chunk, model.frames_per_latent).whole
-            for name, video in videos.items()}
+        lengths = model.frames_per_chunk, model.frames_per_latent
+        REFERENCES[key] = {name: judge_stream(video, wish_of(scene), eyes, *lengths).whole
+                           for name, video in videos.items()}
     return REFERENCES[key]
 
 
@@ -190,10 +188,9 @@ def reconstruct(autoencoder: Any, video: np.ndarray) -> np.ndarray:
 
 
 class EvaluationJournal:
-    """The streams of one evaluation, on disk if there is a `path`.
-
-    `settings` are what a stream's result depends on; they are the file's first line. With `resume` an older file is
-    gone on with: ConfigError if its settings were others. Settings and streams it holds for other runs are kept."""
+    """The streams of one evaluation, on disk if there is a `path`. `settings` are what a stream's result depends on;
+    they are the file's first line. With `resume` an older file is gone on with: ConfigError if its settings were
+    others. Settings and streams it holds for other runs are kept."""
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any], resume: bool = False) -> None:
         self._path = path
@@ -224,19 +221,14 @@ class EvaluationJournal:
 def _read(path: Path) -> tuple[dict[str, Any], list[StreamedVideo]]:
     """Return the settings and streams of a file; a last line that was cut off in writing is left out."""
     lines = []
-    for line in path.read_text().splitlines():
-        try:
+    with suppress(ValueError):
+        for line in path.read_text().splitlines():
             lines.append(json.loads(line))
-        except ValueError:
-            break
-    if not lines:
-        return {}, []
-    return lines[0], [StreamedVideo(**line) for line in lines[1:]]
+    return (lines[0], [StreamedVideo(**line) for line in lines[1:]]) if lines else ({}, [])
 
 
 def _check(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    other = [name for name in now if name in before and before[name] != now[name]]
-    if other:
+    if other := [name for name in now if name in before and before[name] != now[name]]:
         told = ", ".join(f"{name}: {before[name]} there, {now[name]} now" for name in other)
         raise ConfigError(f"{path} was begun with other settings ({told}). Give the same ones, or leave out --resume "
                           "to begin anew.")

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rollforce.evaluation.report import ENDS, Report, find_measure
+from rollforce.evaluation.report import ENDS, Report, count_prompts, find_measure
 
 MAIN = ("scene", "colour", "motion", "shape", "count", "both", "identity", "recognised", "whole", "flicker")
 REST = ("shape_per_frame", "present", "x_real_time")
-COLUMNS = {
-    "scene": "scene", "colour": "colour", "motion": "motion", "shape": "shape", "count": "count", "both": "both right",
-    "identity": "identity", "recognised": "recognised", "whole": "whole", "flicker": "flicker",
-    "seams.chunk_to_real": "seam, to real", "x_real_time": "x real time",
-}
+COLUMNS = {"scene": "scene", "colour": "colour", "motion": "motion", "shape": "shape", "count": "count",
+           "both": "both right", "identity": "identity", "recognised": "recognised", "whole": "whole",
+           "flicker": "flicker", "seams.chunk_to_real": "seam, to real", "x_real_time": "x real time"}  # fmt: skip
 GROUPS = ("seams", "drift")
 REFERENCES = ("truth", "truth_autoencoder")
 
@@ -42,8 +40,7 @@ def format_differences(name: str, first: str, found: Report) -> str:
     lines = [f"{name} - {first}, paired; * separable from zero"]
     for label, part in (("", found), ("by the end: ", found.get("change_by_the_end", {}))):
         for measured in (*COLUMNS, "shape_per_frame", *(f"drift.{leaf}" for leaf in found.get("drift", {}))):
-            value = find_measure(part, measured)
-            if value is not None:
+            if value := find_measure(part, measured):
                 star = "*" if value["separable"] else ""
                 lines.append(f"{label + measured:32s} {value['mean']:+.3f} [{value['low']:+.3f} {value['high']:+.3f}]"
                              f"  p {value['p']:.3f} {star}".rstrip())
@@ -55,39 +52,36 @@ def format_markdown(command: str, runs: Mapping[str, Report], against_first: Map
     blocks = [f"`{command}`", _runs_table(runs)]
     if any("change_by_the_end" in report for report in runs.values()):
         ends = {name: report.get("change_by_the_end", {}) for name, report in runs.items()}
-        blocks += ["Last 10 s minus first 10 s of the same streams:", _differences_table(ends, "run")]
+        blocks += ["Last 10 s minus first 10 s of the same streams:", _differences_table(ends)]
     if against_first:
         first = next(iter(runs))
-        blocks += [f"Paired differences against `{first}`:", _differences_table(against_first, "run")]
+        blocks += [f"Paired differences against `{first}`:", _differences_table(against_first)]
         ends = {name: found["change_by_the_end"] for name, found in against_first.items()
                 if "change_by_the_end" in found}
         if ends:
             blocks += [f"How much more than `{first}` a run changed from its first to its last 10 s:",
-                       _differences_table(ends, "run")]
+                       _differences_table(ends)]
     return "\n\n".join([*blocks, _footnote(runs, against_first)]) + "\n"
 
 
 def _runs_table(runs: Mapping[str, Report]) -> str:
-    names = _present(runs.values())
+    names = _present(runs)
     rows = [["run", "prompts x seeds", "s", *(COLUMNS[name] for name in names)]]
     for run, report in runs.items():
-        streams = report["prompts"]
-        prompts = len({row["number"] for row in streams})
-        size = f"{prompts} x {len(streams) / prompts:g}"
-        rows.append([run, size, f"{streams[0]['seconds']:g}", *(_short(find_measure(report, name)) for name in names)])
+        about = [run, "{} x {:g}".format(*count_prompts(report)), f"{report['prompts'][0]['seconds']:g}"]
+        rows.append(about + [_cell(find_measure(report, name)) for name in names])
     return _table(rows)
 
 
-def _differences_table(found: Mapping[str, Report], title: str) -> str:
-    names = _present(found.values(), leave_out=("x_real_time",))
-    rows = [[title, *(COLUMNS[name] for name in names)]]
-    rows += [[run, *(_signed(find_measure(part, name)) for name in names)] for run, part in found.items()]
+def _differences_table(found: Mapping[str, Report]) -> str:
+    names = [name for name in _present(found) if name != "x_real_time"]
+    rows = [["run", *(COLUMNS[name] for name in names)]]
+    rows += [[run, *(_cell(find_measure(part, name), "+") for name in names)] for run, part in found.items()]
     return _table(rows)
 
 
-def _present(parts: Any, leave_out: tuple[str, ...] = ()) -> list[str]:
-    parts = list(parts)
-    return [name for name in COLUMNS if name not in leave_out and any(find_measure(part, name) for part in parts)]
+def _present(parts: Mapping[str, Report]) -> list[str]:
+    return [name for name in COLUMNS if any(find_measure(part, name) for part in parts.values())]
 
 
 def _table(rows: list[list[str]]) -> str:
@@ -95,29 +89,22 @@ def _table(rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (rows[0], rule, *rows[1:]))
 
 
-def _short(value: Mapping[str, float] | None) -> str:
+def _cell(value: Mapping[str, Any] | None, sign: str = "") -> str:
     if value is None:
         return ""
-    mean, low, high = (_digits(value[name]) for name in ("mean", "low", "high"))
-    return mean if value["low"] == value["high"] else f"{mean} [{low}, {high}]"
-
-
-def _signed(value: Mapping[str, Any] | None) -> str:
-    if value is None:
-        return ""
-    mean, low, high = (_digits(value[name], "+") for name in ("mean", "low", "high"))
+    mean, low, high = (_digits(value[name], sign) for name in ("mean", "low", "high"))
     text = mean if value["low"] == value["high"] else f"{mean} [{low}, {high}]"
-    return f"**{text}**" if value["separable"] else text
+    return f"**{text}**" if value.get("separable") else text
 
 
-def _digits(value: float, sign: str = "") -> str:
+def _digits(value: float, sign: str) -> str:
     """Two digits behind the point, one for large numbers; zero has no sign."""
     text = format(value, f"{sign}.{1 if abs(value) >= 10 else 2}f")
     return "0.00" if float(text) == 0 else text
 
 
 def _footnote(runs: Mapping[str, Report], against_first: Mapping[str, Report]) -> str:
-    prompts = len({row["number"] for row in next(iter(runs.values()))["prompts"]})
+    prompts, _ = count_prompts(next(iter(runs.values())))
     text = (f"Means over streams with 95 % intervals that resample the {prompts} prompts. Where none is given, "
             f"no prompt was an exception; up to {min(3 / prompts, 1):.0%} of all prompts may still be one.")
     if against_first or any("change_by_the_end" in report for report in runs.values()):

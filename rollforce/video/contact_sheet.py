@@ -15,9 +15,8 @@ LABEL_HEIGHT = 14
 def contact_sheet(videos: Sequence[np.ndarray], moments: Sequence[int] | int = 8, labels: Sequence[str] = (),
                   zoom: int = 1, heads: Sequence[str] = ()) -> np.ndarray:
     """Return one picture of `videos` (each uint8 [F, H, W, 3], equal H and W): a row each, a column per moment.
-
-    `moments`: frame numbers, or how many, spread over each video. `labels` are written above the rows, `heads`
-    over the columns. `zoom` repeats pixels. The result is uint8 [rows, columns, 3]."""
+    `moments`: frame numbers, or how many, spread over each video. `labels` are written above the rows, `heads` over the
+    columns. `zoom` repeats pixels. The result is uint8 [rows, columns, 3]."""
     rows = []
     for number, video in enumerate(videos):
         at = np.linspace(0, len(video) - 1, moments).round().astype(int) if isinstance(moments, int) else moments

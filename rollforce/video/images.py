@@ -21,9 +21,8 @@ IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def read_picture(picture: Picture, name: str = "image") -> np.ndarray:
-    """Return one picture, uint8 [H, W, 3], turned as its EXIF data say; of a moving one the first.
-
-    `name` is what the user called it. ConfigError says what is wrong with a file, ShapeError with an array."""
+    """Return one picture, uint8 [H, W, 3], turned as its EXIF data say; of a moving one the first. `name` is what the
+    user called it. ConfigError says what is wrong with a file, ShapeError with an array."""
     if isinstance(picture, (str, Path)):
         path = Path(picture)
         if path.is_dir() or path.suffix.lower() not in IMAGES:
@@ -44,9 +43,7 @@ def read_picture(picture: Picture, name: str = "image") -> np.ndarray:
 
 def read_clip(clip: Clip, fps: float, name: str = "video") -> Iterator[np.ndarray]:
     """Yield the pictures of a clip, uint8 [H, W, 3], one at a time; those of a file at `fps`, each standing until the
-    next, and upright.
-
-    An array or an iterator is taken as it comes. ConfigError for what cannot be read."""
+    next, and upright. An array or an iterator is taken as it comes. ConfigError for what cannot be read."""
     if isinstance(clip, (str, Path)):
         path = Path(clip)
         if not path.is_file():

@@ -16,10 +16,9 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def check_size(size: tuple[int, int], step: int, why: str = "", what: str = "", near: int = 0) -> None:
-    """ShapeError, with the nearest sizes, unless height and width are multiples of `step`.
-
-    `why` says what the step is made of, such as " (autoencoder stride 8 x patch 2)"; `what` whose size it is, if not
-    a picture's, such as "latent "; `near` what those it names are multiples of, if not of `step` alone."""
+    """ShapeError, with the nearest sizes, unless height and width are multiples of `step`. `why` says what the step is
+    made of, such as " (autoencoder stride 8 x patch 2)"; `what` whose size it is, if not a picture's, such as "latent
+    "; `near` what those it names are multiples of, if not of `step` alone."""
     near = near or step
     for name, value in zip(("height", "width"), size, strict=True):
         if value < step or value % step:

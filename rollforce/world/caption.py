@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -16,18 +17,20 @@ COLOUR_WORDS = {"red": "red", "orange": "orange", "yellow": "yellow", "green": "
                 "purple": "purple", "violet": "purple"}
 VERBS = {"bounces": "bounces", "bouncing": "bounces", "circles": "circles", "circling": "circles",
          "drifts": "drifts", "drifting": "drifts", "rolls": "rolls", "rolling": "rolls"}
-DIRECTIONS = ("left", "right")
+DIRECTIONS = {"left": "left", "right": "right"}
 PLACE_WORDS = {"hills": "hills", "hill": "hills", "sea": "sea", "ocean": "sea", "city": "city", "town": "city",
                "mountains": "mountains", "mountain": "mountains"}
 TIME_WORDS = {"day": "day", "daytime": "day", "sunset": "sunset", "dusk": "sunset", "night": "night"}
 SMALL_WORDS = ("a", "an", "the", "and", "at", "in", "by", "during", "over", "above", "to", "snowy")
 
-KINDS: dict[str, tuple[str, ...]] = {
-    "shapes": tuple(NOUNS), "colours": tuple(COLOUR_WORDS), "motions": (*VERBS, *DIRECTIONS),
-    "places": tuple(PLACE_WORDS), "times": tuple(TIME_WORDS), "small words": SMALL_WORDS,
-}
+KINDS: dict[str, tuple[str, ...]] = {"shapes": tuple(NOUNS), "colours": tuple(COLOUR_WORDS),
+                                     "motions": (*VERBS, *DIRECTIONS), "places": tuple(PLACE_WORDS),
+                                     "times": tuple(TIME_WORDS), "small words": SMALL_WORDS}  # fmt: skip
 WORDS: tuple[str, ...] = tuple(word for kind in KINDS.values() for word in kind)
 """All words known, in a fixed order: a word's place here is its number in the text encoder."""
+MEANINGS: dict[str, tuple[str, str]] = {word: (what, value) for what, words in {
+    "place": PLACE_WORDS, "time": TIME_WORDS, "colour": COLOUR_WORDS, "shape": NOUNS, "verb": VERBS,
+    "direction": DIRECTIONS}.items() for word, value in words.items()}
 
 DROPPED = 0.08  # how often a caption leaves out the place, the time or the motion
 DAY_DROPPED = 0.4  # daytime goes without saying
@@ -66,7 +69,7 @@ def motion_fits(wished: str, motion: str) -> bool:
     return set(wished.split()) <= set(motion.split())
 
 
-# ---------------------------------------------------------------------------------------------------------- writing
+# -- writing -----------------------------------------------------------------------------------------------------------
 
 _NOUN_CHOICES = {"ball": ("ball",) * 6 + ("sphere", "circle"), "box": ("box",) * 6 + ("square", "cube"),
                  "star": ("star",), "heart": ("heart",)}
@@ -118,38 +121,23 @@ def _moves(motion: str, participle: bool, rng: np.random.Generator) -> str:
     return f"{verb} {direction}".strip()
 
 
-# ---------------------------------------------------------------------------------------------------------- reading
-
+# -- reading -----------------------------------------------------------------------------------------------------------
 
 def parse(text: str) -> Wish:
-    """Return what `text` asks for. ConfigError for no words, unknown words and texts that contradict themselves.
-
-    `and` begins another thing; words about place and time belong to the whole picture wherever they stand."""
-    said: dict[str, str] = {}
-    things: list[dict[str, str]] = []
-    current: dict[str, str] = {}
+    """Return what `text` asks for. ConfigError for no words, unknown words and texts that contradict themselves. `and`
+    begins another thing; words about place and time belong to the whole picture wherever they stand."""
+    whole: dict[str, str] = {}
+    things: list[dict[str, str]] = [{}]
     words = tokenize(text, KINDS)
     if not words:
         raise ConfigError('the prompt is empty; write for example "a red ball bounces over green hills"')
-    for here, word in enumerate(words):
-        following = words[here + 1] if here + 1 < len(words) else ""
-        if word == "and" and "shape" in current:
-            things.append(current)
-            current = {}
-        elif word in PLACE_WORDS:
-            _say(said, "place", PLACE_WORDS[word], text)
-        elif word in TIME_WORDS:
-            _say(said, "time", TIME_WORDS[word], text)
-        elif word in COLOUR_WORDS and not (word == "green" and PLACE_WORDS.get(following) == "hills"):
-            _say(current, "colour", COLOUR_WORDS[word], text)
-        elif word in NOUNS:
-            _say(current, "shape", NOUNS[word], text)
-        elif word in VERBS:
-            _say(current, "verb", VERBS[word], text)
-        elif word in DIRECTIONS:
-            _say(current, "direction", word, text)
-    things.append(current)
-    return Wish(said.get("place"), said.get("time"), tuple(_thing(t) for t in things if t))
+    for word, following in pairwise([*words, ""]):
+        if word == "and" and "shape" in things[-1]:
+            things.append({})
+        elif word in MEANINGS and not (word == "green" and PLACE_WORDS.get(following) == "hills"):
+            what, value = MEANINGS[word]
+            _say(whole if what in ("place", "time") else things[-1], what, value, text)
+    return Wish(whole.get("place"), whole.get("time"), tuple(_thing(t) for t in things if t))
 
 
 def _say(said: dict[str, str], what: str, value: str, text: str) -> None:

@@ -29,10 +29,9 @@ WEIGHTS = Path("assets/oracle/eyes.safetensors")  # in the package if installed,
 
 
 class ThingDetector(nn.Module):
-    """Frame [B, 4, 96, 96], RGB with a margin -> heat [B, 6, 24, 24], offset [B, 2, 24, 24], scene [B, 7].
-
-    Heat has a channel per colour and peaks at the middle of a thing; offset points from a cell's middle to the thing's,
-    in cells; scene holds the logits of the four places, then of the three times."""
+    """Frame [B, 4, 96, 96], RGB with a margin -> heat [B, 6, 24, 24], offset [B, 2, 24, 24], scene [B, 7]. Heat has a
+    channel per colour and peaks at the middle of a thing; offset points from a cell's middle to the thing's, in cells;
+    scene holds the logits of the four places, then of the three times."""
 
     def __init__(self, width: int = 40) -> None:
         super().__init__()

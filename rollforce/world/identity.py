@@ -1,8 +1,4 @@
-"""Does a thing stay itself? Told from what was seen alone, whatever the prompt had asked for.
-
-    sameness(look)        per 5 s window: are its things those of the first window, in colour and shape?
-    comings_back(look)    per thing that was away for a second or more: is it the one that had left?
-"""
+"""Does a thing stay itself? Told from what was seen alone, whatever the prompt had asked for."""
 
 from __future__ import annotations
 
@@ -48,9 +44,8 @@ def identity(look: EyesOutput) -> dict[str, float | None]:
 
 
 def sameness(look: EyesOutput) -> list[bool]:
-    """Return for each window of 5 s whether its things have the colours and shapes of the first window's.
-
-    Empty if the first window shows nothing: there is nothing that could stay itself."""
+    """Return for each window of 5 s whether its things have the colours and shapes of the first window's. Empty if the
+    first window shows nothing: there is nothing that could stay itself."""
     names = [_names(slice_output(look, part)) for part in windows(len(look.things), WINDOW)]
     return [now == names[0] for now in names] if names and names[0] else []
 
@@ -60,19 +55,16 @@ def _names(look: EyesOutput) -> Counter[Name]:
 
 
 def match_returns(look: EyesOutput) -> list[bool]:
-    """Return for each thing that comes after another was away for a second or more: is it one that had left?
-
-    A thing is away while its middle is out of the picture or it cannot be seen at all."""
+    """Return for each thing that comes after another was away for a second or more: is it one that had left? A thing is
+    away while its middle is out of the picture or it cannot be seen at all."""
     known = [track for track in follow_things(look) if len(track.frames) >= BRIEF]
     left: list[Track] = []
     found = []
     for track in known:
-        gone = [other for other in known if other.frames[-1] + AWAY <= track.frames[0] and other not in left]
-        if not gone:
-            continue
-        same = [other for other in gone if other.name == track.name]
-        left.append((same or gone)[0])
-        found.append(bool(same))
+        if gone := [other for other in known if other.frames[-1] + AWAY <= track.frames[0] and other not in left]:
+            same = [other for other in gone if other.name == track.name]
+            left.append((same or gone)[0])
+            found.append(bool(same))
     return found
 
 
@@ -84,16 +76,15 @@ def follow_things(look: EyesOutput) -> list[Track]:
         open_ = [track for track in followed if frame - track.frames[-1] < AWAY]
         costs = sorted((_apart(track, sighting, frame), n, m) for n, track in enumerate(open_)
                        for m, sighting in enumerate(seen))
-        taken: dict[int, int] = {}
+        taken: dict[int, Track] = {}
         for cost, n, m in costs:
-            if cost < np.inf and n not in taken.values() and m not in taken:
-                taken[m] = n
+            if cost < np.inf and open_[n] not in taken.values() and m not in taken:
+                taken[m] = open_[n]
         for m, sighting in enumerate(seen):
-            track = open_[taken[m]] if m in taken else Track()
             if m not in taken:
-                followed.append(track)
-            track.frames.append(frame)
-            track.sightings.append(sighting)
+                followed.append(taken.setdefault(m, Track()))
+            taken[m].frames.append(frame)
+            taken[m].sightings.append(sighting)
     return followed
 
 

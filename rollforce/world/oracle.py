@@ -4,8 +4,7 @@
     report.shape, report.motion, report.seams.chunk_ratio
 
 Networks see single frames (`eyes.py`), things are put together from them (`perception.py`), the rest is counting.
-Whether a thing stays itself over time is told by `identity.py`.
-"""
+Whether a thing stays itself over time is told by `identity.py`."""
 
 from __future__ import annotations
 
@@ -21,6 +20,8 @@ from rollforce.world.caption import Wish, WishedThing, motion_fits, parse
 from rollforce.world.eyes import Eyes, EyesOutput
 from rollforce.world.perception import TrackedThing, count_things, pick_commonest, track_things
 from rollforce.world.scenes import COLOURS, FPS, GROUND, PLACES, RADIUS, SHAPES, TIMES
+
+BLOCK = 240  # frames worked on at once, so that memory does not grow with the video
 
 
 @dataclass(frozen=True)
@@ -59,18 +60,11 @@ class Report:
 
 def score(frames: np.ndarray, prompt: str | Wish, chunk: int = 12, latent: int = 4, eyes: Eyes | None = None) -> Report:
     """Judge uint8 [F, H, W, 3] (12 fps, any size) against `prompt`. `chunk` and `latent`: their lengths in frames."""
-    _check(frames)
-    return judge(frames, (eyes or Eyes.load()).look(frames), _read_wish(prompt), chunk, latent)
-
-
-def _check(frames: np.ndarray) -> None:
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or len(frames) < 2:
         raise ShapeError(f"a video to judge is uint8 [frames >= 2, height, width, 3], not {frames.dtype} "
                          f"{list(frames.shape)}; stack the chunks' frames first")
-
-
-def _read_wish(prompt: str | Wish) -> Wish:
-    return parse(prompt) if isinstance(prompt, str) else prompt
+    wish = parse(prompt) if isinstance(prompt, str) else prompt
+    return judge(frames, (eyes or Eyes.load()).look(frames), wish, chunk, latent)
 
 
 def judge(frames: np.ndarray, look: EyesOutput, wish: Wish, chunk: int = 12, latent: int = 4) -> Report:
@@ -78,26 +72,24 @@ def judge(frames: np.ndarray, look: EyesOutput, wish: Wish, chunk: int = 12, lat
     place, time = look.place.argmax(1), look.time.argmax(1)
     asked = [(values, names.index(value)) for values, names, value in
              ((place, PLACES, wish.place), (time, TIMES, wish.time)) if value is not None]
-    count = count_things(look)
-    seen = track_things(look, count)
+    seen = track_things(look, count := count_things(look))
     match = _match(wish.things, seen)
     torn = [thing.torn for thing in seen if thing.torn is not None]
-    return Report(
-        scene=float(all(pick_commonest(values) == right for values, right in asked)) if asked else None,
-        colour=_share(match, "colour"), motion=_share(match, "motion"), shape=_share(match, "shape"),
-        count=None if wish.count is None else float(count == wish.count), both=_judge_pair(match),
-        scene_per_frame=float(np.all([v == right for v, right in asked], 0).mean()) if asked else None,
-        colour_per_frame=_per_frame(match, "colour"), shape_per_frame=_per_frame(match, "shape"),
-        motion_per_window=_per_frame(match, "motion"),
-        whole=1 - float(np.mean(torn)) if torn else None,
-        present=float(np.mean([len(things) > 0 for things in look.things])),
-        flicker=flicker(frames, _mask_moving(look, frames.shape[1:3])), seams=seams(frames, chunk, latent),
-        drift=_measure_drift(frames), seen=_describe(PLACES[pick_commonest(place)], TIMES[pick_commonest(time)], seen))
+    return Report(scene=float(all(pick_commonest(values) == right for values, right in asked)) if asked else None,
+                  colour=_share(match, "colour"), motion=_share(match, "motion"), shape=_share(match, "shape"),
+                  count=None if wish.count is None else float(count == wish.count), both=_judge_pair(match),
+                  scene_per_frame=float(np.all([v == right for v, right in asked], 0).mean()) if asked else None,
+                  colour_per_frame=_per_frame(match, "colour"), shape_per_frame=_per_frame(match, "shape"),
+                  motion_per_window=_per_frame(match, "motion"), whole=1 - float(np.mean(torn)) if torn else None,
+                  present=float(np.mean([len(things) > 0 for things in look.things])),
+                  flicker=flicker(frames, _mask_moving(look, frames.shape[1:3])), seams=seams(frames, chunk, latent),
+                  drift=_measure_drift(DriftMeter(FPS), frames),
+                  seen=_describe(PLACES[pick_commonest(place)], TIMES[pick_commonest(time)], seen))  # fmt: skip
 
 
-def _measure_drift(frames: np.ndarray) -> Drift | None:
-    meter = DriftMeter(FPS)
-    meter.add(frames)
+def _measure_drift(meter: DriftMeter, *parts: np.ndarray) -> Drift | None:
+    for frames in parts:
+        meter.add(frames)
     return meter.result()
 
 
@@ -105,26 +97,23 @@ def _mask_moving(look: EyesOutput, shape: tuple[int, ...]) -> np.ndarray:
     """Return where things and their shadows are within three quarters of a second: bool [F, H, W]."""
     rows, columns = ((np.arange(n) + 0.5) / n for n in shape)
     near = np.zeros((len(look.things), *shape), bool)
-    for f, things in enumerate(look.things):
-        for s in things:
-            across = np.abs(columns - s.x)[None, :]
-            near[f] |= (across**2 + (rows - s.y)[:, None] ** 2) < (1.7 * RADIUS) ** 2
-            near[f] |= (across < 1.5 * RADIUS) & (rows > GROUND - 0.12)[:, None]
-    reach = round(0.75 * FPS)
+    for f, s in ((f, s) for f, things in enumerate(look.things) for s in things):
+        across = np.abs(columns - s.x)[None, :]
+        near[f] |= (across**2 + (rows - s.y)[:, None] ** 2) < (1.7 * RADIUS) ** 2
+        near[f] |= (across < 1.5 * RADIUS) & (rows > GROUND - 0.12)[:, None]
     total = np.concatenate([np.zeros((1, *shape), np.int32), near.cumsum(0, dtype=np.int32)])
-    ends = np.arange(len(near))
+    reach, ends = round(0.75 * FPS), np.arange(len(near))
     return total[np.minimum(ends + reach + 1, len(near))] > total[np.maximum(ends - reach, 0)]
 
 
-# ------------------------------------------------------------------------------------------ seen against wished
-
+# -- seen against wished -----------------------------------------------------------------------------------------------
 
 def _fits(wished: WishedThing, seen: TrackedThing | None, attribute: str) -> bool:
     """Return whether the clip's `seen` thing has the wished attribute (which must be said)."""
-    value = None if seen is None else getattr(seen, attribute)
-    if value is None:
-        return False
-    return motion_fits(wished.motion or "", value) if attribute == "motion" else value == getattr(wished, attribute)
+    value = getattr(seen, attribute, None)
+    if attribute == "motion":
+        return value is not None and motion_fits(wished.motion or "", value)
+    return bool(value == getattr(wished, attribute))
 
 
 Match = list[tuple[WishedThing, TrackedThing | None]]
@@ -178,15 +167,10 @@ def _describe(place: str, time: str, seen: list[TrackedThing]) -> str:
 
 # -- measures that need no prompt: seams, flicker, drift over time; grey levels are 0..255 -----------------------------
 
-
-BLOCK = 240  # frames worked on at once, so that memory does not grow with the video
-
-
 @dataclass(frozen=True)
 class Seams:
-    """Mean |frame difference| in grey levels at chunk borders, at the other latent borders and inside latents.
-
-    None where the video has no such border. The ratios are against `inside`; 1 means no seam."""
+    """Mean |frame difference| in grey levels at chunk borders, at the other latent borders and inside latents. None
+    where the video has no such border. The ratios are against `inside`; 1 means no seam."""
 
     chunk: float | None
     latent: float | None
@@ -203,31 +187,26 @@ class Seams:
 
 def differences(frames: np.ndarray) -> np.ndarray:
     """Return the mean |difference| between each frame and the next: [F - 1]."""
-    parts = [np.abs(np.diff(block.astype(np.int16), axis=0)).mean((1, 2, 3)) for block in _blocks(frames, 1)]
-    return np.concatenate(parts) if parts else np.zeros(0)
+    parts = (np.abs(np.diff(block.astype(np.int16), axis=0)).mean((1, 2, 3)) for block in _blocks(frames, 1))
+    return np.concatenate([np.zeros(0), *parts])
 
 
 def seams(frames: np.ndarray, chunk: int = 12, latent: int = 4) -> Seams:
     """Return the frame differences of uint8 [F, H, W, 3] at the borders of chunks and latents, given in frames."""
-    change = differences(frames)
-    after = np.arange(1, len(frames))
+    change, after = differences(frames), np.arange(1, len(frames))
     at_chunk, at_latent = after % chunk == 0, after % latent == 0
     groups = (at_chunk, at_latent & ~at_chunk, ~at_latent)
     return Seams(*(float(change[group].mean()) if group.any() else None for group in groups))
 
 
 def flicker(frames: np.ndarray, moving: np.ndarray | None = None) -> float | None:
-    """Return the mean second difference |x(t-1) - 2 x(t) + x(t+1)| of uint8 [F, H, W, 3] where nothing moves.
-
-    `moving` [F, H, W] marks what to leave out around t. None for fewer than 3 frames or if something moves everywhere.
-    """
+    """Return the mean second difference |x(t-1) - 2 x(t) + x(t+1)| of uint8 [F, H, W, 3] where nothing moves. `moving`
+    [F, H, W] marks what to leave out around t. None for fewer than 3 frames or if something moves everywhere."""
     total = pixels = 0.0
     for at, block in enumerate(_blocks(frames, 2)):
         x = block.astype(np.int16)
-        second = np.abs(x[:-2] - 2 * x[1:-1] + x[2:]).mean(-1)
-        still = np.ones(second.shape, bool)
-        if moving is not None:
-            still = ~moving[at * BLOCK + 1 : at * BLOCK + 1 + len(second)]
+        second, start = np.abs(x[:-2] - 2 * x[1:-1] + x[2:]).mean(-1), at * BLOCK + 1
+        still = np.ones(second.shape, bool) if moving is None else ~moving[start : start + len(second)]
         total += float(second[still].sum())
         pixels += float(still.sum())
     return total / pixels if pixels else None
@@ -235,15 +214,12 @@ def flicker(frames: np.ndarray, moving: np.ndarray | None = None) -> float | Non
 
 def drift_curve(frames: np.ndarray, parts: Sequence[slice]) -> list[dict[str, float]]:
     """Return how each of some equal `parts` of uint8 [F, H, W, 3] differs from the first: `Drift`'s ratios."""
-    change = [float(differences(frames[part]).mean()) for part in parts]
-    curve = []
-    for part, motion in zip(parts, change, strict=True):
+    motions, curve = [float(differences(frames[part]).mean()) for part in parts], []
+    for part, motion in zip(parts, motions, strict=True):
         meter = DriftMeter(fps=1, window_s=len(frames[part]))
-        meter.add(frames[parts[0]])
-        meter.add(frames[part])
-        drift = meter.result()
+        drift = _measure_drift(meter, frames[parts[0]], frames[part])
         ratios = drift.ratios() if drift else {}
-        curve.append(ratios | {"motion": (motion + 0.1) / (change[0] + 0.1)})  # without the jump from part to part
+        curve.append(ratios | {"motion": (motion + 0.1) / (motions[0] + 0.1)})  # without the jump from part to part
     return curve
 
 

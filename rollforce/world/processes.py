@@ -35,10 +35,8 @@ def _end_with_parent() -> None:
 
 
 class Renderers(Generic[Result]):
-    """Calls `work(number)` in `workers` processes, ahead of who takes the results.
-
-    `work` must be importable by name (or a partial). Not a `worker_pool`, which ends only when all that was ordered is
-    done: here it is dropped."""
+    """Calls `work(number)` in `workers` processes, ahead of who takes the results. `work` must be importable by name
+    (or a partial). Not a `worker_pool`, which ends only when all that was ordered is done: here it is dropped."""
 
     def __init__(self, work: Callable[[int], Result], workers: int) -> None:
         self._work = work

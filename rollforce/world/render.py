@@ -5,6 +5,7 @@ Shapes and edges are given in picture widths and smoothed over one pixel, so ano
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import cos, hypot, pi, sin, sqrt
 
 import numpy as np
@@ -35,58 +36,48 @@ def sprite_mask(scene: Scene, start: int, frames: int, size: int = 64) -> np.nda
     seconds = (start + np.arange(frames)) / FPS
     uncovered = np.ones((frames, size, size), np.float32)
     for thing in scene.things:
-        patch, rows, columns = _patch(thing, seconds, size)
-        cover = np.clip(patch.depth * thing.radius * size + 0.5, 0, 1)
-        for f in range(frames):
-            inside, window = _overlap(rows[f], columns[f], patch.side, size)
-            if window is not None:
-                uncovered[f][window] *= 1 - cover[f][inside]
+        patch = _Patch(thing, seconds, size)
+        for f, inside, window in patch.overlaps():
+            uncovered[f][window] *= 1 - patch.cover[f][inside]
     return 1 - uncovered
 
 
 class _Patch:
-    """The pixels around a thing in every frame, in units of its radius: u right, v down, depth below the outline."""
+    """The pixels around a thing in every frame, in units of its radius: u right, v down, depth below the outline; and
+    how much of each the thing covers."""
 
-    def __init__(self, thing: Thing, x: np.ndarray, y: np.ndarray, rows: np.ndarray, columns: np.ndarray, side: int,
-                 size: int) -> None:
-        self.side = side
-        ticks = np.arange(side) + 0.5
-        self.u = (((columns[:, None] + ticks) / size - x[:, None]) / thing.radius).astype(np.float32)[:, None, :]
-        self.v = (((rows[:, None] + ticks) / size - y[:, None]) / thing.radius).astype(np.float32)[:, :, None]
+    def __init__(self, thing: Thing, seconds: np.ndarray, size: int) -> None:
+        x, y = thing.track(seconds)
+        half = 1.25 * thing.radius * size + 1
+        self.size, self.side = size, int(2 * half) + 1
+        self.rows, self.columns = (np.floor(at * size - half).astype(int) for at in (y, x))
+        ticks = np.arange(self.side) + 0.5
+        self.u = (((self.columns[:, None] + ticks) / size - x[:, None]) / thing.radius).astype(np.float32)[:, None, :]
+        self.v = (((self.rows[:, None] + ticks) / size - y[:, None]) / thing.radius).astype(np.float32)[:, :, None]
         self.depth = depth(thing.shape, self.u, self.v)
+        self.cover = np.clip(self.depth * thing.radius * size + 0.5, 0, 1)
 
-
-def _patch(thing: Thing, seconds: np.ndarray, size: int) -> tuple[_Patch, np.ndarray, np.ndarray]:
-    x, y = thing.track(seconds)
-    half = 1.25 * thing.radius * size + 1
-    side = int(2 * half) + 1
-    rows, columns = np.floor(y * size - half).astype(int), np.floor(x * size - half).astype(int)
-    return _Patch(thing, x, y, rows, columns, side, size), rows, columns
-
-
-def _overlap(row: int, column: int, side: int, size: int) -> tuple[tuple[slice, slice], tuple[slice, slice] | None]:
-    """Return slices into the patch and into the picture where both are; None if the patch is outside the picture."""
-    top, left = max(row, 0), max(column, 0)
-    bottom, right = min(row + side, size), min(column + side, size)
-    inside = (slice(top - row, bottom - row), slice(left - column, right - column))
-    return inside, (slice(top, bottom), slice(left, right)) if bottom > top and right > left else None
+    def overlaps(self) -> Iterator[tuple[int, tuple[slice, slice], tuple[slice, slice]]]:
+        """Yield each frame that shows the patch, with slices into the patch and into the picture where both are."""
+        for frame, (row, column) in enumerate(zip(self.rows, self.columns, strict=True)):
+            top, left = max(row, 0), max(column, 0)
+            bottom, right = min(row + self.side, self.size), min(column + self.side, self.size)
+            if bottom > top and right > left:
+                inside = (slice(top - row, bottom - row), slice(left - column, right - column))
+                yield frame, inside, (slice(top, bottom), slice(left, right))
 
 
 def _paint(canvas: np.ndarray, thing: Thing, seconds: np.ndarray, light: float) -> None:
-    size = canvas.shape[1]
-    patch, rows, columns = _patch(thing, seconds, size)
-    cover = np.clip(patch.depth * thing.radius * size + 0.5, 0, 1)[..., None]
+    patch = _Patch(thing, seconds, canvas.shape[1])
     rim = np.clip((patch.depth - 0.06) / 0.12, 0, 1)
     shade = light * (0.62 + 0.38 * rim) * (1.0 - 0.10 * patch.v)
     gleam = 0.55 * np.exp(-((patch.u + 0.28) ** 2 + (patch.v + 0.32) ** 2) / 0.06) * light
     colour = np.asarray(COLOURS_RGB[thing.colour], np.float32)
     paint = np.minimum(shade[..., None] * colour, 255)
     paint += gleam[..., None] * (255 - paint)
-    for f in range(len(seconds)):
-        inside, window = _overlap(rows[f], columns[f], patch.side, size)
-        if window is not None:
-            behind = canvas[f][window]
-            behind += cover[f][inside] * (paint[f][inside] - behind)
+    for f, inside, window in patch.overlaps():
+        behind = canvas[f][window]
+        behind += patch.cover[f][inside][..., None] * (paint[f][inside] - behind)
 
 
 def _shadow(canvas: np.ndarray, thing: Thing, seconds: np.ndarray) -> None:
@@ -105,7 +96,6 @@ def _shadow(canvas: np.ndarray, thing: Thing, seconds: np.ndarray) -> None:
 
 
 # -- outlines: the depth below each shape's outline, in units of the radius (negative outside) -------------------------
-
 
 STAR_OUTER, STAR_INNER = 1.2, 0.58
 
@@ -139,25 +129,18 @@ def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 def _heart(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Return a square standing on its corner and a disc on each of its upper sides."""
-    half = 0.66
+    half, diagonal = 0.66, sqrt(0.5)
     u, v = np.abs(u), v - 0.02
-    diagonal = sqrt(0.5)
     p, q = (u + v) * diagonal, (u - v) * diagonal
-    square = half - np.maximum(np.abs(p), np.abs(q))
-    disc = half - np.sqrt((q - half) ** 2 + p**2)
-    return np.maximum(square, disc)
+    return np.maximum(half - np.maximum(np.abs(p), np.abs(q)), half - np.sqrt((q - half) ** 2 + p**2))
 
 
 # -- scenery: what stands still, and the sea, which alone of it moves a little -----------------------------------------
 
-
 RGB = tuple[float, float, float]
 
-SKY: dict[str, tuple[RGB, RGB]] = {  # zenith, horizon
-    "day": ((86, 156, 240), (206, 232, 252)),
-    "sunset": ((92, 66, 138), (255, 172, 104)),
-    "night": ((10, 12, 36), (36, 46, 92)),
-}
+SKY: dict[str, tuple[RGB, RGB]] = {"day": ((86, 156, 240), (206, 232, 252)),  # zenith, horizon
+                                   "sunset": ((92, 66, 138), (255, 172, 104)), "night": ((10, 12, 36), (36, 46, 92))}
 LIGHT: dict[str, RGB] = {"day": (255, 246, 190), "sunset": (255, 222, 120), "night": (240, 240, 218)}  # sun or moon
 GLOW = {"day": 0.35, "sunset": 0.5, "night": 0.18}
 HORIZON = 0.6
@@ -191,8 +174,8 @@ def background(scene: Scene, size: int) -> np.ndarray:
     ticks = (np.arange(size, dtype=np.float32) + 0.5) / size
     x, y = ticks[None, :], ticks[:, None]
     picture = _sky(scene, x, y, size)
-    if scene.place != "sea":
-        {"hills": _hills, "mountains": _mountains, "city": _city}[scene.place](picture, scene, x, y)
+    if paint := {"hills": _hills, "mountains": _mountains, "city": _city}.get(scene.place):
+        paint(picture, scene, x, y)
     return picture
 
 
@@ -213,9 +196,8 @@ def sea(canvas: np.ndarray, scene: Scene, seconds: np.ndarray) -> None:
     deep = np.clip((y - HORIZON) / (1 - HORIZON), 0, 1)
     far, near, _ = (np.asarray(c, np.float32) for c in LAND["sea"][scene.time])
     swell = np.sin(46 * np.sqrt(deep + 0.05) + 2.2 * np.sin(2 * np.pi * x + 1.5) - t) * (0.25 + 0.75 * deep)
-    sun_x = sun_at(scene)[0]
-    width = 0.07 + 0.1 * deep
-    glitter = np.exp(-(((x - sun_x) / width) ** 2)) * np.clip(0.5 + 0.5 * swell, 0, 1) * (1 - 0.45 * deep)
+    below_sun = np.exp(-(((x - sun_at(scene)[0]) / (0.07 + 0.1 * deep)) ** 2))
+    glitter = below_sun * np.clip(0.5 + 0.5 * swell, 0, 1) * (1 - 0.45 * deep)
     glitter *= {"day": 0.45, "sunset": 0.75, "night": 0.5}[scene.time]
     water = far + (near - far) * np.sqrt(deep)[..., None] + (swell * (14 if scene.time == "day" else 9))[..., None]
     water += glitter[..., None] * (np.asarray(LIGHT[scene.time], np.float32) - water)

@@ -38,13 +38,13 @@ def judge_switch(frames: np.ndarray, look: EyesOutput, old: Wish, new: Wish, at:
     came = [arrival for arrival in arrivals if arrival is not None]
     track = [max(things, key=lambda s: s.heat, default=None) for things in look.things]
     before = range(at - chunk, chunk - 1, -chunk)
-    bends = [bend for f in before if (bend := _measure_bend(track, f)) is not None]
-    bend = _measure_bend(track, at)
+    bend, *bends = (_measure_bend(track, f) for f in (at, *before))
+    known = [each for each in bends if each is not None]
     changes = [_measure_change(frames, look, f) for f in before]
     return SwitchResult(
         first=min(came, default=None),
         delay=max(came) if came and len(came) == len(arrivals) else None,
-        jump=None if bend is None or not bends else bend - float(np.mean(bends)),
+        jump=None if bend is None or not known else bend - float(np.mean(known)),
         background=_measure_change(frames, look, at) / max(float(np.mean(changes)), 1e-3) if changes else None,
     )
 
@@ -52,10 +52,8 @@ def judge_switch(frames: np.ndarray, look: EyesOutput, old: Wish, new: Wish, at:
 def _find_delay(right: np.ndarray) -> float | None:
     """Return seconds of frames that are wrong until the first that is right and stays so."""
     told = right[right >= 0]
-    for f in range(len(told) - STEADY + 1):
-        if told[f] and told[f : f + STEADY].mean() >= MOST:
-            return f / FPS
-    return None
+    steady = (f for f in range(len(told) - STEADY + 1) if told[f] and told[f : f + STEADY].mean() >= MOST)
+    return next((f / FPS for f in steady), None)
 
 
 def _judge_frame(look: EyesOutput, old: Wish, new: Wish, frame: int) -> tuple[int, int, int, int]:
@@ -63,25 +61,19 @@ def _judge_frame(look: EyesOutput, old: Wish, new: Wish, frame: int) -> tuple[in
     where nothing else was wished before."""
     seen = max(look.things[frame], key=lambda s: s.heat, default=None)
     was, thing = old.things[0], new.things[0]
-    shape = None if seen is None else seen.shape
-    said = (
-        (look.place[frame], PLACES, old.place, new.place),
-        (look.time[frame], TIMES, old.time, new.time),
-        (None if seen is None else seen.colour, COLOURS, was.colour, thing.colour),
-        (shape, SHAPES, was.shape, thing.shape),
-    )
+    said = ((look.place[frame], PLACES, old.place, new.place), (look.time[frame], TIMES, old.time, new.time),
+            (getattr(seen, "colour", None), COLOURS, was.colour, thing.colour),
+            (getattr(seen, "shape", None), SHAPES, was.shape, thing.shape))  # fmt: skip
     return tuple(-1 if values is None or asked in (None, before) else int(values.argmax() == names.index(asked))
                  for values, names, before, asked in said)  # type: ignore[return-value]  # four of them
 
 
 def _measure_bend(track: list[Detection | None], frame: int) -> float | None:
     """Return how far a thing is, in this frame, from where its way of the last two would have led it."""
-    if not 2 <= frame < len(track):
-        return None
-    now, last, first = track[frame], track[frame - 1], track[frame - 2]
-    if now is None or last is None or first is None:
-        return None
-    return float(np.hypot(now.x - 2 * last.x + first.x, now.y - 2 * last.y + first.y))
+    match track[frame - 2 : frame + 1] if frame >= 2 else []:
+        case [Detection() as first, Detection() as last, Detection() as now]:
+            return float(np.hypot(now.x - 2 * last.x + first.x, now.y - 2 * last.y + first.y))
+    return None
 
 
 def _measure_change(frames: np.ndarray, look: EyesOutput, frame: int) -> float:

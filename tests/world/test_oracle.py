@@ -13,8 +13,7 @@ from rollforce.errors import CheckpointError, ShapeError
 from rollforce.world import MOTIONS, Scene, parse, render, sample_scene, sprite_mask, wish_of
 from rollforce.world.eyes import Eyes
 from rollforce.world.oracle import Report, differences, flicker, score, seams
-from rollforce.world.perception import windows
-from rollforce.world.scenes import name_motion
+from rollforce.world.perception import name_motion, windows
 
 ATTRIBUTES = ("scene", "colour", "motion", "shape", "count")
 SECONDS = 10

@@ -85,9 +85,8 @@ class ProfilingCache(KVCache):
 class _ProfilingMemory(CallMemory):
     cache: ProfilingCache
 
-    def attend_group(
-        self, layer: int, group: LatentGroup, view: CacheView, query: Tensor, own: KVBlock, attend: Kernel
-    ) -> Tensor:
+    def attend_group(self, layer: int, group: LatentGroup, view: CacheView, query: Tensor, own: KVBlock,
+                     attend: Kernel) -> Tensor:  # fmt: skip
         def look_and_attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
             self.cache.look(layer, group, view, q, k)
             return attend(q, k, v, mask)
@@ -96,11 +95,9 @@ class _ProfilingMemory(CallMemory):
 
 
 @torch.no_grad()
-def measure_near_shares(
-    model: ModelBundle, prompts: Sequence[str], seconds: float, profile: Profile | None = None
-) -> Tensor:
+def measure_near_shares(model: ModelBundle, prompts: Sequence[str], seconds: float,
+                        profile: Profile | None = None) -> Tensor:  # fmt: skip
     """Return each head's share of attention that stays near, [layers, heads], over streams of a loaded model.
-
     ConfigError if they are too short to look back so far."""
     profile, settings, grid = profile or Profile(), model.stream_settings, model.grid()
     layout, config = settings.layout.build(), model.transformer.config
@@ -127,7 +124,5 @@ def measure_near_shares(
 
 def label_heads(shares: Tensor, profile: Profile) -> Labels:
     """Return the label of each head: `near` from `threshold` on, and in the `plain` lowest layers."""
-    return tuple(
-        tuple(profile.near if layer < profile.plain or share >= profile.threshold else profile.far for share in row)
-        for layer, row in enumerate(shares.tolist())
-    )
+    return tuple(tuple(profile.near if layer < profile.plain or share >= profile.threshold else profile.far
+                       for share in row) for layer, row in enumerate(shares.tolist()))  # fmt: skip

@@ -39,12 +39,10 @@ class Inspection:
     calls: tuple[CallTrace, ...] = field(repr=False)
 
 
-def inspect(
-    stream: str, seconds: float, model: str = "tiny", overrides: Sequence[str] = (), events: Sequence[str] = ()
-) -> Inspection:
-    """Walk a preset (or a YAML file) at a model's sizes. `events`: such as "shot@10", in seconds.
-
-    ConfigError for what cannot be walked."""
+def inspect(stream: str, seconds: float, model: str = "tiny", overrides: Sequence[str] = (),
+            events: Sequence[str] = ()) -> Inspection:  # fmt: skip
+    """Walk a preset (or a YAML file) at a model's sizes. `events`: such as "shot@10", in seconds. ConfigError for what
+    cannot be walked."""
     if not 0 < seconds <= LONGEST:
         raise ConfigError(f"--seconds {seconds:g} must be above 0 and at most {LONGEST:g}.")
     settings = build(StreamSettings, preset_file(stream), overrides=overrides)
@@ -127,11 +125,8 @@ def rows(inspection: Inspection) -> list[tuple[str, str, str, str, str]]:
     looks = [look for call in calls for look in call.looks]
     own = max(len(look.sigma) for look in looks)
     denoising, writing = ([look for look in looks if look.commit is commit] for commit in (False, True))
-    return [
-        (name, str(own if name.endswith("in flight") else held[name]), format_bytes(most[name]), _span(denoising, name),
-         _span(writing, name))
-        for name in most
-    ]  # fmt: skip
+    return [(name, str(own if name.endswith("in flight") else held[name]), format_bytes(most[name]),
+             _span(denoising, name), _span(writing, name)) for name in most]  # fmt: skip
 
 
 def _span(looks: Sequence[GroupTrace], region: str) -> str:

@@ -32,8 +32,7 @@ STYLE: dict[str, Any] = {
     "xtick.major.size": 0, "ytick.major.size": 0, "xtick.major.pad": 7, "ytick.major.pad": 7, "legend.frameon": False,
     "legend.borderaxespad": 0, "legend.borderpad": 0, "figure.constrained_layout.w_pad": 0.3,
     "figure.constrained_layout.h_pad": 0.15,
-    **{f"axes.spines.{side}": False for side in ("left", "right", "top", "bottom")},
-}  # fmt: skip
+    **{f"axes.spines.{side}": False for side in ("left", "right", "top", "bottom")}}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,7 @@ def save_map(calls: Sequence[CallTrace], page: Page, path: Path) -> None:
         figure.savefig(path, dpi=100)
 
 
-# -- what is drawn -----------------------------------------------------------------------------------------------
-
+# -- what is drawn -----------------------------------------------------------------------------------------------------
 
 def thin(looks: Sequence[GroupTrace], most: int) -> tuple[list[GroupTrace], int]:
     """Return at most about `most` of the looks: every n-th chunk, all its calls; and n."""
@@ -101,13 +99,11 @@ def reach(looks: Sequence[GroupTrace]) -> tuple[int, int]:
     return max(-FURTHEST, min([*places, *own, -12])), max([*places, 0]) + 1
 
 
-def paint_map(
-    looks: Sequence[GroupTrace], colours: Mapping[str, Colour], low: int, high: int, placed: bool = False
-) -> np.ndarray:
+def paint_map(looks: Sequence[GroupTrace], colours: Mapping[str, Colour], low: int, high: int,
+              placed: bool = False) -> np.ndarray:  # fmt: skip
     """Return a row for each look (for several groups of heads, one below another) and a column for each latent from
-    `low` to `high`, behind EDGE more: RGBA, uint8 [rows, columns, 4].
-
-    Columns are stream indices; with `placed` they are positions relative to the look's newest latent."""
+    `low` to `high`, behind EDGE more: RGBA, uint8 [rows, columns, 4]. Columns are stream indices; with `placed` they
+    are positions relative to the look's newest latent."""
     heads = list(dict.fromkeys(span.heads for look in looks for span in look.stretches)) or [""]
     cells = np.zeros((len(looks), len(heads), high - low + EDGE, 4), np.uint8)
     for row, look in zip(cells, looks, strict=True):
@@ -129,14 +125,11 @@ def tone(sigma: float) -> Colour:
 
 def format_bytes(count: float) -> str:
     """Return a number of bytes for a person, such as "1.77 MB"."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= unit:
-            return f"{count / unit:.3g} {name}"
-    return f"{count:.0f} B"
+    units = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+    return next((f"{count / unit:.3g} {name}" for unit, name in units if count >= unit), f"{count:.0f} B")
 
 
-# -- the page ----------------------------------------------------------------------------------------------------
-
+# -- the page ----------------------------------------------------------------------------------------------------------
 
 def _write_heading(top: Any, page: Page, height: float) -> None:
     """Title, what the stream is, and what the colours mean; `height` in inches."""
@@ -171,9 +164,8 @@ def _draw_seen(axis: Any, looks: Sequence[GroupTrace], every: int, page: Page) -
     axis.grid(visible=False, axis="y")
 
 
-def _draw_placed(
-    axis: Any, looks: Sequence[GroupTrace], between: tuple[int, int], page: Page, title: str, line: str
-) -> None:
+def _draw_placed(axis: Any, looks: Sequence[GroupTrace], between: tuple[int, int], page: Page, title: str,
+                 line: str) -> None:  # fmt: skip
     """A map over positions relative to the newest latent."""
     from matplotlib.ticker import MaxNLocator
 
@@ -199,10 +191,8 @@ def _show(axis: Any, cells: np.ndarray, low: int, high: int, rows: int, pace: fl
         axis.hlines(range(1, rows), *axis.get_xlim(), color="white", linewidth=0.8, zorder=3)
 
 
-def _draw_curves(
-    axis: Any, title: str, calls: Sequence[CallTrace], pace: float, value: Callable[[GroupTrace], float],
-    label: Callable[[float], str], verb: str, held: Sequence[float] = (),
-) -> None:  # fmt: skip
+def _draw_curves(axis: Any, title: str, calls: Sequence[CallTrace], pace: float, value: Callable[[GroupTrace], float],
+                 label: Callable[[float], str], verb: str, held: Sequence[float] = ()) -> None:  # fmt: skip
     """A curve of what is held, one of the groups that denoise, and one of those that write to memory: thin, so that
     both show where they meet."""
     looks = [look for call in calls for look in call.looks]

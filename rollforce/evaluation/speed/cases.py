@@ -38,10 +38,8 @@ def _chunkwise(levels: tuple[float, ...], sink: int, budget: int) -> StreamSetti
     return StreamSettings(LayoutSettings("chunkwise", 3, levels, 5.0), tiers, Stepping(sight, sight), False)
 
 
-ROLLING = StreamSettings(
-    LayoutSettings("rolling", 3, (1.0, 0.8, 0.6, 0.4, 0.2), 5.0), (Sink(3), Window(18)),
-    Stepping(Visibility(21), Visibility(21, (), "absolute")), False,
-)  # fmt: skip
+ROLLING = StreamSettings(LayoutSettings("rolling", 3, (1.0, 0.8, 0.6, 0.4, 0.2), 5.0), (Sink(3), Window(18)),
+                         Stepping(Visibility(21), Visibility(21, (), "absolute")), False)  # fmt: skip
 CASES = {
     case.name: case
     for case in (
@@ -98,9 +96,7 @@ def shrink(config: TransformerConfig, size: tuple[int, int], by: int) -> tuple[T
     if by == 1:
         return config, size
     heads = max(1, config.num_attention_heads // by)
-    small = dataclasses.replace(
-        config, num_attention_heads=heads, num_layers=max(2, config.num_layers // by),
-        ffn_dim=max(64, config.ffn_dim // by), text_dim=max(64, config.text_dim // by),
-    )  # fmt: skip
+    small = dataclasses.replace(config, num_attention_heads=heads, num_layers=max(2, config.num_layers // by),
+                                ffn_dim=max(64, config.ffn_dim // by), text_dim=max(64, config.text_dim // by))
     height, width = (max(16, side // by // 16 * 16) for side in size)
     return small, (height, width)

@@ -92,14 +92,12 @@ class BareReplay:
     def _prepared(self, call: MatmulCall) -> Callable[[], Tensor]:
         if call.kind == "linear":
             rows, inside, outside = call.sizes
-            x, weight, bias = self._tensor(INPUTS, rows, inside), *self._weight(inside, outside)
+            x, weight = self._tensor(INPUTS, rows, inside), self._tensor(COPIES, outside, inside)
+            bias = self._tensor(COPIES, outside)
             return lambda: F.linear(x, weight, bias)
         heads, queries, keys, width = call.sizes
         q, k, v = (self._tensor(INPUTS, 1, heads, length, width) for length in (queries, keys, keys))
         return lambda: self._attend(q, k, v, None)
-
-    def _weight(self, inside: int, outside: int) -> tuple[Tensor, Tensor]:
-        return self._tensor(COPIES, outside, inside), self._tensor(COPIES, outside)
 
     def _tensor(self, copies: int, *size: int) -> Tensor:
         """Return a random tensor, one of several of this size in turn."""
@@ -127,7 +125,6 @@ def measure_attention_rate(calls: list[MatmulCall], attend: Kernel, dtype: torch
 
 # -- what a case would take, from sizes and from what its calls see, without running it --------------------------------
 
-
 def count_operations(case: Case, setting: Setting) -> dict[str, int]:
     """Return the operations of the linear layers and attention calls of one chunk, once the memory is full."""
     config, layout = setting.config, case.stream.layout.build()
@@ -139,18 +136,15 @@ def count_operations(case: Case, setting: Setting) -> dict[str, int]:
     time = width * (config.freq_dim + 7 * width)
     pairs = sum(own * seen for own, seen in calls) * tokens**2 + latents * tokens * setting.text
     assert latents == layout.slots * layout.ticks + layout.shift
-    return {
-        "linear": 2 * (latents * tokens * (config.num_layers * block + ends) + latents * time),
-        "attention": 4 * pairs * width * config.num_layers,
-    }
+    return {"linear": 2 * (latents * tokens * (config.num_layers * block + ends) + latents * time),
+            "attention": 4 * pairs * width * config.num_layers}  # fmt: skip
 
 
 def estimate_memory(case: Case, setting: Setting) -> tuple[MemoryPart, ...]:
     """Return the bytes of every part; no text encoder, for texts are random too."""
     sizes = ModelSizes(case.name, setting.config, WanDecoding(), 0, setting.text, case.name)
-    return parts(
-        MemorySetup(sizes, case.stream, setting.size, setting.dtype, setting.device, quantize=setting.quantize)
-    )
+    return parts(MemorySetup(sizes, case.stream, setting.size, setting.dtype, setting.device,
+                             quantize=setting.quantize))  # fmt: skip
 
 
 def _calls(case: Case) -> list[tuple[int, int]]:

@@ -15,11 +15,9 @@ from typing import Any
 from rollforce.streaming.events import Chunk
 
 ChunkStream = Iterator[Chunk]
-COLUMNS = {
-    "streams": "streams", "calls": "calls", "pulled by": "pulled_by", "threads an operation": "threads", "fps": "fps",
-    "times one": "times_one", "CPU ms a frame": "cpu_ms", "CPU of one": "cpu_of_one",
-    "denoise ms a frame": "denoise_ms", "decode ms a frame": "decode_ms",
-}  # fmt: skip
+COLUMNS = {"streams": "streams", "calls": "calls", "pulled by": "pulled_by", "threads an operation": "threads",
+           "fps": "fps", "times one": "times_one", "CPU ms a frame": "cpu_ms", "CPU of one": "cpu_of_one",
+           "denoise ms a frame": "denoise_ms", "decode ms a frame": "decode_ms"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,10 +69,8 @@ def _pull(streams: Sequence[ChunkStream], chunks: int) -> list[Chunk]:
     return [next(stream) for _ in range(chunks) for stream in streams]
 
 
-def measure(
-    found: Sequence[StreamLoad], begin: Callable[[StreamLoad], Sequence[Sequence[ChunkStream]]], warm: int, chunks: int,
-    laps: int = 3,
-) -> list[dict[str, Any]]:  # fmt: skip
+def measure(found: Sequence[StreamLoad], begin: Callable[[StreamLoad], Sequence[Sequence[ChunkStream]]], warm: int,
+            chunks: int, laps: int = 3) -> list[dict[str, Any]]:  # fmt: skip
     """Return a row for each load, the first being that of one alone. `begin` starts its streams, a lane for each
     thread; `warm`: chunks of each that do not count. Medians of `laps` laps."""
     lanes = [begin(load) for load in found]
@@ -90,11 +86,9 @@ def _row(load: StreamLoad, mine: Sequence[LoadTiming], one: Sequence[LoadTiming]
         return statistics.median(value(each) for each in laps)
 
     fps, cpu = middle(mine, lambda each: each.frames / each.seconds), middle(mine, lambda each: each.cpu / each.frames)
-    return {
-        "streams": load.streams, "calls": "together" if load.together else "apart",
-        "pulled_by": load.pulled_by, "threads": load.threads, "fps": fps,
-        "times_one": fps / middle(one, lambda each: each.frames / each.seconds), "cpu_ms": 1e3 * cpu,
-        "cpu_of_one": cpu / middle(one, lambda each: each.cpu / each.frames),
-        "denoise_ms": 1e3 * middle(mine, lambda each: each.denoise / each.frames),
-        "decode_ms": 1e3 * middle(mine, lambda each: each.decode / each.frames),
-    }  # fmt: skip
+    return {"streams": load.streams, "calls": "together" if load.together else "apart", "pulled_by": load.pulled_by,
+            "threads": load.threads, "fps": fps,
+            "times_one": fps / middle(one, lambda each: each.frames / each.seconds), "cpu_ms": 1e3 * cpu,
+            "cpu_of_one": cpu / middle(one, lambda each: each.cpu / each.frames),
+            "denoise_ms": 1e3 * middle(mine, lambda each: each.denoise / each.frames),
+            "decode_ms": 1e3 * middle(mine, lambda each: each.decode / each.frames)}  # fmt: skip

@@ -43,10 +43,9 @@ class Policy:
 
 
 def policies(layout: LayoutSettings, past: int, times: int, labels: Path) -> list[Policy]:
-    """Return plain and dense memory, and the presets beside them, resized. ConfigError if `past` is short.
-
-    `past`: latents that plain memory holds; `times`: so much longer is the dense one. `labels`: a file of head groups,
-    `static` and `dynamic`."""
+    """Return plain and dense memory, and the presets beside them, resized. ConfigError if `past` is short. `past`:
+    latents that plain memory holds; `times`: so much longer is the dense one. `labels`: a file of head groups, `static`
+    and `dynamic`."""
     if past < SHORTEST or times < 2:
         raise ConfigError(f"past {past} and times {times}: at least {SHORTEST} latents, and 2 times as many.")
     part, long = past // 4, past * times
@@ -59,37 +58,34 @@ def policies(layout: LayoutSettings, past: int, times: int, labels: Path) -> lis
     def preset(against: str, name: str, what: str, *sizes: tuple[int, ...]) -> Policy:
         return Policy(name, resize(name, layout, past, sizes, labels), against, what)
 
-    return [
-        Policy(PLAIN, plain(past), PLAIN, "sink + window"),
-        Policy("absolute", plain(past, sight=Visibility(positions="absolute")), PLAIN, "positions as they are"),
-        preset(PLAIN, "infinity_rope", "sink of 1", (1, past - 1)),
-        preset(PLAIN, "reward_forcing", "EMA sink", (past - part, part)),
-        preset(PLAIN, "knot_forcing", "reference ahead", (part, past - part)),
-        preset(PLAIN, "anchor_forcing", "three regions", (part, near, part)),
-        preset(PLAIN, "deep_forcing", "most asked for", (half, rest, part)),
-        preset(PLAIN, "context_forcing", "what surprised", (part, near, part)),
-        preset(PLAIN, "tempcache", "merged", (past - part, part)),
-        preset(PLAIN, "longlive2", "first of so many", (part, near, part)),
-        preset(PLAIN, "stream_t1", "what a search marked", (past - part, part)),
-        preset(PLAIN, "spaced", "one in so many", (past - part, part)),
-        preset(PLAIN, "annca", "part of the prompt", (past,)),
-        *(preset(PLAIN, name, what, (2 * part, near)) for name, what in BITS.items()),
-        preset(PLAIN, "forcing_kv", "head groups of equal length", (part, past - part), (part, near, part)),
-        Policy(DENSE, plain(long), DENSE, f"{times} x the context, all of it"),
-        preset(DENSE, "hybrid_forcing", "a fifth of the blocks", (part, long - part)),
-        preset(DENSE, "annsa", "buckets", (long,)),
-        Policy("linear_memory", plain(past, LinearMemory()), DENSE, "window and a state of the rest"),
-        preset(DENSE, "deep_forcing", "most asked for, of all", (half, rest, part)),
-        preset(DENSE, "tempcache", "merged, of all", (past - part, part)),
-        preset(DENSE, "kivi4", "4 bits", (2 * part, long - 2 * part)),
-        preset(DENSE, "forcing_kv", "heads that remember little, and more", (1, 1), (part, near, part)),
-        preset(DENSE, "duo_attention", "one head in three remembers all", (long,), (1, part)),
-    ]
+    return [Policy(PLAIN, plain(past), PLAIN, "sink + window"),
+            Policy("absolute", plain(past, sight=Visibility(positions="absolute")), PLAIN, "positions as they are"),
+            preset(PLAIN, "infinity_rope", "sink of 1", (1, past - 1)),
+            preset(PLAIN, "reward_forcing", "EMA sink", (past - part, part)),
+            preset(PLAIN, "knot_forcing", "reference ahead", (part, past - part)),
+            preset(PLAIN, "anchor_forcing", "three regions", (part, near, part)),
+            preset(PLAIN, "deep_forcing", "most asked for", (half, rest, part)),
+            preset(PLAIN, "context_forcing", "what surprised", (part, near, part)),
+            preset(PLAIN, "tempcache", "merged", (past - part, part)),
+            preset(PLAIN, "longlive2", "first of so many", (part, near, part)),
+            preset(PLAIN, "stream_t1", "what a search marked", (past - part, part)),
+            preset(PLAIN, "spaced", "one in so many", (past - part, part)),
+            preset(PLAIN, "annca", "part of the prompt", (past,)),
+            *(preset(PLAIN, name, what, (2 * part, near)) for name, what in BITS.items()),
+            preset(PLAIN, "forcing_kv", "head groups of equal length", (part, past - part), (part, near, part)),
+            Policy(DENSE, plain(long), DENSE, f"{times} x the context, all of it"),
+            preset(DENSE, "hybrid_forcing", "a fifth of the blocks", (part, long - part)),
+            preset(DENSE, "annsa", "buckets", (long,)),
+            Policy("linear_memory", plain(past, LinearMemory()), DENSE, "window and a state of the rest"),
+            preset(DENSE, "deep_forcing", "most asked for, of all", (half, rest, part)),
+            preset(DENSE, "tempcache", "merged, of all", (past - part, part)),
+            preset(DENSE, "kivi4", "4 bits", (2 * part, long - 2 * part)),
+            preset(DENSE, "forcing_kv", "heads that remember little, and more", (1, 1), (part, near, part)),
+            preset(DENSE, "duo_attention", "one head in three remembers all", (long,), (1, part))]  # fmt: skip
 
 
-def resize(
-    name: str, layout: LayoutSettings, past: int, sizes: Sequence[Sequence[int]], labels: Path
-) -> StreamSettings:
+def resize(name: str, layout: LayoutSettings, past: int, sizes: Sequence[Sequence[int]],
+           labels: Path) -> StreamSettings:  # fmt: skip
     """Return a preset in another layout, with `sizes` latents in its tiers (those of each group of heads; tiers beyond
     them are left out), so that all of them are full when it is measured."""
     from rollforce.checkpoints.catalog import preset_file  # needs omegaconf, which other benchmarks do without
@@ -129,9 +125,8 @@ def measure(found: Sequence[Policy], setting: Setting, rounds: int) -> Iterator[
     policy it is measured against, chunk beside chunk."""
     model = streaming.random_model(setting, Case(PLAIN, found[0].stream))
     model.learn([tier for policy in found for tier in policy.stream.tiers])
-    rollouts = [
-        streaming.begin_rollout(model, setting, Case(policy.name, policy.stream), setting.ride) for policy in found
-    ]
+    rollouts = [streaming.begin_rollout(model, setting, Case(policy.name, policy.stream), setting.ride)
+                for policy in found]  # fmt: skip
     for policy, rollout in zip(found, rollouts, strict=True):
         for _ in range(chunks_until_full(policy, rollout)):
             streaming.next_chunk(rollout)
@@ -157,23 +152,19 @@ def chunks_until_full(policy: Policy, rollout: Rollout) -> int:
     return max(sum(tier.latents for tier in tiers) for tiers in policy.stream.memories) // rollout.layout.shift + 3
 
 
-def describe_result(
-    policy: Policy, rollout: Rollout, times: Sequence[ChunkTiming], beside: Sequence[ChunkTiming]
-) -> dict[str, Any]:
+def describe_result(policy: Policy, rollout: Rollout, times: Sequence[ChunkTiming],
+                    beside: Sequence[ChunkTiming]) -> dict[str, Any]:  # fmt: skip
     """Return the row of one policy; `beside`: times of the one it is measured against, of the same rounds."""
     passed, busy = (sorted(one[kind] / other[kind] for one, other in zip(times, beside, strict=True))
                     for kind in (0, 1))  # fmt: skip
     seconds, ratio = statistics.median(one for one, _ in times), statistics.median(passed)
     low, high = (passed[round(share * (len(passed) - 1))] for share in (0.25, 0.75))
-    return {
-        "case": policy.name, "what": policy.what, "against": policy.against, "rounds": len(times),
-        "bytes": rollout.cache.bytes, "mb": rollout.cache.bytes / 1e6, "seconds_per_chunk": seconds,
-        "ratio": ratio, "ratio_low": low, "ratio_high": high, "spread": f"{low:.3f} to {high:.3f}",
-        "cpu_ratio": statistics.median(busy), "speedup": 1 / ratio,
-    }  # fmt: skip
+    return {"case": policy.name, "what": policy.what, "against": policy.against, "rounds": len(times),
+            "bytes": rollout.cache.bytes, "mb": rollout.cache.bytes / 1e6, "seconds_per_chunk": seconds, "ratio": ratio,
+            "ratio_low": low, "ratio_high": high, "spread": f"{low:.3f} to {high:.3f}",
+            "cpu_ratio": statistics.median(busy), "speedup": 1 / ratio}  # fmt: skip
 
 
-COLUMNS: Mapping[str, str] = {
-    "policy": "case", "what": "what", "against": "against", "s/chunk": "seconds_per_chunk", "time": "ratio",
-    "middle half": "spread", "CPU time": "cpu_ratio", "faster": "speedup", "MB": "mb",
-}  # fmt: skip
+COLUMNS: Mapping[str, str] = {"policy": "case", "what": "what", "against": "against", "s/chunk": "seconds_per_chunk",
+                              "time": "ratio", "middle half": "spread", "CPU time": "cpu_ratio", "faster": "speedup",
+                              "MB": "mb"}  # fmt: skip

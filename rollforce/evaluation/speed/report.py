@@ -17,12 +17,11 @@ def environment(settings: dict[str, Any]) -> dict[str, Any]:
     """Return the machine, versions, commit, and the settings asked for."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     memory = torch.cuda.get_device_properties(0).total_memory / 1e9 if gpu else None
-    return {
-        "machine": platform.machine(), "processor": processor(), "threads": torch.get_num_threads(), "gpu": gpu,
-        "gpu_gb": memory, "driver": _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-        "cuda": torch.version.cuda, "torch": torch.__version__, "python": platform.python_version(),
-        "commit": _first_line("git", "rev-parse", "--short", "HEAD"), "settings": settings,
-    }  # fmt: skip
+    return {"machine": platform.machine(), "processor": processor(), "threads": torch.get_num_threads(), "gpu": gpu,
+            "gpu_gb": memory,
+            "driver": _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+            "cuda": torch.version.cuda, "torch": torch.__version__, "python": platform.python_version(),
+            "commit": _first_line("git", "rev-parse", "--short", "HEAD"), "settings": settings}  # fmt: skip
 
 
 def header(told: dict[str, Any]) -> list[str]:
@@ -44,23 +43,17 @@ def describe_setting(setting: Setting) -> str:
             f"{', ' if switches else ''}{', '.join(switches)}")  # fmt: skip
 
 
-STREAMING = {
-    "model": "model", "case": "case", "size": "size", "s/chunk": "seconds_per_chunk", "fps": "denoise_fps",
-    "target": "target_fps", "first chunk s": "first_chunk_s",
-    "first frame s": "first_frame_s", "peak GB": "peak_gb", "linear": "shares.linear",
-    "attention": "shares.attention", "rest": "shares.rest", "TF/chunk": "tflop.all",
-    "floor s": "floor_seconds_per_chunk", "of floor": "of_floor", "of bare": "efficiency",
-    "decode s": "decode_seconds_per_chunk", "end-to-end fps": "end_to_end_fps",
-}  # fmt: skip
-TRAINING = {
-    "model": "model", "case": "case", "size": "size", "latents": "latents", "checkpointing": "checkpointing",
-    "generator s": "generator_s", "GB": "generator_peak_gb", "critic s": "critic_s", "critic GB": "critic_peak_gb",
-}  # fmt: skip
-PLANNED = {
-    "model": "model", "case": "case", "size": "size", "linear TF": "tflop.linear",
-    "attention TF": "tflop.attention", "TF/chunk": "tflop.all", "GB": "needs_gb", "target fps": "target_fps",
-    "TF/s for it": "target_tflop_per_s",
-}  # fmt: skip
+STREAMING = {"model": "model", "case": "case", "size": "size", "s/chunk": "seconds_per_chunk", "fps": "denoise_fps",
+             "target": "target_fps", "first chunk s": "first_chunk_s", "first frame s": "first_frame_s",
+             "peak GB": "peak_gb", "linear": "shares.linear", "attention": "shares.attention", "rest": "shares.rest",
+             "TF/chunk": "tflop.all", "floor s": "floor_seconds_per_chunk", "of floor": "of_floor",
+             "of bare": "efficiency", "decode s": "decode_seconds_per_chunk", "end-to-end fps": "end_to_end_fps"}
+TRAINING = {"model": "model", "case": "case", "size": "size", "latents": "latents", "checkpointing": "checkpointing",
+            "generator s": "generator_s", "GB": "generator_peak_gb", "critic s": "critic_s",
+            "critic GB": "critic_peak_gb"}  # fmt: skip
+PLANNED = {"model": "model", "case": "case", "size": "size", "linear TF": "tflop.linear",
+           "attention TF": "tflop.attention", "TF/chunk": "tflop.all", "GB": "needs_gb", "target fps": "target_fps",
+           "TF/s for it": "target_tflop_per_s"}  # fmt: skip
 
 
 def table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> list[str]:

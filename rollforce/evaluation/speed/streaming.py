@@ -11,16 +11,8 @@ from torch import Tensor
 
 from rollforce.engine.flow import Noise
 from rollforce.engine.rollout import Commit, Rollout
-from rollforce.evaluation.speed import clock
+from rollforce.evaluation.speed import clock, floor
 from rollforce.evaluation.speed.cases import FRAMES, Case, Setting
-from rollforce.evaluation.speed.floor import (
-    BareReplay,
-    MatmulCall,
-    flops,
-    measure_attention_rate,
-    measure_matmul_rate,
-    record_calls,
-)
 from rollforce.models.autoencoder.interface import Autoencoder
 from rollforce.models.transformer.transformer import VideoTransformer
 from rollforce.streaming.prefetch import Prefetcher
@@ -50,10 +42,8 @@ def random_model(setting: Setting, case: Case) -> VideoTransformer:
 
 
 @torch.no_grad()
-def begin_rollout(
-    model: VideoTransformer, setting: Setting, case: Case, ride: bool = True, text: Tensor | None = None,
-    length: int | None = None,
-) -> Rollout:  # fmt: skip
+def begin_rollout(model: VideoTransformer, setting: Setting, case: Case, ride: bool = True, text: Tensor | None = None,
+                  length: int | None = None) -> Rollout:  # fmt: skip
     """Begin a stream of the case at its first latent, of `length` latents or endless, by a `text` or a random one."""
     config, grid, settings = setting.config, setting.grid, case.stream
     cache = settings.memory(config.shape(grid), setting.dtype, setting.device)
@@ -67,11 +57,10 @@ def begin_rollout(
 @torch.no_grad()
 def next_chunk(rollout: Rollout) -> Commit:
     """Tick until a chunk is clean, and return it."""
-    while True:
+    rollout.tick()
+    while (finished := rollout.commit()) is None:
         rollout.tick()
-        finished = rollout.commit()
-        if finished is not None:
-            return finished
+    return finished
 
 
 def chunks_until_steady(rollout: Rollout) -> int:
@@ -79,9 +68,9 @@ def chunks_until_steady(rollout: Rollout) -> int:
     return rollout.cache.capacity // rollout.layout.shift + 2
 
 
-def record_chunk(rollout: Rollout) -> list[MatmulCall]:
+def record_chunk(rollout: Rollout) -> list[floor.MatmulCall]:
     """Return the matrix products and attention calls of the next chunk."""
-    with record_calls(rollout.model) as calls:
+    with floor.record_calls(rollout.model) as calls:
         next_chunk(rollout)
     return calls
 
@@ -91,8 +80,11 @@ def measure_case(case: Case, setting: Setting, chunks: int, autoencoder: Autoenc
     device = setting.device
     clock.reset_peak(device)
     model = random_model(setting, case)
-    cold = clock.time_call(lambda: next_chunk(begin_rollout(model, setting, case, setting.ride)), device)
-    warm = clock.time_call(lambda: next_chunk(begin_rollout(model, setting, case, setting.ride)), device)
+
+    def make_first_chunk() -> Commit:
+        return next_chunk(begin_rollout(model, setting, case, setting.ride))
+
+    cold, warm = (clock.time_call(make_first_chunk, device) for _ in range(2))
     rollout = begin_rollout(model, setting, case, setting.ride)
     for _ in range(chunks_until_steady(rollout)):
         next_chunk(rollout)
@@ -100,39 +92,32 @@ def measure_case(case: Case, setting: Setting, chunks: int, autoencoder: Autoenc
     times = clock.time_calls(lambda: next_chunk(rollout), chunks, device)
     ours, peak = statistics.median(times), clock.peak_bytes(device)
     frames = FRAMES * rollout.layout.shift
-    told = {
-        "case": case.name, "seconds_per_chunk": ours, "denoise_fps": frames / ours, "first_chunk_s": warm,
-        "first_chunk_cold_s": cold, "peak_gb": peak / 1e9, "peak_growth_mb": (peak - before) / 1e6,
-        "times": spread(times),
-    }  # fmt: skip
+    told = {"case": case.name, "seconds_per_chunk": ours, "denoise_fps": frames / ours, "first_chunk_s": warm,
+            "first_chunk_cold_s": cold, "peak_gb": peak / 1e9, "peak_growth_mb": (peak - before) / 1e6,
+            "times": spread(times)}  # fmt: skip
     told |= _measure_floor(rollout, setting, ours, chunks)
     if autoencoder is not None:
-        told |= {"first_frame_s": clock.time_call(lambda: make_first_frames(model, setting, case, autoencoder), device)}
+        told["first_frame_s"] = clock.time_call(
+            lambda: autoencoder.decoder().decode(make_first_chunk().latents_BTCHW), device)  # from a prompt's vectors
         told |= measure_decoding(rollout, autoencoder, device, min(chunks, 20))
     return told
 
 
-def make_first_frames(model: VideoTransformer, setting: Setting, case: Case, autoencoder: Autoencoder) -> None:
-    """Go from a prompt's vectors to the first pictures."""
-    autoencoder.decoder().decode(next_chunk(begin_rollout(model, setting, case, setting.ride)).latents_BTCHW)
-
-
 def _measure_floor(rollout: Rollout, setting: Setting, ours: float, chunks: int) -> dict[str, Any]:
-    calls, attend = record_chunk(rollout), rollout.model.attend
-    bare = BareReplay(calls, attend, setting.dtype, setting.device)
+    calls, attend, where = record_chunk(rollout), rollout.model.attend, (setting.dtype, setting.device)
+    bare = floor.BareReplay(calls, attend, *where)
     bare.time()
-    pairs = [
-        (clock.time_call(lambda: next_chunk(rollout), setting.device), bare.time()) for _ in range(min(chunks, 20))
-    ]
-    counted = flops(calls)
-    rates = {"linear": measure_matmul_rate(setting.dtype, setting.device),
-             "attention": measure_attention_rate(calls, attend, setting.dtype, setting.device)}  # fmt: skip
-    floor = sum(counted[kind] / rates[kind] for kind in counted)
+    pairs = [(clock.time_call(lambda: next_chunk(rollout), setting.device), bare.time())
+             for _ in range(min(chunks, 20))]  # fmt: skip
+    counted = floor.flops(calls)
+    rates = {"linear": floor.measure_matmul_rate(*where),
+             "attention": floor.measure_attention_rate(calls, attend, *where)}  # fmt: skip
+    least = sum(counted[kind] / rates[kind] for kind in counted)
     return {
         "shares": bare.shares(statistics.median(one for one, _ in pairs)),
         "tflop": {kind: count / 1e12 for kind, count in counted.items()},
         "tflop_per_s": {kind: rate / 1e12 for kind, rate in rates.items()},
-        "floor_seconds_per_chunk": floor, "of_floor": floor / ours,
+        "floor_seconds_per_chunk": least, "of_floor": least / ours,
         "bare_seconds_per_chunk": statistics.median(alone for _, alone in pairs),
         "efficiency": statistics.median(alone / one for one, alone in pairs),  # side by side
     }  # fmt: skip
@@ -144,25 +129,19 @@ def measure_decoding(rollout: Rollout, autoencoder: Autoencoder, device: torch.d
     alone = clock.median_seconds(lambda: decoder.decode(latents), device)
     decoder = autoencoder.decoder()
     ahead = Prefetcher(lambda: ChunkResult(next_chunk(rollout), 0.0), device)
-    counts: list[int] = []
+    frames: list[int] = []
 
-    def step() -> None:
-        done = ahead.take(go_on=True)
-        assert done.commit is not None
-        with ahead.beside(done):
-            counts.append(len(decoder.decode(done.commit.latents_BTCHW)))
+    def decode_chunks(count: int) -> None:
+        for _ in range(count):
+            done = ahead.take(go_on=True)
+            assert done.commit is not None
+            with ahead.beside(done):
+                frames.append(len(decoder.decode(done.commit.latents_BTCHW)))
 
-    for _ in range(2):
-        step()
-    counts.clear()
-
-    def walk() -> None:
-        for _ in range(chunks):
-            step()
-
-    took = clock.time_call(walk, device)
+    decode_chunks(2)
+    took = clock.time_call(lambda: decode_chunks(chunks), device)
     ahead.close()
-    return {"decode_seconds_per_chunk": alone, "end_to_end_fps": sum(counts) / took}
+    return {"decode_seconds_per_chunk": alone, "end_to_end_fps": sum(frames[2:]) / took}
 
 
 def compare_riding(case: Case, setting: Setting, chunks: int) -> dict[str, Any]:
@@ -178,12 +157,10 @@ def compare_riding(case: Case, setting: Setting, chunks: int) -> dict[str, Any]:
         took = {which: clock.time_call(lambda r=pair[which]: next_chunk(r), setting.device) for which in order}  # type: ignore[misc]
         taken.append((took[0], took[1]))
     gains = sorted(two / one for one, two in taken)
-    low, high = round(len(gains) / 2 - len(gains) ** 0.5), round(len(gains) / 2 + len(gains) ** 0.5)
-    return {
-        "riding_speedup": statistics.median(gains),
-        "riding_speedup_95": [gains[max(0, low)], gains[min(len(gains) - 1, high)]],
-        "apart_seconds_per_chunk": statistics.median(two for _, two in taken),
-    }
+    low, high = (round(len(gains) / 2 + sign * len(gains) ** 0.5) for sign in (-1, 1))
+    return {"riding_speedup": statistics.median(gains),
+            "riding_speedup_95": [gains[max(0, low)], gains[min(len(gains) - 1, high)]],
+            "apart_seconds_per_chunk": statistics.median(two for _, two in taken)}  # fmt: skip
 
 
 def spread(times: list[float]) -> dict[str, float]:

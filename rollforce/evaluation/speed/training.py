@@ -72,9 +72,8 @@ class TrainingBench:
         """Return a video of the last exit, the one that takes the most calls."""
         rollout = begin_rollout(self.student, self.setting, self.case, text=self.text, length=self.latents)
         if with_grad:
-            return roll_out(
-                rollout, lambda: self.student.condition(self.text), count_exits(rollout) - 1, last=21
-            ).float()
+            return roll_out(rollout, lambda: self.student.condition(self.text), count_exits(rollout) - 1,
+                            last=21).float()  # fmt: skip
         with torch.no_grad():
             return torch.cat([commit.latents_BTCHW for commit in rollout.commits()], dim=1).float()
 
