@@ -28,10 +28,8 @@ class Arena:
         self.size = {tier.kind: tier.latents for tier in tiers}
         self.capacity = sum(self.size.values())
         length = (self.capacity + flight) * shape.tokens
-        self.keys, self.values = (
-            [torch.zeros(shape.of(layer, length), dtype=dtype, device=device) for layer in range(shape.layers)]
-            for _ in range(2)
-        )
+        self.keys, self.values = ([torch.zeros(shape.of(layer, length), dtype=dtype, device=device)
+                                   for layer in range(shape.layers)] for _ in range(2))  # fmt: skip
         # Unturned keys of regions that move; of merging ones also the values: in bfloat16 an average stands still.
         self.masters: dict[str, list[Tensor]] = {}
         self.exact: dict[str, list[Tensor]] = {}
@@ -111,13 +109,11 @@ class Arena:
 
     def state_dict(self) -> dict[str, Any]:
         end = self.capacity * self.shape.tokens
-        return {
-            "keys": [keys[:, :, :end].clone() for keys in self.keys],
-            "values": [values[:, :, :end].clone() for values in self.values],
-            "masters": {name: [layer.clone() for layer in layers] for name, layers in self.masters.items()},
-            "exact": {name: [layer.clone() for layer in layers] for name, layers in self.exact.items()},
-            "shown": {name: list(moves) for name, moves in self.moves.items()},
-        }
+        return {"keys": [keys[:, :, :end].clone() for keys in self.keys],
+                "values": [values[:, :, :end].clone() for values in self.values],
+                "masters": {name: [layer.clone() for layer in layers] for name, layers in self.masters.items()},
+                "exact": {name: [layer.clone() for layer in layers] for name, layers in self.exact.items()},
+                "shown": {name: list(moves) for name, moves in self.moves.items()}}  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         end = self.capacity * self.shape.tokens
@@ -125,8 +121,6 @@ class Arena:
             for layer, saved in zip(mine, state[name], strict=True):
                 layer[:, :, :end] = saved
         device = self.keys[0].device
-        self.masters, self.exact = (
-            {name: [layer.to(device, copy=True) for layer in layers] for name, layers in state[part].items()}
-            for part in ("masters", "exact")
-        )
+        self.masters, self.exact = ({name: [layer.to(device, copy=True) for layer in layers]
+                                     for name, layers in state[part].items()} for part in ("masters", "exact"))
         self.moves = {name: [int(move) for move in moves] for name, moves in state["shown"].items()}

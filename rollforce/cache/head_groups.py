@@ -36,14 +36,9 @@ class HeadGroups:
     """A memory made of several KVCaches, which is used as one."""
 
     def __init__(
-        self,
-        groups: Mapping[str, Sequence[Tier]],
-        labels: Labels,
-        shape: KVShape,
-        flight: int,
-        dtype: torch.dtype = torch.float32,
-        device: str | torch.device = "cpu",
-    ) -> None:
+        self, groups: Mapping[str, Sequence[Tier]], labels: Labels, shape: KVShape, flight: int,
+        dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
+    ) -> None:  # fmt: skip
         """`groups`: tiers of each label. A group that no head has is left out. ConfigError if labels do not fit."""
         _check(groups, labels, shape)
         self.shape, self.dtype, self.device = shape, dtype, torch.device(device)
@@ -136,12 +131,9 @@ class HeadMemory:
 
     def attend(self, layer: int, query: Tensor, own: KVBlock, attend: Kernel) -> Tensor:
         """Return the attention output of all heads and groups of latents, [B, N, L, K]."""
-        outputs = [
-            self.parts[name].attend(
-                layer, _picked(query, pick), KVBlock(_picked(own.key, pick), _picked(own.value, pick)), attend
-            )
-            for name, pick in self.cache.picks[layer].items()
-        ]
+        outputs = [self.parts[name].attend(layer, _picked(query, pick),
+                                           KVBlock(_picked(own.key, pick), _picked(own.value, pick)),
+                                           attend) for name, pick in self.cache.picks[layer].items()]  # fmt: skip
         if len(outputs) == 1:
             return outputs[0]
         lined, order = torch.cat(outputs, dim=1), self.cache.orders[layer]

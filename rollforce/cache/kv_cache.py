@@ -19,17 +19,8 @@ from torch import Tensor
 
 from rollforce.cache.arena import Arena
 from rollforce.cache.commit_plan import CommitPlan, Contents, Eviction, Place, Tier, plan_commit
-from rollforce.cache.region import (
-    AdditiveRegion,
-    BiasedKV,
-    Evicted,
-    LayerCommit,
-    Placement,
-    Query,
-    Region,
-    RegionTier,
-    Weights,
-)
+from rollforce.cache.region import (AdditiveRegion, BiasedKV, Evicted, LayerCommit, Placement, Query, Region,
+                                    RegionTier, Weights)  # fmt: skip
 from rollforce.cache.visibility import Visibility, positions
 from rollforce.errors import ConfigError
 from rollforce.models.transformer.attention import Kernel, KVBlock, KVShape
@@ -67,13 +58,9 @@ class KVCache:
     `region`: the memory of the last tier, if that keeps no latents as they are (`region_tier`)."""
 
     def __init__(
-        self,
-        tiers: Sequence[Tier],
-        shape: KVShape,
-        flight: int,
-        dtype: torch.dtype = torch.float32,
+        self, tiers: Sequence[Tier], shape: KVShape, flight: int, dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
-    ) -> None:
+    ) -> None:  # fmt: skip
         """`flight`: the largest number of latents in one group of a call."""
         kinds = [tier.kind for tier in tiers]
         if len(set(kinds)) != len(kinds):

@@ -73,15 +73,10 @@ class TokenPool:
         self.tier, self.shape, self.holes, self.packed = tier, shape, holes, packed
         length = latents * shape.tokens
         places = (shape.batch, length)
-        self.held = [
-            Tokens(
-                torch.zeros(shape.of(layer, length), dtype=dtype, device=device),
-                torch.zeros(shape.of(layer, length), dtype=dtype, device=device),
-                torch.zeros(places, dtype=torch.int64, device=device),
-                torch.zeros(places, device=device),
-            )
-            for layer in range(shape.layers)
-        ]
+        self.held = [Tokens(torch.zeros(shape.of(layer, length), dtype=dtype, device=device),
+                            torch.zeros(shape.of(layer, length), dtype=dtype, device=device),
+                            torch.zeros(places, dtype=torch.int64, device=device),
+                            torch.zeros(places, device=device)) for layer in range(shape.layers)]  # fmt: skip
         self._turned: list[tuple[Placement, Tensor] | None] = [None] * shape.layers
 
     @property

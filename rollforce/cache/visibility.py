@@ -46,10 +46,8 @@ class Visibility:
         always = sum(len(held.get(region, ())) for region in pinned)
         rest = sorted(i for region, indices in held.items() if region not in pinned for i in indices)
         newest = set(rest[max(0, len(rest) - max(0, self.budget - own - always)) :])
-        return {
-            region: indices if region in pinned else tuple(i for i in indices if i in newest)
-            for region, indices in held.items()
-        }
+        return {region: indices if region in pinned else tuple(i for i in indices if i in newest)
+                for region, indices in held.items()}  # fmt: skip
 
     @property
     def masked(self) -> bool:

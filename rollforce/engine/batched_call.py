@@ -54,10 +54,8 @@ class ConcatenatedMemory:
     def attend(self, layer: int, query: Tensor, own: KVBlock, attend: Kernel) -> Tensor:
         """Return the attention output of all streams, [B, N, L, K]."""
         keys, values = self._split(own.key), self._split(own.value)
-        outputs = [
-            part.attend(layer, asking, KVBlock(key, value), attend)
-            for part, asking, key, value in zip(self._parts, self._split(query), keys, values, strict=True)
-        ]
+        outputs = [part.attend(layer, asking, KVBlock(key, value), attend)
+                   for part, asking, key, value in zip(self._parts, self._split(query), keys, values, strict=True)]
         return torch.cat(outputs, dim=2)
 
     def across(self, attend: Kernel) -> Kernel:

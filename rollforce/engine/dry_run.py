@@ -87,14 +87,9 @@ class CallTrace:
 
 
 def trace(
-    stream: StreamSettings,
-    shape: KVShape,
-    dtype: torch.dtype = torch.float32,
-    *,
-    start: int = 0,
-    length: int | None = None,
-    events: Mapping[int, StreamEvent] | None = None,
-) -> Iterator[CallTrace]:
+    stream: StreamSettings, shape: KVShape, dtype: torch.dtype = torch.float32, *, start: int = 0,
+    length: int | None = None, events: Mapping[int, StreamEvent] | None = None,
+) -> Iterator[CallTrace]:  # fmt: skip
     """Every call of a stream of `length` latents from `start` on (None: for ever), in order.
 
     `events`: what happens (transitions.py) before the chunk in which the latent of this stream index enters."""
@@ -173,8 +168,7 @@ class _Part:
         stretches = []
         for name, move in moves.items():
             indices = tuple(sorted(index for region, index in view.latents if region == name))
-            stretches.append(RegionSpan(self.named(name), indices, tuple(index + move for index in indices),
-                                     self.name))  # fmt: skip
+            stretches.append(RegionSpan(self.named(name), indices, tuple(index + move for index in indices), self.name))
         if view.region is not None and self.cache.region_tier is not None:
             name, indices = self.cache.region_tier.kind, self.cache.contents.absorbed
             positions = tuple(_stands(view.region, index) for index in indices)

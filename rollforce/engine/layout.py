@@ -42,9 +42,8 @@ class Layout:
         if not 0 < self.shift <= slots or slots % self.shift:
             raise ConfigError(f"shift {self.shift} must divide the number of slots, {slots}.")
         if any(level != 0 for level in last[: self.shift]):
-            raise ConfigError(
-                f"the first {self.shift} slots end at {list(last[: self.shift])}: they must end clean (0)."
-            )
+            raise ConfigError(f"the first {self.shift} slots end at {list(last[: self.shift])}: they must end clean "
+                              "(0).")  # fmt: skip
         if last[self.shift :] != self.sigma[0][: slots - self.shift]:
             raise ConfigError("after a commit the buffer does not look as it did before: the table must repeat.")
         if any(after > before for row, later in pairwise(self.sigma) for before, after in zip(row, later, strict=True)):
@@ -78,10 +77,8 @@ def partitioned(ladder: Ladder, chunk: int, micro: int) -> Layout:
     if micro < 1 or len(ladder) % micro:
         raise ConfigError(f"micro {micro} must divide the number of steps, {len(ladder)}.")
     levels, chunks = (*ladder, 0.0), len(ladder) // micro
-    rows = (
-        tuple(levels[(chunks - 1 - place) * micro + row] for place in range(chunks) for _ in range(chunk))
-        for row in range(micro + 1)
-    )
+    rows = (tuple(levels[(chunks - 1 - place) * micro + row] for place in range(chunks) for _ in range(chunk))
+            for row in range(micro + 1))  # fmt: skip
     return Layout(tuple(rows), chunk)
 
 

@@ -45,11 +45,8 @@ class QualityLevel:
         chosen = tuple(levels[(i * count + self.steps // 2) // self.steps] for i in range(self.steps))
         layout, before = replace(settings.layout, levels=chosen), settings.layout.build()
         after, stepping = layout.build(), settings.stepping
-        stepping = replace(
-            stepping,
-            denoise=self._narrow(settings, stepping.denoise, before.slots, after.slots),
-            commit=self._narrow(settings, stepping.commit, before.shift, after.shift),
-        )
+        stepping = replace(stepping, denoise=self._narrow(settings, stepping.denoise, before.slots, after.slots),
+                           commit=self._narrow(settings, stepping.commit, before.shift, after.shift))  # fmt: skip
         return replace(settings, layout=layout, stepping=stepping)
 
     def _narrow(self, settings: StreamSettings, visibility: Visibility, own: int, left: int) -> Visibility:

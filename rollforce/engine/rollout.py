@@ -120,18 +120,9 @@ class Rollout:
     fit, for a recache; `phase` (of RoPE in time) and `scene` are what `transitions.Shot` changes."""
 
     def __init__(
-        self,
-        model: VideoTransformer,
-        condition: Condition,
-        cache: AnyCache,
-        layout: Layout,
-        noise: NoiseSource,
-        stepping: Stepping | None = None,
-        *,
-        length: int | None = None,
-        start: int = 0,
-        source: Source | None = None,
-    ) -> None:
+        self, model: VideoTransformer, condition: Condition, cache: AnyCache, layout: Layout, noise: NoiseSource,
+        stepping: Stepping | None = None, *, length: int | None = None, start: int = 0, source: Source | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.condition, self.cache = model, condition, cache
         self.layout, self.noise, self.stepping = layout, noise, stepping or Stepping()
         self.start, self.source = start, source
@@ -360,19 +351,14 @@ class Rollout:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything but model, prompt and settings: the stream goes on from it, bit for bit."""
-        return {
-            "start": self.start,
-            "first": self.first,
-            "row": self.row,
-            "phase": self.phase,
-            "scene": None if self.scene is None else {**vars(self.scene)},
-            "x": None if self.x is None else self.x.clone(),
-            "recent_stop": None if self.recent is None else self.recent.stop,
-            "recent": None if self.recent is None else self.recent.latents_BTCHW.clone(),
-            "pending_start": None if self.pending is None else self.pending.start,
-            "pending": None if self.pending is None else self.pending.latents_BTCHW.clone(),
-            "cache": self.cache.state_dict(),
-        }
+        return {"start": self.start, "first": self.first, "row": self.row, "phase": self.phase,
+                "scene": None if self.scene is None else {**vars(self.scene)},
+                "x": None if self.x is None else self.x.clone(),
+                "recent_stop": None if self.recent is None else self.recent.stop,
+                "recent": None if self.recent is None else self.recent.latents_BTCHW.clone(),
+                "pending_start": None if self.pending is None else self.pending.start,
+                "pending": None if self.pending is None else self.pending.latents_BTCHW.clone(),
+                "cache": self.cache.state_dict()}  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict` of a rollout with the same settings."""

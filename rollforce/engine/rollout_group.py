@@ -26,15 +26,9 @@ class RolloutGroup:
     """A batch of streams with their own prompts, walked by the same Rollout that inference walks."""
 
     def __init__(
-        self,
-        student: VideoTransformer,
-        settings: StreamSettings,
-        text_BLD: Tensor,
-        seeds: tuple[int, ...],
-        latent: tuple[int, int, int],
-        prompts: tuple[str, ...] = (),
-        behind: int | None = None,
-    ) -> None:
+        self, student: VideoTransformer, settings: StreamSettings, text_BLD: Tensor, seeds: tuple[int, ...],
+        latent: tuple[int, int, int], prompts: tuple[str, ...] = (), behind: int | None = None,
+    ) -> None:  # fmt: skip
         """Begin streams from encoded prompts `text_BLD`, with one of `seeds` each and latents of shape `latent` (C, h,
         w).
 

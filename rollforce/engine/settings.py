@@ -124,18 +124,12 @@ class StreamSettings:
         table = self.layout.build()
         sparse, calmest = self.stepping.denoise.sparse, min(max(row) for row in table.sigma[:-1])
         if sparse is not None and sparse.below < calmest:
-            raise ConfigError(
-                f"stepping.denoise.sparse.below {sparse.below:g} is never reached: each call of this layout has a "
-                f"latent of noise {calmest:g} or more. Use 1, or the layout chunkwise."
-            )
-        for name, sight, own in (
-            ("denoise", self.stepping.denoise, table.slots),
-            ("commit", self.stepping.commit, table.shift),
-        ):
+            raise ConfigError(f"stepping.denoise.sparse.below {sparse.below:g} is never reached: each call of this "
+                              f"layout has a latent of noise {calmest:g} or more. Use 1, or the layout chunkwise.")
+        for name, sight, own in (("denoise", self.stepping.denoise, table.slots),
+                                 ("commit", self.stepping.commit, table.shift)):  # fmt: skip
             pinned = max((sum(tier.latents for tier in tiers if tier.kind in sight.pinned)
                           for tiers in self.memories), default=0)  # fmt: skip
             if sight.budget is not None and sight.budget < pinned + own:
-                raise ConfigError(
-                    f"stepping.{name}.budget {sight.budget} must hold what is pinned ({pinned}) and the call's own "
-                    f"latents ({own}): use at least {pinned + own}, or null for no limit."
-                )
+                raise ConfigError(f"stepping.{name}.budget {sight.budget} must hold what is pinned ({pinned}) and the "
+                                  f"call's own latents ({own}): use at least {pinned + own}, or null for no limit.")

@@ -250,11 +250,9 @@ def _scene(rollout: Rollout) -> ShotContext:
         parts.append(ShotContext(index, (rollout.phase,) * len(index), recent.latents_BTCHW))
     if not parts:
         return ShotContext((), (), torch.empty(0))
-    return ShotContext(
-        tuple(index for part in parts for index in part.index),
-        tuple(value for part in parts for value in part.phase),
-        torch.cat([part.latents_BTCHW for part in parts], dim=1),
-    )
+    return ShotContext(tuple(index for part in parts for index in part.index),
+                       tuple(value for part in parts for value in part.phase),
+                       torch.cat([part.latents_BTCHW for part in parts], dim=1))  # fmt: skip
 
 
 def _sample(scene: ShotContext, count: int) -> ShotContext:
@@ -268,6 +266,5 @@ def _sample(scene: ShotContext, count: int) -> ShotContext:
         free = [place for place in range(len(scene.index)) if place not in chosen]
         chosen.append(min(free, key=lambda place: abs(scene.index[place] - wanted)))
     chosen.sort()
-    return ShotContext(
-        tuple(scene.index[i] for i in chosen), tuple(scene.phase[i] for i in chosen), scene.latents_BTCHW[:, chosen]
-    )
+    return ShotContext(tuple(scene.index[i] for i in chosen), tuple(scene.phase[i] for i in chosen),
+                       scene.latents_BTCHW[:, chosen])  # fmt: skip

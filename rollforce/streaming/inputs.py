@@ -40,9 +40,8 @@ class FollowSettings:
 
     def __post_init__(self) -> None:
         if not 0 < self.strength <= 1:
-            raise ConfigError(
-                f"strength {self.strength:g} must lie above 0 (nothing changes) and be at most 1 (all does)."
-            )
+            raise ConfigError(f"strength {self.strength:g} must lie above 0 (nothing changes) and be at most 1 (all "
+                              "does).")  # fmt: skip
         if not 0 <= self.yielding < self.strength:
             raise ConfigError(f"yielding {self.yielding:g} must be at least 0 and below strength, {self.strength:g}.")
         if self.full <= 0 or not 0 <= self.inertia < 1:

@@ -33,16 +33,10 @@ WHOLE, END = 256_000_000, 4_000_000  # bytes: files up to WHOLE are hashed whole
 
 
 def load(
-    model: str | Path = "tiny",
-    *,
-    stream: str | Path | None = None,
-    overrides: Sequence[str] = (),
-    window: int | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    threads: int | None = None,
+    model: str | Path = "tiny", *, stream: str | Path | None = None, overrides: Sequence[str] = (),
+    window: int | None = None, device: str = "auto", dtype: str = "auto", threads: int | None = None,
     running: RuntimeOptions | None = None,
-) -> Model:
+) -> Model:  # fmt: skip
     """Load a model: a bundled name, a local folder (ours or of diffusers' layout), or a hub id.
 
     Args: `stream` a preset name or a YAML file (default: the one the model was trained for); `overrides` such as
@@ -72,24 +66,15 @@ def load(
         if isinstance(part, nn.Module):
             part.eval().requires_grad_(False)
             parameters += sum(tensor.numel() for tensor in part.parameters())
-    return Model(
-        name=card.name, licence=card.licence, fps=card.fps, size=card.size, transformer=transformer,
-        text=text, autoencoder=autoencoder, stream_settings=settings,
-        fingerprint=_fingerprint(folder), threads=threads or threads_for(parameters, place), running=running,
-        device=place,
-    )  # fmt: skip
+    return Model(name=card.name, licence=card.licence, fps=card.fps, size=card.size, transformer=transformer, text=text,
+                 autoencoder=autoencoder, stream_settings=settings, fingerprint=_fingerprint(folder),
+                 threads=threads or threads_for(parameters, place), running=running, device=place)  # fmt: skip
 
 
 def stream(
-    prompt: str,
-    seconds: float | None = None,
-    *,
-    model: str | Path | Model = "tiny",
-    seed: int = 0,
-    size: tuple[int, int] | None = None,
-    preset: str | Path | None = None,
-    overrides: Sequence[str] = (),
-) -> Iterator[np.ndarray]:
+    prompt: str, seconds: float | None = None, *, model: str | Path | Model = "tiny", seed: int = 0,
+    size: tuple[int, int] | None = None, preset: str | Path | None = None, overrides: Sequence[str] = (),
+) -> Iterator[np.ndarray]:  # fmt: skip
     """Yield frames, uint8 [H, W, 3], each as soon as it exists; endless unless `seconds` is given."""
     loaded = model if isinstance(model, Model) else load(model, stream=preset, overrides=overrides)
     session = loaded.session(prompt, seed=seed, size=size)
@@ -118,10 +103,8 @@ def _find_folder(model: str | Path) -> Path:
         return folder
     if folder.is_dir():
         raise CheckpointError(f"{folder} is a folder without {CARD} or model_index.json: not a model.")
-    raise ConfigError(
-        f"There is no model {str(model)!r}. Bundled: {', '.join(bundled()) or 'none'}. "
-        f"Or give a folder that holds {CARD}, or a hub id (owner/name)."
-    )
+    raise ConfigError(f"There is no model {str(model)!r}. Bundled: {', '.join(bundled()) or 'none'}. Or give a folder "
+                      f"that holds {CARD}, or a hub id (owner/name).")  # fmt: skip
 
 
 def _read_card(folder: Path, stream: str | Path | None) -> Card:
@@ -131,10 +114,8 @@ def _read_card(folder: Path, stream: str | Path | None) -> Card:
     if (folder / CARD).is_file():
         return build(Card, folder / CARD)
     if stream is None:
-        raise CheckpointError(
-            f"{teacher_refusal(folder.name)} If it is a causal student, say how it was trained to stream: "
-            "--stream self_forcing, for one."
-        )
+        raise CheckpointError(f"{teacher_refusal(folder.name)} If it is a causal student, say how it was trained to "
+                              "stream: --stream self_forcing, for one.")  # fmt: skip
     log.warning("%s has no %s: taken for a Wan student at 832x480, 16 fps; its licence is not known", folder, CARD)
     return Card(name=folder.name, licence="unknown", fps=16, size=(480, 832), stream=str(stream))
 
@@ -167,13 +148,9 @@ def _load_autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, ru
 
 
 def _check_fits(
-    folder: Path,
-    card: Card,
-    settings: StreamSettings,
-    device: torch.device,
-    dtype: torch.dtype,
+    folder: Path, card: Card, settings: StreamSettings, device: torch.device, dtype: torch.dtype,
     running: RuntimeOptions,
-) -> None:
+) -> None:  # fmt: skip
     from rollforce.engine.budget.fit import check_fits
     from rollforce.engine.budget.model_sizes import sizes_of
     from rollforce.engine.budget.requirements import MemorySetup

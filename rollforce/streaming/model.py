@@ -40,22 +40,11 @@ class Model(ModelBundle):
     """A loaded model, and the sessions that stream from it."""
 
     def session(
-        self,
-        prompt: str,
-        seed: int = 0,
-        size: tuple[int, int] | None = None,
-        *,
-        image: Picture | None = None,
-        video: Clip | None = None,
-        follow: Clip | None = None,
-        strength: float = FollowSettings.strength,
-        fit: Fit = "crop",
-        ahead: bool = False,
-        cues: Sequence[Cue] = (),
-        remember: float = 0.0,
-        pace: Pace | None = None,
-        batch: Batch | None = None,
-    ) -> Session:
+        self, prompt: str, seed: int = 0, size: tuple[int, int] | None = None, *, image: Picture | None = None,
+        video: Clip | None = None, follow: Clip | None = None, strength: float = FollowSettings.strength,
+        fit: Fit = "crop", ahead: bool = False, cues: Sequence[Cue] = (), remember: float = 0.0,
+        pace: Pace | None = None, batch: Batch | None = None,
+    ) -> Session:  # fmt: skip
         """Start a stream. `size` is (height, width) in pixels; default the trained one.
 
         Args: `image`, `video` what the stream goes on from: a path, uint8 arrays, PIL; `follow` a video (a path, an
@@ -97,9 +86,8 @@ class Model(ModelBundle):
     def check_snapshot(self, snapshot: Snapshot) -> None:
         """Refuse a snapshot of another model or of other settings, by a SnapshotError that names them."""
         if snapshot.model != self.fingerprint:
-            raise SnapshotError(
-                f"The snapshot was made with other weights than those of {self.name!r}; load the model it came from."
-            )
+            raise SnapshotError(f"The snapshot was made with other weights than those of {self.name!r}; load the model "
+                                "it came from.")  # fmt: skip
         if differences := self.identity.differences(snapshot.settings):
             raise SnapshotError(f"The snapshot was made with other settings ({', '.join(differences)}); load the model "
                                 "with the same ones, dtype and threads.")  # fmt: skip

@@ -27,17 +27,8 @@ from rollforce.streaming.pace import Measures, PaceController
 from rollforce.streaming.prefetch import Prefetcher, await_result
 from rollforce.streaming.snapshot import Snapshot, fork, to_device
 from rollforce.streaming.steering import Steering
-from rollforce.streaming.stream_state import (
-    ChunkResult,
-    Driver,
-    FrameQueue,
-    RewindHistory,
-    RewindPoint,
-    Stepper,
-    StreamState,
-    run_stepper,
-    step_to_commit,
-)
+from rollforce.streaming.stream_state import (ChunkResult, Driver, FrameQueue, RewindHistory, RewindPoint, Stepper,
+                                              StreamState, run_stepper, step_to_commit)  # fmt: skip
 
 
 class Session:
@@ -294,9 +285,8 @@ class Session:
 
     def _alive(self) -> tuple[StreamState, FrameQueue, Driver]:
         if self._state is None or self._frames is None or self._driver is None:
-            raise SessionClosed(
-                "This session is closed. Open another with model.session(prompt), or model.resume(snapshot)."
-            )
+            raise SessionClosed("This session is closed. Open another with model.session(prompt), or "
+                                "model.resume(snapshot).")  # fmt: skip
         return self._state, self._frames, self._driver
 
     @property

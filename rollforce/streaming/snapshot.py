@@ -84,10 +84,9 @@ class Snapshot:
             raise SnapshotError(f"{path} is a safetensors file, but not a snapshot of a stream.")
         data = json.loads(header)
         if data["version"] != VERSION:
-            raise SnapshotError(
-                f"{path} has snapshot version {data['version']}, which does not say its settings by name; this "
-                f"rollforce reads version {VERSION}. Continue it with the rollforce that wrote it, or begin again."
-            )
+            raise SnapshotError(f"{path} has snapshot version {data['version']}, which does not say its settings by "
+                                f"name; this rollforce reads version {VERSION}. Continue it with the rollforce that "
+                                "wrote it, or begin again.")  # fmt: skip
         size = None if data["size"] is None else tuple(data["size"])
         state = _put_tensors(data["state"], tensors)
         return cls(data["model"], data["settings"], data["prompt"], data["seed"], size, state)

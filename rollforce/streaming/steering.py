@@ -184,16 +184,11 @@ class Steering:
     def state_dict(self) -> dict[str, Any]:
         """Return everything but the model, as tensors and plain values."""
         path = self._path
-        return {
-            "prompt": self.prompt,
-            "seed": self.seed,
-            "quality": to_dict(self.quality),
-            "text": self.text_BLD.clone(),
-            "applied": [to_dict(cue) for cue in self.applied],
-            "waiting": [{"cue": to_dict(each.cue), "frame": each.frame} for each in self._waiting],
-            "coming": [{"cue": to_dict(event.cue), "chunk": event.chunk} for event in self._coming],
-            "path": None if path is None else {**vars(path)},
-        }
+        return {"prompt": self.prompt, "seed": self.seed, "quality": to_dict(self.quality),
+                "text": self.text_BLD.clone(), "applied": [to_dict(cue) for cue in self.applied],
+                "waiting": [{"cue": to_dict(each.cue), "frame": each.frame} for each in self._waiting],
+                "coming": [{"cue": to_dict(event.cue), "chunk": event.chunk} for event in self._coming],
+                "path": None if path is None else {**vars(path)}}  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict` of a stream of the same model."""
