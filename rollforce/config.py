@@ -31,7 +31,6 @@ _PACKAGE = Path(__file__).resolve().parent
 
 def resource(name: str) -> Path:
     """Return the path of a shipped file or folder, such as "configs/stream/rolling.yaml", in a wheel or in a checkout.
-
     ConfigError lists what there is beside it."""
     for root in (_PACKAGE, _PACKAGE.parent):
         if (root / name).exists():
@@ -43,10 +42,9 @@ def resource(name: str) -> Path:
 
 
 def build(cls: type[T], *sources: Source, overrides: Sequence[str] = ()) -> T:
-    """Build one `cls` from sources, later ones winning key by key, then from `dotted.path=value` overrides.
-
-    A source is a dict, the Path of a YAML file, or YAML text. A list replaces a list; a mapping whose `kind` changes
-    replaces the mapping. Raises ConfigError."""
+    """Build one `cls` from sources, later ones winning key by key, then from `dotted.path=value` overrides. A source is
+    a dict, the Path of a YAML file, or YAML text. A list replaces a list; a mapping whose `kind` changes replaces the
+    mapping. Raises ConfigError."""
     named = [_read(source) for source in sources]
     data: dict[str, Any] = {}
     for _, content in named:

@@ -7,6 +7,7 @@ unturned master copy whenever its move changes, which is once per commit: turnin
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -42,9 +43,8 @@ class Arena:
 
     @property
     def bytes(self) -> int:
-        copies = [*self.masters.values(), *self.exact.values()]
-        tensors = [*self.keys, *self.values, *(tensor for layers in copies for tensor in layers)]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        layers = (self.keys, self.values, *self.masters.values(), *self.exact.values())
+        return sum(tensor.nbytes for tensor in chain(*layers))
 
     def slots(self, layer: int, first: int, stop: int) -> KVBlock:
         """Return slots `first` to `stop`, not copied."""
@@ -71,10 +71,9 @@ class Arena:
     def copy(self, layer: int, region: str, slot: int) -> KVBlock:
         """Return a copy of one latent's unturned keys and its values."""
         part, inside = self._slices((region, slot))
-        mastered, exact = region in self.masters, region in self.exact
-        keys = self.masters[region][layer][:, :, inside] if mastered else self.keys[layer][:, :, part]
-        values = self.exact[region][layer][:, :, inside] if exact else self.values[layer][:, :, part]
-        return KVBlock(keys.clone(), values.clone())
+        key, value = (copies[region][layer][:, :, inside] if region in copies else shown[layer][:, :, part]
+                      for copies, shown in ((self.masters, self.keys), (self.exact, self.values)))
+        return KVBlock(key.clone(), value.clone())
 
     def write(self, layer: int, place: Place, latent: KVBlock) -> None:
         """Write one latent."""
@@ -103,8 +102,8 @@ class Arena:
 
     def _slices(self, place: Place) -> tuple[slice, slice]:
         """A slot's tokens in the arena, and in its region."""
-        region, slot = place
-        tokens, low = self.shape.tokens, self.offset[region]
+        (region, slot), tokens = place, self.shape.tokens
+        low = self.offset[region]
         return (slice(slot * tokens, (slot + 1) * tokens), slice((slot - low) * tokens, (slot - low + 1) * tokens))
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
+from rollforce.errors import ConfigError
+
 Slots = dict[str, dict[int, int]]
 """Where everything is: region -> stream index -> slot."""
 Place = tuple[str, int]
@@ -31,6 +33,14 @@ class Candidates:
     indices: tuple[int, ...]
     marks: Marks = field(default_factory=dict)
     arriving: tuple[int, ...] = ()
+
+
+def check_lowest(settings: object, **lowest: float) -> None:
+    """Raise ConfigError if one of these fields is below its lowest value. None stands for no number, and passes."""
+    kind = getattr(settings, "kind", "")
+    for name, low in lowest.items():
+        if (value := getattr(settings, name)) is not None and value < low:
+            raise ConfigError(f"{kind}{kind and '.'}{name} {value} must be at least {low}.")
 
 
 class Tier(Protocol):
@@ -65,10 +75,8 @@ class MergingTier(Tier, Protocol):
 
 @dataclass(frozen=True)
 class Contents:
-    """All that the host knows of a memory. Never changed in place.
-
-    `absorbed`: the newest indices that came to a region which keeps no latents as they are (see region.py), as many as
-    it spans: where its tokens stand in time."""
+    """All that the host knows of a memory. Never changed in place. `absorbed`: the newest indices that came to a region
+    which keeps no latents as they are (see region.py), as many as it spans: where its tokens stand in time."""
 
     slots: Slots
     absorbed: tuple[int, ...] = ()
@@ -111,7 +119,6 @@ class LatentMerge:
 @dataclass(frozen=True)
 class Eviction:
     """These latents, (index, source) or with the commit, are given to a region that keeps what it wants of them.
-
     `after`: the latent that follows the newest of them, unless it is still to come."""
 
     latents: tuple[tuple[int, Place | None], ...]
@@ -131,9 +138,8 @@ class CommitPlan:
 def plan_commit(
     tiers: Sequence[Tier], last: Tier | None, offset: Mapping[str, int], before: Contents, start: int, latents: int
 ) -> CommitPlan:
-    """Plan what happens when `latents` from `start` on are committed.
-
-    `last`: the tier behind `tiers` that absorbs all that falls to it; `offset`: first slot of each region."""
+    """Plan what happens when `latents` from `start` on are committed. `last`: the tier behind `tiers` that absorbs all
+    that falls to it; `offset`: first slot of each region."""
     sources = {index: (region, slot) for region, slots in before.slots.items() for index, slot in slots.items()}
     falling = tuple(range(start, start + latents))
     slots: Slots = {}
@@ -154,8 +160,7 @@ def plan_commit(
                        for into, left in tier.pair(kept, falling, before.marks)]  # fmt: skip
     absorbed, eviction = before.absorbed, None
     if last is not None and falling:
-        absorbed = (*absorbed, *falling)
-        absorbed = absorbed[max(0, len(absorbed) - last.latents) :]
+        absorbed = (*absorbed, *falling)[max(0, len(absorbed) + len(falling) - last.latents) :]
         follows = falling[-1] + 1
         after = (follows, sources.get(follows)) if follows in sources or start <= follows < start + latents else None
         eviction = Eviction(tuple((index, sources.get(index)) for index in falling), after)

@@ -57,8 +57,7 @@ class HeadGroups:
         """The heads of each group that has some in a layer."""
         found: dict[str, Pick] = {}
         for name, where in self.heads.items():
-            heads = where[layer]
-            if heads:
+            if heads := where[layer]:
                 beside = heads == tuple(range(heads[0], heads[-1] + 1))
                 found[name] = slice(heads[0], heads[-1] + 1) if beside else torch.tensor(heads, device=self.device)
         return found
@@ -131,9 +130,10 @@ class HeadMemory:
 
     def attend(self, layer: int, query: Tensor, own: KVBlock, attend: Kernel) -> Tensor:
         """Return the attention output of all heads and groups of latents, [B, N, L, K]."""
-        outputs = [self.parts[name].attend(layer, _picked(query, pick),
-                                           KVBlock(_picked(own.key, pick), _picked(own.value, pick)),
-                                           attend) for name, pick in self.cache.picks[layer].items()]  # fmt: skip
+        outputs = []
+        for name, pick in self.cache.picks[layer].items():
+            block = KVBlock(_pick_heads(own.key, pick), _pick_heads(own.value, pick))
+            outputs.append(self.parts[name].attend(layer, _pick_heads(query, pick), block, attend))
         if len(outputs) == 1:
             return outputs[0]
         lined, order = torch.cat(outputs, dim=1), self.cache.orders[layer]
@@ -144,7 +144,7 @@ class HeadMemory:
         return next(iter(self.parts.values())).across(attend)
 
 
-def _picked(x_BNLK: Tensor, pick: Pick) -> Tensor:
+def _pick_heads(x_BNLK: Tensor, pick: Pick) -> Tensor:
     return x_BNLK[:, pick] if isinstance(pick, slice) else x_BNLK.index_select(1, pick)
 
 
@@ -169,9 +169,8 @@ AnyCache = KVCache | HeadGroups
 
 
 def read_labels(path: Path) -> Labels:
-    """Read the labels of a JSON file {"description": ..., "layers": [["static", "dynamic", ...], ...]}.
-
-    ConfigError if it is none."""
+    """Read the labels of a JSON file {"description": ..., "layers": [["static", "dynamic", ...], ...]}. ConfigError if
+    it is none."""
     try:
         layers = json.loads(path.read_text())["layers"]
     except (OSError, ValueError, KeyError, TypeError) as error:

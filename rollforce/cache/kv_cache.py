@@ -19,8 +19,17 @@ from torch import Tensor
 
 from rollforce.cache.arena import Arena
 from rollforce.cache.commit_plan import CommitPlan, Contents, Eviction, Place, Tier, plan_commit
-from rollforce.cache.region import (AdditiveRegion, BiasedKV, Evicted, LayerCommit, Placement, Query, Region,
-                                    RegionTier, Weights)  # fmt: skip
+from rollforce.cache.region import (
+    AdditiveRegion,
+    BiasedKV,
+    Evicted,
+    LayerCommit,
+    Placement,
+    Query,
+    Region,
+    RegionTier,
+    Weights,
+)
 from rollforce.cache.visibility import Visibility, positions
 from rollforce.errors import ConfigError
 from rollforce.models.transformer.attention import Kernel, KVBlock, KVShape
@@ -53,9 +62,8 @@ class CacheView:
 
 
 class KVCache:
-    """Keys and values of the past, for all layers of one batch of streams.
-
-    `region`: the memory of the last tier, if that keeps no latents as they are (`region_tier`)."""
+    """Keys and values of the past, for all layers of one batch of streams. `region`: the memory of the last tier, if
+    that keeps no latents as they are (`region_tier`)."""
 
     def __init__(
         self, tiers: Sequence[Tier], shape: KVShape, flight: int, dtype: torch.dtype = torch.float32,
@@ -112,22 +120,18 @@ class KVCache:
         region = None if kind is None else _placed(visible.pop(kind), moves.get(kind))
         at = {self.contents.slots[name][i]: (name, i) for name, held in visible.items() for i in held}
         slots = tuple(sorted(at))
-        first = slots[0] if slots else self.used
-        dense = not (region and region.filled) and slots == tuple(range(first, self.used)) and self._prefix()
+        used = sorted(slot for slots in self.contents.slots.values() for slot in slots.values())
+        prefix, first = used == list(range(self.used)), slots[0] if slots else self.used
+        dense = prefix and not (region and region.filled) and slots == tuple(range(first, self.used))
         inside = tuple((name, moves.get(name, 0)) for name, held in visible.items() if held)
         return CacheView(group.start, slots, tuple(at[slot] for slot in slots), inside, dense, region)
-
-    def _prefix(self) -> bool:
-        used = sorted(slot for slots in self.contents.slots.values() for slot in slots.values())
-        return used == list(range(self.used))
 
     # -- reading ------------------------------------------------------------------------------------------------
 
     def read(self, layer: int, view: CacheView, own: KVBlock) -> BiasedKV:
-        """Return the visible past followed by the call's own keys and values.
-
-        Without gradient and with a dense view this is a slice of the arena: own keys are laid behind the used slots.
-        With gradient, or where a call is larger than the room for it, it is a copy; the past carries no gradient."""
+        """Return the visible past followed by the call's own keys and values. Without gradient and with a dense view
+        this is a slice of the arena: own keys are laid behind the used slots. With gradient, or where a call is larger
+        than the room for it, it is a copy; the past carries no gradient."""
         for region, move in view.moves:
             self.arena.turn(layer, region, move)
         fits = own.key.shape[2] <= self.arena.flight * self.shape.tokens
@@ -215,7 +219,6 @@ class KVCache:
 
 class CallMemory:
     """One model call's window on a KVCache. A call is one or two groups of latents, in order: [committing | denoising].
-
     In each layer the committing group attends and is written first, so the denoising group already sees it: the clean
     pass of one chunk and the next tick are one call, with the numbers of two."""
 
@@ -296,8 +299,6 @@ def _runs(slots: Sequence[int]) -> list[tuple[int, int]]:
     """Rising integers as half-open runs: (3, 4, 5, 9) -> [(3, 6), (9, 10)]."""
     runs: list[tuple[int, int]] = []
     for slot in slots:
-        if runs and runs[-1][1] == slot:
-            runs[-1] = (runs[-1][0], slot + 1)
-        else:
-            runs.append((slot, slot + 1))
+        low = runs.pop()[0] if runs and runs[-1][1] == slot else slot
+        runs.append((low, slot + 1))
     return runs

@@ -28,10 +28,9 @@ class Evicted:
 
 @dataclass(frozen=True)
 class LayerCommit:
-    """The commit during which that happens, in one layer: the new latents' keys and values, and their queries.
-
-    `notes`: of this commit, what one layer leaves for the next ones. `after`: of a region to which something falls, the
-    latent that follows the newest of it; None if that is still to come."""
+    """The commit during which that happens, in one layer: the new latents' keys and values, and their queries. `notes`:
+    of this commit, what one layer leaves for the next ones. `after`: of a region to which something falls, the latent
+    that follows the newest of it; None if that is still to come."""
 
     layer: int
     start: int

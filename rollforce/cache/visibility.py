@@ -17,11 +17,9 @@ AnySparse = BlockSparse | HashAttention
 
 @dataclass(frozen=True)
 class Visibility:
-    """`budget`: latents one call attends to, its own included (None: all that is held).
-
-    `pinned` regions are always in view; the others fill the rest of the budget, newest first.
-    `positions` says where the visible regions stand in time. `sparse`: of what it could see, it attends to a part;
-    `text`: the same for the prompt."""
+    """`budget`: latents one call attends to, its own included (None: all that is held). `pinned` regions are always in
+    view; the others fill the rest of the budget, newest first. `positions` says where the visible regions stand in
+    time. `sparse`: of what it could see, it attends to a part; `text`: the same for the prompt."""
 
     budget: int | None = None
     pinned: tuple[str, ...] = ("sink",)
@@ -37,9 +35,8 @@ class Visibility:
     def visible(
         self, held: Mapping[str, tuple[int, ...]], own: int, whole: tuple[str, ...] = ()
     ) -> dict[str, tuple[int, ...]]:
-        """Return the stream indices of each region that a call of `own` latents sees.
-
-        `whole`: regions that are seen whole or not at all, hence always."""
+        """Return the stream indices of each region that a call of `own` latents sees. `whole`: regions that are seen
+        whole or not at all, hence always."""
         if self.budget is None:
             return dict(held)
         pinned = {*self.pinned, *whole}
@@ -83,10 +80,9 @@ def absolute(visible: Visible, own: range) -> Moves:
 
 
 def realigned(visible: Visible, own: range) -> Moves:
-    """Let regions follow each other without a gap, the last one ending where the call's own latents start.
-
-    Rolling Forcing's sink (section 3.3), generalised to any number of regions: positions never leave the range
-    seen in training, however long the stream."""
+    """Let regions follow each other without a gap, the last one ending where the call's own latents start. Rolling
+    Forcing's sink (section 3.3), generalised to any number of regions: positions never leave the range seen in
+    training, however long the stream."""
     moves: Moves = {}
     end = own.start
     for region, held in sorted(visible.items(), key=lambda item: max(item[1], default=-1), reverse=True):
@@ -123,10 +119,9 @@ class Anchored:
 
 @dataclass(frozen=True)
 class RunningAhead:
-    """A region that stands in the future, always ahead of the call, as a goal to be reached (Knot Forcing).
-
-    It stands `first` latents after its own index, which is the beginning of the stream for a sink, and jumps on by
-    `step` as soon as fewer than `knot` latents are left between the call and it."""
+    """A region that stands in the future, always ahead of the call, as a goal to be reached (Knot Forcing). It stands
+    `first` latents after its own index, which is the beginning of the stream for a sink, and jumps on by `step` as soon
+    as fewer than `knot` latents are left between the call and it."""
 
     first: int = 8
     step: int = 4

@@ -30,10 +30,8 @@ def group_key(call: ModelCall) -> Hashable:
 
 
 def run_together(calls: Sequence[ModelCall], model: VideoTransformer) -> list[Tensor]:
-    """Return the velocity [B, T, C, H, W] of each of these calls of one `group_key`. Their pasts are written, once.
-
-    It is one call; but one for each where blocks are compiled, which would be done anew for every company of
-    streams."""
+    """Return the velocity [B, T, C, H, W] of each of these calls of one `group_key`. Their pasts are written, once. It
+    is one call; but one for each where blocks are compiled, which would be done anew for every company of streams."""
     if len(calls) == 1 or model.halves is not HALVES:
         return [call.run(model) for call in calls]
     latents = [call.x_BTCHW.shape[1] for call in calls]

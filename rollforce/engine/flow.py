@@ -64,9 +64,8 @@ class NoiseSource(Protocol):
 
 @dataclass(frozen=True)
 class Noise:
-    """Gaussian noise for a batch of streams, one of `seeds` each, of latents of `shape` (C, H, W).
-
-    It is drawn on the CPU in float32, the same for every device."""
+    """Gaussian noise for a batch of streams, one of `seeds` each, of latents of `shape` (C, H, W). It is drawn on the
+    CPU in float32, the same for every device."""
 
     seeds: tuple[int, ...]
     shape: tuple[int, int, int]
@@ -160,9 +159,8 @@ def explicit(levels: Sequence[float]) -> Ladder:
 
 
 def training_weight(sigma: Tensor, shift: float, table: int = 1000) -> Tensor:
-    """Return the loss weight of Wan's flow-matching scheduler: a Gaussian bump around sigma .5, from 0, of mean 1.
-
-    The table of `table` shifted levels only sets the normalisation (`bsmntw` weighting)."""
+    """Return the loss weight of Wan's flow-matching scheduler: a Gaussian bump around sigma .5, from 0, of mean 1. The
+    table of `table` shifted levels only sets the normalisation (`bsmntw` weighting)."""
     grid = torch.arange(table, dtype=torch.float64)
     levels = shift_level(1 - grid / table, shift)
 

@@ -12,11 +12,9 @@ from rollforce.errors import ConfigError
 
 @dataclass(frozen=True)
 class QualityLevel:
-    """How much work a chunk is.
-
-    `steps` of the stream's own noise levels are kept, spread evenly, the highest always among them. `past` is the share
-    of what a call sees of the past; what is pinned, regions that are seen whole, and the call's own latents are always
-    seen.
+    """How much work a chunk is. `steps` of the stream's own noise levels are kept, spread evenly, the highest always
+    among them. `past` is the share of what a call sees of the past; what is pinned, regions that are seen whole, and
+    the call's own latents are always seen.
 
     Memory is written as ever, so that it is all there when the stream goes up again.
 

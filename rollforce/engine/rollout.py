@@ -138,10 +138,9 @@ class Rollout:
         self._sigma: tuple[float, ...] = ()  # noise of the live latents in the call that is under way
 
     def prefill(self, latents_BTCHW: Tensor) -> None:
-        """Give the stream a past, before its first tick: clean latents that stand just before `start`.
-
-        They are written chunk by chunk, each seeing those before it, as if the stream had made them. What does not
-        fill a chunk comes first: a single image is a chunk of its own (Self Forcing's image to video)."""
+        """Give the stream a past, before its first tick: clean latents that stand just before `start`. They are written
+        chunk by chunk, each seeing those before it, as if the stream had made them. What does not fill a chunk comes
+        first: a single image is a chunk of its own (Self Forcing's image to video)."""
         assert self.x is None and self.pending is None, "a past is given before the first tick"
         count, chunk = latents_BTCHW.shape[1], self.layout.shift
         cuts = [0, *range(count % chunk or chunk, count + 1, chunk)]
@@ -169,9 +168,8 @@ class Rollout:
             return self.apply(self.next_call(apart=with_grad).run(self.model))
 
     def next_call(self, apart: bool = False) -> ModelCall:
-        """Return the model call that the next tick needs: its first half. Nothing may come between it and `apply`.
-
-        The clean pass of what is pending rides along, unless it is to be a call of its own (`apart`)."""
+        """Return the model call that the next tick needs: its first half. Nothing may come between it and `apply`. The
+        clean pass of what is pending rides along, unless it is to be a call of its own (`apart`)."""
         self.admit()
         low, high = self.live
         assert self.x is not None and low < high, "a finished rollout was ticked"
@@ -220,7 +218,6 @@ class Rollout:
     def restart(self, skip: int = 0) -> None:
         """Throw away what is in flight, between two chunks, and begin it anew, from noise. With `skip` the stream's
         clock jumps on by so many latents: what it remembers stands so much further back, until it is let go.
-
         ConfigError if the stream follows a video, which comes but once."""
         assert self.row == 0, "a stream begins anew between two chunks"
         if self.source is not None:

@@ -30,10 +30,8 @@ class RolloutGroup:
         latent: tuple[int, int, int], prompts: tuple[str, ...] = (), behind: int | None = None,
     ) -> None:  # fmt: skip
         """Begin streams from encoded prompts `text_BLD`, with one of `seeds` each and latents of shape `latent` (C, h,
-        w).
-
-        `prompts` are for rewards; `behind` finished latents stand before those in flight in a tick's video (None: one
-        chunk)."""
+        w). `prompts` are for rewards; `behind` finished latents stand before those in flight in a tick's video (None:
+        one chunk)."""
         layout = settings.layout.build()
         cache = settings.memory(cache_shape(student, len(seeds), latent), text_BLD.dtype, text_BLD.device)
         with torch.no_grad():

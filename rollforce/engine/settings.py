@@ -47,10 +47,8 @@ class LayoutSettings:
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """Heads that remember differently: `groups` are the tiers of each group.
-
-    `file` says which head is of which group; it is made for one model (infer/heads.py), and is a path or the name of a
-    file that ships with rollforce."""
+    """Heads that remember differently: `groups` are the tiers of each group. `file` says which head is of which group;
+    it is made for one model (infer/heads.py), and is a path or the name of a file that ships with rollforce."""
 
     file: str
     groups: dict[str, tuple[AnyTier, ...]]

@@ -35,9 +35,8 @@ LASTING: tuple[Role, ...] = ("sink", "junction", "anchor")
 
 @dataclass(frozen=True)
 class Keep:
-    """Memory speaks for the old prompt until it is let go: the new one comes slowly, and nothing jumps.
-
-    Where several chunks are in flight (rolling), those go on under the new prompt with the steps they have left."""
+    """Memory speaks for the old prompt until it is let go: the new one comes slowly, and nothing jumps. Where several
+    chunks are in flight (rolling), those go on under the new prompt with the steps they have left."""
 
     kind: Literal["keep"] = "keep"
 
@@ -64,10 +63,9 @@ class Blend:
 
 @dataclass(frozen=True)
 class Recache:
-    """The newest clean latents go through the network again, under the new prompt.
-
-    `together`: all of them in one call, in which they see each other, as LongLive's release does it; else chunk by
-    chunk, each seeing those before it, as the stream itself would have made them."""
+    """The newest clean latents go through the network again, under the new prompt. `together`: all of them in one call,
+    in which they see each other, as LongLive's release does it; else chunk by chunk, each seeing those before it, as
+    the stream itself would have made them."""
 
     together: bool = False
     kind: Literal["recache"] = "recache"
@@ -192,9 +190,8 @@ def check(choice: AnyTransition, tiers: Iterable[Tier], follows: bool = False) -
 
 @torch.no_grad()
 def recache(rollout: Rollout, condition: Condition, together: bool = False) -> None:
-    """Give a rollout, between two chunks, a new condition and a memory that was made under it; see `Recache`.
-
-    Noise in flight stays as it is. What is older than `Rollout.recent` cannot be made again, and stays."""
+    """Give a rollout, between two chunks, a new condition and a memory that was made under it; see `Recache`. Noise in
+    flight stays as it is. What is older than `Rollout.recent` cannot be made again, and stays."""
     rollout.condition = condition
     recent, cache = rollout.recent, rollout.cache
     if recent is None:
@@ -219,9 +216,8 @@ def _switch(rollout: Rollout, condition: Condition, *marks: str) -> None:
 
 
 def _loose(cache: AnyCache) -> tuple[list[int], set[str]]:
-    """Stream indices that another prompt does not leave as they are, rising; and the kinds of the tiers that it does.
-
-    A tier that keeps no latents as they are cannot make some of them anew."""
+    """Stream indices that another prompt does not leave as they are, rising; and the kinds of the tiers that it does. A
+    tier that keeps no latents as they are cannot make some of them anew."""
     lasting = {tier.kind for tier in cache.tiers if tier.role in LASTING or isinstance(tier, RegionTier)}
     return sorted(i for region, held in cache.held().items() if region not in lasting for i in held), lasting
 

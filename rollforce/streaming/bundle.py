@@ -27,10 +27,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelBundle:
-    """What was loaded: text encoder, transformer, autoencoder, and the settings they stream with.
-
-    `size` is (height, width) in pixels, as trained; `fingerprint` a sha256 over the weights; `threads` of the CPU
-    belong to a model because another number gives another last digit."""
+    """What was loaded: text encoder, transformer, autoencoder, and the settings they stream with. `size` is (height,
+    width) in pixels, as trained; `fingerprint` a sha256 over the weights; `threads` of the CPU belong to a model
+    because another number gives another last digit."""
 
     name: str
     licence: str
@@ -110,19 +109,16 @@ _outside = 1  # torch's number before the first of them
 
 
 def threads_for(parameters: int, device: torch.device) -> int:
-    """Return how many CPU threads a model should compute with: one if it is small, else torch's own number.
-
-    A small model's layers are too short to share: a second thread gains little on an idle machine, waits ten times
-    longer on a busy one, and would make the bytes depend on the number of cores."""
+    """Return how many CPU threads a model should compute with: one if it is small, else torch's own number. A small
+    model's layers are too short to share: a second thread gains little on an idle machine, waits ten times longer on a
+    busy one, and would make the bytes depend on the number of cores."""
     return 1 if parameters < SMALL and device.type == "cpu" else torch.get_num_threads()
 
 
 @contextmanager
 def compute_on(threads: int) -> Iterator[None]:
-    """Let torch compute with this many threads inside the block.
-
-    Blocks may overlap in any order, in one thread or several: the number from before the first of them comes back when
-    the last one ends, not before."""
+    """Let torch compute with this many threads inside the block. Blocks may overlap in any order, in one thread or
+    several: the number from before the first of them comes back when the last one ends, not before."""
     global _outside
     with _lock:
         if not _held:

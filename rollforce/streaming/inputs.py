@@ -80,10 +80,9 @@ class StreamInputs:
 
 
 def encode_past(inputs: StreamInputs, autoencoder: Autoencoder, size: tuple[int, int], fps: float) -> Tensor | None:
-    """Return the latents [1, T, C, h, w] of the image or clip to go on from, or None if there is none.
-
-    A clip gives its newest whole latents: its first frames are left out where they do not fill one. ConfigError if it
-    has too few frames."""
+    """Return the latents [1, T, C, h, w] of the image or clip to go on from, or None if there is none. A clip gives its
+    newest whole latents: its first frames are left out where they do not fill one. ConfigError if it has too few
+    frames."""
     if inputs.image is not None:
         picture = read_picture(inputs.image)
         log_fit(picture.shape, size, inputs.fit, "Image")

@@ -66,17 +66,14 @@ class Model(ModelBundle):
         return Session(self, prompt, seed, size, options)
 
     def batch(self, limit: int = 8, ahead: bool = True, lanes: int = 1) -> Batch:
-        """Return a batch, for streams that tick together: `session(..., batch=batch)`.
-
-        Args: `limit` streams at most in one model call; `ahead` compute the next chunk of a stream while others are
-        pulled; `lanes` calls at a time, where several threads or tasks pull: for a small model on a CPU, as many as
-        there are cores."""
+        """Return a batch, for streams that tick together: `session(..., batch=batch)`. Args: `limit` streams at most in
+        one model call; `ahead` compute the next chunk of a stream while others are pulled; `lanes` calls at a time,
+        where several threads or tasks pull: for a small model on a CPU, as many as there are cores."""
         return Batch(self, limit, ahead, lanes)
 
     def warmup(self, size: tuple[int, int] | None = None) -> float:
-        """Stream until the buffer is full and once more, and throw it away; return the seconds that it took.
-
-        What is compiled, captured or allocated at first use is there afterwards, for this size."""
+        """Stream until the buffer is full and once more, and throw it away; return the seconds that it took. What is
+        compiled, captured or allocated at first use is there afterwards, for this size."""
         begun, layout = perf_counter(), self.stream_settings.layout.build()
         with self.session(self.words[0] if self.words else "warm up", size=size) as session:
             for _ in zip(session.stream(), range(layout.slots // layout.shift + 2), strict=False):

@@ -71,11 +71,9 @@ class Pace:
 
 @dataclass(frozen=True)
 class Measures:
-    """What a stream was measured to do so far.
-
-    `fps` is of the player that deadlines are of, `first_frame_s` counts from opening the session, `latency_*` are
-    seconds from asking for a chunk to its frames, over the newest RECENT chunks (nearest rank), and `misses` the chunks
-    that were late. Everything but latencies is of the whole stream."""
+    """What a stream was measured to do so far. `fps` is of the player that deadlines are of, `first_frame_s` counts
+    from opening the session, `latency_*` are seconds from asking for a chunk to its frames, over the newest RECENT
+    chunks (nearest rank), and `misses` the chunks that were late. Everything but latencies is of the whole stream."""
 
     fps: float
     chunks: int

@@ -22,9 +22,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StreamIdentity:
-    """The settings that a stream must meet again to continue to the same bytes.
-
-    A field that is added later needs a default that means what was done before: then older snapshots go on."""
+    """The settings that a stream must meet again to continue to the same bytes. A field that is added later needs a
+    default that means what was done before: then older snapshots go on."""
 
     stream: StreamSettings
     runtime: RuntimeOptions
@@ -49,10 +48,8 @@ def _differing(one: Any, other: Any, path: str = "") -> list[str]:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What was streamed, and where it stands.
-
-    `model` is the fingerprint of the weights, `settings` the StreamIdentity as plain data, `size` (height, width) or
-    None for the model's own, and `state` nested tensors and plain values."""
+    """What was streamed, and where it stands. `model` is the fingerprint of the weights, `settings` the StreamIdentity
+    as plain data, `size` (height, width) or None for the model's own, and `state` nested tensors and plain values."""
 
     model: str
     settings: dict[str, Any]
@@ -124,10 +121,9 @@ def to_device(state: Any, device: torch.device) -> Any:
 
 
 def fork(value: T) -> T:
-    """Return the same again, free to go its own way.
-
-    Tensors are shared until one of the two writes (torch's copy-on-write storage); lists, dicts and whatever has a
-    `state_dict` (memory, regions, decoders) are made anew around them; modules and frozen settings belong to both."""
+    """Return the same again, free to go its own way. Tensors are shared until one of the two writes (torch's
+    copy-on-write storage); lists, dicts and whatever has a `state_dict` (memory, regions, decoders) are made anew
+    around them; modules and frozen settings belong to both."""
     return cast(T, _fork(value))
 
 

@@ -23,9 +23,8 @@ from rollforce.streaming.events import Cue, Event
 
 @dataclass(frozen=True, eq=False)
 class PendingCue:
-    """A cue that is not yet applied, and its encoded prompt [1, L, D] if it has one.
-
-    `frame` is the first frame of a chunk that it may begin with; None means the next chunk, wherever that begins."""
+    """A cue that is not yet applied, and its encoded prompt [1, L, D] if it has one. `frame` is the first frame of a
+    chunk that it may begin with; None means the next chunk, wherever that begins."""
 
     cue: Cue
     text_BLD: Tensor | None

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
-from rollforce.cache.commit_plan import Candidates, Role
+from rollforce.cache.commit_plan import Candidates, Role, check_lowest
 from rollforce.cache.region import LayerCommit
 from rollforce.cache.token_pool import TokenPool, Tokens, pick_best
 from rollforce.errors import ConfigError
@@ -39,10 +39,7 @@ class Segments:
     role: ClassVar[Role] = "past"
 
     def __post_init__(self) -> None:
-        lowest = {"latents": 1, "segments": 1, "layer": 0}
-        for name, low in lowest.items():
-            if getattr(self, name) < low:
-                raise ConfigError(f"{name} {getattr(self, name)} must be at least {low}.")
+        check_lowest(self, latents=1, segments=1, layer=0)
 
     def keep(self, held: Candidates) -> tuple[int, ...]:
         """Keep none as they are."""
@@ -74,9 +71,8 @@ class Segments:
 
 
 def least_alike(key_BNLK: Tensor, after_BNLK: Tensor | None, tokens: int, segments: int, count: int) -> Tensor:
-    """Return, for each row, the `count` runs of tokens that are least like the same run of the next latent.
-
-    `after`: the latent that follows; where there is none, the newest is like nothing. Returns [B, count], rising."""
+    """Return, for each row, the `count` runs of tokens that are least like the same run of the next latent. `after`:
+    the latent that follows; where there is none, the newest is like nothing. Returns [B, count], rising."""
     frames = _latents(key_BNLK, tokens)
     later = frames[:, 1:] if after_BNLK is None else torch.cat([frames[:, 1:], _latents(after_BNLK, tokens)], dim=1)
     alike = F.cosine_similarity(frames[:, : later.shape[1]].float(), later.float(), dim=-1)
