@@ -21,9 +21,8 @@ from rollforce.models.transformer.attention import KVBlock, KVShape
 class Arena:
     """Per layer, keys and values [B, N, (capacity + flight) * tokens, K]."""
 
-    def __init__(
-        self, tiers: Sequence[Tier], shape: KVShape, flight: int, dtype: torch.dtype, device: str | torch.device
-    ) -> None:
+    def __init__(self, tiers: Sequence[Tier], shape: KVShape, flight: int, dtype: torch.dtype,
+                 device: str | torch.device) -> None:  # fmt: skip
         self.shape, self.flight = shape, flight
         self.offset = {tier.kind: sum(t.latents for t in tiers[:i]) for i, tier in enumerate(tiers)}
         self.size = {tier.kind: tier.latents for tier in tiers}

@@ -53,11 +53,9 @@ class Tier(Protocol):
     @property
     def latents(self) -> int:
         """Room of the region; for tokens chosen on the device, the stretch of time over which they stand."""
-        ...
 
     def keep(self, held: Candidates) -> tuple[int, ...]:
         """Return the latents that stay."""
-        ...
 
 
 @runtime_checkable
@@ -66,11 +64,9 @@ class MergingTier(Tier, Protocol):
 
     def share(self) -> float:
         """Return the weight of a leaving latent in the average: 0 drops it, 1 replaces what is kept."""
-        ...
 
     def pair(self, kept: tuple[int, ...], left: tuple[int, ...], marks: Marks) -> tuple[tuple[int, int], ...]:
         """Pair each latent that is averaged with the one it goes into: (kept, left), oldest first."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -135,9 +131,8 @@ class CommitPlan:
     eviction: Eviction | None = None
 
 
-def plan_commit(
-    tiers: Sequence[Tier], last: Tier | None, offset: Mapping[str, int], before: Contents, start: int, latents: int
-) -> CommitPlan:
+def plan_commit(tiers: Sequence[Tier], last: Tier | None, offset: Mapping[str, int], before: Contents, start: int,
+                latents: int) -> CommitPlan:  # fmt: skip
     """Plan what happens when `latents` from `start` on are committed. `last`: the tier behind `tiers` that absorbs all
     that falls to it; `offset`: first slot of each region."""
     sources = {index: (region, slot) for region, slots in before.slots.items() for index, slot in slots.items()}

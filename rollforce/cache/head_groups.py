@@ -35,10 +35,8 @@ MAKE = "infer/heads.py makes such a file for a model."
 class HeadGroups:
     """A memory made of several KVCaches, which is used as one."""
 
-    def __init__(
-        self, groups: Mapping[str, Sequence[Tier]], labels: Labels, shape: KVShape, flight: int,
-        dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
-    ) -> None:  # fmt: skip
+    def __init__(self, groups: Mapping[str, Sequence[Tier]], labels: Labels, shape: KVShape, flight: int,
+                 dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> None:  # fmt: skip
         """`groups`: tiers of each label. A group that no head has is left out. ConfigError if labels do not fit."""
         _check(groups, labels, shape)
         self.shape, self.dtype, self.device = shape, dtype, torch.device(device)

@@ -65,10 +65,8 @@ class KVCache:
     """Keys and values of the past, for all layers of one batch of streams. `region`: the memory of the last tier, if
     that keeps no latents as they are (`region_tier`)."""
 
-    def __init__(
-        self, tiers: Sequence[Tier], shape: KVShape, flight: int, dtype: torch.dtype = torch.float32,
-        device: str | torch.device = "cpu",
-    ) -> None:  # fmt: skip
+    def __init__(self, tiers: Sequence[Tier], shape: KVShape, flight: int, dtype: torch.dtype = torch.float32,
+                 device: str | torch.device = "cpu") -> None:  # fmt: skip
         """`flight`: the largest number of latents in one group of a call."""
         kinds = [tier.kind for tier in tiers]
         if len(set(kinds)) != len(kinds):
@@ -248,9 +246,8 @@ class CallMemory:
             at = stop
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
-    def attend_group(
-        self, layer: int, group: LatentGroup, view: CacheView, query: Tensor, own: KVBlock, attend: Kernel
-    ) -> Tensor:
+    def attend_group(self, layer: int, group: LatentGroup, view: CacheView, query: Tensor, own: KVBlock,
+                     attend: Kernel) -> Tensor:  # fmt: skip
         """Return the attention output of one group, [B, N, L, K], over what it sees and its own keys."""
         seen = self.cache.read(layer, view, own)
         asked = Query(layer, group.start, query, self.weights)

@@ -86,11 +86,9 @@ class Region(Protocol):
     def bytes(self) -> int: ...
     def absorb(self, evicted: Evicted, commit: LayerCommit) -> None:
         """Take what falls, in one layer."""
-        ...
 
     def read(self, layer: int, placement: Placement) -> BiasedKV | None:
         """Return what a call attends to of it; None for nothing."""
-        ...
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
@@ -102,7 +100,6 @@ class AdditiveRegion(Protocol):
 
     def addition(self, query: Query) -> Tensor | None:
         """Return what is added for these queries, [B, N, L, K]; None for nothing."""
-        ...
 
 
 @runtime_checkable
@@ -111,4 +108,3 @@ class RegionTier(Tier, Protocol):
 
     def region(self, shape: KVShape, dtype: torch.dtype, device: torch.device | str) -> Region:
         """Return an empty memory of this shape."""
-        ...

@@ -55,7 +55,6 @@ class TokenTier(Tier, Protocol):
 
     def choose(self, held: Tokens, evicted: Tokens, commit: LayerCommit) -> Tokens:
         """Return what is held after a commit: as many tokens as before, empty places last."""
-        ...
 
 
 class TokenPool:
@@ -65,10 +64,8 @@ class TokenPool:
     a bias, which not every attention kernel takes. `packed`: whole latents that stand side by side, whatever time
     passed between them, the last one where the region ends; else each token stands at its own time."""
 
-    def __init__(
-        self, tier: TokenTier, latents: int, shape: KVShape, dtype: torch.dtype, device: torch.device | str,
-        holes: bool, packed: bool = False,
-    ) -> None:  # fmt: skip
+    def __init__(self, tier: TokenTier, latents: int, shape: KVShape, dtype: torch.dtype, device: torch.device | str,
+                 holes: bool, packed: bool = False) -> None:  # fmt: skip
         self.tier, self.shape, self.holes, self.packed = tier, shape, holes, packed
         length = latents * shape.tokens
         places = (shape.batch, length)

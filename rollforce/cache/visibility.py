@@ -32,9 +32,8 @@ class Visibility:
         if self.budget is not None and self.budget < 1:
             raise ConfigError(f"budget {self.budget}: a call needs at least 1 latent, its own; null means no limit.")
 
-    def visible(
-        self, held: Mapping[str, tuple[int, ...]], own: int, whole: tuple[str, ...] = ()
-    ) -> dict[str, tuple[int, ...]]:
+    def visible(self, held: Mapping[str, tuple[int, ...]], own: int,
+                whole: tuple[str, ...] = ()) -> dict[str, tuple[int, ...]]:  # fmt: skip
         """Return the stream indices of each region that a call of `own` latents sees. `whole`: regions that are seen
         whole or not at all, hence always."""
         if self.budget is None:
@@ -67,7 +66,6 @@ class Visibility:
 
 
 # -- positions: where the visible past stands in time; integers in, moves out ------------------------------------------
-
 
 Visible = Mapping[str, Sequence[int]]  # region -> stream indices that a call sees of it, rising
 Moves = dict[str, int]  # region -> latents by which its keys are moved in time; absent = 0

@@ -88,10 +88,8 @@ class CallTrace:
         return sum(group.read for group in self.groups)
 
 
-def trace(
-    stream: StreamSettings, shape: KVShape, dtype: torch.dtype = torch.float32, *, start: int = 0,
-    length: int | None = None, events: Mapping[int, StreamEvent] | None = None,
-) -> Iterator[CallTrace]:  # fmt: skip
+def trace(stream: StreamSettings, shape: KVShape, dtype: torch.dtype = torch.float32, *, start: int = 0,
+          length: int | None = None, events: Mapping[int, StreamEvent] | None = None) -> Iterator[CallTrace]:
     """Yield every call of a stream of `length` latents from `start` on (None: for ever), in order. `events`: what
     happens (transitions.py) before the chunk in which the latent of this stream index enters."""
     model = _TracingModel(stream, shape, dtype)
@@ -122,10 +120,8 @@ class _TracingModel:
         return Rollout(cast(VideoTransformer, self), condition, self.cache, self.stream.layout.build(),
                        lambda index, draw: nothing, self.stream.stepping, length=length, start=start)  # fmt: skip
 
-    def __call__(
-        self, x: Tensor, sigma: Tensor, index: Tensor, condition: Condition,
-        memory: CallMemory | HeadMemory, phase_T: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    def __call__(self, x: Tensor, sigma: Tensor, index: Tensor, condition: Condition, memory: CallMemory | HeadMemory,
+                 phase_T: Tensor | None = None) -> Tensor:  # fmt: skip
         one = memory if isinstance(memory, CallMemory) else next(iter(memory.parts.values()))
         groups = tuple(self._trace_group(group) for group in one.groups)
         bytes_of = {name: count for part in self.parts for name, count in part.bytes().items()}

@@ -55,7 +55,6 @@ def renoise(clean_BTCHW: Tensor, noise_BTCHW: Tensor, next_sigma_BT: Tensor) -> 
 
 # -- noise: a pure function of (seed, latent, draw), which neither length nor batch nor order can change ---------------
 
-
 class NoiseSource(Protocol):
     """Noise by stream index and draw: whatever is called as `noise(index, draw)` and returns float32 [B, C, H, W]."""
 
@@ -76,8 +75,7 @@ class Noise:
         return cls((seeds,) if isinstance(seeds, int) else tuple(seeds), shape)
 
     def __call__(self, index: int, draw: int) -> Tensor:
-        """Return the noise of latent `index` at its `draw`-th noising (0 is the pure noise at entry): float32 [B, C, H,
-        W]."""
+        """Return the noise of latent `index` at its `draw`-th noising (0: that at entry), float32 [B, C, H, W]."""
         return torch.stack([self._draw(seed, index, draw) for seed in self.seeds])
 
     def _draw(self, seed: int, index: int, draw: int) -> Tensor:
@@ -115,13 +113,11 @@ class Branched(Noise):
         return x
 
     def _draw_branch(self, index: int, draw: int) -> Tensor:
-        seed = next((seed for start, seed in reversed(self.branches) if start <= index), None)
-        seeds = self.seeds if seed is None else (seed,)
+        seeds = next(((seed,) for start, seed in reversed(self.branches) if start <= index), self.seeds)
         return torch.stack([self._draw(seed, index, draw) for seed in seeds])
 
 
 # -- ladders: the noise levels that a latent steps down, highest first; the last step to 0 is implied ------------------
-
 
 Ladder = tuple[float, ...]
 Level = TypeVar("Level", float, Tensor)
@@ -161,8 +157,7 @@ def explicit(levels: Sequence[float]) -> Ladder:
 def training_weight(sigma: Tensor, shift: float, table: int = 1000) -> Tensor:
     """Return the loss weight of Wan's flow-matching scheduler: a Gaussian bump around sigma .5, from 0, of mean 1. The
     table of `table` shifted levels only sets the normalisation (`bsmntw` weighting)."""
-    grid = torch.arange(table, dtype=torch.float64)
-    levels = shift_level(1 - grid / table, shift)
+    levels = shift_level(1 - torch.arange(table, dtype=torch.float64) / table, shift)
 
     def bump(level: Tensor) -> Tensor:
         return torch.exp(-2 * (level - 0.5) ** 2)

@@ -65,8 +65,7 @@ def chunkwise(ladder: Ladder, chunk: int) -> Layout:
 
 
 def rolling(ladder: Ladder, chunk: int) -> Layout:
-    """Return the layout of Rolling Forcing (Liu et al. 2025, section 3.2): a chunk per level in flight, a tick per
-    commit."""
+    """Return the layout of Rolling Forcing (Liu et al. 2025, section 3.2): a chunk a level, a tick a commit."""
     return partitioned(ladder, chunk, micro=1)
 
 

@@ -34,8 +34,7 @@ class QualityLevel:
 
     def apply(self, settings: StreamSettings) -> StreamSettings:
         """Return the stream at this level. ConfigError if its layout has not so many steps, or cannot do with these."""
-        levels, micro = settings.layout.levels, settings.layout.micro
-        count = len(levels)
+        levels, micro, count = settings.layout.levels, settings.layout.micro, len(settings.layout.levels)
         if self.steps > count:
             raise ConfigError(f"quality.steps {self.steps}: this stream has {count}.")
         if settings.layout.kind == "partitioned" and self.steps % micro:
@@ -61,20 +60,18 @@ def quality_levels(settings: StreamSettings) -> tuple[QualityLevel, ...]:
     """Return the levels of a stream, itself first: step by step down to two, then half of the past, if there is any."""
     count = len(settings.layout.levels)
     less = settings.layout.micro if settings.layout.kind == "partitioned" else 1
-    steps = [count, *range(count - less, 1, -less)]
-    levels = [QualityLevel(number) for number in steps]
+    levels = tuple(QualityLevel(steps) for steps in (count, *range(count - less, 1, -less)))
     calls = (settings.stepping.denoise, settings.stepping.commit)
     if any(_visible_latents(settings, visibility)[1] > 1 for visibility in calls):
-        levels.append(QualityLevel(steps[-1], past=0.5))
-    return tuple(levels)
+        levels += (QualityLevel(levels[-1].steps, past=0.5),)
+    return levels
 
 
 def _visible_latents(settings: StreamSettings, visibility: Visibility) -> tuple[int, int]:
     """Return the latents of the past that a call always sees, and those that its budget is for, of the group of heads
     with most of each."""
-    always, loose = [0], [0]
+    always, loose = 0, 0
     for tiers in settings.memories:
-        pinned = [tier.latents for tier in tiers if tier.kind in visibility.pinned or isinstance(tier, RegionTier)]
-        always.append(sum(pinned))
-        loose.append(sum(tier.latents for tier in tiers) - sum(pinned))
-    return max(always), max(loose)
+        pinned = sum(tier.latents for tier in tiers if tier.kind in visibility.pinned or isinstance(tier, RegionTier))
+        always, loose = max(always, pinned), max(loose, sum(tier.latents for tier in tiers) - pinned)
+    return always, loose

@@ -40,9 +40,8 @@ class LayoutSettings:
         """Return the layout's table."""
         if self.kind == "partitioned":
             return partitioned(self.ladder, self.chunk, self.micro)
-        return {"chunkwise": chunkwise, "rolling": rolling, "bidirectional": bidirectional}[self.kind](
-            self.ladder, self.chunk
-        )
+        build = {"chunkwise": chunkwise, "rolling": rolling, "bidirectional": bidirectional}[self.kind]
+        return build(self.ladder, self.chunk)
 
 
 @dataclass(frozen=True)
@@ -94,15 +93,13 @@ class StreamSettings:
         """Whether what calls see asks for an attention kernel that knows masks."""
         return self.stepping.denoise.masked or self.stepping.commit.masked
 
-    def memory(
-        self, shape: KVShape, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-    ) -> AnyCache:
+    def memory(self, shape: KVShape, dtype: torch.dtype = torch.float32,
+               device: str | torch.device = "cpu") -> AnyCache:  # fmt: skip
         """Return an empty memory for a batch of these streams."""
-        layout = self.layout.build()
-        flight = max(layout.slots, layout.shift)
+        slots = self.layout.build().slots
         if self.heads is not None:
-            return self.heads.memory(shape, flight, dtype, device)
-        return KVCache(self.cache, shape, flight, dtype, device)
+            return self.heads.memory(shape, slots, dtype, device)
+        return KVCache(self.cache, shape, slots, dtype, device)
 
     def with_window(self, latents: int) -> StreamSettings:
         """Return the same settings with a window of so many latents. ConfigError if there is no window."""

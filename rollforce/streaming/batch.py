@@ -38,10 +38,8 @@ class Batch:
     Streams are held weakly: one that is dropped, closed or not, leaves. A source that is waited for (a live video)
     holds up the others of its call."""
 
-    def __init__(
-        self, model: ModelBundle, limit: int = 8, ahead: bool = True, lanes: int = 1,
-        clock: Callable[[], float] = monotonic,
-    ) -> None:  # fmt: skip
+    def __init__(self, model: ModelBundle, limit: int = 8, ahead: bool = True, lanes: int = 1,
+                 clock: Callable[[], float] = monotonic) -> None:  # fmt: skip
         """Put at most `limit` streams in one call; `ahead` computes the next chunk of a stream while others are pulled;
         at most `lanes` calls are made at a time. ConfigError for fewer than one of either."""
         if limit < 1 or lanes < 1:

@@ -100,7 +100,6 @@ class ModelBundle:
 
 # -- threads: a number of the whole process, which several streams hold at once ----------------------------------------
 
-
 SMALL = 50_000_000  # parameters: a model with fewer computes on one thread
 
 _lock = Lock()

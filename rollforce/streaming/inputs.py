@@ -102,9 +102,8 @@ def encode_past(inputs: StreamInputs, autoencoder: Autoencoder, size: tuple[int,
 class Follower:
     """A video that a stream follows: its latents as it comes, and the noise level of each chunk (rollout.Source)."""
 
-    def __init__(
-        self, inputs: StreamInputs, autoencoder: Autoencoder, size: tuple[int, int], fps: float, chunk: int
-    ) -> None:
+    def __init__(self, inputs: StreamInputs, autoencoder: Autoencoder, size: tuple[int, int], fps: float,
+                 chunk: int) -> None:  # fmt: skip
         self.settings, self.chunk, self.size, self.fit = inputs.following, chunk, size, inputs.fit
         self._pictures: Iterator[np.ndarray] = read_clip(inputs.follow, fps, "follow")
         self._autoencoder, self._encoder = autoencoder, autoencoder.encoder()

@@ -32,11 +32,9 @@ HUB_PARTS = (CARD, "model_index.json", "README.md", "transformer/*", "text/*", "
 WHOLE, END = 256_000_000, 4_000_000  # bytes: files up to WHOLE are hashed whole, of larger ones both ends
 
 
-def load(
-    model: str | Path = "tiny", *, stream: str | Path | None = None, overrides: Sequence[str] = (),
-    window: int | None = None, device: str = "auto", dtype: str = "auto", threads: int | None = None,
-    running: RuntimeOptions | None = None,
-) -> Model:  # fmt: skip
+def load(model: str | Path = "tiny", *, stream: str | Path | None = None, overrides: Sequence[str] = (),
+         window: int | None = None, device: str = "auto", dtype: str = "auto", threads: int | None = None,
+         running: RuntimeOptions | None = None) -> Model:  # fmt: skip
     """Load a model: a bundled name, a local folder (ours or of diffusers' layout), or a hub id.
 
     Args: `stream` a preset name or a YAML file (default: the one the model was trained for); `overrides` such as
@@ -71,10 +69,9 @@ def load(
                  threads=threads or threads_for(parameters, place), running=running, device=place)  # fmt: skip
 
 
-def stream(
-    prompt: str, seconds: float | None = None, *, model: str | Path | Model = "tiny", seed: int = 0,
-    size: tuple[int, int] | None = None, preset: str | Path | None = None, overrides: Sequence[str] = (),
-) -> Iterator[np.ndarray]:  # fmt: skip
+def stream(prompt: str, seconds: float | None = None, *, model: str | Path | Model = "tiny", seed: int = 0,
+           size: tuple[int, int] | None = None, preset: str | Path | None = None,
+           overrides: Sequence[str] = ()) -> Iterator[np.ndarray]:  # fmt: skip
     """Yield frames, uint8 [H, W, 3], each as soon as it exists; endless unless `seconds` is given."""
     loaded = model if isinstance(model, Model) else load(model, stream=preset, overrides=overrides)
     session = loaded.session(prompt, seed=seed, size=size)
@@ -147,10 +144,8 @@ def _load_autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, ru
     return PairedAutoencoder(full, small)
 
 
-def _check_fits(
-    folder: Path, card: Card, settings: StreamSettings, device: torch.device, dtype: torch.dtype,
-    running: RuntimeOptions,
-) -> None:  # fmt: skip
+def _check_fits(folder: Path, card: Card, settings: StreamSettings, device: torch.device, dtype: torch.dtype,
+                running: RuntimeOptions) -> None:  # fmt: skip
     from rollforce.engine.budget.fit import check_fits
     from rollforce.engine.budget.model_sizes import sizes_of
     from rollforce.engine.budget.requirements import MemorySetup

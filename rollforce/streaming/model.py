@@ -39,12 +39,10 @@ def check_session(model: ModelBundle, size: tuple[int, int] | None = None) -> No
 class Model(ModelBundle):
     """A loaded model, and the sessions that stream from it."""
 
-    def session(
-        self, prompt: str, seed: int = 0, size: tuple[int, int] | None = None, *, image: Picture | None = None,
-        video: Clip | None = None, follow: Clip | None = None, strength: float = FollowSettings.strength,
-        fit: Fit = "crop", ahead: bool = False, cues: Sequence[Cue] = (), remember: float = 0.0,
-        pace: Pace | None = None, batch: Batch | None = None,
-    ) -> Session:  # fmt: skip
+    def session(self, prompt: str, seed: int = 0, size: tuple[int, int] | None = None, *, image: Picture | None = None,
+                video: Clip | None = None, follow: Clip | None = None, strength: float = FollowSettings.strength,
+                fit: Fit = "crop", ahead: bool = False, cues: Sequence[Cue] = (), remember: float = 0.0,
+                pace: Pace | None = None, batch: Batch | None = None) -> Session:  # fmt: skip
         """Start a stream. `size` is (height, width) in pixels; default the trained one.
 
         Args: `image`, `video` what the stream goes on from: a path, uint8 arrays, PIL; `follow` a video (a path, an
@@ -57,9 +55,8 @@ class Model(ModelBundle):
         inputs = StreamInputs(image, video, follow, FollowSettings.of_strength(strength), fit)
         return self.begin(prompt, seed, size, SessionOptions(inputs, ahead, tuple(cues), remember, pace, batch))
 
-    def begin(
-        self, prompt: str, seed: int, size: tuple[int, int] | None, options: SessionOptions | None = None
-    ) -> Session:
+    def begin(self, prompt: str, seed: int, size: tuple[int, int] | None,
+              options: SessionOptions | None = None) -> Session:  # fmt: skip
         """Start a stream as `session` does, its options as one. DoesNotFit where the device has not the memory."""
         if self.device.type == "cuda":
             check_session(self, size)
@@ -89,10 +86,8 @@ class Model(ModelBundle):
             raise SnapshotError(f"The snapshot was made with other settings ({', '.join(differences)}); load the model "
                                 "with the same ones, dtype and threads.")  # fmt: skip
 
-    def resume(
-        self, snapshot: Snapshot, ahead: bool = False, pace: Pace | None = None, batch: Batch | None = None,
-        remember: float = 0.0,
-    ) -> Session:  # fmt: skip
+    def resume(self, snapshot: Snapshot, ahead: bool = False, pace: Pace | None = None, batch: Batch | None = None,
+               remember: float = 0.0) -> Session:  # fmt: skip
         """Continue a saved stream to the same bytes. SnapshotError if it has another model or other settings."""
         self.check_snapshot(snapshot)
         options = SessionOptions(ahead=ahead, remember=remember, pace=pace, batch=batch)

@@ -172,9 +172,8 @@ class PaceController:
         self.meter = LatencyMeter(wanted.fps or fps, wanted.grace, wanted.clock)
         self.chooser = None if pace is None else LevelChooser(pace, pace.levels_of(settings))
 
-    def take(
-        self, asked: float, frames: int, timings: Timings, events: Sequence[Event], steering: Steering, seconds: float
-    ) -> None:
+    def take(self, asked: float, frames: int, timings: Timings, events: Sequence[Event], steering: Steering,
+             seconds: float) -> None:  # fmt: skip
         """Count a chunk that is there, and ask `steering` for another quality level if that is due: it holds from the
         next chunk on that is not begun."""
         if not frames:

@@ -82,7 +82,6 @@ def candidate_seed(seed: int, round_: int, beam: int, number: int) -> int:
 
 # -- the search ------------------------------------------------------------------------------------------------------
 
-
 @dataclass(frozen=True)
 class ScoredChunk:
     """A chunk, and the reward of itself."""
@@ -122,10 +121,8 @@ class Search:
     what the stream's own decoder drew (there, the latents of the window decoded by themselves); a beam's first
     candidate goes on with its seed's noise of the next chunk (there, with the same noise again)."""
 
-    def __init__(
-        self, session: Session, reward: FrameReward, settings: SearchSettings | None = None,
-        long: FrameReward | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, session: Session, reward: FrameReward, settings: SearchSettings | None = None,
+                 long: FrameReward | None = None) -> None:  # fmt: skip
         self.settings = settings or SearchSettings()
         _check(session, self.settings)
         self._reward, self._long, self._seed, self._fps = reward, long or reward, session.seed, session.model.fps

@@ -47,10 +47,8 @@ class Session:
     Use it as a context manager, or call `close()`; either frees its memory. `given_frames` are the frames that the
     stream goes on from, uint8 [F, H, W, 3], as its autoencoder draws them; `stream` hands out what comes after them."""
 
-    def __init__(
-        self, model: ModelBundle, prompt: str, seed: int, size: tuple[int, int] | None,
-        options: SessionOptions | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, model: ModelBundle, prompt: str, seed: int, size: tuple[int, int] | None,
+                 options: SessionOptions | None = None) -> None:  # fmt: skip
         self.options = options or SessionOptions()
         self.model, self.size, self.grid = model, size, model.grid(size)
         follows = self.options.inputs.follow is not None
@@ -184,10 +182,8 @@ class Session:
         """What the stream was told: given to another one of this model, prompt and seed, it makes the same bytes."""
         return self.state.steering.cues
 
-    def prompt(
-        self, text: str, transition: AnyTransition | str = "recache", *, at: float | None = None,
-        seed: int | None = None,
-    ) -> Event:  # fmt: skip
+    def prompt(self, text: str, transition: AnyTransition | str = "recache", *, at: float | None = None,
+               seed: int | None = None) -> Event:  # fmt: skip
         """Go on with another prompt, from the next chunk that is not begun, or from the first that begins `at` seconds
         of video or later; perhaps with another seed. May be called from any thread.
 

@@ -52,9 +52,8 @@ class PromptPath:
 class Steering:
     """The prompt, seed and cues of one stream. `add` may come from any thread; `step` comes between two chunks."""
 
-    def __init__(
-        self, model: ModelBundle, prompt: str, seed: int, cues: Sequence[Cue] = (), follows: bool = False
-    ) -> None:
+    def __init__(self, model: ModelBundle, prompt: str, seed: int, cues: Sequence[Cue] = (),
+                 follows: bool = False) -> None:  # fmt: skip
         """Begin with a prompt and a seed. `follows`: the stream follows a video, which comes but once."""
         model.check_prompt(prompt)
         self.model, self.prompt, self.seed, self.follows = model, prompt, seed, follows

@@ -100,7 +100,7 @@ class LinearState:
         return None
 
     def _features(self, x: Tensor, places: Tensor, zero: int) -> tuple[Tensor, Tensor]:
-        """Of queries or keys turned at `places`: relu before RoPE, and turned to where they stand seen from `zero`."""
+        """Return relu of what is turned at `places`, before RoPE, and turned to where it stands seen from `zero`."""
         x = x.float()
         cos, sin = self._angles(places, x.shape[-1])
         bare = rope.rotate(x, torch.stack([cos, -sin]))

@@ -16,14 +16,14 @@ from rollforce.cache.token_pool import TokenPool, Tokens, pick_best
 from rollforce.errors import ConfigError
 from rollforce.models.transformer.attention import KVShape
 
-NOTE = "segments"
+NOTE = "segments"  # of a commit, for the later layers
 CHANGES = -2.0  # of what nothing follows yet: below every cosine, so that it stays
 
 
 @dataclass(frozen=True)
 class Segments:
-    """Of the latents that fall with a commit, cut into `segments` runs of tokens each, keeps those that are least alike
-    (cosine of keys, averaged over tokens) to the same run of the next latent: `latents` x `segments` runs.
+    """Keeps, of the latents that fall with a commit, cut into `segments` runs of tokens each, those least alike (cosine
+    of keys, averaged over tokens) to the same run of the next latent: `latents` x `segments` runs.
 
     What was kept before is forgotten: memory reaches back one commit. The choice made in `layer` (or the first later
     one that has heads here) serves all later layers, which need not compare; earlier layers choose for themselves.
@@ -59,8 +59,7 @@ class Segments:
         places, tokens = held.index.shape[1], held.index.shape[1] // self.latents
         room = min(places, evicted.index.shape[1])
         run = tokens // self.segments
-        chosen = commit.notes.get(NOTE) if commit.layer > self.layer else None
-        if chosen is None:
+        if commit.layer <= self.layer or (chosen := commit.notes.get(NOTE)) is None:
             after = None if commit.after is None else commit.after.key
             chosen = least_alike(evicted.key, after, tokens, self.segments, room // run)
             if commit.layer >= self.layer:
@@ -82,5 +81,5 @@ def least_alike(key_BNLK: Tensor, after_BNLK: Tensor | None, tokens: int, segmen
 
 
 def _latents(key_BNLK: Tensor, tokens: int) -> Tensor:
-    """Of each latent and token, the keys of all heads side by side: [B, T, tokens, N x K]."""
+    """Return the keys of each latent and token, those of all heads side by side: [B, T, tokens, N x K]."""
     return rearrange(key_BNLK, "b n (t l) k -> b t l (n k)", l=tokens)
