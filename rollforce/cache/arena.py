@@ -96,8 +96,8 @@ class Arena:
         self.values[layer][:, :, part] = value.to(self.values[layer])
 
     def _span(self, region: str) -> slice:
-        low = self.offset[region]
-        return slice(low * self.shape.tokens, (low + self.size[region]) * self.shape.tokens)
+        low, tokens = self.offset[region], self.shape.tokens
+        return slice(low * tokens, (low + self.size[region]) * tokens)
 
     def _slices(self, place: Place) -> tuple[slice, slice]:
         """A slot's tokens in the arena, and in its region."""

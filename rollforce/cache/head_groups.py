@@ -167,8 +167,7 @@ AnyCache = KVCache | HeadGroups
 
 
 def read_labels(path: Path) -> Labels:
-    """Read the labels of a JSON file {"description": ..., "layers": [["static", "dynamic", ...], ...]}. ConfigError if
-    it is none."""
+    """Read the labels of a JSON file {"description": ..., "layers": [["static", ...], ...]}. ConfigError if none."""
     try:
         layers = json.loads(path.read_text())["layers"]
     except (OSError, ValueError, KeyError, TypeError) as error:

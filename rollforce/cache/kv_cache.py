@@ -47,11 +47,9 @@ class LatentGroup:
 
 @dataclass(frozen=True)
 class CacheView:
-    """What a group, the first of whose latents is `start`, sees of the past.
-
-    `slots`: of the arena, and `latents` the region and stream index of each; `moves`: by how many latents each visible
-    region is moved in time; `region`: where the tokens of the last tier's region stand, if it has one.
-    `dense`: all used slots from the first visible one, and nothing else: one slice."""
+    """What a group, the first of whose latents is `start`, sees of the past. `slots`: of the arena, and `latents` the
+    region and stream index of each; `moves`: by how many latents each visible region is moved in time; `region`: where
+    the tokens of the last tier's region stand, if any. `dense`: one slice, of all used slots from the first visible."""
 
     start: int
     slots: tuple[int, ...]
@@ -115,7 +113,10 @@ class KVCache:
         kind = None if self.region_tier is None else self.region_tier.kind
         visible = group.visibility.visible(self.held(), group.latents, whole=() if kind is None else (kind,))
         moves = positions(group.visibility.positions)(visible, range(group.start, group.start + group.latents))
-        region = None if kind is None else _placed(visible.pop(kind), moves.get(kind))
+        region = None
+        if kind is not None:  # one that a policy moves stands no further back than its span; else, where it was
+            span, move = visible.pop(kind), moves.get(kind)
+            region = Placement(move or 0, None if move is None or not span else span[0] + move, len(span))
         at = {self.contents.slots[name][i]: (name, i) for name, held in visible.items() for i in held}
         slots = tuple(sorted(at))
         used = sorted(slot for slots in self.contents.slots.values() for slot in slots.values())
@@ -223,20 +224,19 @@ class CallMemory:
     def __init__(self, cache: KVCache, groups: Sequence[LatentGroup], weights: Weights | None = None) -> None:
         self.cache, self.groups, self.weights = cache, tuple(groups), {} if weights is None else weights
         self._before = cache.contents
-        self._views: list[CacheView] = []
-        self._plans: list[CommitPlan] = []
+        self._steps: list[tuple[LatentGroup, CacheView, CommitPlan]] = []
         self._notes: dict[str, object] = {}
         for group in self.groups:
-            self._views.append(cache.view(group))
-            self._plans.append(cache.plan(group.start, group.latents) if group.commit else CommitPlan(cache.contents))
-            cache.adopt(self._plans[-1].after)
+            plan = cache.plan(group.start, group.latents) if group.commit else CommitPlan(cache.contents)
+            self._steps.append((group, cache.view(group), plan))
+            cache.adopt(plan.after)
         cache.adopt(self._before)
 
     def attend(self, layer: int, query: Tensor, own: KVBlock, attend: Kernel) -> Tensor:
         """Return the attention output of all groups, [B, N, L, K]."""
         tokens, at, outputs = self.cache.shape.tokens, 0, []
         self.cache.adopt(self._before)
-        for group, view, plan in zip(self.groups, self._views, self._plans, strict=True):
+        for group, view, plan in self._steps:
             stop = at + group.latents
             mine, keys = query[:, :, at * tokens : stop * tokens], own.latents(at, stop, tokens)
             outputs.append(self.attend_group(layer, group, view, mine, keys, attend))
@@ -275,11 +275,6 @@ def _evicted(eviction: Eviction, latent: Callable[[int, Place | None], KVBlock])
     key, value = (torch.cat([getattr(b, part).detach() for b in blocks], dim=2) for part in ("key", "value"))
     evicted = Evicted(tuple(index for index, _ in eviction.latents), KVBlock(key, value))
     return evicted, eviction.after and latent(*eviction.after)
-
-
-def _placed(span: tuple[int, ...], move: int | None) -> Placement:
-    """A region that a policy moves stands no further back than its span; one that is left alone, where it was."""
-    return Placement(move or 0, None if move is None or not span else span[0] + move, len(span))
 
 
 def _bias(parts: Sequence[BiasedKV]) -> Tensor | None:

@@ -58,11 +58,10 @@ class TokenTier(Tier, Protocol):
 
 
 class TokenPool:
-    """The Region of a TokenTier: `latents` x tokens places.
-
-    `holes`: whether places may stay empty, or tokens stand for several, once so many latents fell; then each call needs
-    a bias, which not every attention kernel takes. `packed`: whole latents that stand side by side, whatever time
-    passed between them, the last one where the region ends; else each token stands at its own time."""
+    """The Region of a TokenTier: `latents` x tokens places. `holes`: whether places may stay empty, or tokens stand for
+    several, once so many latents fell; then each call needs a bias, which not every attention kernel takes. `packed`:
+    whole latents that stand side by side, whatever time passed between them, the last one where the region ends; else
+    each token stands at its own time."""
 
     def __init__(self, tier: TokenTier, latents: int, shape: KVShape, dtype: torch.dtype, device: torch.device | str,
                  holes: bool, packed: bool = False) -> None:  # fmt: skip

@@ -145,9 +145,7 @@ AnyPositions = str | Anchored | RunningAhead  # a name of NAMED, or settings
 
 def positions(choice: AnyPositions) -> Positions:
     """Return the position policy chosen. ConfigError lists the names that exist."""
-    if not isinstance(choice, str):
-        return choice
-    if choice not in NAMED:
+    if isinstance(choice, str) and choice not in NAMED:
         kinds = (*NAMED, "{kind: anchored, ...}", "{kind: running_ahead, ...}")
         raise ConfigError(f"positions {choice!r} are not known. Use one of: {', '.join(kinds)}.")
-    return NAMED[choice]
+    return NAMED[choice] if isinstance(choice, str) else choice

@@ -88,10 +88,9 @@ class Noise:
 
 @dataclass(frozen=True)
 class Branched(Noise):
-    """Noise of one stream whose seed changes at some latents: (stream index from which on, seed), rising.
-
-    With `lean` the noise with which a latent enters leans on that of the latent one `chunk` before, with which it has
-    this correlation; its variance stays 1. It is a sum of seeded draws, as far back as float32 can tell, and so a pure
+    """Noise of one stream whose seed changes at some latents: (stream index from which on, seed), rising. With `lean`
+    the noise with which a latent enters leans on that of the latent one `chunk` before, with which it has this
+    correlation; its variance stays 1. It is a sum of seeded draws, as far back as float32 can tell, and so a pure
     function as any noise here (the release carries the last chunk's noise along; differs by less than 1e-7)."""
 
     branches: tuple[tuple[int, int], ...] = ()

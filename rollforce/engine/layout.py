@@ -23,10 +23,9 @@ from rollforce.errors import ConfigError
 
 @dataclass(frozen=True)
 class Layout:
-    """The table `sigma[row][slot]`, and by how many slots the buffer moves per commit (`shift`).
-
-    What follows from the two: `slots` latents have room in the buffer, `ticks` model calls lead from one commit to the
-    next, and `draws[row][slot]` counts how often a latent was noised that stands there (0 is the pure noise at entry).
+    """The table `sigma[row][slot]`, and by how many slots the buffer moves per commit (`shift`). What follows from the
+    two: `slots` latents have room in the buffer, `ticks` model calls lead from one commit to the next, and
+    `draws[row][slot]` counts how often a latent was noised that stands there (0 is the pure noise at entry).
     ConfigError for a table that cannot stream."""
 
     sigma: tuple[tuple[float, ...], ...]

@@ -68,8 +68,7 @@ def quality_levels(settings: StreamSettings) -> tuple[QualityLevel, ...]:
 
 
 def _visible_latents(settings: StreamSettings, visibility: Visibility) -> tuple[int, int]:
-    """Return the latents of the past that a call always sees, and those that its budget is for, of the group of heads
-    with most of each."""
+    """Return the latents of the past that a call always sees, and that its budget is for: the most of any heads."""
     always, loose = 0, 0
     for tiers in settings.memories:
         pinned = sum(tier.latents for tier in tiers if tier.kind in visibility.pinned or isinstance(tier, RegionTier))

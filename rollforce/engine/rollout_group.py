@@ -27,9 +27,8 @@ class RolloutGroup:
 
     def __init__(self, student: VideoTransformer, settings: StreamSettings, text_BLD: Tensor, seeds: tuple[int, ...],
                  latent: tuple[int, int, int], prompts: tuple[str, ...] = (), behind: int | None = None) -> None:
-        """Begin streams from encoded prompts `text_BLD`, with one of `seeds` each and latents of shape `latent` (C, h,
-        w). `prompts` are for rewards; `behind` finished latents stand before those in flight in a tick's video (None:
-        one chunk)."""
+        """Begin streams from encoded prompts `text_BLD`, with one of `seeds` each and latents of shape `latent`, (C, h,
+        w). `prompts` are for rewards; `behind` (None: a chunk) finished latents come first in a tick's video."""
         layout = settings.layout.build()
         cache = settings.memory(cache_shape(student, len(seeds), latent), text_BLD.dtype, text_BLD.device)
         with torch.no_grad():

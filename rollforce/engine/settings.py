@@ -66,11 +66,10 @@ PLAIN: tuple[AnyTier, ...] = (Window(6),)
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """A whole stream: layout, memory, and what calls see of it. ConfigError for a combination that cannot work.
-
-    With `heads`, groups of heads have tiers of their own; then `cache`, the tiers of all heads, is empty.
-    `float32_islands` keeps norms, modulation and residuals in float32 whatever the weights are in. The released
-    students of Self Forcing's code were trained without: it matters in bfloat16 only."""
+    """A whole stream: layout, memory, and what calls see of it. ConfigError for a combination that cannot work. With
+    `heads`, groups of heads have tiers of their own; then `cache`, the tiers of all heads, is empty. `float32_islands`
+    keeps norms, modulation and residuals in float32 whatever the weights are in. The released students of Self
+    Forcing's code were trained without: it matters in bfloat16 only."""
 
     layout: LayoutSettings = field(default_factory=LayoutSettings)
     cache: tuple[AnyTier, ...] = PLAIN

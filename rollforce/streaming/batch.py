@@ -147,8 +147,7 @@ class Batch:
 
 class BatchMember(Driver):
     """The driver of a stream in a batch: it steps to the next commit, at most one ahead of what was asked for. `call`
-    is the model call that it waits for; `seconds` were computed for this step: of calls that were shared, its share by
-    latents."""
+    is the model call that it waits for; `seconds` it took to compute: of shared calls, its share by latents."""
 
     def __init__(self, batch: Batch, number: int, begin: Callable[[], Stepper]) -> None:
         self.number = number
@@ -168,8 +167,7 @@ class BatchMember(Driver):
             self._may_begin |= self._batch.ahead and not self.busy and not self._arrived
 
     def take(self, go_on: bool) -> ChunkResult:
-        """Return the next commit. Raises, once, what went wrong in its source, cues or steps, or in a call that it took
-        part in."""
+        """Return the next commit. Raises, once, what went wrong in its source, cues or steps, or in a shared call."""
         batch = self._batch
         with batch.changed:
             self._may_begin |= not self.busy and not self._arrived

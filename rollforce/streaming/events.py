@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from rollforce.engine.quality import QualityLevel
@@ -67,6 +67,9 @@ class Timings:
     decode_s: float
 
 
+NO_TIMINGS = Timings(0.0, 0.0)
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Decoded pictures: `frames` uint8 [F, H, W, 3], `pts` seconds from the start of the stream to the first of them.
@@ -76,5 +79,5 @@ class Chunk:
     index: int
     pts: float
     prompt: str
-    timings: Timings = field(default_factory=lambda: Timings(0.0, 0.0))
+    timings: Timings = NO_TIMINGS
     events: tuple[Event, ...] = ()

@@ -59,11 +59,9 @@ def load(model: str | Path = "tiny", *, stream: str | Path | None = None, overri
     transformer.float32_islands = settings.float32_islands
     text = _load_text(folder, torch.device("cpu") if "text" in running.offload else place, number)
     autoencoder = _load_autoencoder(folder, place, number, running)
-    parameters = 0
-    for part in (transformer, text, autoencoder):
-        if isinstance(part, nn.Module):
-            part.eval().requires_grad_(False)
-            parameters += sum(tensor.numel() for tensor in part.parameters())
+    parts = [part.eval().requires_grad_(False) for part in (transformer, text, autoencoder)
+             if isinstance(part, nn.Module)]  # fmt: skip
+    parameters = sum(tensor.numel() for part in parts for tensor in part.parameters())
     return Model(name=card.name, licence=card.licence, fps=card.fps, size=card.size, transformer=transformer, text=text,
                  autoencoder=autoencoder, stream_settings=settings, fingerprint=_fingerprint(folder),
                  threads=threads or threads_for(parameters, place), running=running, device=place)  # fmt: skip
@@ -168,11 +166,11 @@ def _fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.safetensors")):
         digest.update(path.relative_to(folder).as_posix().encode())
-        if path.stat().st_size <= WHOLE:
+        if (size := path.stat().st_size) <= WHOLE:
             digest.update(path.read_bytes())
             continue
         with path.open("rb") as file:
-            digest.update(f"{path.stat().st_size}".encode() + file.read(END))
+            digest.update(f"{size}".encode() + file.read(END))
             file.seek(-END, 2)
             digest.update(file.read())
     return digest.hexdigest()

@@ -25,12 +25,9 @@ from rollforce.video.images import Clip, Fit, Picture
 def check_session(model: ModelBundle, size: tuple[int, int] | None = None) -> None:
     """Raise DoesNotFit if a stream of these pictures (height, width) has no room beside what is loaded."""
     autoencoder, small = model.autoencoder, isinstance(model.autoencoder, PairedAutoencoder)
-    if isinstance(autoencoder, PairedAutoencoder):
-        autoencoder = autoencoder.full
-    tiny = isinstance(autoencoder, TinyAutoencoder)
-    decoding = TinyDecoding(autoencoder.config, 0) if isinstance(autoencoder, TinyAutoencoder) else WanDecoding()
-    sizes = ModelSizes(model.name, model.transformer.config, decoding, 0, WAN_TEXT, "")
-    tiling = TILES if model.running.tiling and not tiny else None
+    tiny = TinyDecoding(autoencoder.config, 0) if isinstance(autoencoder, TinyAutoencoder) else None
+    sizes = ModelSizes(model.name, model.transformer.config, tiny or WanDecoding(), 0, WAN_TEXT, "")
+    tiling = TILES if model.running.tiling and tiny is None else None
     check_fits(MemorySetup(sizes, model.stream_settings, size or model.size, model.dtype, model.device, tiling=tiling,
                      loaded=True, small=small))  # fmt: skip
 

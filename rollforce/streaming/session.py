@@ -42,10 +42,9 @@ from rollforce.streaming.stream_state import (
 
 class Session:
     """One stream. Pull-driven: nothing is computed until a chunk is asked for (but with `ahead`, one chunk more than
-    that), and nothing is kept that is not needed.
-
-    Use it as a context manager, or call `close()`; either frees its memory. `given_frames` are the frames that the
-    stream goes on from, uint8 [F, H, W, 3], as its autoencoder draws them; `stream` hands out what comes after them."""
+    that), and nothing is kept that is not needed. Use it as a context manager, or call `close()`; either frees its
+    memory. `given_frames` are the frames that the stream goes on from, uint8 [F, H, W, 3], as its autoencoder draws
+    them; `stream` hands out what comes after them."""
 
     def __init__(self, model: ModelBundle, prompt: str, seed: int, size: tuple[int, int] | None,
                  options: SessionOptions | None = None) -> None:  # fmt: skip
@@ -139,8 +138,7 @@ class Session:
             return
         clock = self.pace.meter.clock
         asked, result, self._next = clock(), self._next, None
-        if result is None:
-            result = driver.take(go_on=limit > self.model.frames_per_chunk)
+        result = result or driver.take(go_on=limit > self.model.frames_per_chunk)
         if result.before is not None:
             self.history.keep(RewindPoint(frames.count, result.before, fork(frames.decoder)))
         begun = clock()
@@ -185,10 +183,9 @@ class Session:
     def prompt(self, text: str, transition: AnyTransition | str = "recache", *, at: float | None = None,
                seed: int | None = None) -> Event:  # fmt: skip
         """Go on with another prompt, from the next chunk that is not begun, or from the first that begins `at` seconds
-        of video or later; perhaps with another seed. May be called from any thread.
-
-        `transition`: a name or settings, see engine/transitions.py. Chunks say in their `events` when it was applied,
-        and from which frame on it is seen. ConfigError if the prompt, or the transition for this stream, cannot be."""
+        of video or later; perhaps with another seed. May be called from any thread. `transition`: a name or settings,
+        see engine/transitions.py. Chunks say in their `events` when it was applied, and from which frame on it is seen.
+        ConfigError if the prompt, or the transition for this stream, cannot be."""
         cue = Cue(self.seconds if at is None else at, text, find_transition(transition), seed)
         return self.state.steering.add(cue, now=at is None)
 
@@ -211,8 +208,7 @@ class Session:
         if not seconds > 0:
             raise ConfigError(f"rewind {seconds:g}: seconds to go back, above 0.")
         state, frames = self._settle("rewound")
-        point = self.history.go_back(max(0, frames.count - round(seconds * self.model.fps)))
-        if point is None:
+        if (point := self.history.go_back(max(0, frames.count - round(seconds * self.model.fps)))) is None:
             raise ConfigError(f"{seconds:g} s back is more than this stream remembers ({self.options.remember:g} s): "
                               f"start it with model.session(..., remember={seconds:g}).")  # fmt: skip
         state.become(point.state)

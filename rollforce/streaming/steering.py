@@ -39,15 +39,6 @@ class PromptPath:
     goal_BLD: Tensor
     shares: tuple[float, ...]
 
-    def text(self) -> Tensor:
-        """Return the text of the next chunk, [1, L, D]."""
-        share = self.shares[0]
-        return self.goal_BLD if share == 1 else self.start_BLD.lerp(self.goal_BLD, share)
-
-    def rest(self) -> PromptPath | None:
-        """Return the way that is left after the next chunk, or None."""
-        return replace(self, shares=self.shares[1:]) if len(self.shares) > 1 else None
-
 
 class Steering:
     """The prompt, seed and cues of one stream. `add` may come from any thread; `step` comes between two chunks."""
@@ -175,7 +166,10 @@ class Steering:
         return len(path.shares) - 1 + (flying if isinstance(cue.transition, Keep | Blend) else 0)
 
     def _follow(self, path: PromptPath) -> None:
-        self.text_BLD, self._path = path.text(), path.rest()
+        """Take the text of the next chunk from a path; what is left of it is for the chunks after."""
+        share, rest = path.shares[0], path.shares[1:]
+        self.text_BLD = path.goal_BLD if share == 1 else path.start_BLD.lerp(path.goal_BLD, share)
+        self._path = replace(path, shares=rest) if rest else None
 
     # -- saving -------------------------------------------------------------------------------------------------
 
@@ -183,7 +177,7 @@ class Steering:
         """Return everything but the model, as tensors and plain values."""
         path = self._path
         return {"prompt": self.prompt, "seed": self.seed, "quality": to_dict(self.quality),
-                "text": self.text_BLD.clone(), "applied": [to_dict(cue) for cue in self.applied],
+                "text": self.text_BLD.clone(), "applied": to_dict(self.applied),
                 "waiting": [{"cue": to_dict(each.cue), "frame": each.frame} for each in self._waiting],
                 "coming": [{"cue": to_dict(event.cue), "chunk": event.chunk} for event in self._coming],
                 "path": None if path is None else {**vars(path)}}  # fmt: skip

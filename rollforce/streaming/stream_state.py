@@ -18,7 +18,7 @@ from rollforce.errors import ConfigError
 from rollforce.models.autoencoder.interface import Decoder
 from rollforce.models.transformer.transformer import VideoTransformer
 from rollforce.streaming.bundle import ModelBundle
-from rollforce.streaming.events import Chunk, Event, Timings
+from rollforce.streaming.events import NO_TIMINGS, Chunk, Event, Timings
 from rollforce.streaming.snapshot import fork
 from rollforce.streaming.steering import Steering
 
@@ -39,7 +39,7 @@ class ChunkResult:
     def state_dict(self) -> dict[str, Any]:
         """Return what a snapshot keeps of a result that was not yet decoded."""
         commit = None if self.commit is None else {"start": self.commit.start, "latents": self.commit.latents_BTCHW}
-        return {"commit": commit, "prompt": self.prompt, "events": [to_dict(event) for event in self.events]}
+        return {"commit": commit, "prompt": self.prompt, "events": to_dict(self.events)}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> ChunkResult:
@@ -124,8 +124,7 @@ class StreamState:
 
 def step_to_commit(state: StreamState, remember: bool = False) -> Stepper:
     """Apply the cues that are due, and tick on to the next commit; who drives it runs each model call it yields. With
-    `remember` the result keeps a copy of the state that it began from. ConfigError if the first chunk is not a
-    number."""
+    `remember` the result keeps a copy of the state that it began from. ConfigError if the first chunk is no number."""
     rollout, steering, commit = state.rollout, state.steering, None
     before = fork(state) if remember else None
     events = steering.step(rollout, state.commits, state.frame)
@@ -138,9 +137,6 @@ def step_to_commit(state: StreamState, remember: bool = False) -> Stepper:
             raise ConfigError(f"The first chunk is not a number: {steering.model.dtype} is not for these weights or "
                               "this device. Use --dtype float32, or bfloat16 where there is some.")  # fmt: skip
     return ChunkResult(commit, 0.0, steering.prompt, events, before)
-
-
-NO_TIMINGS = Timings(0.0, 0.0)
 
 
 @dataclass
@@ -186,7 +182,7 @@ class FrameQueue:
         """Return all of it, as tensors and plain values."""
         return {"decoder": self.decoder.state_dict(), "frames": torch.from_numpy(self.frames.copy()),
                 "prompt": self.prompt, "index": self.index, "count": self.count, "timings": to_dict(self.timings),
-                "events": [to_dict(event) for event in self.events]}  # fmt: skip
+                "events": to_dict(self.events)}  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict` of a stream of the same model."""

@@ -79,8 +79,7 @@ def _timeless(tokens: Tokens) -> Tensor:
 
 
 def _merged(held: Tokens, latent: Tokens, meets: Tensor) -> Tokens:
-    """`meets` [B, new, held]: whether a new token is merged into a held one. Sums are matrix products, which add in the
-    same order each time."""
+    """`meets` [B, new, held]: whether a new token is merged into a held one. Matrix products add in a fixed order."""
     share = (meets * latent.mass[..., None]).transpose(1, 2)  # [B, held, new]
     mass = held.mass + share.sum(dim=2)
     met = meets.any(dim=1)
