@@ -65,7 +65,7 @@ class ModelBundle:
         """Frames of a latent, but for the first of a stream: see `autoencoder.first_frames`."""
         return self.autoencoder.frames
 
-    @property
+    @cached_property
     def frames_per_chunk(self) -> int:
         """Frames that are handed out at a time."""
         return self.frames_per_latent * self.stream_settings.layout.build().shift
