@@ -209,11 +209,9 @@ class KVCache:
         if self.region is not None and self.region_tier is not None:
             self.region.load_state_dict(state["regions"][self.region_tier.kind])
             absorbed = state["absorbed"][self.region_tier.kind]
-        self.contents = Contents(
-            {tier.kind: {int(i): int(s) for i, s in state["slots"][tier.kind]} for tier in self.latent_tiers},
-            tuple(int(i) for i in absorbed),
-            {name: tuple(int(i) for i in indices) for name, indices in state["marks"].items()},
-        )
+        slots = {tier.kind: {int(i): int(s) for i, s in state["slots"][tier.kind]} for tier in self.latent_tiers}
+        marks = {name: tuple(int(i) for i in indices) for name, indices in state["marks"].items()}
+        self.contents = Contents(slots, tuple(int(i) for i in absorbed), marks)
 
 
 class CallMemory:
