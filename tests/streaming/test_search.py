@@ -229,7 +229,7 @@ def test_pruned_sessions_are_closed_and_freed(chunkwise, monkeypatch):
             assert sum(twin() is not None for twin in forks) == alive() <= 2 and len(forks) > 12
             assert max(len(beam.rounds) for beam in search.beams) <= 1
         assert alive() == 0 and max(most) <= 2 * settings.beams + 1
-        with pytest.raises(SessionClosed, match="closed"):
+        with pytest.raises(SessionClosed, match="This search is closed"):
             search.stream()
         assert next(session.stream()).frames.shape == (12, 32, 48, 3)
 
@@ -320,7 +320,7 @@ SCRIPT = runpy.run_path(str(ROOT / "infer" / "search.py"))
 @pytest.mark.parametrize(("layout", "ticks"), [("chunkwise", 4), ("rolling", 1)])
 def test_twice_the_steps_are_as_many_chunks_in_flight(folder, request, layout, ticks):
     model = request.getfixturevalue(layout)
-    twice = load(folder, stream=layout, overrides=SCRIPT["finer"](model.stream_settings.layout, 2))
+    twice = load(folder, stream=layout, overrides=SCRIPT["refine_levels"](model.stream_settings.layout, 2))
     one, two = (each.stream_settings.layout.build() for each in (model, twice))
     assert (one.ticks, two.ticks, one.slots, one.shift) == (ticks, 2 * ticks, two.slots, two.shift)
     assert two.sigma[::2] == one.sigma  # the steps it had are among them
