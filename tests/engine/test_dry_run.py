@@ -7,10 +7,10 @@ from dataclasses import replace
 from itertools import islice
 
 import pytest
-from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies import LAYOUTS, TIERS, latents, policies, start
+from tiny_transformer import TINY
 
 from rollforce.cache.head_groups import HeadGroups
 from rollforce.cache.kv_cache import KVCache
