@@ -80,7 +80,7 @@ def flow_matching(velocity: Velocity, clean_BTCHW: Tensor, chunk: int, generator
     """Return the loss of flow matching with a noise level for each chunk, warp(U(0, 1), shift): diffusion forcing or
     teacher forcing.
 
-    `weighted`: by schedule.training_weight, as Wan's scheduler does. `generator` is on the CPU."""
+    `weighted`: by flow.training_weight, as Wan's scheduler does. `generator` is on the CPU."""
     sigma = draw_chunk_levels(clean_BTCHW, chunk, generator, shift)
     noise = noise_like(clean_BTCHW, generator)
     predicted = velocity(flow.noised(clean_BTCHW, noise, sigma), sigma)

@@ -1,7 +1,7 @@
 """Losses: pure functions of tensors and scores.
 
 Weights are given, never made here: `weight` is anything that broadcasts over the video, such as exp(beta * reward) per
-video [B, 1, 1, 1, 1] (Re-DMD) or a map in space and time [B, T, 1, h, w] (Stream-R1); see reward_weights.py.
+video [B, 1, 1, 1, 1] (Re-DMD) or a map in space and time [B, T, 1, h, w] (Stream-R1); see rewards.py.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     consistency         causal consistency distillation (Causal Forcing 2026): take one step of the path from a noised
                         true video; the student must name the same end from before and after it
 
-The teacher is any Score, guidance included: `scores.guided(wished, free, w)`, free + w (wished - free). Bidirectional
+The teacher is any Score, guidance included: `losses.guide(wished, free, w)`, free + w (wished - free). Bidirectional
 (score_of) it gives the pairs of CausVid and Self Forcing; causal (score_of_velocity(true_past(...))) those of Causal
 Forcing, where each chunk is solved from its true past and the student is trained from the same past.
 """

@@ -28,9 +28,9 @@ class Segments:
     What was kept before is forgotten: memory reaches back one commit. The choice made in `layer` (or the first later
     one that has heads here) serves all later layers, which need not compare; earlier layers choose for themselves.
 
-    Deviations from the release: each row of a batch chooses for itself (there, row 0 for all); tokens stand as the
-    sight's positions say (there, at their own index without bound); where less falls than there is room for, the newest
-    of what was kept before fills it, so that the number of tokens seen never changes."""
+    Deviations from the release: each row of a batch chooses for itself (there, row 0 for all); tokens stand where
+    `positions` says (there, at their own index without bound); where less falls than there is room for, the newest of
+    what was kept before fills it, so that the number of tokens seen never changes."""
 
     latents: int
     segments: int = 6
