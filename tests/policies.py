@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY
+from tiny_transformer import TINY
 from torch import Tensor, nn
 
 from rollforce.cache.commit_plan import Tier

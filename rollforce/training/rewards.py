@@ -258,14 +258,8 @@ def saliency(reward: Reward, video_BFHWC: Tensor, prompts: list[str]) -> tuple[d
     return {axis: value.detach() for axis, value in rewards.items()}, maps
 
 
-def space_time_weight(
-    rewards: Rewards,
-    maps: Mapping[str, Tensor],
-    latent: tuple[int, int, int],
-    temperature: float = 1.0,
-    floor_time: float = 0.2,
-    floor_space: float = 0.15,
-) -> Tensor:
+def space_time_weight(rewards: Rewards, maps: Mapping[str, Tensor], latent: tuple[int, int, int],
+                      temperature: float = 1.0, floor_time: float = 0.2, floor_space: float = 0.15) -> Tensor:
     """Return Stream-R1's intra-perplexity, a map of weights [B, T, 1, h, w] with mean 1 for each video. `latent`: T, h,
     w.
 

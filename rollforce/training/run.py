@@ -71,9 +71,8 @@ class Run(Generic[R]):
         self._fingerprint = ""
         torch.manual_seed(self.settings.seed)
 
-    def prepare(
-        self, networks: Mapping[str, Network], data: Data, learn: Sequence[str], text_learns: bool = False
-    ) -> None:
+    def prepare(self, networks: Mapping[str, Network], data: Data, learn: Sequence[str],
+                text_learns: bool = False) -> None:  # fmt: skip
         """Bring networks to the device as the settings say, freeze those that do not `learn`, and print their sizes.
 
         ConfigError if one cannot read the latents of `data`."""
@@ -85,13 +84,8 @@ class Run(Generic[R]):
             processes = self.accelerator.num_processes if self.settings.shard else 1
             log.info("%s", tabulate_networks(networks, learn, processes))
 
-    def resume(
-        self,
-        networks: Mapping[str, nn.Module],
-        optimisers: Sequence[torch.optim.Optimizer],
-        fingerprint: str,
-        lasting: Mapping[str, Lasting] | None = None,
-    ) -> None:
+    def resume(self, networks: Mapping[str, nn.Module], optimisers: Sequence[torch.optim.Optimizer], fingerprint: str,
+               lasting: Mapping[str, Lasting] | None = None) -> None:  # fmt: skip
         """Go on from the checkpoint that was asked for, if any, and keep from now on what a checkpoint consists of.
 
         `fingerprint`: of the data. TrainingError if the checkpoint is of other settings, data or networks."""
@@ -126,9 +120,8 @@ class Run(Generic[R]):
         self._check_finite(value, f"the loss {name} of part {part}")
         self.metrics.add(**{name: value})
 
-    def update(
-        self, network: nn.Module, optimisers: Sequence[torch.optim.Optimizer], settings: Optimiser, step: int
-    ) -> float:
+    def update(self, network: nn.Module, optimisers: Sequence[torch.optim.Optimizer], settings: Optimiser,
+               step: int) -> float:  # fmt: skip
         """Share out the gradients of a network, clip them and step its optimisers at the rate of `step`.
 
         Returns the norm of the gradient before clipping; TrainingError if it is not finite."""

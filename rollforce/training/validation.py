@@ -16,9 +16,8 @@ from rollforce.training.network import Network
 
 
 @torch.no_grad()
-def sample(
-    network: Network, noise_BTCHW: Tensor, prompts: Sequence[str], scale: float, steps: int, shift: float = 3.0
-) -> Tensor:
+def sample(network: Network, noise_BTCHW: Tensor, prompts: Sequence[str], scale: float, steps: int,
+           shift: float = 3.0) -> Tensor:  # fmt: skip
     """Return videos [B, T, C, h, w] of prompts by Euler's method, all latents together, with guidance
     free + scale * (wished - free) (Ho & Salimans 2022)."""
     x, index = noise_BTCHW, torch.arange(noise_BTCHW.shape[1], device=noise_BTCHW.device)

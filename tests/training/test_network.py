@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import tiny_transformer
+from tiny_transformer import tiny_transformer
 
 from rollforce.errors import ConfigError
 from rollforce.training.data import TrainingBatch

@@ -210,10 +210,9 @@ def _of_folder(name: str, folder: Path) -> ModelSizes:
     card = build(Card, folder / CARD) if (folder / CARD).is_file() else None
     transformer, counted = _transformer(folder)
     text, text_len, text_item = _text(folder)
-    return ModelSizes(
-        name, transformer, _decoding(folder), text, text_len, stream=card.stream if card else "rolling_forcing",
-        size=card.size if card else WAN_SIZE, counted=counted or None, text_item=text_item,
-    )  # fmt: skip
+    return ModelSizes(name, transformer, _decoding(folder), text, text_len,
+                      stream=card.stream if card else "rolling_forcing", size=card.size if card else WAN_SIZE,
+                      counted=counted or None, text_item=text_item)  # fmt: skip
 
 
 def _transformer(folder: Path) -> tuple[TransformerConfig, int]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import TINY
 from policies import HEIGHT, LAYOUTS, WIDTH, latents, start
+from tiny_transformer import TINY
 
 from rollforce.cache.commit_plan import Tier
 from rollforce.cache.kv_cache import KVCache, LatentGroup
