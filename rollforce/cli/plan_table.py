@@ -25,7 +25,8 @@ def setup_of(options: PlanOptions) -> MemorySetup:
     runtime = {name: value for name, value in options.running.items() if name not in ("loras", "decoder")}
     running = RuntimeOptions(**{name: as_setting(value) for name, value in runtime.items()})
     sizes, device = sizes_of(options.model or "tiny"), pick_device(options.device or "auto")
-    stream = build(StreamSettings, preset_file(options.stream or sizes.stream))
+    changes = () if options.stream else sizes.changes
+    stream = build(StreamSettings, preset_file(options.stream or sizes.stream), overrides=changes)
     setup = MemorySetup(sizes, stream, parse_size(options.size) if options.size else sizes.size,
                         pick_dtype(options.dtype or "auto", device), device, running.offload, running.quantize,
                         TILES if running.tiling else None, small="decoder" in options.running)  # fmt: skip

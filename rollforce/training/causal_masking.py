@@ -169,7 +169,7 @@ def teacher_forcing(latents: int, chunk: int, tokens: int, first: int | None = N
 
 
 def _chunks(latents: int, chunk: int, first: int | None) -> tuple[Tensor, Tensor]:
-    """For each latent: the number of its chunk, and the index just past that chunk."""
+    """Return for each latent the number of its chunk, and the index just past that chunk."""
     lead = chunk if first is None else first
     index = torch.arange(latents)
     number = torch.where(index < lead, 0, (index - lead) // chunk + 1)

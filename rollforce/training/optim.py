@@ -159,7 +159,7 @@ def orthogonal(x_NRC: Tensor, rounds: int = 4) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices and convolution kernels (one row per output); embeddings, norms and biases want another optimiser.
+    """Muon for matrices and convolution kernels (a row per output); embeddings, norms, biases want another.
 
     All processes must hold equal gradients."""
 
