@@ -34,7 +34,7 @@ from rollforce.training.recipes import (
     DistillRecipe,
     PersistentStreamSettings,
     TeacherForcingSettings,
-    WholeRolloutSettings,  # fmt: skip
+    WholeRolloutSettings,
 )
 from rollforce.training.reference_cache import ReferenceGradientCache
 
