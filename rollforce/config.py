@@ -14,7 +14,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -31,7 +31,6 @@ _PACKAGE = Path(__file__).resolve().parent
 
 def resource(name: str) -> Path:
     """Return the path of a shipped file or folder, such as "configs/stream/rolling.yaml", in a wheel or in a checkout.
-
     ConfigError lists what there is beside it."""
     for root in (_PACKAGE, _PACKAGE.parent):
         if (root / name).exists():
@@ -43,10 +42,8 @@ def resource(name: str) -> Path:
 
 
 def build(cls: type[T], *sources: Source, overrides: Sequence[str] = ()) -> T:
-    """Build one `cls` from sources, later ones winning key by key, then from `dotted.path=value` overrides.
-
-    A source is a dict, the Path of a YAML file, or YAML text. A list replaces a list; a mapping whose `kind` changes
-    replaces the mapping. Raises ConfigError."""
+    """Build one `cls` from sources, later ones winning key by key, then from `dotted.path=value` overrides. A source is
+    a dict, the Path of a YAML file, or YAML text. A list or another `kind` replaces what was there. ConfigError."""
     named = [_read(source) for source in sources]
     data: dict[str, Any] = {}
     for _, content in named:
@@ -82,11 +79,8 @@ def _read(source: Source) -> tuple[str, dict[str, Any]]:
     """Return a source's name for error texts, and its plain content."""
     name = str(source) if isinstance(source, Path) else ""
     try:
-        if isinstance(source, Path):
-            config = OmegaConf.load(source)
-        else:
-            config = OmegaConf.create(source if isinstance(source, str) else to_dict(source))
-        content = _plain(config)
+        plain = source if isinstance(source, str | Path) else to_dict(source)
+        content = OmegaConf.to_container(OmegaConf.load(plain) if isinstance(plain, Path) else OmegaConf.create(plain))
     except OSError as error:
         raise ConfigError(f"{source} cannot be read: {error.strerror}.") from error
     except (YAMLError, OmegaConfBaseException) as error:
@@ -94,10 +88,6 @@ def _read(source: Source) -> tuple[str, dict[str, Any]]:
     if not isinstance(content, dict):
         raise ConfigError(f"{name or 'the YAML text'} must hold `key: value` lines, got {_show(content)}.")
     return name, content
-
-
-def _plain(config: Any, resolve: bool = False) -> Any:
-    return OmegaConf.to_container(config, resolve=resolve)
 
 
 def _merge(old: Any, new: Any) -> Any:
@@ -115,18 +105,16 @@ def _apply(data: dict[str, Any], override: str) -> None:
     if not equals or not all(keys):
         raise ConfigError(f"override {override!r} is not of the form key=value, such as window=6 or ladder=[1,0.75].")
     try:
-        value = _plain(OmegaConf.from_dotlist([f"value={text}"]))["value"]
+        value: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
     except (YAMLError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"override {override!r}: the value is not valid YAML: {reason}") from error
     node: Any = data
     for key in keys[:-1]:
         node = node.setdefault(key, {}) if isinstance(node, dict) else _item(node, key, override, data)
-    if isinstance(node, dict):
-        node[keys[-1]] = value
-    else:
-        _item(node, keys[-1], override, data)
-        node[int(keys[-1])] = value
+    if not isinstance(node, dict):
+        _item(node, keys[-1], override, data)  # which checks that there is one
+    node[keys[-1] if isinstance(node, dict) else int(keys[-1])] = value
 
 
 def _item(node: Any, key: str, override: str, data: dict[str, Any]) -> Any:
@@ -138,11 +126,7 @@ def _item(node: Any, key: str, override: str, data: dict[str, Any]) -> Any:
 
 
 def _paths(data: Any, prefix: str = "") -> Iterator[str]:
-    items: Iterable[tuple[Any, Any]] = ()
-    if isinstance(data, dict):
-        items = data.items()
-    elif isinstance(data, list):
-        items = enumerate(data)
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
     for key, value in items:
         yield f"{prefix}{key}"
         yield from _paths(value, f"{prefix}{key}.")
@@ -150,7 +134,7 @@ def _paths(data: Any, prefix: str = "") -> Iterator[str]:
 
 def _resolve(data: dict[str, Any]) -> dict[str, Any]:
     try:
-        return typing.cast(dict[str, Any], _plain(OmegaConf.create(data), resolve=True))
+        return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(data), resolve=True))
     except OmegaConfBaseException as error:
         raise ConfigError(f"an interpolation cannot be resolved: {' '.join(str(error).split())}") from error
 
@@ -248,9 +232,8 @@ def _kinds(member: Any) -> tuple[str, ...]:
 
 
 def _literal(value: Any, allowed: tuple[Any, ...], path: tuple[str, ...]) -> Any:
-    for choice in allowed:
-        if value == choice and type(value) is type(choice):
-            return value
+    if any(value == choice and type(value) is type(choice) for choice in allowed):
+        return value
     raise InvalidValue(path, _not_among(value, allowed))
 
 
@@ -280,9 +263,7 @@ def _scalar(value: Any, expected: Any, path: tuple[str, ...]) -> Any:
         return float(value)
     if expected is Path and isinstance(value, str):
         return Path(value)
-    if expected is types.NoneType and value is None:
-        return None
-    if isinstance(expected, type) and type(value) is expected:
+    if isinstance(expected, type) and type(value) is expected:  # null too
         return value
     hint = f' Write it in quotes: "{value}".' if expected is str and value is not None else ""
     raise InvalidValue(path, f"must be {_name(expected)}, got {_show(value)}.{hint}")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import golden_folders
+from repository import ROOT
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -24,6 +25,14 @@ from rollforce.models.transformer.attention import KVShape
 from rollforce.models.transformer.transformer import TransformerConfig, VideoTransformer
 
 FORWARD, ROLLOUT = 5e-5, 1e-4  # tolerances of the goldens' README, for values of order 1 in float32
+
+
+def golden_folders() -> list[Path]:
+    """The subset in the repository, the full set beside it if present, and the one named by ROLLFORCE_GOLDENS."""
+    folders = [ROOT / "tests" / "golden", ROOT.parent / "shared" / "goldens"]
+    if "ROLLFORCE_GOLDENS" in os.environ:
+        folders.append(Path(os.environ["ROLLFORCE_GOLDENS"]))
+    return [folder for folder in folders if folder.is_dir()]
 
 
 def cases(prefix: str) -> list[Any]:

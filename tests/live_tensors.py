@@ -24,20 +24,20 @@ class LiveTensors(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for part in tree_leaves((args, kwargs)):  # what an operation is given and was not made here is not ours
             if isinstance(part, torch.Tensor) and id(part.untyped_storage()) not in self.known:
-                self._meet(part.untyped_storage(), 0)
+                self.meet(part.untyped_storage(), 0)
         result = func(*args, **(kwargs or {}))
         for part in tree_leaves(result):
             if isinstance(part, torch.Tensor) and id(part.untyped_storage()) not in self.known:
-                self._meet(part.untyped_storage(), part.untyped_storage().nbytes())
+                self.meet(part.untyped_storage(), part.untyped_storage().nbytes())
         return result
 
-    def _meet(self, storage: torch.UntypedStorage, size: int) -> None:
+    def meet(self, storage: torch.UntypedStorage, size: int) -> None:
         name = id(storage)
         self.known.add(name)
         self.now += size
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._gone, name, size)
+        weakref.finalize(storage, self.forget, name, size)
 
-    def _gone(self, name: int, size: int) -> None:
+    def forget(self, name: int, size: int) -> None:
         self.known.discard(name)
         self.now -= size

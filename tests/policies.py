@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY
+from tiny_transformer import TINY
 from torch import Tensor, nn
 
 from rollforce.cache.commit_plan import Tier
@@ -55,9 +55,9 @@ TIERS: dict[str, tuple[Tier, ...]] = {
     "window+compressed": (Window(3), Compressed(2)),
     # As long as it is surprised by all (law 1); by some in test_surprising.py.
     "window+surprising": (Window(3), Surprising(2, tau=2.0, interval=1)),
-    "window+coded": (Window(3), Quantized(2, "none")),  # in codes: test_coded.py
+    "window+coded": (Window(3), Quantized(2, "none")),  # in codes: test_quantized.py
     "window+segments": (Sink(1), Window(2), Segments(2, segments=3, layer=0)),
-    "window+tempcache": (Window(3), TempCache(2, tau=1.01)),  # as long as nothing merges (law 1); test_merged.py
+    "window+tempcache": (Window(3), TempCache(2, tau=1.01)),  # as long as nothing merges (law 1); test_temp_cache.py
     "window+ema": (Window(4), EmaSink(2, decay=0.5)),
     "window+spaced": (Window(3), Spaced(2, every=3)),
     "junction": (Sink(1), Window(3), Junction(2, every=4)),

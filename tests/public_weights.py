@@ -20,6 +20,9 @@ IMAGE = {"in_channels": 36, "image_dim": 10, "added_kv_proj_dim": 24}
 AUTOENCODER = {"base_dim": 4, "z_dim": 16, "dim_mult": [1, 2, 4, 4]}
 TEXT = {"vocab_size": 30, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 3,
         "relative_attention_num_buckets": 7, "feed_forward_proj": "gated-gelu"}  # fmt: skip
+LORA_TARGETS = {"blocks.0.self_attn.q": "blocks.0.attn1.to_q", "blocks.1.cross_attn.o": "blocks.1.attn2.to_out.0",
+                "blocks.1.ffn.0": "blocks.1.ffn.net.0.proj", "time_projection.1": "condition_embedder.time_proj"}
+"""Layers that a LoRA turns: the original names, and ours."""
 
 
 def to_original(kind: str, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,6 +72,16 @@ def fsdp(state: Mapping[str, Tensor]) -> State:
 
 def prefixed(state: Mapping[str, Tensor], prefix: str) -> State:
     return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+def lora_of(state: State, modules: list[str], rank: int = 4) -> State:
+    """A random LoRA under plain names of `state`'s own."""
+    made = {}
+    for n, module in enumerate(modules):
+        weight, draw = state[f"{module}.weight"], torch.Generator().manual_seed(n)
+        made[f"{module}.lora_A.weight"] = torch.randn(rank, *weight.shape[1:], generator=draw)
+        made[f"{module}.lora_B.weight"] = torch.randn(weight.shape[0], rank, *[1] * (weight.dim() - 2), generator=draw)
+    return made
 
 
 def write_original(folder: Path, seed: int = 0, shards: int = 1) -> dict[str, State]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from rollforce.models.transformer.transformer import TransformerConfig, VideoTransformer
-from rollforce.training.init_weights import initialise
+from rollforce.training.network import initialise
 
 CONFIG = TransformerConfig(4, 12, 2, 64, 4, 4, text_dim=8)
 

@@ -59,7 +59,7 @@ def test_the_example_prompts_are_understood() -> None:
 
 
 def test_presets_of_the_papers_are_what_their_goldens_were_passed_with() -> None:
-    """tests/test_goldens.py walks the reference's own numbers with these memories, sights and ladders."""
+    """tests/engine/test_goldens.py walks the reference's own numbers with these memories, sights and ladders."""
     rolling = build(StreamSettings, resource("configs/stream/rolling_forcing.yaml"))
     tiers, stepping = rolling_forcing_memory({"kv_cache_frames": 24, "max_attention_frames": 21}, rolling.layout.chunk)
     assert (list(rolling.cache), rolling.stepping) == (tiers, stepping)

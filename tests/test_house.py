@@ -175,3 +175,33 @@ def test_what_is_imported_is_declared() -> None:
                 needed[names.get(top, top).lower()] = f"{name_of(path)}:{line}"
     assert not set(needed) - declared - optional, {name: needed[name] for name in set(needed) - declared - optional}
     assert not declared - set(needed), "declared but never imported"
+
+
+TELLING = {"test_goldens", "test_presets", "test_memory_table", "test_interactive", "test_wan_full", "test_wan_stream"}
+"""Test files of several modules or of a script, in the room where most of it lives."""
+
+
+def test_tests_stand_where_what_they_test_stands() -> None:
+    tests = ROOT / "tests"
+    for path in tests.rglob("test_*.py"):
+        module = (PACKAGE / path.relative_to(tests)).with_name(path.name.removeprefix("test_"))
+        assert path.parent == tests or module.is_file() or path.stem in TELLING, name_of(path)
+
+
+def test_tests_share_named_modules_and_use_public_names() -> None:
+    trees = {path: ast.parse(path.read_text()) for path in sorted((ROOT / "tests").rglob("*.py"))}
+    of_tests = {path.stem for path in trees if path.stem.startswith("test_")} | {"conftest"}
+    private = []
+    for path, tree in trees.items():
+        for node in ast.walk(tree):
+            names = []
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names]
+                module = node.module if isinstance(node, ast.ImportFrom) else None
+                assert not {*names, module} & of_tests, f"{name_of(path)}:{node.lineno} imports another test"
+            elif isinstance(node, ast.Attribute):
+                names = [node.attr]
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("setattr", "delattr")):
+                names = [str(word.value) for word in node.args if isinstance(word, ast.Constant)]
+            private += [f"{name_of(path)}:{node.lineno} {name}" for name in names if re.match("_[^_]", name)]
+    assert len(private) < 15, private

@@ -29,10 +29,10 @@ from rollforce.models.text.encoder import TextEncoder
 from rollforce.models.transformer.transformer import VideoTransformer
 from rollforce.training.data import digest, path_of
 from rollforce.training.losses import score_of
+from rollforce.training.network import border_ratio, psnr
 from rollforce.training.optim import build_optimisers, update_average
 from rollforce.training.recipes import AutoencoderRecipe
 from rollforce.training.run import Run, call_main
-from rollforce.training.validation import border_ratio, psnr
 from rollforce.video.contact_sheet import contact_sheet
 from rollforce.world.caption import caption
 from rollforce.world.processes import Renderers

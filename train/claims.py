@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from rollforce.training.launch import run_program, train_once
+from rollforce.training.run import run_program, train_once
 
 ROOT = Path(__file__).resolve().parents[1]
 SINK = "cache=[{kind: sink, latents: 3}, {kind: window, latents: 6}]"  # as many as the window alone

@@ -26,14 +26,13 @@ from rollforce.engine.settings import StreamSettings
 from rollforce.training import losses
 from rollforce.training.data import Data, TrainingBatch, WorldClips, open_data, path_of
 from rollforce.training.losses import guide, score_of
-from rollforce.training.network import Network
+from rollforce.training.network import Network, border_ratio
 from rollforce.training.noise_patterns import begin_with_image, draw_levels, draw_window
 from rollforce.training.on_policy import StudentVideo, open_practice
 from rollforce.training.optim import build_optimisers, update_average
 from rollforce.training.recipes import DistillRecipe, WholeRolloutSettings
 from rollforce.training.rewards import RewardWeighting
 from rollforce.training.run import Lasting, Run, call_main
-from rollforce.training.validation import border_ratio
 from rollforce.video.contact_sheet import contact_sheet
 
 

@@ -18,8 +18,7 @@ from torch import Tensor
 from rollforce.evaluation.report import interval
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
 from rollforce.training.data import path_of
-from rollforce.training.network import Network
-from rollforce.training.validation import sample
+from rollforce.training.network import Network, sample
 from rollforce.video.contact_sheet import contact_sheet
 from rollforce.world import caption, sample_scene, wish_of
 from rollforce.world.eyes import Eyes

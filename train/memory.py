@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from rollforce.checkpoints.catalog import presets
-from rollforce.training.launch import run_program, train_once
+from rollforce.training.run import run_program, train_once
 
 ROOT = Path(__file__).resolve().parents[1]
 # Presets whose students were trained with them. `causal_forcing` streams as `self_forcing` does.

@@ -23,13 +23,11 @@ from rollforce.engine import flow
 from rollforce.engine.settings import StreamSettings
 from rollforce.training import losses
 from rollforce.training.data import TrainingBatch, WorldClips, open_data, path_of
-from rollforce.training.init_weights import initialise
-from rollforce.training.network import Network
+from rollforce.training.network import Network, border_ratio, initialise, sample
 from rollforce.training.noise_patterns import PATTERNS, NoisePattern, draw_level_per_video, draw_rolling
 from rollforce.training.optim import build_optimisers, update_average
 from rollforce.training.recipes import TeacherRecipe, World
 from rollforce.training.run import Run, call_main
-from rollforce.training.validation import border_ratio, sample
 from rollforce.video.contact_sheet import contact_sheet
 from rollforce.world.caption import KINDS
 

@@ -11,7 +11,7 @@ import argparse
 import time
 from pathlib import Path
 
-from rollforce.training.launch import run_program
+from rollforce.training.run import run_program
 
 TRAIN = Path(__file__).resolve().parent
 BEGUN = time.perf_counter()

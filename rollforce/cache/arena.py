@@ -7,6 +7,7 @@ unturned master copy whenever its move changes, which is once per commit: turnin
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,18 +21,15 @@ from rollforce.models.transformer.attention import KVBlock, KVShape
 class Arena:
     """Per layer, keys and values [B, N, (capacity + flight) * tokens, K]."""
 
-    def __init__(
-        self, tiers: Sequence[Tier], shape: KVShape, flight: int, dtype: torch.dtype, device: str | torch.device
-    ) -> None:
+    def __init__(self, tiers: Sequence[Tier], shape: KVShape, flight: int, dtype: torch.dtype,
+                 device: str | torch.device) -> None:  # fmt: skip
         self.shape, self.flight = shape, flight
         self.offset = {tier.kind: sum(t.latents for t in tiers[:i]) for i, tier in enumerate(tiers)}
         self.size = {tier.kind: tier.latents for tier in tiers}
         self.capacity = sum(self.size.values())
         length = (self.capacity + flight) * shape.tokens
-        self.keys, self.values = (
-            [torch.zeros(shape.of(layer, length), dtype=dtype, device=device) for layer in range(shape.layers)]
-            for _ in range(2)
-        )
+        self.keys, self.values = ([torch.zeros(shape.of(layer, length), dtype=dtype, device=device)
+                                   for layer in range(shape.layers)] for _ in range(2))  # fmt: skip
         # Unturned keys of regions that move; of merging ones also the values: in bfloat16 an average stands still.
         self.masters: dict[str, list[Tensor]] = {}
         self.exact: dict[str, list[Tensor]] = {}
@@ -44,9 +42,8 @@ class Arena:
 
     @property
     def bytes(self) -> int:
-        copies = [*self.masters.values(), *self.exact.values()]
-        tensors = [*self.keys, *self.values, *(tensor for layers in copies for tensor in layers)]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        layers = (self.keys, self.values, *self.masters.values(), *self.exact.values())
+        return sum(tensor.nbytes for tensor in chain(*layers))
 
     def slots(self, layer: int, first: int, stop: int) -> KVBlock:
         """Return slots `first` to `stop`, not copied."""
@@ -73,10 +70,9 @@ class Arena:
     def copy(self, layer: int, region: str, slot: int) -> KVBlock:
         """Return a copy of one latent's unturned keys and its values."""
         part, inside = self._slices((region, slot))
-        mastered, exact = region in self.masters, region in self.exact
-        keys = self.masters[region][layer][:, :, inside] if mastered else self.keys[layer][:, :, part]
-        values = self.exact[region][layer][:, :, inside] if exact else self.values[layer][:, :, part]
-        return KVBlock(keys.clone(), values.clone())
+        key, value = (copies[region][layer][:, :, inside] if region in copies else shown[layer][:, :, part]
+                      for copies, shown in ((self.masters, self.keys), (self.exact, self.values)))
+        return KVBlock(key.clone(), value.clone())
 
     def write(self, layer: int, place: Place, latent: KVBlock) -> None:
         """Write one latent."""
@@ -100,24 +96,22 @@ class Arena:
         self.values[layer][:, :, part] = value.to(self.values[layer])
 
     def _span(self, region: str) -> slice:
-        low = self.offset[region]
-        return slice(low * self.shape.tokens, (low + self.size[region]) * self.shape.tokens)
+        low, tokens = self.offset[region], self.shape.tokens
+        return slice(low * tokens, (low + self.size[region]) * tokens)
 
     def _slices(self, place: Place) -> tuple[slice, slice]:
         """A slot's tokens in the arena, and in its region."""
-        region, slot = place
-        tokens, low = self.shape.tokens, self.offset[region]
+        (region, slot), tokens = place, self.shape.tokens
+        low = self.offset[region]
         return (slice(slot * tokens, (slot + 1) * tokens), slice((slot - low) * tokens, (slot - low + 1) * tokens))
 
     def state_dict(self) -> dict[str, Any]:
         end = self.capacity * self.shape.tokens
-        return {
-            "keys": [keys[:, :, :end].clone() for keys in self.keys],
-            "values": [values[:, :, :end].clone() for values in self.values],
-            "masters": {name: [layer.clone() for layer in layers] for name, layers in self.masters.items()},
-            "exact": {name: [layer.clone() for layer in layers] for name, layers in self.exact.items()},
-            "shown": {name: list(moves) for name, moves in self.moves.items()},
-        }
+        return {"keys": [keys[:, :, :end].clone() for keys in self.keys],
+                "values": [values[:, :, :end].clone() for values in self.values],
+                "masters": {name: [layer.clone() for layer in layers] for name, layers in self.masters.items()},
+                "exact": {name: [layer.clone() for layer in layers] for name, layers in self.exact.items()},
+                "shown": {name: list(moves) for name, moves in self.moves.items()}}  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         end = self.capacity * self.shape.tokens
@@ -125,8 +119,6 @@ class Arena:
             for layer, saved in zip(mine, state[name], strict=True):
                 layer[:, :, :end] = saved
         device = self.keys[0].device
-        self.masters, self.exact = (
-            {name: [layer.to(device, copy=True) for layer in layers] for name, layers in state[part].items()}
-            for part in ("masters", "exact")
-        )
+        self.masters, self.exact = ({name: [layer.to(device, copy=True) for layer in layers]
+                                     for name, layers in state[part].items()} for part in ("masters", "exact"))
         self.moves = {name: [int(move) for move in moves] for name, moves in state["shown"].items()}

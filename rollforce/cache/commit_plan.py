@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
+from rollforce.errors import ConfigError
+
 Slots = dict[str, dict[int, int]]
 """Where everything is: region -> stream index -> slot."""
 Place = tuple[str, int]
@@ -33,6 +35,14 @@ class Candidates:
     arriving: tuple[int, ...] = ()
 
 
+def check_lowest(settings: object, **lowest: float) -> None:
+    """Raise ConfigError if one of these fields is below its lowest value. None stands for no number, and passes."""
+    kind = getattr(settings, "kind", "")
+    for name, low in lowest.items():
+        if (value := getattr(settings, name)) is not None and value < low:
+            raise ConfigError(f"{kind}{kind and '.'}{name} {value} must be at least {low}.")
+
+
 class Tier(Protocol):
     """A policy that owns a region of memory. Tiers form a waterfall: what one lets go falls to the next."""
 
@@ -43,11 +53,9 @@ class Tier(Protocol):
     @property
     def latents(self) -> int:
         """Room of the region; for tokens chosen on the device, the stretch of time over which they stand."""
-        ...
 
     def keep(self, held: Candidates) -> tuple[int, ...]:
         """Return the latents that stay."""
-        ...
 
 
 @runtime_checkable
@@ -56,19 +64,15 @@ class MergingTier(Tier, Protocol):
 
     def share(self) -> float:
         """Return the weight of a leaving latent in the average: 0 drops it, 1 replaces what is kept."""
-        ...
 
     def pair(self, kept: tuple[int, ...], left: tuple[int, ...], marks: Marks) -> tuple[tuple[int, int], ...]:
         """Pair each latent that is averaged with the one it goes into: (kept, left), oldest first."""
-        ...
 
 
 @dataclass(frozen=True)
 class Contents:
-    """All that the host knows of a memory. Never changed in place.
-
-    `absorbed`: the newest indices that came to a region which keeps no latents as they are (see region.py), as many as
-    it spans: where its tokens stand in time."""
+    """All that the host knows of a memory. Never changed in place. `absorbed`: the newest indices that came to a region
+    which keeps no latents as they are (see region.py), as many as it spans: where its tokens stand in time."""
 
     slots: Slots
     absorbed: tuple[int, ...] = ()
@@ -111,7 +115,6 @@ class LatentMerge:
 @dataclass(frozen=True)
 class Eviction:
     """These latents, (index, source) or with the commit, are given to a region that keeps what it wants of them.
-
     `after`: the latent that follows the newest of them, unless it is still to come."""
 
     latents: tuple[tuple[int, Place | None], ...]
@@ -128,12 +131,10 @@ class CommitPlan:
     eviction: Eviction | None = None
 
 
-def plan_commit(
-    tiers: Sequence[Tier], last: Tier | None, offset: Mapping[str, int], before: Contents, start: int, latents: int
-) -> CommitPlan:
-    """Plan what happens when `latents` from `start` on are committed.
-
-    `last`: the tier behind `tiers` that absorbs all that falls to it; `offset`: first slot of each region."""
+def plan_commit(tiers: Sequence[Tier], last: Tier | None, offset: Mapping[str, int], before: Contents, start: int,
+                latents: int) -> CommitPlan:  # fmt: skip
+    """Plan what happens when `latents` from `start` on are committed. `last`: the tier behind `tiers` that absorbs all
+    that falls to it; `offset`: first slot of each region."""
     sources = {index: (region, slot) for region, slots in before.slots.items() for index, slot in slots.items()}
     falling = tuple(range(start, start + latents))
     slots: Slots = {}
@@ -154,8 +155,7 @@ def plan_commit(
                        for into, left in tier.pair(kept, falling, before.marks)]  # fmt: skip
     absorbed, eviction = before.absorbed, None
     if last is not None and falling:
-        absorbed = (*absorbed, *falling)
-        absorbed = absorbed[max(0, len(absorbed) - last.latents) :]
+        absorbed = (*absorbed, *falling)[max(0, len(absorbed) + len(falling) - last.latents) :]
         follows = falling[-1] + 1
         after = (follows, sources.get(follows)) if follows in sources or start <= follows < start + latents else None
         eviction = Eviction(tuple((index, sources.get(index)) for index in falling), after)

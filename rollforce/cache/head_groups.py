@@ -35,15 +35,8 @@ MAKE = "infer/heads.py makes such a file for a model."
 class HeadGroups:
     """A memory made of several KVCaches, which is used as one."""
 
-    def __init__(
-        self,
-        groups: Mapping[str, Sequence[Tier]],
-        labels: Labels,
-        shape: KVShape,
-        flight: int,
-        dtype: torch.dtype = torch.float32,
-        device: str | torch.device = "cpu",
-    ) -> None:
+    def __init__(self, groups: Mapping[str, Sequence[Tier]], labels: Labels, shape: KVShape, flight: int,
+                 dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> None:  # fmt: skip
         """`groups`: tiers of each label. A group that no head has is left out. ConfigError if labels do not fit."""
         _check(groups, labels, shape)
         self.shape, self.dtype, self.device = shape, dtype, torch.device(device)
@@ -62,8 +55,7 @@ class HeadGroups:
         """The heads of each group that has some in a layer."""
         found: dict[str, Pick] = {}
         for name, where in self.heads.items():
-            heads = where[layer]
-            if heads:
+            if heads := where[layer]:
                 beside = heads == tuple(range(heads[0], heads[-1] + 1))
                 found[name] = slice(heads[0], heads[-1] + 1) if beside else torch.tensor(heads, device=self.device)
         return found
@@ -136,12 +128,10 @@ class HeadMemory:
 
     def attend(self, layer: int, query: Tensor, own: KVBlock, attend: Kernel) -> Tensor:
         """Return the attention output of all heads and groups of latents, [B, N, L, K]."""
-        outputs = [
-            self.parts[name].attend(
-                layer, _picked(query, pick), KVBlock(_picked(own.key, pick), _picked(own.value, pick)), attend
-            )
-            for name, pick in self.cache.picks[layer].items()
-        ]
+        outputs = []
+        for name, pick in self.cache.picks[layer].items():
+            block = KVBlock(_pick_heads(own.key, pick), _pick_heads(own.value, pick))
+            outputs.append(self.parts[name].attend(layer, _pick_heads(query, pick), block, attend))
         if len(outputs) == 1:
             return outputs[0]
         lined, order = torch.cat(outputs, dim=1), self.cache.orders[layer]
@@ -152,7 +142,7 @@ class HeadMemory:
         return next(iter(self.parts.values())).across(attend)
 
 
-def _picked(x_BNLK: Tensor, pick: Pick) -> Tensor:
+def _pick_heads(x_BNLK: Tensor, pick: Pick) -> Tensor:
     return x_BNLK[:, pick] if isinstance(pick, slice) else x_BNLK.index_select(1, pick)
 
 
@@ -177,9 +167,7 @@ AnyCache = KVCache | HeadGroups
 
 
 def read_labels(path: Path) -> Labels:
-    """Read the labels of a JSON file {"description": ..., "layers": [["static", "dynamic", ...], ...]}.
-
-    ConfigError if it is none."""
+    """Read the labels of a JSON file {"description": ..., "layers": [["static", ...], ...]}. ConfigError if none."""
     try:
         layers = json.loads(path.read_text())["layers"]
     except (OSError, ValueError, KeyError, TypeError) as error:

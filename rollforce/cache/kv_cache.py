@@ -47,11 +47,9 @@ class LatentGroup:
 
 @dataclass(frozen=True)
 class CacheView:
-    """What a group, the first of whose latents is `start`, sees of the past.
-
-    `slots`: of the arena, and `latents` the region and stream index of each; `moves`: by how many latents each visible
-    region is moved in time; `region`: where the tokens of the last tier's region stand, if it has one.
-    `dense`: all used slots from the first visible one, and nothing else: one slice."""
+    """What a group, the first of whose latents is `start`, sees of the past. `slots`: of the arena, and `latents` the
+    region and stream index of each; `moves`: by how many latents each visible region is moved in time; `region`: where
+    the tokens of the last tier's region stand, if any. `dense`: one slice, of all used slots from the first visible."""
 
     start: int
     slots: tuple[int, ...]
@@ -62,18 +60,11 @@ class CacheView:
 
 
 class KVCache:
-    """Keys and values of the past, for all layers of one batch of streams.
+    """Keys and values of the past, for all layers of one batch of streams. `region`: the memory of the last tier, if
+    that keeps no latents as they are (`region_tier`)."""
 
-    `region`: the memory of the last tier, if that keeps no latents as they are (`region_tier`)."""
-
-    def __init__(
-        self,
-        tiers: Sequence[Tier],
-        shape: KVShape,
-        flight: int,
-        dtype: torch.dtype = torch.float32,
-        device: str | torch.device = "cpu",
-    ) -> None:
+    def __init__(self, tiers: Sequence[Tier], shape: KVShape, flight: int, dtype: torch.dtype = torch.float32,
+                 device: str | torch.device = "cpu") -> None:  # fmt: skip
         """`flight`: the largest number of latents in one group of a call."""
         kinds = [tier.kind for tier in tiers]
         if len(set(kinds)) != len(kinds):
@@ -122,25 +113,24 @@ class KVCache:
         kind = None if self.region_tier is None else self.region_tier.kind
         visible = group.visibility.visible(self.held(), group.latents, whole=() if kind is None else (kind,))
         moves = positions(group.visibility.positions)(visible, range(group.start, group.start + group.latents))
-        region = None if kind is None else _placed(visible.pop(kind), moves.get(kind))
+        region = None
+        if kind is not None:  # one that a policy moves stands no further back than its span; else, where it was
+            span, move = visible.pop(kind), moves.get(kind)
+            region = Placement(move or 0, None if move is None or not span else span[0] + move, len(span))
         at = {self.contents.slots[name][i]: (name, i) for name, held in visible.items() for i in held}
         slots = tuple(sorted(at))
-        first = slots[0] if slots else self.used
-        dense = not (region and region.filled) and slots == tuple(range(first, self.used)) and self._prefix()
+        used = sorted(slot for slots in self.contents.slots.values() for slot in slots.values())
+        prefix, first = used == list(range(self.used)), slots[0] if slots else self.used
+        dense = prefix and not (region and region.filled) and slots == tuple(range(first, self.used))
         inside = tuple((name, moves.get(name, 0)) for name, held in visible.items() if held)
         return CacheView(group.start, slots, tuple(at[slot] for slot in slots), inside, dense, region)
-
-    def _prefix(self) -> bool:
-        used = sorted(slot for slots in self.contents.slots.values() for slot in slots.values())
-        return used == list(range(self.used))
 
     # -- reading ------------------------------------------------------------------------------------------------
 
     def read(self, layer: int, view: CacheView, own: KVBlock) -> BiasedKV:
-        """Return the visible past followed by the call's own keys and values.
-
-        Without gradient and with a dense view this is a slice of the arena: own keys are laid behind the used slots.
-        With gradient, or where a call is larger than the room for it, it is a copy; the past carries no gradient."""
+        """Return the visible past followed by the call's own keys and values. Without gradient and with a dense view
+        this is a slice of the arena: own keys are laid behind the used slots. With gradient, or where a call is larger
+        than the room for it, it is a copy; the past carries no gradient."""
         for region, move in view.moves:
             self.arena.turn(layer, region, move)
         fits = own.key.shape[2] <= self.arena.flight * self.shape.tokens
@@ -219,36 +209,32 @@ class KVCache:
         if self.region is not None and self.region_tier is not None:
             self.region.load_state_dict(state["regions"][self.region_tier.kind])
             absorbed = state["absorbed"][self.region_tier.kind]
-        self.contents = Contents(
-            {tier.kind: {int(i): int(s) for i, s in state["slots"][tier.kind]} for tier in self.latent_tiers},
-            tuple(int(i) for i in absorbed),
-            {name: tuple(int(i) for i in indices) for name, indices in state["marks"].items()},
-        )
+        slots = {tier.kind: {int(i): int(s) for i, s in state["slots"][tier.kind]} for tier in self.latent_tiers}
+        marks = {name: tuple(int(i) for i in indices) for name, indices in state["marks"].items()}
+        self.contents = Contents(slots, tuple(int(i) for i in absorbed), marks)
 
 
 class CallMemory:
     """One model call's window on a KVCache. A call is one or two groups of latents, in order: [committing | denoising].
-
     In each layer the committing group attends and is written first, so the denoising group already sees it: the clean
     pass of one chunk and the next tick are one call, with the numbers of two."""
 
     def __init__(self, cache: KVCache, groups: Sequence[LatentGroup], weights: Weights | None = None) -> None:
         self.cache, self.groups, self.weights = cache, tuple(groups), {} if weights is None else weights
         self._before = cache.contents
-        self._views: list[CacheView] = []
-        self._plans: list[CommitPlan] = []
+        self._steps: list[tuple[LatentGroup, CacheView, CommitPlan]] = []
         self._notes: dict[str, object] = {}
         for group in self.groups:
-            self._views.append(cache.view(group))
-            self._plans.append(cache.plan(group.start, group.latents) if group.commit else CommitPlan(cache.contents))
-            cache.adopt(self._plans[-1].after)
+            plan = cache.plan(group.start, group.latents) if group.commit else CommitPlan(cache.contents)
+            self._steps.append((group, cache.view(group), plan))
+            cache.adopt(plan.after)
         cache.adopt(self._before)
 
     def attend(self, layer: int, query: Tensor, own: KVBlock, attend: Kernel) -> Tensor:
         """Return the attention output of all groups, [B, N, L, K]."""
         tokens, at, outputs = self.cache.shape.tokens, 0, []
         self.cache.adopt(self._before)
-        for group, view, plan in zip(self.groups, self._views, self._plans, strict=True):
+        for group, view, plan in self._steps:
             stop = at + group.latents
             mine, keys = query[:, :, at * tokens : stop * tokens], own.latents(at, stop, tokens)
             outputs.append(self.attend_group(layer, group, view, mine, keys, attend))
@@ -258,9 +244,8 @@ class CallMemory:
             at = stop
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
-    def attend_group(
-        self, layer: int, group: LatentGroup, view: CacheView, query: Tensor, own: KVBlock, attend: Kernel
-    ) -> Tensor:
+    def attend_group(self, layer: int, group: LatentGroup, view: CacheView, query: Tensor, own: KVBlock,
+                     attend: Kernel) -> Tensor:  # fmt: skip
         """Return the attention output of one group, [B, N, L, K], over what it sees and its own keys."""
         seen = self.cache.read(layer, view, own)
         asked = Query(layer, group.start, query, self.weights)
@@ -290,11 +275,6 @@ def _evicted(eviction: Eviction, latent: Callable[[int, Place | None], KVBlock])
     return evicted, eviction.after and latent(*eviction.after)
 
 
-def _placed(span: tuple[int, ...], move: int | None) -> Placement:
-    """A region that a policy moves stands no further back than its span; one that is left alone, where it was."""
-    return Placement(move or 0, None if move is None or not span else span[0] + move, len(span))
-
-
 def _bias(parts: Sequence[BiasedKV]) -> Tensor | None:
     biases = [part.bias for part in parts if part.bias is not None]
     if not biases:
@@ -309,8 +289,6 @@ def _runs(slots: Sequence[int]) -> list[tuple[int, int]]:
     """Rising integers as half-open runs: (3, 4, 5, 9) -> [(3, 6), (9, 10)]."""
     runs: list[tuple[int, int]] = []
     for slot in slots:
-        if runs and runs[-1][1] == slot:
-            runs[-1] = (runs[-1][0], slot + 1)
-        else:
-            runs.append((slot, slot + 1))
+        low = runs.pop()[0] if runs and runs[-1][1] == slot else slot
+        runs.append((low, slot + 1))
     return runs

@@ -28,10 +28,9 @@ class Evicted:
 
 @dataclass(frozen=True)
 class LayerCommit:
-    """The commit during which that happens, in one layer: the new latents' keys and values, and their queries.
-
-    `notes`: of this commit, what one layer leaves for the next ones. `after`: of a region to which something falls, the
-    latent that follows the newest of it; None if that is still to come."""
+    """The commit during which that happens, in one layer: the new latents' keys and values, and their queries. `notes`:
+    of this commit, what one layer leaves for the next ones. `after`: of a region to which something falls, the latent
+    that follows the newest of it; None if that is still to come."""
 
     layer: int
     start: int
@@ -87,11 +86,9 @@ class Region(Protocol):
     def bytes(self) -> int: ...
     def absorb(self, evicted: Evicted, commit: LayerCommit) -> None:
         """Take what falls, in one layer."""
-        ...
 
     def read(self, layer: int, placement: Placement) -> BiasedKV | None:
         """Return what a call attends to of it; None for nothing."""
-        ...
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
@@ -103,7 +100,6 @@ class AdditiveRegion(Protocol):
 
     def addition(self, query: Query) -> Tensor | None:
         """Return what is added for these queries, [B, N, L, K]; None for nothing."""
-        ...
 
 
 @runtime_checkable
@@ -112,4 +108,3 @@ class RegionTier(Tier, Protocol):
 
     def region(self, shape: KVShape, dtype: torch.dtype, device: torch.device | str) -> Region:
         """Return an empty memory of this shape."""
-        ...

@@ -55,39 +55,30 @@ class TokenTier(Tier, Protocol):
 
     def choose(self, held: Tokens, evicted: Tokens, commit: LayerCommit) -> Tokens:
         """Return what is held after a commit: as many tokens as before, empty places last."""
-        ...
 
 
 class TokenPool:
-    """The Region of a TokenTier: `latents` x tokens places.
+    """The Region of a TokenTier: `latents` x tokens places. `holes`: whether places may stay empty, or tokens stand for
+    several, once so many latents fell; then each call needs a bias, which not every attention kernel takes. `packed`:
+    whole latents that stand side by side, whatever time passed between them, the last one where the region ends; else
+    each token stands at its own time."""
 
-    `holes`: whether places may stay empty, or tokens stand for several, once so many latents fell; then each call needs
-    a bias, which not every attention kernel takes.
-    `packed`: whole latents that stand side by side, whatever time passed between them, the last one where the region
-    ends; else each token stands at its own time."""
-
-    def __init__(
-        self, tier: TokenTier, latents: int, shape: KVShape, dtype: torch.dtype, device: torch.device | str,
-        holes: bool, packed: bool = False,
-    ) -> None:  # fmt: skip
+    def __init__(self, tier: TokenTier, latents: int, shape: KVShape, dtype: torch.dtype, device: torch.device | str,
+                 holes: bool, packed: bool = False) -> None:  # fmt: skip
         self.tier, self.shape, self.holes, self.packed = tier, shape, holes, packed
         length = latents * shape.tokens
         places = (shape.batch, length)
-        self.held = [
-            Tokens(
-                torch.zeros(shape.of(layer, length), dtype=dtype, device=device),
-                torch.zeros(shape.of(layer, length), dtype=dtype, device=device),
-                torch.zeros(places, dtype=torch.int64, device=device),
-                torch.zeros(places, device=device),
-            )
-            for layer in range(shape.layers)
-        ]
+        self.held = []
+        for layer in range(shape.layers):
+            key, value = (torch.zeros(shape.of(layer, length), dtype=dtype, device=device) for _ in range(2))
+            index, mass = torch.zeros(places, dtype=torch.int64, device=device), torch.zeros(places, device=device)
+            self.held.append(Tokens(key, value, index, mass))
         self._turned: list[tuple[Placement, Tensor] | None] = [None] * shape.layers
 
     @property
     def bytes(self) -> int:
-        tensors = (tensor for held in self.held for tensor in (held.key, held.key, held.value, held.index, held.mass))
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)  # keys twice: as made, as shown
+        return sum(x.nbytes for held in self.held  # keys twice: as made, as shown
+                   for x in (held.key, held.key, held.value, held.index, held.mass))
 
     def absorb(self, evicted: Evicted, commit: LayerCommit) -> None:
         held, tokens = self.held[commit.layer], self.shape.tokens

@@ -17,11 +17,9 @@ AnySparse = BlockSparse | HashAttention
 
 @dataclass(frozen=True)
 class Visibility:
-    """`budget`: latents one call attends to, its own included (None: all that is held).
-
-    `pinned` regions are always in view; the others fill the rest of the budget, newest first.
-    `positions` says where the visible regions stand in time. `sparse`: of what it could see, it attends to a part;
-    `text`: the same for the prompt."""
+    """`budget`: latents one call attends to, its own included (None: all that is held). `pinned` regions are always in
+    view; the others fill the rest of the budget, newest first. `positions` says where the visible regions stand in
+    time. `sparse`: of what it could see, it attends to a part; `text`: the same for the prompt."""
 
     budget: int | None = None
     pinned: tuple[str, ...] = ("sink",)
@@ -34,22 +32,18 @@ class Visibility:
         if self.budget is not None and self.budget < 1:
             raise ConfigError(f"budget {self.budget}: a call needs at least 1 latent, its own; null means no limit.")
 
-    def visible(
-        self, held: Mapping[str, tuple[int, ...]], own: int, whole: tuple[str, ...] = ()
-    ) -> dict[str, tuple[int, ...]]:
-        """Return the stream indices of each region that a call of `own` latents sees.
-
-        `whole`: regions that are seen whole or not at all, hence always."""
+    def visible(self, held: Mapping[str, tuple[int, ...]], own: int,
+                whole: tuple[str, ...] = ()) -> dict[str, tuple[int, ...]]:  # fmt: skip
+        """Return the stream indices of each region that a call of `own` latents sees. `whole`: regions that are seen
+        whole or not at all, hence always."""
         if self.budget is None:
             return dict(held)
         pinned = {*self.pinned, *whole}
         always = sum(len(held.get(region, ())) for region in pinned)
         rest = sorted(i for region, indices in held.items() if region not in pinned for i in indices)
         newest = set(rest[max(0, len(rest) - max(0, self.budget - own - always)) :])
-        return {
-            region: indices if region in pinned else tuple(i for i in indices if i in newest)
-            for region, indices in held.items()
-        }
+        return {region: indices if region in pinned else tuple(i for i in indices if i in newest)
+                for region, indices in held.items()}  # fmt: skip
 
     @property
     def masked(self) -> bool:
@@ -73,7 +67,6 @@ class Visibility:
 
 # -- positions: where the visible past stands in time; integers in, moves out ------------------------------------------
 
-
 Visible = Mapping[str, Sequence[int]]  # region -> stream indices that a call sees of it, rising
 Moves = dict[str, int]  # region -> latents by which its keys are moved in time; absent = 0
 Positions = Callable[[Visible, range], Moves]  # the range: stream indices of the call's own latents
@@ -85,10 +78,9 @@ def absolute(visible: Visible, own: range) -> Moves:
 
 
 def realigned(visible: Visible, own: range) -> Moves:
-    """Let regions follow each other without a gap, the last one ending where the call's own latents start.
-
-    Rolling Forcing's sink (section 3.3), generalised to any number of regions: positions never leave the range
-    seen in training, however long the stream."""
+    """Let regions follow each other without a gap, the last one ending where the call's own latents start. Rolling
+    Forcing's sink (section 3.3), generalised to any number of regions: positions never leave the range seen in
+    training, however long the stream."""
     moves: Moves = {}
     end = own.start
     for region, held in sorted(visible.items(), key=lambda item: max(item[1], default=-1), reverse=True):
@@ -125,10 +117,9 @@ class Anchored:
 
 @dataclass(frozen=True)
 class RunningAhead:
-    """A region that stands in the future, always ahead of the call, as a goal to be reached (Knot Forcing).
-
-    It stands `first` latents after its own index, which is the beginning of the stream for a sink, and jumps on by
-    `step` as soon as fewer than `knot` latents are left between the call and it."""
+    """A region that stands in the future, always ahead of the call, as a goal to be reached (Knot Forcing). It stands
+    `first` latents after its own index, which is the beginning of the stream for a sink, and jumps on by `step` as soon
+    as fewer than `knot` latents are left between the call and it."""
 
     first: int = 8
     step: int = 4
@@ -154,9 +145,7 @@ AnyPositions = str | Anchored | RunningAhead  # a name of NAMED, or settings
 
 def positions(choice: AnyPositions) -> Positions:
     """Return the position policy chosen. ConfigError lists the names that exist."""
-    if not isinstance(choice, str):
-        return choice
-    if choice not in NAMED:
+    if isinstance(choice, str) and choice not in NAMED:
         kinds = (*NAMED, "{kind: anchored, ...}", "{kind: running_ahead, ...}")
         raise ConfigError(f"positions {choice!r} are not known. Use one of: {', '.join(kinds)}.")
-    return NAMED[choice]
+    return NAMED[choice] if isinstance(choice, str) else choice

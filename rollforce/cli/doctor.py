@@ -142,7 +142,7 @@ def _models(report: dict[str, Any]) -> dict[str, Any]:
 
 def _extras(report: dict[str, Any]) -> dict[str, Any]:
     """Which optional parts are installed."""
-    wanted = {"wan": "transformers", "serve": "fastapi", "train": "accelerate"}
+    wanted = {"wan": "ftfy", "quant": "torchao", "train": "tensorboard"}
     return {name: importlib.util.find_spec(module) is not None for name, module in wanted.items()}
 
 

@@ -21,10 +21,8 @@ from rollforce.errors import RollforceError
 
 USAGE, ENVIRONMENT, MEMORY, INTERRUPTED = 2, 3, 4, 130
 
-app = typer.Typer(
-    name="rollforce", help="Endless video from text.", no_args_is_help=True, add_completion=False,
-    pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
-)  # fmt: skip
+app = typer.Typer(name="rollforce", help="Endless video from text.", no_args_is_help=True, add_completion=False,
+                  pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
 
 ModelName = Annotated[str, typer.Option("--model", help="A bundled model's name, or a folder with model.yaml.")]
 
@@ -71,10 +69,9 @@ def convert(
         from rollforce.checkpoints.convert import dtype_of, prepare, write
         from rollforce.video.size import parse_size
 
-        conversion = prepare(
-            file, base, out, lora=lora, name=name, licence=licence, stream=stream,
-            size=parse_size(size) if size else None, dtype=dtype_of(dtype), teacher=teacher, overwrite=overwrite,
-        )  # fmt: skip
+        conversion = prepare(file, base, out, lora=lora, name=name, licence=licence, stream=stream,
+                             size=parse_size(size) if size else None, dtype=dtype_of(dtype), teacher=teacher,
+                             overwrite=overwrite)  # fmt: skip
         for line in conversion.summary():
             typer.echo(line)
         for warning in conversion.warnings:

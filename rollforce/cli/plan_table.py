@@ -25,25 +25,23 @@ def setup_of(options: PlanOptions) -> MemorySetup:
     runtime = {name: value for name, value in options.running.items() if name not in ("loras", "decoder")}
     running = RuntimeOptions(**{name: as_setting(value) for name, value in runtime.items()})
     sizes, device = sizes_of(options.model or "tiny"), pick_device(options.device or "auto")
-    stream = build(StreamSettings, preset_file(options.stream or sizes.stream))
-    setup = MemorySetup(
-        sizes, stream, parse_size(options.size) if options.size else sizes.size,
-        pick_dtype(options.dtype or "auto", device), device, running.offload, running.quantize,
-        TILES if running.tiling else None, small="decoder" in options.running,
-    )  # fmt: skip
+    changes = () if options.stream else sizes.changes
+    stream = build(StreamSettings, preset_file(options.stream or sizes.stream), overrides=changes)
+    setup = MemorySetup(sizes, stream, parse_size(options.size) if options.size else sizes.size,
+                        pick_dtype(options.dtype or "auto", device), device, running.offload, running.quantize,
+                        TILES if running.tiling else None, small="decoder" in options.running)  # fmt: skip
     return setup if options.window is None else setup.with_window(options.window)
 
 
 def describe(found: Fit) -> dict[str, Any]:
     """Return the answer as plain data; bytes are whole numbers."""
     setup = found.setup
-    return {
-        "model": setup.sizes.name, "size": f"{setup.size[1]}x{setup.size[0]}", "device": str(setup.device),
-        "dtype": str(setup.dtype).removeprefix("torch."), "window": setup.window,
-        "parts": [dataclasses.asdict(part) for part in found.parts], "needs": found.needs,
-        "needs_with_prompt": needs_with_prompt(found.parts), "free": found.free, "fits": found.fits,
-        "then": found.then, "helps": found.helps, "remedies": [dataclasses.asdict(remedy) for remedy in found.remedies],
-    }  # fmt: skip
+    return {"model": setup.sizes.name, "size": f"{setup.size[1]}x{setup.size[0]}", "device": str(setup.device),
+            "dtype": str(setup.dtype).removeprefix("torch."), "window": setup.window,
+            "parts": [dataclasses.asdict(part) for part in found.parts], "needs": found.needs,
+            "needs_with_prompt": needs_with_prompt(found.parts), "free": found.free, "fits": found.fits,
+            "then": found.then, "helps": found.helps,
+            "remedies": [dataclasses.asdict(remedy) for remedy in found.remedies]}  # fmt: skip
 
 
 def show(found: Fit) -> None:

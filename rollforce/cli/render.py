@@ -153,10 +153,9 @@ class Tally:
 _PLAIN = ("frames", "streamed", "denoise_s", "decode_s", "first_frame_s", "first_frame_since_command_s", "continued_at")
 
 
-def render(
-    model: Model, request: Request, path: Path, report: Callable[[Progress], None] | None = None, *,
-    go_on: Snapshot | None = None, save_every: float = SAVE_EVERY_S, stopping: Callable[[], bool] = lambda: False,
-) -> Result:  # fmt: skip
+def render(model: Model, request: Request, path: Path, report: Callable[[Progress], None] | None = None, *,
+           go_on: Snapshot | None = None, save_every: float = SAVE_EVERY_S,
+           stopping: Callable[[], bool] = lambda: False) -> Result:  # fmt: skip
     """Write `request` to `path` (.mp4) and its record beside it (.json); Ctrl-C ends early with both files whole.
 
     `model` must have been loaded as the request says. `report` is called after each chunk has reached the file.
@@ -189,10 +188,8 @@ def render(
     return result
 
 
-def _write(
-    session: Session, video: VideoWriter, tally: Tally, keeper: Keeper, report: Callable[[Progress], None],
-    stopping: Callable[[], bool],
-) -> bool:  # fmt: skip
+def _write(session: Session, video: VideoWriter, tally: Tally, keeper: Keeper, report: Callable[[Progress], None],
+           stopping: Callable[[], bool]) -> bool:  # fmt: skip
     """Write chunk after chunk; return whether the end was reached."""
 
     def snapshot() -> Snapshot:

@@ -56,10 +56,8 @@ def make(options: RenderOptions, terminal: Terminal, tell: Callable[[str], None]
     return not waiting or _render_all(planned, waiting, terminal, options, tell)
 
 
-def _render_all(
-    planned: RenderPlan, waiting: list[RenderTask], terminal: Terminal, options: RenderOptions,
-    tell: Callable[[str], None],
-) -> bool:  # fmt: skip
+def _render_all(planned: RenderPlan, waiting: list[RenderTask], terminal: Terminal, options: RenderOptions,
+                tell: Callable[[str], None]) -> bool:  # fmt: skip
     """Make one video after the other; return whether all were made."""
     model, status = _load(planned, waiting, terminal), dict[Path, str]()
     write_manifest(planned, status)
@@ -79,9 +77,8 @@ def _render_all(
 
 def _load(planned: RenderPlan, waiting: list[RenderTask], terminal: Terminal) -> Model:
     request, begun = planned.request, time.perf_counter()
-    model = load(request.model, stream=request.stream, overrides=planned.overrides,
-                 window=request.window, device=request.device,
-                 dtype=request.dtype, threads=request.threads, running=request.running)  # fmt: skip
+    model = load(request.model, stream=request.stream, overrides=planned.overrides, window=request.window,
+                 device=request.device, dtype=request.dtype, threads=request.threads, running=request.running)
     _check_prompts(model, waiting)
     terminal.show_model(model, request.size or model.size, time.perf_counter() - begun)
     if planned.record and (reasons := planned.record.differences(model)):
@@ -118,9 +115,8 @@ def _problem(place: str, ask: Callable[..., None], *words: Any) -> Iterator[tupl
         yield place, str(error)
 
 
-def _render_one(
-    planned: RenderPlan, task: RenderTask, model: Model, terminal: Terminal, save_every: float, stop: Stop
-) -> Result:
+def _render_one(planned: RenderPlan, task: RenderTask, model: Model, terminal: Terminal, save_every: float,
+                stop: Stop) -> Result:  # fmt: skip
     """Make or continue one video, and compare it with its record, if it repeats one."""
     start = _find_start(planned, task, model, terminal)
     done = 0 if start is None else int(start.state["render"]["streamed"])

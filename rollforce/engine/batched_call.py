@@ -23,17 +23,14 @@ from rollforce.models.transformer.transformer import HALVES, Condition, Memory, 
 
 
 def group_key(call: ModelCall) -> Hashable:
-    """Return a key that is the same for calls that can be one: as many streams, latents of one size, prompts of one
-    length."""
+    """Return a key, the same for calls that can be one: as many streams, latents of a size, prompts of a length."""
     x, given = call.x_BTCHW, call.condition.layers[0]
     return (x.shape[0], x.shape[2:], x.dtype, x.device, tuple(block.key.shape for block in given))
 
 
 def run_together(calls: Sequence[ModelCall], model: VideoTransformer) -> list[Tensor]:
-    """Return the velocity [B, T, C, H, W] of each of these calls of one `group_key`. Their pasts are written, once.
-
-    It is one call; but one for each where blocks are compiled, which would be done anew for every company of
-    streams."""
+    """Return the velocity [B, T, C, H, W] of each of these calls of one `group_key`. Their pasts are written, once. It
+    is one call; but one for each where blocks are compiled, which would be done anew for every company of streams."""
     if len(calls) == 1 or model.halves is not HALVES:
         return [call.run(model) for call in calls]
     latents = [call.x_BTCHW.shape[1] for call in calls]
@@ -54,11 +51,8 @@ class ConcatenatedMemory:
     def attend(self, layer: int, query: Tensor, own: KVBlock, attend: Kernel) -> Tensor:
         """Return the attention output of all streams, [B, N, L, K]."""
         keys, values = self._split(own.key), self._split(own.value)
-        outputs = [
-            part.attend(layer, asking, KVBlock(key, value), attend)
-            for part, asking, key, value in zip(self._parts, self._split(query), keys, values, strict=True)
-        ]
-        return torch.cat(outputs, dim=2)
+        parts = zip(self._parts, self._split(query), keys, values, strict=True)
+        return torch.cat([part.attend(layer, q, KVBlock(k, v), attend) for part, q, k, v in parts], dim=2)
 
     def across(self, attend: Kernel) -> Kernel:
         """Return the kernel for cross-attention: the prompts stand one after the other in the batch."""
@@ -78,11 +72,9 @@ class ConcatenatedMemory:
 def _join_prompts(calls: Sequence[ModelCall]) -> Condition:
     """Put the prompts of every layer one after the other in the batch: [streams x B, N, L, K]."""
     layers = zip(*(call.condition.layers for call in calls), strict=True)
-    return Condition(tuple(tuple(_stack(blocks) for blocks in zip(*given, strict=True)) for given in layers))
-
-
-def _stack(blocks: Sequence[KVBlock]) -> KVBlock:
-    return KVBlock(torch.cat([block.key for block in blocks]), torch.cat([block.value for block in blocks]))
+    return Condition(tuple(tuple(KVBlock(torch.cat([block.key for block in blocks]),
+                                         torch.cat([block.value for block in blocks]))
+                                 for blocks in zip(*given, strict=True)) for given in layers))  # fmt: skip
 
 
 def _join_phases(calls: Sequence[ModelCall]) -> Tensor | None:

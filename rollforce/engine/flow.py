@@ -55,7 +55,6 @@ def renoise(clean_BTCHW: Tensor, noise_BTCHW: Tensor, next_sigma_BT: Tensor) -> 
 
 # -- noise: a pure function of (seed, latent, draw), which neither length nor batch nor order can change ---------------
 
-
 class NoiseSource(Protocol):
     """Noise by stream index and draw: whatever is called as `noise(index, draw)` and returns float32 [B, C, H, W]."""
 
@@ -64,9 +63,8 @@ class NoiseSource(Protocol):
 
 @dataclass(frozen=True)
 class Noise:
-    """Gaussian noise for a batch of streams, one of `seeds` each, of latents of `shape` (C, H, W).
-
-    It is drawn on the CPU in float32, the same for every device."""
+    """Gaussian noise for a batch of streams, one of `seeds` each, of latents of `shape` (C, H, W). It is drawn on the
+    CPU in float32, the same for every device."""
 
     seeds: tuple[int, ...]
     shape: tuple[int, int, int]
@@ -77,8 +75,7 @@ class Noise:
         return cls((seeds,) if isinstance(seeds, int) else tuple(seeds), shape)
 
     def __call__(self, index: int, draw: int) -> Tensor:
-        """Return the noise of latent `index` at its `draw`-th noising (0 is the pure noise at entry): float32 [B, C, H,
-        W]."""
+        """Return the noise of latent `index` at its `draw`-th noising (0: that at entry), float32 [B, C, H, W]."""
         return torch.stack([self._draw(seed, index, draw) for seed in self.seeds])
 
     def _draw(self, seed: int, index: int, draw: int) -> Tensor:
@@ -91,10 +88,9 @@ class Noise:
 
 @dataclass(frozen=True)
 class Branched(Noise):
-    """Noise of one stream whose seed changes at some latents: (stream index from which on, seed), rising.
-
-    With `lean` the noise with which a latent enters leans on that of the latent one `chunk` before, with which it has
-    this correlation; its variance stays 1. It is a sum of seeded draws, as far back as float32 can tell, and so a pure
+    """Noise of one stream whose seed changes at some latents: (stream index from which on, seed), rising. With `lean`
+    the noise with which a latent enters leans on that of the latent one `chunk` before, with which it has this
+    correlation; its variance stays 1. It is a sum of seeded draws, as far back as float32 can tell, and so a pure
     function as any noise here (the release carries the last chunk's noise along; differs by less than 1e-7)."""
 
     branches: tuple[tuple[int, int], ...] = ()
@@ -116,13 +112,11 @@ class Branched(Noise):
         return x
 
     def _draw_branch(self, index: int, draw: int) -> Tensor:
-        seed = next((seed for start, seed in reversed(self.branches) if start <= index), None)
-        seeds = self.seeds if seed is None else (seed,)
+        seeds = next(((seed,) for start, seed in reversed(self.branches) if start <= index), self.seeds)
         return torch.stack([self._draw(seed, index, draw) for seed in seeds])
 
 
 # -- ladders: the noise levels that a latent steps down, highest first; the last step to 0 is implied ------------------
-
 
 Ladder = tuple[float, ...]
 Level = TypeVar("Level", float, Tensor)
@@ -160,11 +154,9 @@ def explicit(levels: Sequence[float]) -> Ladder:
 
 
 def training_weight(sigma: Tensor, shift: float, table: int = 1000) -> Tensor:
-    """Return the loss weight of Wan's flow-matching scheduler: a Gaussian bump around sigma .5, from 0, of mean 1.
-
-    The table of `table` shifted levels only sets the normalisation (`bsmntw` weighting)."""
-    grid = torch.arange(table, dtype=torch.float64)
-    levels = shift_level(1 - grid / table, shift)
+    """Return the loss weight of Wan's flow-matching scheduler: a Gaussian bump around sigma .5, from 0, of mean 1. The
+    table of `table` shifted levels only sets the normalisation (`bsmntw` weighting)."""
+    levels = shift_level(1 - torch.arange(table, dtype=torch.float64) / table, shift)
 
     def bump(level: Tensor) -> Tensor:
         return torch.exp(-2 * (level - 0.5) ** 2)

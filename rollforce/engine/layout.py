@@ -23,10 +23,9 @@ from rollforce.errors import ConfigError
 
 @dataclass(frozen=True)
 class Layout:
-    """The table `sigma[row][slot]`, and by how many slots the buffer moves per commit (`shift`).
-
-    What follows from the two: `slots` latents have room in the buffer, `ticks` model calls lead from one commit to the
-    next, and `draws[row][slot]` counts how often a latent was noised that stands there (0 is the pure noise at entry).
+    """The table `sigma[row][slot]`, and by how many slots the buffer moves per commit (`shift`). What follows from the
+    two: `slots` latents have room in the buffer, `ticks` model calls lead from one commit to the next, and
+    `draws[row][slot]` counts how often a latent was noised that stands there (0 is the pure noise at entry).
     ConfigError for a table that cannot stream."""
 
     sigma: tuple[tuple[float, ...], ...]
@@ -42,9 +41,8 @@ class Layout:
         if not 0 < self.shift <= slots or slots % self.shift:
             raise ConfigError(f"shift {self.shift} must divide the number of slots, {slots}.")
         if any(level != 0 for level in last[: self.shift]):
-            raise ConfigError(
-                f"the first {self.shift} slots end at {list(last[: self.shift])}: they must end clean (0)."
-            )
+            raise ConfigError(f"the first {self.shift} slots end at {list(last[: self.shift])}: they must end clean "
+                              "(0).")  # fmt: skip
         if last[self.shift :] != self.sigma[0][: slots - self.shift]:
             raise ConfigError("after a commit the buffer does not look as it did before: the table must repeat.")
         if any(after > before for row, later in pairwise(self.sigma) for before, after in zip(row, later, strict=True)):
@@ -66,8 +64,7 @@ def chunkwise(ladder: Ladder, chunk: int) -> Layout:
 
 
 def rolling(ladder: Ladder, chunk: int) -> Layout:
-    """Return the layout of Rolling Forcing (Liu et al. 2025, section 3.2): a chunk per level in flight, a tick per
-    commit."""
+    """Return the layout of Rolling Forcing (Liu et al. 2025, section 3.2): a chunk a level, a tick a commit."""
     return partitioned(ladder, chunk, micro=1)
 
 
@@ -78,10 +75,8 @@ def partitioned(ladder: Ladder, chunk: int, micro: int) -> Layout:
     if micro < 1 or len(ladder) % micro:
         raise ConfigError(f"micro {micro} must divide the number of steps, {len(ladder)}.")
     levels, chunks = (*ladder, 0.0), len(ladder) // micro
-    rows = (
-        tuple(levels[(chunks - 1 - place) * micro + row] for place in range(chunks) for _ in range(chunk))
-        for row in range(micro + 1)
-    )
+    rows = (tuple(levels[(chunks - 1 - place) * micro + row] for place in range(chunks) for _ in range(chunk))
+            for row in range(micro + 1))  # fmt: skip
     return Layout(tuple(rows), chunk)
 
 

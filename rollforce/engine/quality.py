@@ -12,11 +12,9 @@ from rollforce.errors import ConfigError
 
 @dataclass(frozen=True)
 class QualityLevel:
-    """How much work a chunk is.
-
-    `steps` of the stream's own noise levels are kept, spread evenly, the highest always among them. `past` is the share
-    of what a call sees of the past; what is pinned, regions that are seen whole, and the call's own latents are always
-    seen.
+    """How much work a chunk is. `steps` of the stream's own noise levels are kept, spread evenly, the highest always
+    among them. `past` is the share of what a call sees of the past; what is pinned, regions that are seen whole, and
+    the call's own latents are always seen.
 
     Memory is written as ever, so that it is all there when the stream goes up again.
 
@@ -36,8 +34,7 @@ class QualityLevel:
 
     def apply(self, settings: StreamSettings) -> StreamSettings:
         """Return the stream at this level. ConfigError if its layout has not so many steps, or cannot do with these."""
-        levels, micro = settings.layout.levels, settings.layout.micro
-        count = len(levels)
+        levels, micro, count = settings.layout.levels, settings.layout.micro, len(settings.layout.levels)
         if self.steps > count:
             raise ConfigError(f"quality.steps {self.steps}: this stream has {count}.")
         if settings.layout.kind == "partitioned" and self.steps % micro:
@@ -45,11 +42,8 @@ class QualityLevel:
         chosen = tuple(levels[(i * count + self.steps // 2) // self.steps] for i in range(self.steps))
         layout, before = replace(settings.layout, levels=chosen), settings.layout.build()
         after, stepping = layout.build(), settings.stepping
-        stepping = replace(
-            stepping,
-            denoise=self._narrow(settings, stepping.denoise, before.slots, after.slots),
-            commit=self._narrow(settings, stepping.commit, before.shift, after.shift),
-        )
+        stepping = replace(stepping, denoise=self._narrow(settings, stepping.denoise, before.slots, after.slots),
+                           commit=self._narrow(settings, stepping.commit, before.shift, after.shift))  # fmt: skip
         return replace(settings, layout=layout, stepping=stepping)
 
     def _narrow(self, settings: StreamSettings, visibility: Visibility, own: int, left: int) -> Visibility:
@@ -66,20 +60,17 @@ def quality_levels(settings: StreamSettings) -> tuple[QualityLevel, ...]:
     """Return the levels of a stream, itself first: step by step down to two, then half of the past, if there is any."""
     count = len(settings.layout.levels)
     less = settings.layout.micro if settings.layout.kind == "partitioned" else 1
-    steps = [count, *range(count - less, 1, -less)]
-    levels = [QualityLevel(number) for number in steps]
+    levels = tuple(QualityLevel(steps) for steps in (count, *range(count - less, 1, -less)))
     calls = (settings.stepping.denoise, settings.stepping.commit)
     if any(_visible_latents(settings, visibility)[1] > 1 for visibility in calls):
-        levels.append(QualityLevel(steps[-1], past=0.5))
-    return tuple(levels)
+        levels += (QualityLevel(levels[-1].steps, past=0.5),)
+    return levels
 
 
 def _visible_latents(settings: StreamSettings, visibility: Visibility) -> tuple[int, int]:
-    """Return the latents of the past that a call always sees, and those that its budget is for, of the group of heads
-    with most of each."""
-    always, loose = [0], [0]
+    """Return the latents of the past that a call always sees, and that its budget is for: the most of any heads."""
+    always, loose = 0, 0
     for tiers in settings.memories:
-        pinned = [tier.latents for tier in tiers if tier.kind in visibility.pinned or isinstance(tier, RegionTier)]
-        always.append(sum(pinned))
-        loose.append(sum(tier.latents for tier in tiers) - sum(pinned))
-    return max(always), max(loose)
+        pinned = sum(tier.latents for tier in tiers if tier.kind in visibility.pinned or isinstance(tier, RegionTier))
+        always, loose = max(always, pinned), max(loose, sum(tier.latents for tier in tiers) - pinned)
+    return always, loose

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -23,9 +23,6 @@ from rollforce.engine.flow import NoiseSource
 from rollforce.engine.layout import Layout
 from rollforce.errors import ConfigError
 from rollforce.models.transformer.transformer import Condition, VideoTransformer
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def index_range(start: int, count: int) -> Tensor:
@@ -73,7 +70,6 @@ class Source(Protocol):
     def __call__(self, index: int) -> tuple[Tensor, float] | None:
         """Clean latent [B, C, H, W] of a stream index, asked for once and in order, and the noise level at which it
         enters; None: the video is over."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -119,19 +115,9 @@ class Rollout:
     is clean and handed out, but not yet in memory; `recent` is clean and in memory, as many of the newest latents as
     fit, for a recache; `phase` (of RoPE in time) and `scene` are what `transitions.Shot` changes."""
 
-    def __init__(
-        self,
-        model: VideoTransformer,
-        condition: Condition,
-        cache: AnyCache,
-        layout: Layout,
-        noise: NoiseSource,
-        stepping: Stepping | None = None,
-        *,
-        length: int | None = None,
-        start: int = 0,
-        source: Source | None = None,
-    ) -> None:
+    def __init__(self, model: VideoTransformer, condition: Condition, cache: AnyCache, layout: Layout,
+                 noise: NoiseSource, stepping: Stepping | None = None, *, length: int | None = None, start: int = 0,
+                 source: Source | None = None) -> None:  # fmt: skip
         self.model, self.condition, self.cache = model, condition, cache
         self.layout, self.noise, self.stepping = layout, noise, stepping or Stepping()
         self.start, self.source = start, source
@@ -147,10 +133,9 @@ class Rollout:
         self._sigma: tuple[float, ...] = ()  # noise of the live latents in the call that is under way
 
     def prefill(self, latents_BTCHW: Tensor) -> None:
-        """Give the stream a past, before its first tick: clean latents that stand just before `start`.
-
-        They are written chunk by chunk, each seeing those before it, as if the stream had made them. What does not
-        fill a chunk comes first: a single image is a chunk of its own (Self Forcing's image to video)."""
+        """Give the stream a past, before its first tick: clean latents that stand just before `start`. They are written
+        chunk by chunk, each seeing those before it, as if the stream had made them. What does not fill a chunk comes
+        first: a single image is a chunk of its own (Self Forcing's image to video)."""
         assert self.x is None and self.pending is None, "a past is given before the first tick"
         count, chunk = latents_BTCHW.shape[1], self.layout.shift
         cuts = [0, *range(count % chunk or chunk, count + 1, chunk)]
@@ -172,32 +157,29 @@ class Rollout:
         return low >= high
 
     def tick(self, with_grad: bool = False) -> Tick:
-        """Make one model call and step down. With `with_grad` the clean estimates carry gradient; past and state never
-        do."""
+        """Make one model call and step down. `with_grad`: clean estimates carry gradient; past and state never do."""
         with torch.set_grad_enabled(with_grad):
             return self.apply(self.next_call(apart=with_grad).run(self.model))
 
     def next_call(self, apart: bool = False) -> ModelCall:
-        """Return the model call that the next tick needs: its first half. Nothing may come between it and `apply`.
-
-        The clean pass of what is pending rides along, unless it is to be a call of its own (`apart`)."""
+        """Return the model call that the next tick needs: its first half. Nothing may come between it and `apply`. The
+        clean pass of what is pending rides along, unless it is to be a call of its own (`apart`)."""
         self.admit()
         low, high = self.live
         assert self.x is not None and low < high, "a finished rollout was ticked"
-        slots = slice(low - self.first, high - self.first)
-        now = tuple(self.entry.pop(low + i, level) for i, level in enumerate(self.layout.sigma[self.row][slots]))
-        self._sigma = now
+        levels = self.layout.sigma[self.row][low - self.first : high - self.first]
+        self._sigma = now = tuple(self.entry.pop(low + i, level) for i, level in enumerate(levels))
         if apart or not self.stepping.ride:
             self.settle()
         riding, x, count = self._take_pending(), self.x, high - low
         groups = [LatentGroup(low, count, self.stepping.denoise.at(max(now)))]
-        index, levels = index_range(low, count), self._levels(now)
+        index, sigma = index_range(low, count), self._levels(now)
         if riding is not None:
             groups.insert(0, self._commit_group(riding))
             x = torch.cat([riding.latents_BTCHW, x], dim=1)
             index = torch.cat([index_range(riding.start, riding.latents_BTCHW.shape[1]), index])
-            levels = torch.cat([self._context_levels(riding), levels], dim=1)
-        return self._build_call(x, levels, index, groups)
+            sigma = torch.cat([self._context_levels(riding), sigma], dim=1)
+        return self._build_call(x, sigma, index, groups)
 
     def apply(self, velocity_BTCHW: Tensor) -> Tick:
         """Step down by the velocity of `next_call`, [B, T, C, H, W]: the second half of a tick."""
@@ -212,12 +194,11 @@ class Rollout:
         return Tick(low, clean, now, clean.requires_grad)
 
     def commit(self) -> Commit | None:
-        """Hand out the clean slots after the layout's last row, and move on. None before that, or where nothing is
-        live."""
+        """Hand out the clean slots after the layout's last row, and move on. None before that, or if none is live."""
         if self.row < self.layout.ticks:
             return None
         assert self.x is not None
-        low, _ = self.live
+        low = self.live[0]
         count = max(0, self.first + self.layout.shift - low)
         finished = Commit(low, self.x[:, :count]) if count else None
         self.x, self.first, self.row = self.x[:, count:], self.first + self.layout.shift, 0
@@ -229,7 +210,6 @@ class Rollout:
     def restart(self, skip: int = 0) -> None:
         """Throw away what is in flight, between two chunks, and begin it anew, from noise. With `skip` the stream's
         clock jumps on by so many latents: what it remembers stands so much further back, until it is let go.
-
         ConfigError if the stream follows a video, which comes but once."""
         assert self.row == 0, "a stream begins anew between two chunks"
         if self.source is not None:
@@ -252,21 +232,18 @@ class Rollout:
         """Tick on, and yield latents as soon as they are clean."""
         while self.admit():
             self.tick()
-            finished = self.commit()
-            if finished is not None:
+            if (finished := self.commit()) is not None:
                 yield finished
 
     # -- one call -----------------------------------------------------------------------------------------------
 
-    def call(
-        self, x: Tensor, sigma: Tensor, index: Tensor, groups: Sequence[LatentGroup], phase: Tensor | None = None
-    ) -> Tensor:
+    def call(self, x: Tensor, sigma: Tensor, index: Tensor, groups: Sequence[LatentGroup],
+             phase: Tensor | None = None) -> Tensor:  # fmt: skip
         """Return the velocity of latents that see memory in these groups, by a call of its own."""
         return self._build_call(x, sigma, index, groups, phase).run(self.model)
 
-    def _build_call(
-        self, x: Tensor, sigma: Tensor, index: Tensor, groups: Sequence[LatentGroup], phase: Tensor | None = None
-    ) -> ModelCall:
+    def _build_call(self, x: Tensor, sigma: Tensor, index: Tensor, groups: Sequence[LatentGroup],
+                    phase: Tensor | None = None) -> ModelCall:  # fmt: skip
         if phase is None and self.phase:
             phase = torch.full(index.shape, self.phase)
         return ModelCall(x, sigma, index, tuple(groups), self.condition, self.cache, phase)
@@ -274,11 +251,9 @@ class Rollout:
     @torch.no_grad()
     def settle(self) -> None:
         """Write what is pending into memory: the clean pass as a call of its own."""
-        pending = self._take_pending()
-        if pending is None:
-            return
-        index = index_range(pending.start, pending.latents_BTCHW.shape[1])
-        self.call(pending.latents_BTCHW, self._context_levels(pending), index, [self._commit_group(pending)])
+        if (pending := self._take_pending()) is not None:
+            index = index_range(pending.start, pending.latents_BTCHW.shape[1])
+            self.call(pending.latents_BTCHW, self._context_levels(pending), index, [self._commit_group(pending)])
 
     def _take_pending(self) -> Commit | None:
         """Return the pending latents, about to be written to memory, and count them among the recent ones."""
@@ -291,8 +266,7 @@ class Rollout:
 
     def _as_context(self, finished: Commit) -> Commit:
         """Return what is written to memory of a finished chunk: itself, or a little noised."""
-        level = self.stepping.context_noise
-        if not level:
+        if not (level := self.stepping.context_noise):
             return finished
         x, low = finished.latents_BTCHW, finished.start
         noise = torch.stack([self._draw(low + i, CONTEXT_DRAW) for i in range(x.shape[1])], dim=1)
@@ -319,8 +293,7 @@ class Rollout:
         count = 0 if self.x is None else self.x.shape[1]
         fresh = []
         for index in range(low + count, high):
-            entering = self._admit_one(index)
-            if entering is None:
+            if (entering := self._admit_one(index)) is None:
                 self.end = index
                 break
             fresh.append(entering)
@@ -333,25 +306,19 @@ class Rollout:
         noise = self._draw(index, 0)
         if self.source is None:
             return noise
-        given = self.source(index)
-        if given is None:
+        if (given := self.source(index)) is None:
             return None
         clean, self.entry[index] = given
-        level = torch.tensor(self.entry[index], device=self._device)
-        return flow.noised(clean.to(noise), noise, level)
+        return flow.noised(clean.to(noise), noise, torch.tensor(self.entry[index], device=self._device))
 
-    def _step_down(
-        self, x: Tensor, velocity: Tensor, clean: Tensor, now: tuple[float, ...], later: tuple[float, ...], low: int
-    ) -> Tensor:
-        next_levels = self._levels(later)
+    def _step_down(self, x: Tensor, velocity: Tensor, clean: Tensor, now: tuple[float, ...], later: tuple[float, ...],
+                   low: int) -> Tensor:  # fmt: skip
         if self.stepping.sampler == "euler":
-            return flow.euler(x, velocity, self._levels(now), next_levels)
-        slot = low - self.first
-        noise = [
-            self._draw(low + i, self.layout.draws[self.row][slot + i] + 1) if level > 0 else torch.zeros_like(x[:, i])
-            for i, level in enumerate(later)
-        ]
-        return flow.renoise(clean, torch.stack(noise, dim=1), next_levels)
+            return flow.euler(x, velocity, self._levels(now), self._levels(later))
+        draws = self.layout.draws[self.row][low - self.first :]
+        noise = [self._draw(low + i, draws[i] + 1) if level > 0 else torch.zeros_like(x[:, i])
+                 for i, level in enumerate(later)]  # fmt: skip
+        return flow.renoise(clean, torch.stack(noise, dim=1), self._levels(later))
 
     def _draw(self, index: int, draw: int) -> Tensor:
         return self.noise(index, draw).to(self._device, self.cache.dtype)
@@ -360,19 +327,14 @@ class Rollout:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything but model, prompt and settings: the stream goes on from it, bit for bit."""
-        return {
-            "start": self.start,
-            "first": self.first,
-            "row": self.row,
-            "phase": self.phase,
-            "scene": None if self.scene is None else {**vars(self.scene)},
-            "x": None if self.x is None else self.x.clone(),
-            "recent_stop": None if self.recent is None else self.recent.stop,
-            "recent": None if self.recent is None else self.recent.latents_BTCHW.clone(),
-            "pending_start": None if self.pending is None else self.pending.start,
-            "pending": None if self.pending is None else self.pending.latents_BTCHW.clone(),
-            "cache": self.cache.state_dict(),
-        }
+        return {"start": self.start, "first": self.first, "row": self.row, "phase": self.phase,
+                "scene": None if self.scene is None else {**vars(self.scene)},
+                "x": None if self.x is None else self.x.clone(),
+                "recent_stop": None if self.recent is None else self.recent.stop,
+                "recent": None if self.recent is None else self.recent.latents_BTCHW.clone(),
+                "pending_start": None if self.pending is None else self.pending.start,
+                "pending": None if self.pending is None else self.pending.latents_BTCHW.clone(),
+                "cache": self.cache.state_dict()}  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict` of a rollout with the same settings."""

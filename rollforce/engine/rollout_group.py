@@ -25,21 +25,10 @@ from rollforce.models.transformer.transformer import Grid, VideoTransformer
 class RolloutGroup:
     """A batch of streams with their own prompts, walked by the same Rollout that inference walks."""
 
-    def __init__(
-        self,
-        student: VideoTransformer,
-        settings: StreamSettings,
-        text_BLD: Tensor,
-        seeds: tuple[int, ...],
-        latent: tuple[int, int, int],
-        prompts: tuple[str, ...] = (),
-        behind: int | None = None,
-    ) -> None:
-        """Begin streams from encoded prompts `text_BLD`, with one of `seeds` each and latents of shape `latent` (C, h,
-        w).
-
-        `prompts` are for rewards; `behind` finished latents stand before those in flight in a tick's video (None: one
-        chunk)."""
+    def __init__(self, student: VideoTransformer, settings: StreamSettings, text_BLD: Tensor, seeds: tuple[int, ...],
+                 latent: tuple[int, int, int], prompts: tuple[str, ...] = (), behind: int | None = None) -> None:
+        """Begin streams from encoded prompts `text_BLD`, with one of `seeds` each and latents of shape `latent`, (C, h,
+        w). `prompts` are for rewards; `behind` (None: a chunk) finished latents come first in a tick's video."""
         layout = settings.layout.build()
         cache = settings.memory(cache_shape(student, len(seeds), latent), text_BLD.dtype, text_BLD.device)
         with torch.no_grad():
@@ -56,8 +45,7 @@ class RolloutGroup:
         rollout.condition = rollout.model.condition(self.text_BLD)  # afresh: the weights have changed, and may learn
         clean = rollout.tick(with_grad=True).clean_BTCHW
         video = clean if self._behind is None else torch.cat([self._behind, clean], dim=1)
-        finished = rollout.commit()
-        if finished is not None and self.behind:
+        if (finished := rollout.commit()) is not None and self.behind:
             past = [finished.latents_BTCHW] if self._behind is None else [self._behind, finished.latents_BTCHW]
             self._behind = torch.cat(past, dim=1)[:, -self.behind :]
         self.ticks += 1
@@ -77,9 +65,8 @@ class RolloutGroup:
                 "prompts": list(self.prompts)}
 
     @classmethod
-    def resume(
-        cls, student: VideoTransformer, settings: StreamSettings, latent: tuple[int, int, int], state: Mapping[str, Any]
-    ) -> RolloutGroup:
+    def resume(cls, student: VideoTransformer, settings: StreamSettings, latent: tuple[int, int, int],
+               state: Mapping[str, Any]) -> RolloutGroup:  # fmt: skip
         """Return the group that a `state_dict` describes, going on."""
         seeds, prompts = tuple(state["seeds"]), tuple(state["prompts"])
         group = cls(student, settings, state["text"], seeds, latent, prompts, int(state["length_behind"]))

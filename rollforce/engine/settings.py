@@ -40,17 +40,14 @@ class LayoutSettings:
         """Return the layout's table."""
         if self.kind == "partitioned":
             return partitioned(self.ladder, self.chunk, self.micro)
-        return {"chunkwise": chunkwise, "rolling": rolling, "bidirectional": bidirectional}[self.kind](
-            self.ladder, self.chunk
-        )
+        build = {"chunkwise": chunkwise, "rolling": rolling, "bidirectional": bidirectional}[self.kind]
+        return build(self.ladder, self.chunk)
 
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """Heads that remember differently: `groups` are the tiers of each group.
-
-    `file` says which head is of which group; it is made for one model (infer/heads.py), and is a path or the name of a
-    file that ships with rollforce."""
+    """Heads that remember differently: `groups` are the tiers of each group. `file` says which head is of which group;
+    it is made for one model (infer/heads.py), and is a path or the name of a file that ships with rollforce."""
 
     file: str
     groups: dict[str, tuple[AnyTier, ...]]
@@ -69,11 +66,10 @@ PLAIN: tuple[AnyTier, ...] = (Window(6),)
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """A whole stream: layout, memory, and what calls see of it. ConfigError for a combination that cannot work.
-
-    With `heads`, groups of heads have tiers of their own; then `cache`, the tiers of all heads, is empty.
-    `float32_islands` keeps norms, modulation and residuals in float32 whatever the weights are in. The released
-    students of Self Forcing's code were trained without: it matters in bfloat16 only."""
+    """A whole stream: layout, memory, and what calls see of it. ConfigError for a combination that cannot work. With
+    `heads`, groups of heads have tiers of their own; then `cache`, the tiers of all heads, is empty. `float32_islands`
+    keeps norms, modulation and residuals in float32 whatever the weights are in. The released students of Self
+    Forcing's code were trained without: it matters in bfloat16 only."""
 
     layout: LayoutSettings = field(default_factory=LayoutSettings)
     cache: tuple[AnyTier, ...] = PLAIN
@@ -96,15 +92,13 @@ class StreamSettings:
         """Whether what calls see asks for an attention kernel that knows masks."""
         return self.stepping.denoise.masked or self.stepping.commit.masked
 
-    def memory(
-        self, shape: KVShape, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-    ) -> AnyCache:
+    def memory(self, shape: KVShape, dtype: torch.dtype = torch.float32,
+               device: str | torch.device = "cpu") -> AnyCache:  # fmt: skip
         """Return an empty memory for a batch of these streams."""
-        layout = self.layout.build()
-        flight = max(layout.slots, layout.shift)
+        slots = self.layout.build().slots
         if self.heads is not None:
-            return self.heads.memory(shape, flight, dtype, device)
-        return KVCache(self.cache, shape, flight, dtype, device)
+            return self.heads.memory(shape, slots, dtype, device)
+        return KVCache(self.cache, shape, slots, dtype, device)
 
     def with_window(self, latents: int) -> StreamSettings:
         """Return the same settings with a window of so many latents. ConfigError if there is no window."""
@@ -124,18 +118,12 @@ class StreamSettings:
         table = self.layout.build()
         sparse, calmest = self.stepping.denoise.sparse, min(max(row) for row in table.sigma[:-1])
         if sparse is not None and sparse.below < calmest:
-            raise ConfigError(
-                f"stepping.denoise.sparse.below {sparse.below:g} is never reached: each call of this layout has a "
-                f"latent of noise {calmest:g} or more. Use 1, or the layout chunkwise."
-            )
-        for name, sight, own in (
-            ("denoise", self.stepping.denoise, table.slots),
-            ("commit", self.stepping.commit, table.shift),
-        ):
+            raise ConfigError(f"stepping.denoise.sparse.below {sparse.below:g} is never reached: each call of this "
+                              f"layout has a latent of noise {calmest:g} or more. Use 1, or the layout chunkwise.")
+        for name, sight, own in (("denoise", self.stepping.denoise, table.slots),
+                                 ("commit", self.stepping.commit, table.shift)):  # fmt: skip
             pinned = max((sum(tier.latents for tier in tiers if tier.kind in sight.pinned)
                           for tiers in self.memories), default=0)  # fmt: skip
             if sight.budget is not None and sight.budget < pinned + own:
-                raise ConfigError(
-                    f"stepping.{name}.budget {sight.budget} must hold what is pinned ({pinned}) and the call's own "
-                    f"latents ({own}): use at least {pinned + own}, or null for no limit."
-                )
+                raise ConfigError(f"stepping.{name}.budget {sight.budget} must hold what is pinned ({pinned}) and the "
+                                  f"call's own latents ({own}): use at least {pinned + own}, or null for no limit.")

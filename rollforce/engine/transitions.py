@@ -21,7 +21,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from rollforce.cache.commit_plan import Role, Tier
+from rollforce.cache.commit_plan import Role, Tier, check_lowest
 from rollforce.cache.head_groups import AnyCache
 from rollforce.cache.kv_cache import LatentGroup
 from rollforce.cache.region import RegionTier
@@ -35,9 +35,8 @@ LASTING: tuple[Role, ...] = ("sink", "junction", "anchor")
 
 @dataclass(frozen=True)
 class Keep:
-    """Memory speaks for the old prompt until it is let go: the new one comes slowly, and nothing jumps.
-
-    Where several chunks are in flight (rolling), those go on under the new prompt with the steps they have left."""
+    """Memory speaks for the old prompt until it is let go: the new one comes slowly, and nothing jumps. Where several
+    chunks are in flight (rolling), those go on under the new prompt with the steps they have left."""
 
     kind: Literal["keep"] = "keep"
 
@@ -54,8 +53,7 @@ class Blend:
     kind: Literal["blend"] = "blend"
 
     def __post_init__(self) -> None:
-        if self.chunks < 1:
-            raise ConfigError(f"blend.chunks {self.chunks} must be at least 1.")
+        check_lowest(self, chunks=1)
 
     def begin(self, rollout: Rollout, condition: Condition) -> None:
         """Go on under the first share of the new prompt; see `shares`."""
@@ -64,10 +62,9 @@ class Blend:
 
 @dataclass(frozen=True)
 class Recache:
-    """The newest clean latents go through the network again, under the new prompt.
-
-    `together`: all of them in one call, in which they see each other, as LongLive's release does it; else chunk by
-    chunk, each seeing those before it, as the stream itself would have made them."""
+    """The newest clean latents go through the network again, under the new prompt. `together`: all of them in one call,
+    in which they see each other, as LongLive's release does it; else chunk by chunk, each seeing those before it, as
+    the stream itself would have made them."""
 
     together: bool = False
     kind: Literal["recache"] = "recache"
@@ -100,8 +97,7 @@ class Flush:
     kind: Literal["flush"] = "flush"
 
     def __post_init__(self) -> None:
-        if self.keep < 0:
-            raise ConfigError(f"flush.keep {self.keep} must be at least 0.")
+        check_lowest(self, keep=0)
 
     def begin(self, rollout: Rollout, condition: Condition) -> None:
         """Begin anew what is in flight, and forget all but what lasts and the newest latents."""
@@ -124,8 +120,7 @@ class Cut:
     kind: Literal["cut"] = "cut"
 
     def __post_init__(self) -> None:
-        if self.jump < 0:
-            raise ConfigError(f"cut.jump {self.jump} must be at least 0.")
+        check_lowest(self, jump=0)
 
     def begin(self, rollout: Rollout, condition: Condition) -> None:
         """Begin anew what is in flight, and forget everything or let the clock jump."""
@@ -149,15 +144,13 @@ class Shot:
 
     def begin(self, rollout: Rollout, condition: Condition) -> None:
         """Begin the new shot."""
-        room = next(tier.latents for tier in rollout.cache.tiers if tier.role == "sink")
         rollout.restart()
         _switch(rollout, condition, "switch", "shot")
-        scene = _sample(_scene(rollout), room)
+        scene = _sample(_scene(rollout), next(tier.latents for tier in rollout.cache.tiers if tier.role == "sink"))
         _clear(rollout)
         rollout.scene, rollout.phase = scene, rollout.phase + self.phase
         if scene.index:
-            first, phase = rollout.live[0] - len(scene.index), torch.tensor(scene.phase)
-            _write(rollout, first, scene.latents_BTCHW, phase)
+            _write(rollout, rollout.live[0] - len(scene.index), scene.latents_BTCHW, torch.tensor(scene.phase))
 
 
 AnyTransition = Keep | Blend | Recache | Anchors | Flush | Cut | Shot
@@ -166,11 +159,9 @@ NAMES: tuple[str, ...] = tuple(kind.kind for kind in get_args(AnyTransition))
 
 def transition(choice: AnyTransition | str) -> AnyTransition:
     """Return the transition of this name, or the one given. ConfigError lists the names that exist."""
-    if not isinstance(choice, str):
-        return choice
-    if choice not in NAMES:
+    if isinstance(choice, str) and choice not in NAMES:
         raise ConfigError(f"transition {choice!r} is not known. Use one of: {', '.join(NAMES)}.")
-    return next(kind for kind in get_args(AnyTransition) if kind.kind == choice)()
+    return get_args(AnyTransition)[NAMES.index(choice)]() if isinstance(choice, str) else choice
 
 
 def shares(choice: AnyTransition) -> tuple[float, ...]:
@@ -192,18 +183,13 @@ def check(choice: AnyTransition, tiers: Iterable[Tier], follows: bool = False) -
 
 @torch.no_grad()
 def recache(rollout: Rollout, condition: Condition, together: bool = False) -> None:
-    """Give a rollout, between two chunks, a new condition and a memory that was made under it; see `Recache`.
-
-    Noise in flight stays as it is. What is older than `Rollout.recent` cannot be made again, and stays."""
+    """Give a rollout, between two chunks, a new condition and a memory that was made under it; see `Recache`. Noise in
+    flight stays as it is. What is older than `Rollout.recent` cannot be made again, and stays."""
     rollout.condition = condition
-    recent, cache = rollout.recent, rollout.cache
-    if recent is None:
+    recent, (loose, lasting) = rollout.recent, _loose(rollout.cache)
+    if recent is None or not (replayed := [index for index in loose if index >= recent.start]):
         return
-    loose, lasting = _loose(cache)
-    replayed = [index for index in loose if index >= recent.start]
-    if not replayed:
-        return
-    cache.retain(lambda region, index: region in lasting or index < recent.start)
+    rollout.cache.retain(lambda region, index: region in lasting or index < recent.start)
     chunk, first = rollout.layout.shift, replayed[0]
     lead = len(replayed) if together else len(replayed) % chunk or chunk
     for low, high in pairwise([first, *range(first + lead, recent.stop + 1, chunk)]):
@@ -219,9 +205,8 @@ def _switch(rollout: Rollout, condition: Condition, *marks: str) -> None:
 
 
 def _loose(cache: AnyCache) -> tuple[list[int], set[str]]:
-    """Stream indices that another prompt does not leave as they are, rising; and the kinds of the tiers that it does.
-
-    A tier that keeps no latents as they are cannot make some of them anew."""
+    """Stream indices that another prompt does not leave as they are, rising; and the kinds of the tiers that it does. A
+    tier that keeps no latents as they are cannot make some of them anew."""
     lasting = {tier.kind for tier in cache.tiers if tier.role in LASTING or isinstance(tier, RegionTier)}
     return sorted(i for region, held in cache.held().items() if region not in lasting for i in held), lasting
 
@@ -250,24 +235,19 @@ def _scene(rollout: Rollout) -> ShotContext:
         parts.append(ShotContext(index, (rollout.phase,) * len(index), recent.latents_BTCHW))
     if not parts:
         return ShotContext((), (), torch.empty(0))
-    return ShotContext(
-        tuple(index for part in parts for index in part.index),
-        tuple(value for part in parts for value in part.phase),
-        torch.cat([part.latents_BTCHW for part in parts], dim=1),
-    )
+    return ShotContext(tuple(index for part in parts for index in part.index),
+                       tuple(value for part in parts for value in part.phase),
+                       torch.cat([part.latents_BTCHW for part in parts], dim=1))  # fmt: skip
 
 
 def _sample(scene: ShotContext, count: int) -> ShotContext:
     """At most `count` of the latents, as even in time as they are there to be had."""
     if len(scene.index) <= count:
         return scene
-    low, high = scene.index[0], scene.index[-1]
-    chosen: list[int] = []
+    free = list(range(len(scene.index)))
     for n in range(count):
-        wanted = low + (high - low) * n / max(1, count - 1)
-        free = [place for place in range(len(scene.index)) if place not in chosen]
-        chosen.append(min(free, key=lambda place: abs(scene.index[place] - wanted)))
-    chosen.sort()
-    return ShotContext(
-        tuple(scene.index[i] for i in chosen), tuple(scene.phase[i] for i in chosen), scene.latents_BTCHW[:, chosen]
-    )
+        wanted = scene.index[0] + (scene.index[-1] - scene.index[0]) * n / max(1, count - 1)
+        free.remove(min(free, key=lambda place: abs(scene.index[place] - wanted)))
+    chosen = [place for place in range(len(scene.index)) if place not in free]
+    return ShotContext(tuple(scene.index[i] for i in chosen), tuple(scene.phase[i] for i in chosen),
+                       scene.latents_BTCHW[:, chosen])  # fmt: skip

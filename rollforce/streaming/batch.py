@@ -18,7 +18,6 @@ from itertools import count
 from math import ceil
 from threading import Condition, get_ident
 from time import monotonic, perf_counter
-from types import TracebackType
 from weakref import WeakSet
 
 import torch
@@ -32,18 +31,15 @@ from rollforce.streaming.stream_state import ChunkResult, Driver, Stepper
 
 
 class Batch:
-    """Streams of one model whose model calls are made together: `model.session(prompt, batch=model.batch())`.
-
-    May be pulled from several threads; of these, `lanes` at a time make calls, each for its share of the streams. One
-    lane for a GPU, and where one thread pulls all; one for each core where a model computes with a single thread.
+    """Streams of one model whose model calls are made together: `model.session(prompt, batch=model.batch())`. May be
+    pulled from several threads; of these, `lanes` at a time make calls, each for its share of the streams. One lane for
+    a GPU, and where one thread pulls all; one for each core where a model computes with a single thread.
 
     Streams are held weakly: one that is dropped, closed or not, leaves. A source that is waited for (a live video)
     holds up the others of its call."""
 
-    def __init__(
-        self, model: ModelBundle, limit: int = 8, ahead: bool = True, lanes: int = 1,
-        clock: Callable[[], float] = monotonic,
-    ) -> None:  # fmt: skip
+    def __init__(self, model: ModelBundle, limit: int = 8, ahead: bool = True, lanes: int = 1,
+                 clock: Callable[[], float] = monotonic) -> None:  # fmt: skip
         """Put at most `limit` streams in one call; `ahead` computes the next chunk of a stream while others are pulled;
         at most `lanes` calls are made at a time. ConfigError for fewer than one of either."""
         if limit < 1 or lanes < 1:
@@ -82,8 +78,7 @@ class Batch:
     def finish(self, member: BatchMember) -> None:
         """Drive, or wait while other threads do, until a member that is on its way has arrived."""
         while member.busy:
-            members = self.choose()
-            if members:
+            if members := self.choose():
                 self.drive(members)
             else:
                 self._wait()
@@ -151,10 +146,8 @@ class Batch:
 
 
 class BatchMember(Driver):
-    """The driver of a stream in a batch: it steps to the next commit, at most one ahead of what was asked for.
-
-    `call` is the model call that it waits for; `seconds` were computed for this step: of calls that were shared, its
-    share by latents."""
+    """The driver of a stream in a batch: it steps to the next commit, at most one ahead of what was asked for. `call`
+    is the model call that it waits for; `seconds` it took to compute: of shared calls, its share by latents."""
 
     def __init__(self, batch: Batch, number: int, begin: Callable[[], Stepper]) -> None:
         self.number = number
@@ -171,16 +164,13 @@ class BatchMember(Driver):
 
     def expect(self) -> None:
         with self._batch.changed:
-            if self._batch.ahead and not self.busy and not self._arrived:
-                self._may_begin = True
+            self._may_begin |= self._batch.ahead and not self.busy and not self._arrived
 
     def take(self, go_on: bool) -> ChunkResult:
-        """Return the next commit. Raises, once, what went wrong in its source, cues or steps, or in a call that it took
-        part in."""
+        """Return the next commit. Raises, once, what went wrong in its source, cues or steps, or in a shared call."""
         batch = self._batch
         with batch.changed:
-            if not self.busy and not self._arrived:
-                self._may_begin = True
+            self._may_begin |= not self.busy and not self._arrived
             batch.finish(self)
             result = self._take_result()
             if result.commit is not None:
@@ -254,18 +244,15 @@ class BatchMember(Driver):
 
 
 class FailureScope:
-    """Within it, what goes wrong is these members' own: it goes no further, and each raises it at its own next pull.
-
-    An interrupt (what is no Exception) does go on; to the members it is an error, for their ticks were broken off."""
+    """Within it, what goes wrong is these members' own: it goes no further, and each raises it at its own next pull. An
+    interrupt (what is no Exception) does go on; to the members it is an error, for their ticks were broken off."""
 
     def __init__(self, *members: BatchMember) -> None:
         self._members = members
 
     def __enter__(self) -> None: ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         if error is None:
             return False
         broken = error if isinstance(error, Exception) else RollforceError(

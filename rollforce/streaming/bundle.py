@@ -27,10 +27,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelBundle:
-    """What was loaded: text encoder, transformer, autoencoder, and the settings they stream with.
-
-    `size` is (height, width) in pixels, as trained; `fingerprint` a sha256 over the weights; `threads` of the CPU
-    belong to a model because another number gives another last digit."""
+    """What was loaded: text encoder, transformer, autoencoder, and the settings they stream with. `size` is (height,
+    width) in pixels, as trained; `fingerprint` a sha256 over the weights; `threads` of the CPU belong to a model
+    because another number gives another last digit."""
 
     name: str
     licence: str
@@ -66,7 +65,7 @@ class ModelBundle:
         """Frames of a latent, but for the first of a stream: see `autoencoder.first_frames`."""
         return self.autoencoder.frames
 
-    @property
+    @cached_property
     def frames_per_chunk(self) -> int:
         """Frames that are handed out at a time."""
         return self.frames_per_latent * self.stream_settings.layout.build().shift
@@ -101,7 +100,6 @@ class ModelBundle:
 
 # -- threads: a number of the whole process, which several streams hold at once ----------------------------------------
 
-
 SMALL = 50_000_000  # parameters: a model with fewer computes on one thread
 
 _lock = Lock()
@@ -110,19 +108,16 @@ _outside = 1  # torch's number before the first of them
 
 
 def threads_for(parameters: int, device: torch.device) -> int:
-    """Return how many CPU threads a model should compute with: one if it is small, else torch's own number.
-
-    A small model's layers are too short to share: a second thread gains little on an idle machine, waits ten times
-    longer on a busy one, and would make the bytes depend on the number of cores."""
+    """Return how many CPU threads a model should compute with: one if it is small, else torch's own number. A small
+    model's layers are too short to share: a second thread gains little on an idle machine, waits ten times longer on a
+    busy one, and would make the bytes depend on the number of cores."""
     return 1 if parameters < SMALL and device.type == "cpu" else torch.get_num_threads()
 
 
 @contextmanager
 def compute_on(threads: int) -> Iterator[None]:
-    """Let torch compute with this many threads inside the block.
-
-    Blocks may overlap in any order, in one thread or several: the number from before the first of them comes back when
-    the last one ends, not before."""
+    """Let torch compute with this many threads inside the block. Blocks may overlap in any order, in one thread or
+    several: the number from before the first of them comes back when the last one ends, not before."""
     global _outside
     with _lock:
         if not _held:

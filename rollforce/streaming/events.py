@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from rollforce.engine.quality import QualityLevel
@@ -19,7 +19,6 @@ RECACHE = Recache()
 @dataclass(frozen=True)
 class Cue:
     """A change from `at` seconds of video on: another prompt, by a transition, another seed, or another quality level.
-
     It takes effect with the first chunk that begins at or after that. A stream is its prompt, its seed and its cues:
     the same ones, the same bytes. ConfigError if it changes nothing, or lies before the start."""
 
@@ -68,15 +67,17 @@ class Timings:
     decode_s: float
 
 
+NO_TIMINGS = Timings(0.0, 0.0)
+
+
 @dataclass(frozen=True)
 class Chunk:
     """Decoded pictures: `frames` uint8 [F, H, W, 3], `pts` seconds from the start of the stream to the first of them.
-
     `prompt` was in force when the chunk was finished; `events` say what became of cues with it."""
 
     frames: np.ndarray
     index: int
     pts: float
     prompt: str
-    timings: Timings = field(default_factory=lambda: Timings(0.0, 0.0))
+    timings: Timings = NO_TIMINGS
     events: tuple[Event, ...] = ()

@@ -27,22 +27,19 @@ from rollforce.video.images import Clip, Fit, Picture, fit_picture, log_fit, rea
 
 @dataclass(frozen=True)
 class FollowSettings:
-    """How a stream follows a video.
+    """How a stream follows a video. `strength`: noise level at which a chunk enters; 0.3 changes little, 0.9 keeps
+    hardly more than where things are. `yielding`: how much lower it is where the video moves as fast as `full` (root
+    mean square difference of two frames, pixels in 0..1). `inertia`: share of the chunk before in the level."""
 
-    `strength`: noise level at which a chunk enters; 0.3 changes little, 0.9 keeps hardly more than where things are.
-    `yielding`: how much lower it is where the video moves as fast as `full` (root mean square difference of two
-    frames, pixels in 0..1). `inertia`: share of the chunk before in the level. Defaults as released, but `strength`."""
-
-    strength: float = 0.7
+    strength: float = 0.7  # the other defaults are as released
     yielding: float = 0.1
     full: float = 0.1
     inertia: float = 0.1
 
     def __post_init__(self) -> None:
         if not 0 < self.strength <= 1:
-            raise ConfigError(
-                f"strength {self.strength:g} must lie above 0 (nothing changes) and be at most 1 (all does)."
-            )
+            raise ConfigError(f"strength {self.strength:g} must lie above 0 (nothing changes) and be at most 1 (all "
+                              "does).")  # fmt: skip
         if not 0 <= self.yielding < self.strength:
             raise ConfigError(f"yielding {self.yielding:g} must be at least 0 and below strength, {self.strength:g}.")
         if self.full <= 0 or not 0 <= self.inertia < 1:
@@ -81,10 +78,8 @@ class StreamInputs:
 
 
 def encode_past(inputs: StreamInputs, autoencoder: Autoencoder, size: tuple[int, int], fps: float) -> Tensor | None:
-    """Return the latents [1, T, C, h, w] of the image or clip to go on from, or None if there is none.
-
-    A clip gives its newest whole latents: its first frames are left out where they do not fill one. ConfigError if it
-    has too few frames."""
+    """Return the latents [1, T, C, h, w] of the image or clip to go on from, or None if there is none. A clip gives its
+    newest whole latents: its first frames are left out where they do not fill one. ConfigError if it is too short."""
     if inputs.image is not None:
         picture = read_picture(inputs.image)
         log_fit(picture.shape, size, inputs.fit, "Image")
@@ -104,9 +99,8 @@ def encode_past(inputs: StreamInputs, autoencoder: Autoencoder, size: tuple[int,
 class Follower:
     """A video that a stream follows: its latents as it comes, and the noise level of each chunk (rollout.Source)."""
 
-    def __init__(
-        self, inputs: StreamInputs, autoencoder: Autoencoder, size: tuple[int, int], fps: float, chunk: int
-    ) -> None:
+    def __init__(self, inputs: StreamInputs, autoencoder: Autoencoder, size: tuple[int, int], fps: float,
+                 chunk: int) -> None:  # fmt: skip
         self.settings, self.chunk, self.size, self.fit = inputs.following, chunk, size, inputs.fit
         self._pictures: Iterator[np.ndarray] = read_clip(inputs.follow, fps, "follow")
         self._autoencoder, self._encoder = autoencoder, autoencoder.encoder()
@@ -141,11 +135,10 @@ class Follower:
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How a stream is begun, beside its prompt, seed and size.
-
-    `inputs` are pictures to go on from, or a video to follow; `ahead` computes the next chunk while this one is used;
-    `cues` are what changes later; `remember` seconds can be rewound, each chunk of them with a memory of its own;
-    `pace` says how the stream does less when it is late; the streams of `batch` share their model calls."""
+    """How a stream is begun, beside its prompt, seed and size. `inputs` are pictures to go on from, or a video to
+    follow; `ahead` computes the next chunk while this one is used; `cues` are what changes later; `remember` seconds
+    can be rewound, each chunk of them with a memory of its own; `pace` says how the stream does less when it is late;
+    the streams of `batch` share their model calls."""
 
     inputs: StreamInputs = field(default_factory=StreamInputs)
     ahead: bool = False

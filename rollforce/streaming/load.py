@@ -32,17 +32,9 @@ HUB_PARTS = (CARD, "model_index.json", "README.md", "transformer/*", "text/*", "
 WHOLE, END = 256_000_000, 4_000_000  # bytes: files up to WHOLE are hashed whole, of larger ones both ends
 
 
-def load(
-    model: str | Path = "tiny",
-    *,
-    stream: str | Path | None = None,
-    overrides: Sequence[str] = (),
-    window: int | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    threads: int | None = None,
-    running: RuntimeOptions | None = None,
-) -> Model:
+def load(model: str | Path = "tiny", *, stream: str | Path | None = None, overrides: Sequence[str] = (),
+         window: int | None = None, device: str = "auto", dtype: str = "auto", threads: int | None = None,
+         running: RuntimeOptions | None = None) -> Model:  # fmt: skip
     """Load a model: a bundled name, a local folder (ours or of diffusers' layout), or a hub id.
 
     Args: `stream` a preset name or a YAML file (default: the one the model was trained for); `overrides` such as
@@ -67,29 +59,17 @@ def load(
     transformer.float32_islands = settings.float32_islands
     text = _load_text(folder, torch.device("cpu") if "text" in running.offload else place, number)
     autoencoder = _load_autoencoder(folder, place, number, running)
-    parameters = 0
-    for part in (transformer, text, autoencoder):
-        if isinstance(part, nn.Module):
-            part.eval().requires_grad_(False)
-            parameters += sum(tensor.numel() for tensor in part.parameters())
-    return Model(
-        name=card.name, licence=card.licence, fps=card.fps, size=card.size, transformer=transformer,
-        text=text, autoencoder=autoencoder, stream_settings=settings,
-        fingerprint=_fingerprint(folder), threads=threads or threads_for(parameters, place), running=running,
-        device=place,
-    )  # fmt: skip
+    parts = [part.eval().requires_grad_(False) for part in (transformer, text, autoencoder)
+             if isinstance(part, nn.Module)]  # fmt: skip
+    parameters = sum(tensor.numel() for part in parts for tensor in part.parameters())
+    return Model(name=card.name, licence=card.licence, fps=card.fps, size=card.size, transformer=transformer, text=text,
+                 autoencoder=autoencoder, stream_settings=settings, fingerprint=_fingerprint(folder),
+                 threads=threads or threads_for(parameters, place), running=running, device=place)  # fmt: skip
 
 
-def stream(
-    prompt: str,
-    seconds: float | None = None,
-    *,
-    model: str | Path | Model = "tiny",
-    seed: int = 0,
-    size: tuple[int, int] | None = None,
-    preset: str | Path | None = None,
-    overrides: Sequence[str] = (),
-) -> Iterator[np.ndarray]:
+def stream(prompt: str, seconds: float | None = None, *, model: str | Path | Model = "tiny", seed: int = 0,
+           size: tuple[int, int] | None = None, preset: str | Path | None = None,
+           overrides: Sequence[str] = ()) -> Iterator[np.ndarray]:  # fmt: skip
     """Yield frames, uint8 [H, W, 3], each as soon as it exists; endless unless `seconds` is given."""
     loaded = model if isinstance(model, Model) else load(model, stream=preset, overrides=overrides)
     session = loaded.session(prompt, seed=seed, size=size)
@@ -118,10 +98,8 @@ def _find_folder(model: str | Path) -> Path:
         return folder
     if folder.is_dir():
         raise CheckpointError(f"{folder} is a folder without {CARD} or model_index.json: not a model.")
-    raise ConfigError(
-        f"There is no model {str(model)!r}. Bundled: {', '.join(bundled()) or 'none'}. "
-        f"Or give a folder that holds {CARD}, or a hub id (owner/name)."
-    )
+    raise ConfigError(f"There is no model {str(model)!r}. Bundled: {', '.join(bundled()) or 'none'}. Or give a folder "
+                      f"that holds {CARD}, or a hub id (owner/name).")  # fmt: skip
 
 
 def _read_card(folder: Path, stream: str | Path | None) -> Card:
@@ -131,10 +109,8 @@ def _read_card(folder: Path, stream: str | Path | None) -> Card:
     if (folder / CARD).is_file():
         return build(Card, folder / CARD)
     if stream is None:
-        raise CheckpointError(
-            f"{teacher_refusal(folder.name)} If it is a causal student, say how it was trained to stream: "
-            "--stream self_forcing, for one."
-        )
+        raise CheckpointError(f"{teacher_refusal(folder.name)} If it is a causal student, say how it was trained to "
+                              "stream: --stream self_forcing, for one.")  # fmt: skip
     log.warning("%s has no %s: taken for a Wan student at 832x480, 16 fps; its licence is not known", folder, CARD)
     return Card(name=folder.name, licence="unknown", fps=16, size=(480, 832), stream=str(stream))
 
@@ -166,14 +142,8 @@ def _load_autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, ru
     return PairedAutoencoder(full, small)
 
 
-def _check_fits(
-    folder: Path,
-    card: Card,
-    settings: StreamSettings,
-    device: torch.device,
-    dtype: torch.dtype,
-    running: RuntimeOptions,
-) -> None:
+def _check_fits(folder: Path, card: Card, settings: StreamSettings, device: torch.device, dtype: torch.dtype,
+                running: RuntimeOptions) -> None:  # fmt: skip
     from rollforce.engine.budget.fit import check_fits
     from rollforce.engine.budget.model_sizes import sizes_of
     from rollforce.engine.budget.requirements import MemorySetup
@@ -196,11 +166,11 @@ def _fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.safetensors")):
         digest.update(path.relative_to(folder).as_posix().encode())
-        if path.stat().st_size <= WHOLE:
+        if (size := path.stat().st_size) <= WHOLE:
             digest.update(path.read_bytes())
             continue
         with path.open("rb") as file:
-            digest.update(f"{path.stat().st_size}".encode() + file.read(END))
+            digest.update(f"{size}".encode() + file.read(END))
             file.seek(-END, 2)
             digest.update(file.read())
     return digest.hexdigest()

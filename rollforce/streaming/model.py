@@ -25,12 +25,9 @@ from rollforce.video.images import Clip, Fit, Picture
 def check_session(model: ModelBundle, size: tuple[int, int] | None = None) -> None:
     """Raise DoesNotFit if a stream of these pictures (height, width) has no room beside what is loaded."""
     autoencoder, small = model.autoencoder, isinstance(model.autoencoder, PairedAutoencoder)
-    if isinstance(autoencoder, PairedAutoencoder):
-        autoencoder = autoencoder.full
-    tiny = isinstance(autoencoder, TinyAutoencoder)
-    decoding = TinyDecoding(autoencoder.config, 0) if isinstance(autoencoder, TinyAutoencoder) else WanDecoding()
-    sizes = ModelSizes(model.name, model.transformer.config, decoding, 0, WAN_TEXT, "")
-    tiling = TILES if model.running.tiling and not tiny else None
+    tiny = TinyDecoding(autoencoder.config, 0) if isinstance(autoencoder, TinyAutoencoder) else None
+    sizes = ModelSizes(model.name, model.transformer.config, tiny or WanDecoding(), 0, WAN_TEXT, "")
+    tiling = TILES if model.running.tiling and tiny is None else None
     check_fits(MemorySetup(sizes, model.stream_settings, size or model.size, model.dtype, model.device, tiling=tiling,
                      loaded=True, small=small))  # fmt: skip
 
@@ -39,23 +36,10 @@ def check_session(model: ModelBundle, size: tuple[int, int] | None = None) -> No
 class Model(ModelBundle):
     """A loaded model, and the sessions that stream from it."""
 
-    def session(
-        self,
-        prompt: str,
-        seed: int = 0,
-        size: tuple[int, int] | None = None,
-        *,
-        image: Picture | None = None,
-        video: Clip | None = None,
-        follow: Clip | None = None,
-        strength: float = FollowSettings.strength,
-        fit: Fit = "crop",
-        ahead: bool = False,
-        cues: Sequence[Cue] = (),
-        remember: float = 0.0,
-        pace: Pace | None = None,
-        batch: Batch | None = None,
-    ) -> Session:
+    def session(self, prompt: str, seed: int = 0, size: tuple[int, int] | None = None, *, image: Picture | None = None,
+                video: Clip | None = None, follow: Clip | None = None, strength: float = FollowSettings.strength,
+                fit: Fit = "crop", ahead: bool = False, cues: Sequence[Cue] = (), remember: float = 0.0,
+                pace: Pace | None = None, batch: Batch | None = None) -> Session:  # fmt: skip
         """Start a stream. `size` is (height, width) in pixels; default the trained one.
 
         Args: `image`, `video` what the stream goes on from: a path, uint8 arrays, PIL; `follow` a video (a path, an
@@ -68,26 +52,22 @@ class Model(ModelBundle):
         inputs = StreamInputs(image, video, follow, FollowSettings.of_strength(strength), fit)
         return self.begin(prompt, seed, size, SessionOptions(inputs, ahead, tuple(cues), remember, pace, batch))
 
-    def begin(
-        self, prompt: str, seed: int, size: tuple[int, int] | None, options: SessionOptions | None = None
-    ) -> Session:
+    def begin(self, prompt: str, seed: int, size: tuple[int, int] | None,
+              options: SessionOptions | None = None) -> Session:  # fmt: skip
         """Start a stream as `session` does, its options as one. DoesNotFit where the device has not the memory."""
         if self.device.type == "cuda":
             check_session(self, size)
         return Session(self, prompt, seed, size, options)
 
     def batch(self, limit: int = 8, ahead: bool = True, lanes: int = 1) -> Batch:
-        """Return a batch, for streams that tick together: `session(..., batch=batch)`.
-
-        Args: `limit` streams at most in one model call; `ahead` compute the next chunk of a stream while others are
-        pulled; `lanes` calls at a time, where several threads or tasks pull: for a small model on a CPU, as many as
-        there are cores."""
+        """Return a batch, for streams that tick together: `session(..., batch=batch)`. Args: `limit` streams at most in
+        one model call; `ahead` compute the next chunk of a stream while others are pulled; `lanes` calls at a time,
+        where several threads or tasks pull: for a small model on a CPU, as many as there are cores."""
         return Batch(self, limit, ahead, lanes)
 
     def warmup(self, size: tuple[int, int] | None = None) -> float:
-        """Stream until the buffer is full and once more, and throw it away; return the seconds that it took.
-
-        What is compiled, captured or allocated at first use is there afterwards, for this size."""
+        """Stream until the buffer is full and once more, and throw it away; return the seconds that it took. What is
+        compiled, captured or allocated at first use is there afterwards, for this size."""
         begun, layout = perf_counter(), self.stream_settings.layout.build()
         with self.session(self.words[0] if self.words else "warm up", size=size) as session:
             for _ in zip(session.stream(), range(layout.slots // layout.shift + 2), strict=False):
@@ -97,17 +77,14 @@ class Model(ModelBundle):
     def check_snapshot(self, snapshot: Snapshot) -> None:
         """Refuse a snapshot of another model or of other settings, by a SnapshotError that names them."""
         if snapshot.model != self.fingerprint:
-            raise SnapshotError(
-                f"The snapshot was made with other weights than those of {self.name!r}; load the model it came from."
-            )
+            raise SnapshotError(f"The snapshot was made with other weights than those of {self.name!r}; load the model "
+                                "it came from.")  # fmt: skip
         if differences := self.identity.differences(snapshot.settings):
             raise SnapshotError(f"The snapshot was made with other settings ({', '.join(differences)}); load the model "
                                 "with the same ones, dtype and threads.")  # fmt: skip
 
-    def resume(
-        self, snapshot: Snapshot, ahead: bool = False, pace: Pace | None = None, batch: Batch | None = None,
-        remember: float = 0.0,
-    ) -> Session:  # fmt: skip
+    def resume(self, snapshot: Snapshot, ahead: bool = False, pace: Pace | None = None, batch: Batch | None = None,
+               remember: float = 0.0) -> Session:  # fmt: skip
         """Continue a saved stream to the same bytes. SnapshotError if it has another model or other settings."""
         self.check_snapshot(snapshot)
         options = SessionOptions(ahead=ahead, remember=remember, pace=pace, batch=batch)

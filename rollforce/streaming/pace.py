@@ -71,11 +71,9 @@ class Pace:
 
 @dataclass(frozen=True)
 class Measures:
-    """What a stream was measured to do so far.
-
-    `fps` is of the player that deadlines are of, `first_frame_s` counts from opening the session, `latency_*` are
-    seconds from asking for a chunk to its frames, over the newest RECENT chunks (nearest rank), and `misses` the chunks
-    that were late. Everything but latencies is of the whole stream."""
+    """What a stream was measured to do so far. `fps` is of the player that deadlines are of, `first_frame_s` counts
+    from opening the session, `latency_*` are seconds from asking for a chunk to its frames, over the newest RECENT
+    chunks (nearest rank), and `misses` the chunks that were late. Everything but latencies is of the whole stream."""
 
     fps: float
     chunks: int
@@ -144,22 +142,16 @@ class LevelChooser:
         """Return the level to go to, if any. `arrived` is the level that this chunk is the first of."""
         if arrived is not None:
             self.at = self.levels.index(arrived) if arrived in self.levels else self.at
-            self._asked = None
+            self._asked, self._calm = None, 0
             self._late.clear()
-            self._calm = 0
             return None
         if self._asked is not None:
             return None
         self._late.append(late)
         self._calm = 0 if late or load > self.pace.ample else self._calm + 1
-        to = self.at
-        if sum(self._late) >= self.pace.misses:
-            to = min(self.at + 1, len(self.levels) - 1)
-        elif self._calm >= self.pace.calm:
-            to = max(self.at - 1, 0)
-        if to == self.at:
-            return None
-        self._asked = self.levels[to]
+        step = 1 if sum(self._late) >= self.pace.misses else -1 if self._calm >= self.pace.calm else 0
+        if step and 0 <= self.at + step < len(self.levels):
+            self._asked = self.levels[self.at + step]
         return self._asked
 
 
@@ -174,9 +166,8 @@ class PaceController:
         self.meter = LatencyMeter(wanted.fps or fps, wanted.grace, wanted.clock)
         self.chooser = None if pace is None else LevelChooser(pace, pace.levels_of(settings))
 
-    def take(
-        self, asked: float, frames: int, timings: Timings, events: Sequence[Event], steering: Steering, seconds: float
-    ) -> None:
+    def take(self, asked: float, frames: int, timings: Timings, events: Sequence[Event], steering: Steering,
+             seconds: float) -> None:  # fmt: skip
         """Count a chunk that is there, and ask `steering` for another quality level if that is due: it holds from the
         next chunk on that is not begun."""
         if not frames:
@@ -185,8 +176,7 @@ class PaceController:
         if self.chooser is None:
             return
         arrived = [event.cue.quality for event in events if event.kind == "pace"]
-        level = self.chooser.choose(late, load, arrived[-1] if arrived else None)
-        if level is not None:
+        if (level := self.chooser.choose(late, load, arrived[-1] if arrived else None)) is not None:
             steering.add(Cue(seconds, quality=level), now=True)
 
     def jump(self, steering: Steering) -> None:

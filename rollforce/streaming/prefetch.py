@@ -20,12 +20,8 @@ from rollforce.streaming.stream_state import ChunkResult, Driver
 T = TypeVar("T")
 
 
-"""On the way to the next commit: it yields the model calls that it needs, and is sent their velocities."""
-
-
 class Prefetcher(Driver):
     """Computes at most one commit ahead of what was asked for, in a thread and, on CUDA, beside a stream of its own.
-
     What a stream is told between two chunks takes effect one chunk later than without it."""
 
     def __init__(self, step: Callable[[], ChunkResult], device: torch.device) -> None:
@@ -69,9 +65,8 @@ class Prefetcher(Driver):
 
 
 async def await_result(worker: Executor, work: Callable[[], T]) -> T:
-    """Return what `work` returns, computed by a thread of `worker`, without blocking the event loop.
-
-    Cancelled, it ends at once if the work was not begun, else with the work: nothing is left running behind."""
+    """Return what `work` returns, computed by a thread of `worker`, without blocking the event loop. Cancelled, it ends
+    at once if the work was not begun, else with the work: nothing is left running behind."""
     future = worker.submit(work)
     waiting = asyncio.wrap_future(future)
     try:

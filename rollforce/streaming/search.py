@@ -15,11 +15,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from types import TracebackType
 from typing import Literal
 
 import numpy as np
 
+from rollforce.cache.commit_plan import check_lowest
 from rollforce.cache.policies.routed import APPEND, AVERAGE
 from rollforce.engine.flow import Branched, Noise
 from rollforce.engine.transitions import AnyTransition
@@ -68,9 +68,7 @@ class SearchSettings:
     worse: float = 0.2
 
     def __post_init__(self) -> None:
-        for name, low in {"beams": 1, "candidates": 1, "lookahead": 0, "span": 1, "window": 1}.items():
-            if getattr(self, name) < low:
-                raise ConfigError(f"{name} {getattr(self, name)} must be at least {low}.")
+        check_lowest(self, beams=1, candidates=1, lookahead=0, span=1, window=1)
         if not -1 < self.lean < 1:
             raise ConfigError(f"lean {self.lean:g} must lie between -1 and 1: it is a correlation.")
         if not self.ramp > 0 or not 0 <= self.most <= 1:
@@ -84,7 +82,6 @@ def candidate_seed(seed: int, round_: int, beam: int, number: int) -> int:
 
 # -- the search ------------------------------------------------------------------------------------------------------
 
-
 @dataclass(frozen=True)
 class ScoredChunk:
     """A chunk, and the reward of itself."""
@@ -96,7 +93,6 @@ class ScoredChunk:
 @dataclass(eq=False)
 class Beam:
     """A stream that is alive: its rounds that are not yet handed out, and what its next chunks are compared with.
-
     `recent` are its last `window` chunks, `long` the reward of them together, `score` that of the last round."""
 
     session: Session
@@ -125,10 +121,8 @@ class Search:
     what the stream's own decoder drew (there, the latents of the window decoded by themselves); a beam's first
     candidate goes on with its seed's noise of the next chunk (there, with the same noise again)."""
 
-    def __init__(
-        self, session: Session, reward: FrameReward, settings: SearchSettings | None = None,
-        long: FrameReward | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, session: Session, reward: FrameReward, settings: SearchSettings | None = None,
+                 long: FrameReward | None = None) -> None:  # fmt: skip
         self.settings = settings or SearchSettings()
         _check(session, self.settings)
         self._reward, self._long, self._seed, self._fps = reward, long or reward, session.seed, session.model.fps
@@ -144,19 +138,19 @@ class Search:
     def stream(self, seconds: float | None = None) -> Iterator[Chunk]:
         """Yield chunks of frames of the best stream; for ever, or for the next `seconds` of video."""
         self._alive()
-        return self._chunks(None if seconds is None else count_frames(seconds, self._fps))
+        return self._chunks(count_frames(seconds, self._fps))
 
-    def _chunks(self, limit: int | None) -> Iterator[Chunk]:
-        while limit is None or limit > 0:
+    def _chunks(self, limit: float) -> Iterator[Chunk]:
+        while limit > 0:
             while not self._ready:
                 self._go_on()
             chunk = self._ready.popleft()
-            if limit is not None and len(chunk.frames) > limit:
-                rest = replace(chunk, frames=chunk.frames[limit:], pts=chunk.pts + limit / self._fps, events=())
+            if len(chunk.frames) > limit:
+                cut = int(limit)
+                rest = replace(chunk, frames=chunk.frames[cut:], pts=chunk.pts + cut / self._fps, events=())
                 self._ready.appendleft(rest)
-                chunk = replace(chunk, frames=chunk.frames[:limit])
-            if limit is not None:
-                limit -= len(chunk.frames)
+                chunk = replace(chunk, frames=chunk.frames[:cut])
+            limit -= len(chunk.frames)
             yield chunk
 
     @property
@@ -230,7 +224,9 @@ class Search:
         short = self._reward(chunk.frames, chunk.prompt)
         long = self._long(np.concatenate([*recent, chunk.frames]), chunk.prompt)
         if earlier and short - sum(each.short for each in earlier) / len(earlier) > wanted.better:
-            _mark(beam.session, APPEND if beam.long - long > wanted.worse else AVERAGE)
+            rollout = beam.session.state.rollout
+            if rollout.pending is not None:  # its last chunk, which is not yet written to memory
+                rollout.cache.mark(APPEND if beam.long - long > wanted.worse else AVERAGE, rollout.pending.start)
         beam.recent, beam.long = (*earlier, ScoredChunk(chunk, short)), long
         alpha = min(chunk.pts / wanted.ramp, wanted.most)
         score = alpha * short + (1 - alpha) * long
@@ -247,10 +243,10 @@ class Search:
             if len(agreed) < len(self.beams) and len(self.beams[0].rounds) <= self.settings.lookahead:
                 return
             for beam in self.beams:
-                if beam not in agreed:
+                if beam in agreed:
+                    beam.rounds = beam.rounds[1:]
+                else:
                     beam.session.close()
-            for beam in agreed:
-                beam.rounds = beam.rounds[1:]
             self.beams = agreed
             self._ready.extend(first)
 
@@ -271,9 +267,7 @@ class Search:
     def __enter__(self) -> Search:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -289,10 +283,3 @@ def _check(session: Session, settings: SearchSettings) -> None:
         raise ConfigError("a search takes its time: search in a session without pace.")
     if any(cue.seed is not None and cue.at >= session.seconds for cue in session.cues):
         raise ConfigError("a search chooses the seeds itself: cues to come may change the prompt, not the seed.")
-
-
-def _mark(session: Session, name: str) -> None:
-    """Tell the memory of a session what came of its last chunk, which is not yet written."""
-    rollout = session.state.rollout
-    if rollout.pending is not None:
-        rollout.cache.mark(name, rollout.pending.start)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -42,15 +42,12 @@ from rollforce.streaming.stream_state import (
 
 class Session:
     """One stream. Pull-driven: nothing is computed until a chunk is asked for (but with `ahead`, one chunk more than
-    that), and nothing is kept that is not needed.
+    that), and nothing is kept that is not needed. Use it as a context manager, or call `close()`; either frees its
+    memory. `given_frames` are the frames that the stream goes on from, uint8 [F, H, W, 3], as its autoencoder draws
+    them; `stream` hands out what comes after them."""
 
-    Use it as a context manager, or call `close()`; either frees its memory. `given_frames` are the frames that the
-    stream goes on from, uint8 [F, H, W, 3], as its autoencoder draws them; `stream` hands out what comes after them."""
-
-    def __init__(
-        self, model: ModelBundle, prompt: str, seed: int, size: tuple[int, int] | None,
-        options: SessionOptions | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, model: ModelBundle, prompt: str, seed: int, size: tuple[int, int] | None,
+                 options: SessionOptions | None = None) -> None:  # fmt: skip
         self.options = options or SessionOptions()
         self.model, self.size, self.grid = model, size, model.grid(size)
         follows = self.options.inputs.follow is not None
@@ -71,8 +68,8 @@ class Session:
 
     def _begin(self, steering: Steering) -> tuple[Rollout, Tensor | None]:
         """Build the rollout, and write into its memory the latents of what the stream goes on from, if anything."""
-        model, inputs, settings = self.model, self.options.inputs, self.model.stream_settings
-        grid, source = self.grid, None
+        model, inputs, settings, grid = self.model, self.options.inputs, self.model.stream_settings, self.grid
+        source = None
         past = encode_past(inputs, model.autoencoder, self._pixels, model.fps)
         if inputs.follow is not None:
             layout = inputs.following.layout(settings.layout)
@@ -105,47 +102,43 @@ class Session:
         return self._chunks(self._expect(seconds))
 
     def astream(self, seconds: float | None = None) -> AsyncIterator[Chunk]:
-        """`stream` for asyncio, computed by one thread for all streams of the model, or of the batch.
-
-        Cancelled, it ends once the chunk that is under way is there: it is the first of the next `stream`."""
+        """`stream` for asyncio, computed by one thread for all streams of the model, or of the batch. Cancelled, it
+        ends once the chunk that is under way is there: it is the first of the next `stream`."""
         return self._async_chunks(self._expect(seconds))
 
-    def _expect(self, seconds: float | None) -> int | None:
+    def _expect(self, seconds: float | None) -> float:
         """Return how many frames are asked for; from here on others of its batch may compute the next of them."""
         driver = self.driver
-        limit = None if seconds is None else count_frames(seconds, self.model.fps)
+        limit = count_frames(seconds, self.model.fps)
         if self.idle:
             driver.expect()
         return limit
 
-    def _chunks(self, limit: int | None) -> Iterator[Chunk]:
-        while limit is None or limit > 0:
+    def _chunks(self, limit: float) -> Iterator[Chunk]:
+        while limit > 0:
             self._prepare(limit)
-            chunk = self._alive()[1].take(limit, self.model.fps)
-            if chunk is None:
+            if (chunk := self._alive()[1].take(limit, self.model.fps)) is None:
                 return
-            limit = None if limit is None else limit - len(chunk.frames)
+            limit -= len(chunk.frames)
             yield chunk
 
-    async def _async_chunks(self, limit: int | None) -> AsyncIterator[Chunk]:
-        worker = self.model.worker if self.options.batch is None else self.options.batch.worker
-        while limit is None or limit > 0:
+    async def _async_chunks(self, limit: float) -> AsyncIterator[Chunk]:
+        worker = (self.options.batch or self.model).worker
+        while limit > 0:
             await await_result(worker, partial(self._prepare, limit))
-            chunk = self._alive()[1].take(limit, self.model.fps)
-            if chunk is None:
+            if (chunk := self._alive()[1].take(limit, self.model.fps)) is None:
                 return
-            limit = None if limit is None else limit - len(chunk.frames)
+            limit -= len(chunk.frames)
             yield chunk
 
-    def _prepare(self, limit: int | None) -> None:
+    def _prepare(self, limit: float) -> None:
         """Step and decode, unless there are frames that were not yet handed out."""
         state, frames, driver = self._alive()
         if len(frames.frames):
             return
         clock = self.pace.meter.clock
         asked, result, self._next = clock(), self._next, None
-        if result is None:
-            result = driver.take(go_on=limit is None or limit > self.model.frames_per_chunk)
+        result = result or driver.take(go_on=limit > self.model.frames_per_chunk)
         if result.before is not None:
             self.history.keep(RewindPoint(frames.count, result.before, fork(frames.decoder)))
         begun = clock()
@@ -159,7 +152,6 @@ class Session:
     @property
     def state(self) -> StreamState:
         """Where the ticking stands: rollout, memory, cues. Look, and change nothing while a chunk is computed.
-
         SessionClosed after `close`."""
         return self._alive()[0]
 
@@ -188,22 +180,18 @@ class Session:
         """What the stream was told: given to another one of this model, prompt and seed, it makes the same bytes."""
         return self.state.steering.cues
 
-    def prompt(
-        self, text: str, transition: AnyTransition | str = "recache", *, at: float | None = None,
-        seed: int | None = None,
-    ) -> Event:  # fmt: skip
+    def prompt(self, text: str, transition: AnyTransition | str = "recache", *, at: float | None = None,
+               seed: int | None = None) -> Event:  # fmt: skip
         """Go on with another prompt, from the next chunk that is not begun, or from the first that begins `at` seconds
-        of video or later; perhaps with another seed. May be called from any thread.
-
-        `transition`: a name or settings, see engine/transitions.py. Chunks say in their `events` when it was applied,
-        and from which frame on it is seen. ConfigError if the prompt, or the transition for this stream, cannot be."""
+        of video or later; perhaps with another seed. May be called from any thread. `transition`: a name or settings,
+        see engine/transitions.py. Chunks say in their `events` when it was applied, and from which frame on it is seen.
+        ConfigError if the prompt, or the transition for this stream, cannot be."""
         cue = Cue(self.seconds if at is None else at, text, find_transition(transition), seed)
         return self.state.steering.add(cue, now=at is None)
 
     def fork(self, seed: int | None = None) -> Session:
         """Return a second stream that goes on from here on its own: copy on write, so it costs memory only where the
         two differ. With `seed` it draws other noise from the next chunk on; else the same, to the same bytes.
-
         SnapshotError if it follows a video."""
         state, frames = self._settle("forked")
         twin = copy.copy(self)
@@ -215,15 +203,12 @@ class Session:
 
     def rewind(self, seconds: float, seed: int | None = None) -> Session:
         """Go back by that much video or a little more, to where a chunk begins; with `seed`, to go on otherwise. What
-        it was told since is forgotten. Returns itself.
-
-        ConfigError beyond `remember`, the seconds that `model.session` was asked to keep. SnapshotError if it follows a
-        video."""
+        it was told since is forgotten. Returns itself. ConfigError beyond `remember`, the seconds that `model.session`
+        was asked to keep. SnapshotError if it follows a video."""
         if not seconds > 0:
             raise ConfigError(f"rewind {seconds:g}: seconds to go back, above 0.")
         state, frames = self._settle("rewound")
-        point = self.history.go_back(max(0, frames.count - round(seconds * self.model.fps)))
-        if point is None:
+        if (point := self.history.go_back(max(0, frames.count - round(seconds * self.model.fps)))) is None:
             raise ConfigError(f"{seconds:g} s back is more than this stream remembers ({self.options.remember:g} s): "
                               f"start it with model.session(..., remember={seconds:g}).")  # fmt: skip
         state.become(point.state)
@@ -247,8 +232,7 @@ class Session:
         """Stand still: what was computed ahead becomes the next commit. SnapshotError if it follows a video."""
         state, frames, driver = self._alive()
         if state.rollout.source is not None:
-            raise SnapshotError(f"A stream that follows a video cannot be {what}: "
-                                "start it again where the video stands.")  # fmt: skip
+            raise SnapshotError(f"A stream that follows a video cannot be {what}: start it again where that stands.")
         if self._next is None:
             self._next = driver.hand_over()
         return state, frames
@@ -257,11 +241,10 @@ class Session:
 
     def snapshot(self) -> Snapshot:
         """Return the stream as it stands between two chunks; `model.resume` continues it to the same bytes.
-
         SnapshotError if it follows a video: what comes of that is not in the stream's hands."""
         state, frames = self._settle("saved")
-        ahead = None if self._next is None else self._next.state_dict()
-        parts = {"stream": state.state_dict(), "frames": frames.state_dict(), "next": ahead}
+        parts = {"stream": state.state_dict(), "frames": frames.state_dict(),
+                 "next": None if self._next is None else self._next.state_dict()}
         model, steering = self.model, state.steering
         return Snapshot(model.fingerprint, to_dict(model.identity), steering.prompt, steering.seed, self.size, parts)
 
@@ -294,9 +277,8 @@ class Session:
 
     def _alive(self) -> tuple[StreamState, FrameQueue, Driver]:
         if self._state is None or self._frames is None or self._driver is None:
-            raise SessionClosed(
-                "This session is closed. Open another with model.session(prompt), or model.resume(snapshot)."
-            )
+            raise SessionClosed("This session is closed. Open another with model.session(prompt), or "
+                                "model.resume(snapshot).")  # fmt: skip
         return self._state, self._frames, self._driver
 
     @property
@@ -307,9 +289,7 @@ class Session:
     def __enter__(self) -> Session:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
@@ -322,9 +302,8 @@ def _step(model: ModelBundle, begin: Callable[[], Stepper], clock: Callable[[], 
 
 
 def step_together(sessions: Sequence[Session]) -> None:
-    """Compute what the next chunk of each session needs, their model calls as one; `stream` then only decodes it.
-
-    The sessions are of one model, and none has a driver that computes by itself."""
+    """Compute what the next chunk of each session needs, their model calls as one; `stream` then only decodes it. The
+    sessions are of one model, and none has a driver that computes by itself."""
     model = sessions[0].model
     batch = Batch(model, limit=len(sessions))
     waiting = [session for session in sessions if session.idle]
@@ -335,8 +314,10 @@ def step_together(sessions: Sequence[Session]) -> None:
         session._next = member.take(go_on=False)
 
 
-def count_frames(seconds: float, fps: float) -> int:
-    """Return seconds as whole frames, at least one. ConfigError if they are not positive."""
+def count_frames(seconds: float | None, fps: float) -> float:
+    """Return seconds as whole frames, at least one; of None, infinity. ConfigError if they are not positive."""
+    if seconds is None:
+        return math.inf
     if not seconds > 0:
         raise ConfigError(f"seconds {seconds:g} must be positive; leave it out for an endless stream.")
     return max(1, round(seconds * fps))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -22,9 +23,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class StreamIdentity:
-    """The settings that a stream must meet again to continue to the same bytes.
-
-    A field that is added later needs a default that means what was done before: then older snapshots go on."""
+    """The settings that a stream must meet again to continue to the same bytes. A field that is added later needs a
+    default that means what was done before: then older snapshots go on."""
 
     stream: StreamSettings
     runtime: RuntimeOptions
@@ -49,10 +49,8 @@ def _differing(one: Any, other: Any, path: str = "") -> list[str]:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What was streamed, and where it stands.
-
-    `model` is the fingerprint of the weights, `settings` the StreamIdentity as plain data, `size` (height, width) or
-    None for the model's own, and `state` nested tensors and plain values."""
+    """What was streamed, and where it stands. `model` is the fingerprint of the weights, `settings` the StreamIdentity
+    as plain data, `size` (height, width) or None for the model's own, and `state` nested tensors and plain values."""
 
     model: str
     settings: dict[str, Any]
@@ -84,10 +82,9 @@ class Snapshot:
             raise SnapshotError(f"{path} is a safetensors file, but not a snapshot of a stream.")
         data = json.loads(header)
         if data["version"] != VERSION:
-            raise SnapshotError(
-                f"{path} has snapshot version {data['version']}, which does not say its settings by name; this "
-                f"rollforce reads version {VERSION}. Continue it with the rollforce that wrote it, or begin again."
-            )
+            raise SnapshotError(f"{path} has snapshot version {data['version']}, which does not say its settings by "
+                                f"name; this rollforce reads version {VERSION}. Continue it with the rollforce that "
+                                "wrote it, or begin again.")  # fmt: skip
         size = None if data["size"] is None else tuple(data["size"])
         state = _put_tensors(data["state"], tensors)
         return cls(data["model"], data["settings"], data["prompt"], data["seed"], size, state)
@@ -125,35 +122,29 @@ def to_device(state: Any, device: torch.device) -> Any:
 
 
 def fork(value: T) -> T:
-    """Return the same again, free to go its own way.
-
-    Tensors are shared until one of the two writes (torch's copy-on-write storage); lists, dicts and whatever has a
-    `state_dict` (memory, regions, decoders) are made anew around them; modules and frozen settings belong to both."""
-    return cast(T, _fork(value))
-
-
-def _fork(value: object) -> object:
-    if isinstance(value, nn.Module | nn.Parameter | nn.ParameterDict):
+    """Return the same again, free to go its own way. Tensors are shared until one of the two writes (torch's
+    copy-on-write storage); lists, dicts and whatever has a `state_dict` (memory, regions, decoders) are made anew
+    around them; modules and frozen settings belong to both."""
+    mine: Any = value
+    if isinstance(mine, nn.Module | nn.Parameter | nn.ParameterDict):
         return value
-    if isinstance(value, Tensor):
-        return _share(value)
-    if isinstance(value, dict):
-        return {name: _fork(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_fork(part) for part in value]
-    if isinstance(value, tuple) and not hasattr(value, "_fields"):
-        return tuple(_fork(part) for part in value)
-    if hasattr(value, "state_dict"):
+    if isinstance(mine, Tensor):
+        return cast(T, _share(mine))
+    if isinstance(mine, dict):
+        return cast(T, {name: fork(part) for name, part in mine.items()})
+    if isinstance(mine, list):
+        return cast(T, [fork(part) for part in mine])
+    if isinstance(mine, tuple) and not hasattr(mine, "_fields"):
+        return cast(T, tuple(fork(part) for part in mine))
+    if hasattr(mine, "state_dict"):
         twin = copy.copy(value)
-        twin.__dict__.update({name: _fork(part) for name, part in vars(value).items()})
+        vars(twin).update(fork(vars(mine)))
         return twin
     return value
 
 
 def _share(x: Tensor) -> Tensor:
-    if x.device.type not in ("cpu", "cuda"):
-        return x.clone()
-    try:
-        return x._lazy_clone()
-    except RuntimeError:  # memory that is not torch's own: of NumPy, of a mapped file
-        return x.clone()
+    if x.device.type in ("cpu", "cuda"):
+        with suppress(RuntimeError):  # memory that is not torch's own: of NumPy, of a mapped file
+            return x._lazy_clone()
+    return x.clone()

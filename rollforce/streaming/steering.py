@@ -23,9 +23,8 @@ from rollforce.streaming.events import Cue, Event
 
 @dataclass(frozen=True, eq=False)
 class PendingCue:
-    """A cue that is not yet applied, and its encoded prompt [1, L, D] if it has one.
-
-    `frame` is the first frame of a chunk that it may begin with; None means the next chunk, wherever that begins."""
+    """A cue that is not yet applied, and its encoded prompt [1, L, D] if it has one. `frame` is the first frame of a
+    chunk that it may begin with; None means the next chunk, wherever that begins."""
 
     cue: Cue
     text_BLD: Tensor | None
@@ -40,22 +39,12 @@ class PromptPath:
     goal_BLD: Tensor
     shares: tuple[float, ...]
 
-    def text(self) -> Tensor:
-        """Return the text of the next chunk, [1, L, D]."""
-        share = self.shares[0]
-        return self.goal_BLD if share == 1 else self.start_BLD.lerp(self.goal_BLD, share)
-
-    def rest(self) -> PromptPath | None:
-        """Return the way that is left after the next chunk, or None."""
-        return replace(self, shares=self.shares[1:]) if len(self.shares) > 1 else None
-
 
 class Steering:
     """The prompt, seed and cues of one stream. `add` may come from any thread; `step` comes between two chunks."""
 
-    def __init__(
-        self, model: ModelBundle, prompt: str, seed: int, cues: Sequence[Cue] = (), follows: bool = False
-    ) -> None:
+    def __init__(self, model: ModelBundle, prompt: str, seed: int, cues: Sequence[Cue] = (),
+                 follows: bool = False) -> None:  # fmt: skip
         """Begin with a prompt and a seed. `follows`: the stream follows a video, which comes but once."""
         model.check_prompt(prompt)
         self.model, self.prompt, self.seed, self.follows = model, prompt, seed, follows
@@ -177,23 +166,21 @@ class Steering:
         return len(path.shares) - 1 + (flying if isinstance(cue.transition, Keep | Blend) else 0)
 
     def _follow(self, path: PromptPath) -> None:
-        self.text_BLD, self._path = path.text(), path.rest()
+        """Take the text of the next chunk from a path; what is left of it is for the chunks after."""
+        share, rest = path.shares[0], path.shares[1:]
+        self.text_BLD = path.goal_BLD if share == 1 else path.start_BLD.lerp(path.goal_BLD, share)
+        self._path = replace(path, shares=rest) if rest else None
 
     # -- saving -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything but the model, as tensors and plain values."""
         path = self._path
-        return {
-            "prompt": self.prompt,
-            "seed": self.seed,
-            "quality": to_dict(self.quality),
-            "text": self.text_BLD.clone(),
-            "applied": [to_dict(cue) for cue in self.applied],
-            "waiting": [{"cue": to_dict(each.cue), "frame": each.frame} for each in self._waiting],
-            "coming": [{"cue": to_dict(event.cue), "chunk": event.chunk} for event in self._coming],
-            "path": None if path is None else {**vars(path)},
-        }
+        return {"prompt": self.prompt, "seed": self.seed, "quality": to_dict(self.quality),
+                "text": self.text_BLD.clone(), "applied": to_dict(self.applied),
+                "waiting": [{"cue": to_dict(each.cue), "frame": each.frame} for each in self._waiting],
+                "coming": [{"cue": to_dict(event.cue), "chunk": event.chunk} for event in self._coming],
+                "path": None if path is None else {**vars(path)}}  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict` of a stream of the same model."""

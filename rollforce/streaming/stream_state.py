@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,17 +18,16 @@ from rollforce.errors import ConfigError
 from rollforce.models.autoencoder.interface import Decoder
 from rollforce.models.transformer.transformer import VideoTransformer
 from rollforce.streaming.bundle import ModelBundle
-from rollforce.streaming.events import Chunk, Event, Timings
+from rollforce.streaming.events import NO_TIMINGS, Chunk, Event, Timings
 from rollforce.streaming.snapshot import fork
 from rollforce.streaming.steering import Steering
 
 
 @dataclass(frozen=True)
 class ChunkResult:
-    """What stepping to the next commit gave (`commit` None: the stream is over), and the seconds it took.
-
-    `prompt` is the one in force at the commit, `events` are of the cues before it, `before` is a copy of the state it
-    began from, for streams that can go back, and `ready` a CUDA event after which the latents are there."""
+    """What stepping to the next commit gave (`commit` None: the stream is over), and the seconds it took. `prompt` is
+    the one in force at the commit, `events` are of the cues before it, `before` is a copy of the state it began from,
+    for streams that can go back, and `ready` a CUDA event after which the latents are there."""
 
     commit: Commit | None
     seconds: float
@@ -39,16 +38,12 @@ class ChunkResult:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a snapshot keeps of a result that was not yet decoded."""
-        from rollforce.config import to_dict  # needs omegaconf, which benchmarks do without
-
         commit = None if self.commit is None else {"start": self.commit.start, "latents": self.commit.latents_BTCHW}
-        return {"commit": commit, "prompt": self.prompt, "events": [to_dict(event) for event in self.events]}
+        return {"commit": commit, "prompt": self.prompt, "events": to_dict(self.events)}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> ChunkResult:
         """Build the result that a `state_dict` describes."""
-        from rollforce.config import build
-
         kept, events = state["commit"], tuple(build(Event, event) for event in state["events"])
         commit = None if kept is None else Commit(int(kept["start"]), kept["latents"])
         return cls(commit, 0.0, state["prompt"], events)
@@ -59,13 +54,12 @@ Stepper = Generator[ModelCall, Tensor, ChunkResult]
 
 def run_stepper(stepper: Stepper, model: VideoTransformer) -> ChunkResult:
     """Walk a stepper to its end, each of its calls by itself."""
-    try:
-        call = next(stepper)
-        while True:
-            call = stepper.send(call.run(model))
-    except StopIteration as end:
-        result: ChunkResult = end.value
-        return result
+    velocity: Any = None  # as a generator wants to be begun
+    while True:
+        try:
+            velocity = stepper.send(velocity).run(model)
+        except StopIteration as end:
+            return cast(ChunkResult, end.value)
 
 
 class Driver:
@@ -95,10 +89,8 @@ class Driver:
 
 @dataclass
 class StreamState:
-    """Where the ticking of a stream stands: all that `step_to_commit` changes.
-
-    `past_latents` counts the latents of a past that the stream began with, `latents` and `commits` what was committed
-    since the start."""
+    """Where the ticking of a stream stands: all that `step_to_commit` changes. `past_latents` counts the latents of a
+    past that the stream began with, `latents` and `commits` what was committed since the start."""
 
     rollout: Rollout
     steering: Steering
@@ -109,8 +101,7 @@ class StreamState:
     @property
     def frame(self) -> int:
         """The number of the frame with which the next latent begins, counted from the start of the stream."""
-        model = self.steering.model
-        first, rest = model.autoencoder.first_frames, model.frames_per_latent
+        first, rest = self.steering.model.autoencoder.first_frames, self.steering.model.frames_per_latent
         return self.latents * rest if self.past_latents or not self.latents else first + (self.latents - 1) * rest
 
     def become(self, other: StreamState) -> None:
@@ -132,10 +123,8 @@ class StreamState:
 
 
 def step_to_commit(state: StreamState, remember: bool = False) -> Stepper:
-    """Apply the cues that are due, and tick on to the next commit; who drives it runs each model call it yields.
-
-    With `remember` the result keeps a copy of the state that it began from. ConfigError if the first chunk is not a
-    number."""
+    """Apply the cues that are due, and tick on to the next commit; who drives it runs each model call it yields. With
+    `remember` the result keeps a copy of the state that it began from. ConfigError if the first chunk is no number."""
     rollout, steering, commit = state.rollout, state.steering, None
     before = fork(state) if remember else None
     events = steering.step(rollout, state.commits, state.frame)
@@ -150,15 +139,11 @@ def step_to_commit(state: StreamState, remember: bool = False) -> Stepper:
     return ChunkResult(commit, 0.0, steering.prompt, events, before)
 
 
-NO_TIMINGS = Timings(0.0, 0.0)
-
-
 @dataclass
 class FrameQueue:
-    """The decoder of a stream, and the frames that it drew and nobody has asked for yet.
-
-    `frames` are those, uint8 [F, H, W, 3]; `index` counts chunks and `count` frames handed out so far; `prompt` is of
-    the frames that were decoded last; `timings` and `events` go out with the next chunk."""
+    """The decoder of a stream, and the frames that it drew and nobody has asked for yet. `frames` are those, uint8 [F,
+    H, W, 3]; `index` counts chunks and `count` frames handed out so far; `prompt` is of the frames that were decoded
+    last; `timings` and `events` go out with the next chunk."""
 
     decoder: Decoder
     frames: np.ndarray
@@ -169,25 +154,19 @@ class FrameQueue:
     events: tuple[Event, ...] = ()
 
     def put(self, result: ChunkResult, model: ModelBundle) -> None:
-        """Decode what was stepped to; at the end of the stream, what the decoder held back.
-
-        With a new shot the decoder forgets, too, where its first latent is one like any other (in Wan it is a single
-        frame)."""
+        """Decode what was stepped to; at the end of the stream, what the decoder held back. With a new shot the decoder
+        forgets, too, where its first latent is one like any other (in Wan it is a single frame)."""
         autoencoder = model.autoencoder
-        if result.commit is None:
-            self.frames = self.decoder.flush()
-        else:
-            whole = autoencoder.first_frames == autoencoder.frames
-            if whole and any(event.cuts for event in result.events):
-                self.decoder.reset()
-            self.frames = self.decoder.decode(result.commit.latents_BTCHW)
+        whole, commit = autoencoder.first_frames == autoencoder.frames, result.commit
+        if whole and commit is not None and any(event.cuts for event in result.events):
+            self.decoder.reset()
+        self.frames = self.decoder.flush() if commit is None else self.decoder.decode(commit.latents_BTCHW)
         self.prompt = result.prompt
         self.events = tuple(replace(event, frame=self.count) for event in result.events)
 
-    def take(self, limit: int | None, fps: float) -> Chunk | None:
+    def take(self, limit: float, fps: float) -> Chunk | None:
         """Hand out frames, at most `limit`; what is beyond them waits for the next call. None if there are none."""
-        count = len(self.frames) if limit is None else min(limit, len(self.frames))
-        if not count:
+        if not (count := int(min(limit, len(self.frames)))):
             return None
         chunk = Chunk(self.frames[:count], self.index, self.count / fps, self.prompt, self.timings, self.events)
         self.frames, self.timings, self.events = self.frames[count:], NO_TIMINGS, ()
@@ -203,7 +182,7 @@ class FrameQueue:
         """Return all of it, as tensors and plain values."""
         return {"decoder": self.decoder.state_dict(), "frames": torch.from_numpy(self.frames.copy()),
                 "prompt": self.prompt, "index": self.index, "count": self.count, "timings": to_dict(self.timings),
-                "events": [to_dict(event) for event in self.events]}  # fmt: skip
+                "events": to_dict(self.events)}  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from a `state_dict` of a stream of the same model."""
@@ -238,11 +217,11 @@ class RewindHistory:
 
     def go_back(self, frame: int) -> RewindPoint | None:
         """Return the last place at `frame` or before, and forget it and all after it. None if there is none."""
-        kept = [point for point in self.points if point.frame <= frame]
+        kept = deque(point for point in self.points if point.frame <= frame)
         if not kept:
             return None
-        self.points = deque(kept[:-1])
-        return kept[-1]
+        self.points = kept
+        return kept.pop()
 
     def copy(self) -> RewindHistory:
         """Return a history of its own; the places are shared."""

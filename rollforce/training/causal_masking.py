@@ -46,14 +46,8 @@ def own_past(model: VideoTransformer, condition: Condition, chunk: int, tokens: 
     return velocity
 
 
-def true_past(
-    model: VideoTransformer,
-    condition: Condition,
-    past_BTCHW: Tensor,
-    chunk: int,
-    tokens: int,
-    past_sigma_BT: Tensor | None = None,
-) -> Velocity:
+def true_past(model: VideoTransformer, condition: Condition, past_BTCHW: Tensor, chunk: int, tokens: int,
+              past_sigma_BT: Tensor | None = None) -> Velocity:  # fmt: skip
     """Return the velocity of a model whose noisy chunks see themselves and those before them in a true video, `past`.
 
     `tokens`: per latent; `past_sigma_BT`: the noise that `past` carries (see `add_past_noise`); None: it is clean."""
@@ -81,18 +75,12 @@ def score_of_velocity(velocity: Velocity) -> Score:
     return clean
 
 
-def flow_matching(
-    velocity: Velocity,
-    clean_BTCHW: Tensor,
-    chunk: int,
-    generator: torch.Generator,
-    shift: float = 1.0,
-    weighted: bool = False,
-) -> Tensor:
+def flow_matching(velocity: Velocity, clean_BTCHW: Tensor, chunk: int, generator: torch.Generator, shift: float = 1.0,
+                  weighted: bool = False) -> Tensor:  # fmt: skip
     """Return the loss of flow matching with a noise level for each chunk, warp(U(0, 1), shift): diffusion forcing or
     teacher forcing.
 
-    `weighted`: by schedule.training_weight, as Wan's scheduler does. `generator` is on the CPU."""
+    `weighted`: by flow.training_weight, as Wan's scheduler does. `generator` is on the CPU."""
     sigma = draw_chunk_levels(clean_BTCHW, chunk, generator, shift)
     noise = noise_like(clean_BTCHW, generator)
     predicted = velocity(flow.noised(clean_BTCHW, noise, sigma), sigma)
@@ -181,7 +169,7 @@ def teacher_forcing(latents: int, chunk: int, tokens: int, first: int | None = N
 
 
 def _chunks(latents: int, chunk: int, first: int | None) -> tuple[Tensor, Tensor]:
-    """For each latent: the number of its chunk, and the index just past that chunk."""
+    """Return for each latent the number of its chunk, and the index just past that chunk."""
     lead = chunk if first is None else first
     index = torch.arange(latents)
     number = torch.where(index < lead, 0, (index - lead) // chunk + 1)

@@ -66,21 +66,16 @@ def load(folder: Path, recipe: Mapping[str, Any], data: str, device: str | torch
     """Return the state written by `save`. TrainingError if it is damaged, or of another recipe or other data."""
     written = _read(folder, "recipe.json", device)
     state = _read(folder, "state.pt", device)
-    changed = [
-        f"  {path}: {before!r} -> {now!r}" for path, before, now in differences(written["recipe"], recipe)
-        if path not in FREE
-    ]
+    changed = [f"  {path}: {before!r} -> {now!r}" for path, before, now in differences(written["recipe"], recipe)
+               if path not in FREE]  # fmt: skip
     if changed:
         listed = "\n".join(changed)
-        raise TrainingError(
-            f"{folder} was made with other settings (checkpoint -> now):\n{listed}\n"
-            "Resume with the old settings, or begin a new run in another --out with `start` set to its export."
-        )
+        raise TrainingError(f"{folder} was made with other settings (checkpoint -> now):\n{listed}\nResume with the "
+                            "old settings, or begin a new run in another --out with `start` set to its export.")
     if written["data"] != data:
-        raise TrainingError(
-            f"{folder} was trained on other data: fingerprint {written['data']}, now {data}. The autoencoder, the "
-            "world or the latent folder has changed; resume with the old one, or begin a new run in another --out."
-        )
+        raise TrainingError(f"{folder} was trained on other data: fingerprint {written['data']}, now {data}. The "
+                            "autoencoder, the world or the latent folder has changed; resume with the old one, or "
+                            "begin a new run in another --out.")  # fmt: skip
     return state
 
 

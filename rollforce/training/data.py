@@ -83,9 +83,8 @@ class WorldClips:
 
     `held_out` takes only attribute combinations that training never sees. ConfigError for settings without a clip."""
 
-    def __init__(
-        self, settings: World, seed: int = 0, held_out: bool = False, autoencoder: TinyAutoencoder | None = None
-    ) -> None:
+    def __init__(self, settings: World, seed: int = 0, held_out: bool = False,
+                 autoencoder: TinyAutoencoder | None = None) -> None:  # fmt: skip
         for name in ("clips", "opened", "latents", "kept"):
             if getattr(settings, name) < 1:
                 raise ConfigError(f"data.{name} {getattr(settings, name)}: must be at least 1.")

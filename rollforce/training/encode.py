@@ -78,10 +78,8 @@ class FolderEncoder:
     `model` names the weights. ConfigError for settings that cannot be, or if the folder was begun with others or holds
     something else; ShapeError for sizes that the autoencoder cannot have."""
 
-    def __init__(
-        self, videos: Sequence[CaptionedVideo], folder: Path, autoencoder: Autoencoder, text: Text,
-        settings: EncodeSettings, model: str = "",
-    ) -> None:
+    def __init__(self, videos: Sequence[CaptionedVideo], folder: Path, autoencoder: Autoencoder, text: Text,
+                 settings: EncodeSettings, model: str = "") -> None:  # fmt: skip
         self.folder, self.autoencoder, self.text, self.settings = folder, autoencoder, text, settings
         if settings.latents < 1 or not 0 < settings.fps < 1000:
             raise ConfigError(f"latents {settings.latents}, fps {settings.fps:g}: both must be above 0.")

@@ -18,9 +18,8 @@ from rollforce.training.network import Network
 from rollforce.world import FPS
 
 
-def export(
-    network: Network, folder: Path, data: Data, stream: str, changes: Sequence[str] = (), active: bool = True
-) -> None:
+def export(network: Network, folder: Path, data: Data, stream: str, changes: Sequence[str] = (),
+           active: bool = True) -> None:  # fmt: skip
     """Write a trained network, sharded or not, with the autoencoder its data has, and the stream it was trained for: a
     preset and the `changes` to it. All processes must call this; the `active` one writes."""
     state = whole_state(network)

@@ -72,11 +72,8 @@ def whole_optimiser(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
 def load_optimiser(optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Load what `whole_optimiser` returned; numbers are spread like the parameters they belong to."""
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    moments = {
-        i: {k: _spread(v, parameters[i]) if torch.is_tensor(v) and v.shape == parameters[i].shape else v
-            for k, v in entry.items()}
-        for i, entry in state["state"].items()
-    }
+    moments = {i: {k: _spread(v, parameters[i]) if torch.is_tensor(v) and v.shape == parameters[i].shape else v
+                   for k, v in entry.items()} for i, entry in state["state"].items()}  # fmt: skip
     optimiser.load_state_dict({**state, "state": moments})
 
 

@@ -70,9 +70,8 @@ class Gating:
         """The weights of tiers, which a call of the model hands to memory."""
         return cast(Mapping[str, Tensor], self.transformer.policy)
 
-    def __call__(
-        self, x: Tensor, sigma: Tensor, index: Tensor, condition: Condition, memory: CallMemory, phase_T: Tensor | None
-    ) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, index: Tensor, condition: Condition, memory: CallMemory,
+                 phase_T: Tensor | None) -> Tensor:  # fmt: skip
         full = self.transformer(x, sigma, index, condition, memory, phase_T=phase_T)
         if not any(group.commit for group in memory.groups):
             with torch.enable_grad():

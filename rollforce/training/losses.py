@@ -1,7 +1,7 @@
 """Losses: pure functions of tensors and scores.
 
 Weights are given, never made here: `weight` is anything that broadcasts over the video, such as exp(beta * reward) per
-video [B, 1, 1, 1, 1] (Re-DMD) or a map in space and time [B, T, 1, h, w] (Stream-R1); see reward_weights.py.
+video [B, 1, 1, 1, 1] (Re-DMD) or a map in space and time [B, T, 1, h, w] (Stream-R1); see rewards.py.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from rollforce.engine import flow
 from rollforce.models.transformer.transformer import Condition, VideoTransformer
 
 
-def velocity(
-    predicted_BTCHW: Tensor, clean_BTCHW: Tensor, noise_BTCHW: Tensor, weight_BT: Tensor | None = None
-) -> Tensor:
+def velocity(predicted_BTCHW: Tensor, clean_BTCHW: Tensor, noise_BTCHW: Tensor,
+             weight_BT: Tensor | None = None) -> Tensor:  # fmt: skip
     """Return the loss of flow matching, the mean squared error of the velocity noise - clean. `weight_BT` 0 leaves a
     latent out."""
     error = (predicted_BTCHW - (noise_BTCHW - clean_BTCHW)).square().mean((2, 3, 4))
@@ -37,15 +36,8 @@ def _mean(error_BTCHW: Tensor, weight: Tensor | None, learns_BT: Tensor | None) 
     return error.mean() if learns_BT is None else error[learns_BT.expand(error.shape[:2])].mean()
 
 
-def dmd(
-    x_BTCHW: Tensor,
-    teacher: Score,
-    critic: Score,
-    sigma_BT: Tensor,
-    noise_BTCHW: Tensor,
-    weight: Tensor | None = None,
-    learns_BT: Tensor | None = None,
-) -> Tensor:
+def dmd(x_BTCHW: Tensor, teacher: Score, critic: Score, sigma_BT: Tensor, noise_BTCHW: Tensor,
+        weight: Tensor | None = None, learns_BT: Tensor | None = None) -> Tensor:  # fmt: skip
     """Distribution matching distillation (Yin et al. 2024, as in Self Forcing): a loss whose gradient moves x along
     critic - teacher.
 
@@ -61,16 +53,8 @@ def dmd(
     return _mean(0.5 * (x - target).square(), weight, learns_BT)
 
 
-def sid(
-    x_BTCHW: Tensor,
-    teacher: Score,
-    critic: Score,
-    sigma_BT: Tensor,
-    noise_BTCHW: Tensor,
-    weight: Tensor | None = None,
-    learns_BT: Tensor | None = None,
-    alpha: float = 1.0,
-) -> Tensor:
+def sid(x_BTCHW: Tensor, teacher: Score, critic: Score, sigma_BT: Tensor, noise_BTCHW: Tensor,
+        weight: Tensor | None = None, learns_BT: Tensor | None = None, alpha: float = 1.0) -> Tensor:  # fmt: skip
     """Score identity distillation (Zhou et al. 2024, as in Self Forcing): with r, f the clean estimates of teacher and
     critic, mean of (r - f) * ((r - x) - alpha * (r - f)) / mean|x - r|.
 

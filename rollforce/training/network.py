@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from rollforce.config import build, resource
+from rollforce.engine import flow
+from rollforce.engine.flow import linear, shift_level
 from rollforce.errors import ConfigError
 from rollforce.models.text.encoder import TextConfig, TextEncoder
+from rollforce.models.transformer import rope
+from rollforce.models.transformer.block import Attention, Block
 from rollforce.models.transformer.transformer import Condition, TransformerConfig, VideoTransformer
 from rollforce.training.data import TrainingBatch
 
@@ -105,3 +112,97 @@ def tabulate_networks(networks: Mapping[str, nn.Module], optimised: Sequence[str
 
 def _format_bytes(count: float) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+# -- what training has come to: samples of a teacher, errors, borders --------------------------------------------------
+
+
+@torch.no_grad()
+def sample(network: Network, noise_BTCHW: Tensor, prompts: Sequence[str], scale: float, steps: int,
+           shift: float = 3.0) -> Tensor:  # fmt: skip
+    """Return videos [B, T, C, h, w] of prompts by Euler's method, all latents together, with guidance
+    free + scale * (wished - free) (Ho & Salimans 2022)."""
+    x, index = noise_BTCHW, torch.arange(noise_BTCHW.shape[1], device=noise_BTCHW.device)
+    wished, free = (network.condition(TrainingBatch(None, tuple(p))) for p in (prompts, [""] * len(prompts)))
+    for now, later in pairwise([*(shift_level(s, shift) for s in linear(steps)), 0.0]):
+        sigma = torch.full(x.shape[:2], now, device=x.device)
+        base = network.transformer(x, sigma, index, free)
+        velocity = base + scale * (network.transformer(x, sigma, index, wished) - base)
+        x = flow.euler(x, velocity, sigma, torch.full_like(sigma, later))
+    return x
+
+
+def psnr(video_BFHWC: Tensor, truth_BFHWC: Tensor, weight_BFHW: Tensor | None = None) -> float:
+    """Return the peak signal-to-noise ratio in dB of videos in 0..1, over all pixels or weighted ones."""
+    error = (video_BFHWC.float() - truth_BFHWC.float()).square().mean(-1)
+    if weight_BFHW is not None:
+        error = (error * weight_BFHW).sum() / weight_BFHW.sum()
+    return -10 * math.log10(float(error.mean()) + 1e-12)
+
+
+def border_ratio(video_BFHWC: Tensor, every: int) -> float:
+    """Return the mean |frame difference| where a latent of `every` frames begins, divided by that inside latents."""
+    step = (video_BFHWC[:, 1:].float() - video_BFHWC[:, :-1].float()).abs().mean(dim=(0, 2, 3, 4))
+    border = torch.arange(1, video_BFHWC.shape[1]) % every == 0
+    return float(step[border].mean() / step[~border].mean())
+
+
+# -- how a transformer starts: with what every video has in common -----------------------------------------------------
+
+
+# One row per head: {axis: {number of the RoPE pair: amplitude}}; heads beyond the table have no prior.
+PRIORS: tuple[dict[str, dict[int, float]], ...] = (
+    {"row": {0: 6.5, 1: 2.0}, "column": {0: 6.5, 1: 2.0}},
+    {"row": {0: 6.5, 1: 2.0}, "column": {0: 6.5, 1: 2.0}, "time": {2: 7.0}},
+    {"time": {0: 6.0, 1: 6.0, 2: 4.0}},
+)
+CONTENT = 0.5  # weight of what queries and keys say about content, at the start
+
+
+@torch.no_grad()
+def initialise(model: VideoTransformer, positions: bool = True) -> None:
+    """Initialise `model` in place. `positions`: with the prior over relative position."""
+    _pass_through(model)
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        block.scale_shift_table[:, (2, 5)] = 1.0
+        for layer in (block.attn1.to_out[0], block.attn2.to_out[0], block.ffn.net[2]):
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
+        if positions:
+            _position_prior(block.attn1)
+    nn.init.normal_(model.condition_embedder.time_proj.weight, std=0.01)
+    nn.init.zeros_(model.condition_embedder.time_proj.bias)
+
+
+def _pass_through(model: VideoTransformer) -> None:
+    weight = model.patch_embedding.weight  # [D, C, 1, p, p]
+    values = weight[0].numel()
+    if values > len(weight) or model.config.in_channels != model.config.out_channels:
+        return
+    nn.init.normal_(weight, std=values**-0.5)
+    order = torch.arange(values).view(weight.shape[1:])
+    flat = weight.flatten(1)
+    flat[:values] = torch.eye(values)
+    for parameter in (model.patch_embedding.bias, model.proj_out.weight, model.proj_out.bias):
+        assert parameter is not None
+        nn.init.zeros_(parameter)
+    leaving = rearrange(order, "channel 1 row column -> (row column channel)")  # as the output is ordered
+    model.proj_out.weight[torch.arange(values), leaving] = 0.3
+
+
+def _position_prior(attention: Attention) -> None:
+    head_dim = attention.to_q.weight.shape[0] // attention.heads
+    time, space, _ = rope.split(head_dim)
+    begin = {"time": 0, "row": time, "column": time + space}
+    amplitude = torch.zeros(attention.heads * head_dim)
+    for head, axes in enumerate(PRIORS[: attention.heads]):
+        for axis, pairs in axes.items():
+            for pair, value in pairs.items():
+                amplitude[head * head_dim + begin[axis] + 2 * pair] = value
+    fixed = amplitude > 0
+    for projection, norm in ((attention.to_q, attention.norm_q), (attention.to_k, attention.norm_k)):
+        projection.bias.copy_(fixed.float())
+        projection.weight[fixed] *= 0.1
+        loud = projection.weight.square().sum(1) + projection.bias.square()  # of unit inputs
+        norm.weight.copy_(torch.where(fixed, amplitude * loud.mean().sqrt(), torch.tensor(CONTENT)))

@@ -39,12 +39,9 @@ class ChunkGroup:
     noisy: int
 
 
-PATTERNS: dict[str, tuple[ChunkGroup, ...]] = {
-    "past": (ChunkGroup(1, 4),),
-    "long past": (ChunkGroup(2, 3),),
-    "filling 1+4": (ChunkGroup(0, 1), ChunkGroup(0, 4)),
-    "filling 2+3": (ChunkGroup(0, 2), ChunkGroup(0, 3)),
-}
+PATTERNS: dict[str, tuple[ChunkGroup, ...]] = {"past": (ChunkGroup(1, 4),), "long past": (ChunkGroup(2, 3),),
+                                               "filling 1+4": (ChunkGroup(0, 1), ChunkGroup(0, 4)),
+                                               "filling 2+3": (ChunkGroup(0, 2), ChunkGroup(0, 3))}  # fmt: skip
 
 
 def draw_level_per_video(rng: np.random.Generator, batch: int, latents: int) -> NoisePattern:
@@ -54,9 +51,8 @@ def draw_level_per_video(rng: np.random.Generator, batch: int, latents: int) -> 
     return NoisePattern(sigma, None, torch.ones(latents))
 
 
-def draw_rolling(
-    rng: np.random.Generator, batch: int, groups: Sequence[ChunkGroup], chunk: int, tokens: int, ladder: Sequence[float]
-) -> NoisePattern:
+def draw_rolling(rng: np.random.Generator, batch: int, groups: Sequence[ChunkGroup], chunk: int, tokens: int,
+                 ladder: Sequence[float]) -> NoisePattern:  # fmt: skip
     """Draw rising noise as a rolling stream has it: on the ladder for half of the videos, between its steps for others.
 
     `chunk`: latents per chunk; `tokens`: per latent."""
@@ -91,9 +87,8 @@ def visibility_mask(groups: Sequence[ChunkGroup], tokens_per_chunk: int) -> Tens
     return per_token((group[:, None] == group) & (noisy[:, None] | (order[:, None] >= order)), tokens_per_chunk)
 
 
-def draw_levels(
-    rng: np.random.Generator, batch: int, latents: int, shift: float = 3.0, clamp: tuple[float, float] = (0.02, 0.98)
-) -> Tensor:
+def draw_levels(rng: np.random.Generator, batch: int, latents: int, shift: float = 3.0,
+                clamp: tuple[float, float] = (0.02, 0.98)) -> Tensor:  # fmt: skip
     """Draw one noise level per video, spread evenly over the batch, shift_level towards noise and clamped: [B, T]."""
     even = (np.arange(batch) + rng.random(batch)) / batch
     level = torch.tensor([shift_level(float(s), shift) for s in even], dtype=torch.float32).clamp(*clamp)
@@ -106,9 +101,8 @@ def draw_window(video_BTCHW: Tensor, length: int, rng: np.random.Generator) -> T
     return video_BTCHW[:, at : at + length]
 
 
-def begin_with_image(
-    video_BTCHW: Tensor, length: int, chunk: int, image_latent: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
+def begin_with_image(video_BTCHW: Tensor, length: int, chunk: int,
+                     image_latent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the last `length` latents of a longer video, made to look like a beginning, and where they learn, bool
     [B, T].
 

@@ -5,7 +5,7 @@
     consistency         causal consistency distillation (Causal Forcing 2026): take one step of the path from a noised
                         true video; the student must name the same end from before and after it
 
-The teacher is any Score, guidance included: `scores.guided(wished, free, w)`, free + w (wished - free). Bidirectional
+The teacher is any Score, guidance included: `losses.guide(wished, free, w)`, free + w (wished - free). Bidirectional
 (score_of) it gives the pairs of CausVid and Self Forcing; causal (score_of_velocity(true_past(...))) those of Causal
 Forcing, where each chunk is solved from its true past and the student is trained from the same past.
 """
@@ -70,9 +70,8 @@ def euler_step(score: Score, x_BTCHW: Tensor, sigma_BT: Tensor, next_sigma_BT: T
 
 
 @torch.no_grad()
-def solve(
-    teacher: Score, noise_BTCHW: Tensor, ladder: Sequence[float], steps: int = 48, shift: float = 1.0
-) -> OdePairs:
+def solve(teacher: Score, noise_BTCHW: Tensor, ladder: Sequence[float], steps: int = 48,
+          shift: float = 1.0) -> OdePairs:  # fmt: skip
     """Walk the probability-flow ODE from pure noise to the end, all latents at one level; keep what the student needs.
 
     `shift` is that of the student's ladder. The cost is `steps` calls of the teacher (two with guidance), and a few
@@ -104,15 +103,8 @@ def regression(student: Score, pairs: OdePairs, chunk: int, generator: torch.Gen
     return losses.regression(student(noisy, sigma), pairs.end_BTCHW, sigma > 0)
 
 
-def consistency(
-    student: Score,
-    average: Score,
-    teacher: Score,
-    clean_BTCHW: Tensor,
-    grid: Sequence[float],
-    chunk: int,
-    generator: torch.Generator,
-) -> Tensor:
+def consistency(student: Score, average: Score, teacher: Score, clean_BTCHW: Tensor, grid: Sequence[float], chunk: int,
+                generator: torch.Generator) -> Tensor:  # fmt: skip
     """Return the loss of consistency distillation (Song et al. 2023) on true videos: from a random level of `grid` for
     each chunk the student must name what its moving `average` names one teacher step further down (squared error).
 

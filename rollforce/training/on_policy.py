@@ -89,10 +89,8 @@ def open_practice(recipe: DistillRecipe, student: Network, stream: StreamSetting
 class PersistentStreams(VideoSource):
     """Groups of streams that stay alive over many steps; each step takes the next group (engine.rollout_group)."""
 
-    def __init__(
-        self, student: Network, data: Data, count: int, seed: int, stream: StreamSettings,
-        settings: PersistentStreamSettings,
-    ) -> None:
+    def __init__(self, student: Network, data: Data, count: int, seed: int, stream: StreamSettings,
+                 settings: PersistentStreamSettings) -> None:  # fmt: skip
         super().__init__(student, data, count, seed)
         self.stream, self.settings = stream, settings
         self.groups: dict[tuple[int, int], RolloutGroup] = {}  # (part, place) -> group
@@ -135,10 +133,8 @@ class PersistentStreams(VideoSource):
 class WholeRollouts(VideoSource):
     """Rollouts from the start to a drawn length, one per step and part (self_rollout)."""
 
-    def __init__(
-        self, student: Network, data: Data, count: int, seed: int, streams: tuple[StreamSettings, StreamSettings],
-        settings: WholeRolloutSettings,
-    ) -> None:
+    def __init__(self, student: Network, data: Data, count: int, seed: int,
+                 streams: tuple[StreamSettings, StreamSettings], settings: WholeRolloutSettings) -> None:  # fmt: skip
         """`streams`: the preset the student is made for, and the one that `settings.mix` mixes in. ConfigError if a
         setting does not go with them."""
         super().__init__(student, data, count, seed)
@@ -189,10 +185,8 @@ class WholeRollouts(VideoSource):
 class TeacherForcedVideos(VideoSource):
     """True videos noised to the ladder, chunk by chunk, and restored in one call: training without self-rollout."""
 
-    def __init__(
-        self, student: Network, data: Data, count: int, seed: int, stream: StreamSettings,
-        settings: TeacherForcingSettings,
-    ) -> None:
+    def __init__(self, student: Network, data: Data, count: int, seed: int, stream: StreamSettings,
+                 settings: TeacherForcingSettings) -> None:  # fmt: skip
         super().__init__(student, data, count, seed)
         self.layout, self.settings = stream.layout, settings
 

@@ -38,9 +38,8 @@ def block_matrices(network: nn.Module) -> list[nn.Parameter]:
     return [p for n, p in network.named_parameters() if p.ndim == 2 and "blocks." in n and "norm" not in n]
 
 
-def build_optimisers(
-    network: nn.Module, settings: Optimiser, matrices: Sequence[nn.Parameter] | None = None
-) -> list[torch.optim.Optimizer]:
+def build_optimisers(network: nn.Module, settings: Optimiser,
+                     matrices: Sequence[nn.Parameter] | None = None) -> list[torch.optim.Optimizer]:  # fmt: skip
     """Return the optimisers of a network, each with its full rate under "initial". `matrices`: for Muon, if chosen.
 
     ConfigError for Muon on sharded matrices."""
@@ -50,14 +49,11 @@ def build_optimisers(
         matrices = []
     chosen = {id(p) for p in matrices}
     rest = [p for _, p in named if id(p) not in chosen]
-    made: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(rest, settings.lr, settings.betas, weight_decay=settings.weight_decay)
-    ]
+    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, settings.lr, settings.betas,
+                                                           weight_decay=settings.weight_decay)]  # fmt: skip
     if matrices and is_sharded(matrices):
-        raise ConfigError(
-            "Muon takes whole matrices, and run.shard=true cuts them: set optimiser.kind=adamw (student.kind "
-            "and critic.kind in train/distill.py), or run.shard=false."
-        )
+        raise ConfigError("Muon takes whole matrices, and run.shard=true cuts them: set optimiser.kind=adamw "
+                          "(student.kind and critic.kind in train/distill.py), or run.shard=false.")  # fmt: skip
     if matrices:
         made.append(Muon(list(matrices), settings.lr_matrices))
     for optimiser in made:
@@ -141,11 +137,9 @@ def check_finite(value: float, what: str, step: int, out: Path) -> None:
 
     last = latest(out)
     kept = f"The last good checkpoint is {last}" if last else "No checkpoint was written yet"
-    raise TrainingError(
-        f"step {step}: {what} is {value}. {kept}; nothing was overwritten.\n"
-        "What helps: a lower learning rate or a longer warm-up; run.precision=no; a smaller clip. "
-        "If it comes back at the same step with all of these, look at that step's data."
-    )
+    raise TrainingError(f"step {step}: {what} is {value}. {kept}; nothing was overwritten.\nWhat helps: a lower "
+                        "learning rate or a longer warm-up; run.precision=no; a smaller clip. If it comes back at the "
+                        "same step with all of these, look at that step's data.")  # fmt: skip
 
 
 # -- Muon (Jordan et al. 2024): momentum whose matrices are made orthogonal before they are applied --------------------
@@ -165,7 +159,7 @@ def orthogonal(x_NRC: Tensor, rounds: int = 4) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices and convolution kernels (one row per output); embeddings, norms and biases want another optimiser.
+    """Muon for matrices and convolution kernels (a row per output); embeddings, norms, biases want another.
 
     All processes must hold equal gradients."""
 

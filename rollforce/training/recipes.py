@@ -303,9 +303,8 @@ class CausalRecipe:
     run: RunSettings
     teacher: str = "assets/tiny-teacher"
     start: str = ""
-    method: Literal[
-        "teacher_forcing", "diffusion_forcing", "ode", "consistency", "partitions", "segments"
-    ] = "diffusion_forcing"
+    method: Literal["teacher_forcing", "diffusion_forcing", "ode", "consistency", "partitions",
+                    "segments"] = "diffusion_forcing"  # fmt: skip
     data: AnyData = field(default_factory=World)
     chunk: int = 3
     levels: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
@@ -353,9 +352,8 @@ class AutoencoderRecipe:
     latents: int = 12
     drawn: int = 5
     noise: float = 0.35
-    optimiser: Optimiser = field(
-        default_factory=lambda: Optimiser("muon", lr=1e-3, lr_matrices=0.01, warmup=50, decay=0.5, clip=1e9)
-    )
+    optimiser: Optimiser = field(default_factory=lambda: Optimiser("muon", lr=1e-3, lr_matrices=0.01, warmup=50,
+                                                                   decay=0.5, clip=1e9))  # fmt: skip
     average: Average = field(default_factory=lambda: Average(keep=0.99))
 
     def __post_init__(self) -> None:

@@ -1,9 +1,9 @@
 """Rewards: how good a video is for its prompt, seen along several axes.
 
 A reward is any callable (video [B, F, H, W, C] in 0..1, prompts) -> {axis: Tensor [B]}, differentiable in the video if
-a map in space and time is wanted (reward_weights.py). Two come from the world's oracle; `Shuffled` is their control. A
-search over streams wants one number for the frames of one chunk: `frame_reward` makes it of a reward, `stillness` knows
-no prompt.
+a map in space and time is wanted. Two come from the world's oracle; `Shuffled` is their control. A search over streams
+wants one number for the frames of one chunk: `frame_reward` makes it of a reward, `stillness` knows no prompt. Below
+stand the weights that losses make of rewards.
 """
 
 from __future__ import annotations
@@ -258,14 +258,8 @@ def saliency(reward: Reward, video_BFHWC: Tensor, prompts: list[str]) -> tuple[d
     return {axis: value.detach() for axis, value in rewards.items()}, maps
 
 
-def space_time_weight(
-    rewards: Rewards,
-    maps: Mapping[str, Tensor],
-    latent: tuple[int, int, int],
-    temperature: float = 1.0,
-    floor_time: float = 0.2,
-    floor_space: float = 0.15,
-) -> Tensor:
+def space_time_weight(rewards: Rewards, maps: Mapping[str, Tensor], latent: tuple[int, int, int],
+                      temperature: float = 1.0, floor_time: float = 0.2, floor_space: float = 0.15) -> Tensor:
     """Return Stream-R1's intra-perplexity, a map of weights [B, T, 1, h, w] with mean 1 for each video. `latent`: T, h,
     w.
 

@@ -5,8 +5,11 @@ Each step ends with `finish_step`; what comes before it is the script's."""
 from __future__ import annotations
 
 import argparse
+import json
 import logging
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -22,7 +25,6 @@ from rollforce.training import checkpoint, optim
 from rollforce.training.data import Data
 from rollforce.training.export import export
 from rollforce.training.fsdp import load_optimiser, load_whole, place, whole_optimiser, whole_state
-from rollforce.training.metrics_log import MetricsLog
 from rollforce.training.network import Network, tabulate_networks
 from rollforce.training.recipes import AutoencoderRecipe, CausalRecipe, DistillRecipe, Optimiser, TeacherRecipe
 
@@ -71,9 +73,8 @@ class Run(Generic[R]):
         self._fingerprint = ""
         torch.manual_seed(self.settings.seed)
 
-    def prepare(
-        self, networks: Mapping[str, Network], data: Data, learn: Sequence[str], text_learns: bool = False
-    ) -> None:
+    def prepare(self, networks: Mapping[str, Network], data: Data, learn: Sequence[str],
+                text_learns: bool = False) -> None:  # fmt: skip
         """Bring networks to the device as the settings say, freeze those that do not `learn`, and print their sizes.
 
         ConfigError if one cannot read the latents of `data`."""
@@ -85,13 +86,8 @@ class Run(Generic[R]):
             processes = self.accelerator.num_processes if self.settings.shard else 1
             log.info("%s", tabulate_networks(networks, learn, processes))
 
-    def resume(
-        self,
-        networks: Mapping[str, nn.Module],
-        optimisers: Sequence[torch.optim.Optimizer],
-        fingerprint: str,
-        lasting: Mapping[str, Lasting] | None = None,
-    ) -> None:
+    def resume(self, networks: Mapping[str, nn.Module], optimisers: Sequence[torch.optim.Optimizer], fingerprint: str,
+               lasting: Mapping[str, Lasting] | None = None) -> None:  # fmt: skip
         """Go on from the checkpoint that was asked for, if any, and keep from now on what a checkpoint consists of.
 
         `fingerprint`: of the data. TrainingError if the checkpoint is of other settings, data or networks."""
@@ -126,9 +122,8 @@ class Run(Generic[R]):
         self._check_finite(value, f"the loss {name} of part {part}")
         self.metrics.add(**{name: value})
 
-    def update(
-        self, network: nn.Module, optimisers: Sequence[torch.optim.Optimizer], settings: Optimiser, step: int
-    ) -> float:
+    def update(self, network: nn.Module, optimisers: Sequence[torch.optim.Optimizer], settings: Optimiser,
+               step: int) -> float:  # fmt: skip
         """Share out the gradients of a network, clip them and step its optimisers at the rate of `step`.
 
         Returns the norm of the gradient before clipping; TrainingError if it is not finite."""
@@ -212,3 +207,88 @@ def call_main(main: Callable[[], None]) -> None:
         sys.exit(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; go on from the last checkpoint with --resume auto")
+
+
+# -- programs of train/ and infer/ that are started one after the other, as those that train a whole model are ---------
+
+
+def train_once(program: Path, out: Path, *settings: str, processes: int = 1) -> Path:
+    """Train in `out` with a program of train/, from its newest checkpoint, and export to out/final, which is returned.
+
+    Where that is there already, nothing is done. CalledProcessError if the program fails."""
+    final = out / "final"
+    if not (final / "model.yaml").is_file():
+        run_program(program, "--out", out, "--resume", "auto", "--export", final, *settings, processes=processes)
+    return final
+
+
+def run_program(*arguments: object, processes: int = 1) -> None:
+    """Run another program with this Python, in one process or in several that train together.
+
+    CalledProcessError if it fails."""
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes) if processes > 1 else ()
+    subprocess.run([sys.executable, *map(str, (*launch, *arguments))], check=True)
+
+
+# -- the record of a run: metrics.jsonl, TensorBoard and contact sheets ------------------------------------------------
+
+
+log = logging.getLogger(__name__)
+
+
+class MetricsLog:
+    """Writes under `out`; does nothing where `active` is false (all processes but one)."""
+
+    def __init__(self, out: Path, active: bool = True) -> None:
+        self.out, self.active = out, active
+        self._values: dict[str, list[float]] = {}
+        self._begun = time.perf_counter()
+        self._board = _open_board(out / "tensorboard") if active else None
+        if active:
+            out.mkdir(parents=True, exist_ok=True)
+
+    def add(self, **numbers: float) -> None:
+        """Remember numbers until their means are written."""
+        for name, value in numbers.items():
+            self._values.setdefault(name, []).append(value)
+
+    def write(self, step: int, **numbers: float) -> None:
+        """Write the means of what was added since the last time, and `numbers` as they are."""
+        if not self.active:
+            return
+        means = {name: sum(values) / len(values) for name, values in self._values.items()}
+        self._values = {}
+        entry: dict[str, float] = {"step": step, "seconds": round(time.perf_counter() - self._begun, 1)}
+        entry |= {name: float(f"{float(value):.6g}") for name, value in {**means, **numbers}.items()}
+        with (self.out / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+        if self._board is not None:
+            for name, value in entry.items():
+                if name != "step":
+                    self._board.add_scalar(name, value, step)
+        log.info("%s", "  ".join(f"{name} {value:g}" for name, value in entry.items()))
+
+    def save_picture(self, step: int, name: str, image_HWC: np.ndarray) -> None:
+        """Save a contact sheet as OUT/NAME_STEP.png."""
+        if not self.active:
+            return
+        from PIL import Image
+
+        Image.fromarray(image_HWC).save(self.out / f"{name}_{step:06d}.png")
+        if self._board is not None:
+            self._board.add_image(name, image_HWC, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flush and end the TensorBoard file."""
+        if self._board is not None:
+            self._board.close()
+
+
+def _open_board(folder: Path):  # type: ignore[no-untyped-def]
+    """Return a TensorBoard writer, or None where tensorboard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        log.info("tensorboard is not installed (pip install 'rollforce[train]'): only metrics.jsonl is written")
+        return None
+    return SummaryWriter(str(folder))

@@ -73,9 +73,8 @@ def segment_levels(partition: Partition, batch: int, generator: torch.Generator,
     return repeat_per_chunk(sigma, partition.latents, partition.chunk)
 
 
-def draw_noise_pattern(
-    partition: Partition, batch: int, tokens: int, generator: torch.Generator, shift: float = 1.0, past: int = 0
-) -> NoisePattern:
+def draw_noise_pattern(partition: Partition, batch: int, tokens: int, generator: torch.Generator, shift: float = 1.0,
+                       past: int = 0) -> NoisePattern:  # fmt: skip
     """Draw a buffer for mixed training: all chunks in flight see each other and `past` clean latents before them.
 
     StreamDiT has no past; rollforce's partitioned streams see their memory. The past is cut into chunks as the buffer

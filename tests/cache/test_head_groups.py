@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, tiny_transformer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies import HEIGHT, LAYOUTS, WIDTH, condition, latents, same
+from tiny_transformer import TINY, tiny_transformer
 from torch import Tensor
 
 from rollforce.cache.head_groups import HeadGroups, read_labels

@@ -13,10 +13,12 @@ import torch
 import yaml
 from public_weights import (
     IMAGE,
+    LORA_TARGETS,
     MAKERS,
     State,
     equal,
     fsdp,
+    lora_of,
     prefixed,
     random_state,
     to_original,
@@ -25,7 +27,6 @@ from public_weights import (
     write_original,
 )
 from safetensors.torch import save_file
-from test_read import TARGETS, lora_of
 from typer.testing import CliRunner
 
 from rollforce.checkpoints import hub
@@ -37,7 +38,7 @@ from rollforce.checkpoints.releases import RELEASES, WAN, release_of
 from rollforce.checkpoints.safetensors_folder import STEM, write_shards
 from rollforce.cli.main import app
 from rollforce.config import build
-from rollforce.errors import CheckpointError, ConfigError
+from rollforce.errors import CheckpointError, ConfigError, ShapeError
 from rollforce.models.transformer.transformer import VideoTransformer
 
 Bases = dict[str, tuple[Path, dict[str, State]]]
@@ -145,7 +146,7 @@ def test_large_files_are_linked_and_small_ones_copied(
 def test_a_lora_is_baked_in_shard_by_shard(
     bases: Bases, student: State, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = lora_of(to_original("transformer", student), list(TARGETS))
+    plain = lora_of(to_original("transformer", student), list(LORA_TARGETS))
     torch.save({"generator_lora": prefixed(plain, "base_model.model.")}, tmp_path / "lora.pt")
     merged = merge_lora(student, read_checkpoint(tmp_path / "lora.pt").state)
     assert not equal(merged, student)
@@ -236,8 +237,7 @@ def test_licences_and_presets_of_releases() -> None:
     assert "academic" in licence["Rolling Forcing"] and licence["CausVid"] == "CC-BY-NC-SA-4.0"
     assert {name for name in licence if licence[name] == "Apache-2.0"} == {
         "Self Forcing", "Causal Forcing", "Reward Forcing", "LongLive", "Wan 2.1"}
-    missing = {release.stream for release in RELEASES if release is not WAN} - set(presets())
-    assert missing <= {"reward_forcing"}, "a preset was renamed"  # its sink is an average: not a tier yet
+    assert {release.stream for release in RELEASES if release is not WAN} <= set(presets())
 
 
 def test_unknown_licence_is_said(bases: Bases, student: State, tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_unknown_licence_is_said(bases: Bases, student: State, tmp_path: Path) -
     assert told.card == Card("mine", "MIT", 16, (832, 480), "rolling_forcing")
     with pytest.raises(ConfigError, match="no stream preset 'rollign'"):
         prepare(tmp_path / "mine.safetensors", base, tmp_path / "out", stream="rollign")
-    with pytest.raises(ConfigError, match="width 830 is not a multiple of 16"):
+    with pytest.raises(ShapeError):
         prepare(tmp_path / "mine.safetensors", base, tmp_path / "out", size=(480, 830))
 
 
@@ -263,7 +263,7 @@ def test_wrong_inputs(bases: Bases, file: Path, student: State, tmp_path: Path) 
     out = tmp_path / "out"
     with pytest.raises(CheckpointError, match="There is no file or folder"):
         convert(tmp_path / "no.pt", base, out)
-    with pytest.raises(CheckpointError, match="'Wan2.1_VAE.pth' is the Wan autoencoder; a Wan transformer is needed"):
+    with pytest.raises(CheckpointError):
         convert(base / "Wan2.1_VAE.pth", base, out)
     with pytest.raises(CheckpointError, match="there is no such folder"):
         convert(file, tmp_path / "no" / "such" / "base", out)
@@ -276,7 +276,7 @@ def test_wrong_inputs(bases: Bases, file: Path, student: State, tmp_path: Path) 
         convert(file, base, out, lora=file)
     other = lora_of(random_state(wan_transformer(num_attention_heads=3)), ["blocks.0.attn1.to_q"])
     torch.save(other, tmp_path / "wide.pt")
-    with pytest.raises(CheckpointError, match="the LoRA is for a weight"):
+    with pytest.raises(CheckpointError):
         convert(file, base, out, lora=tmp_path / "wide.pt")
     half = {key: value for key, value in student.items() if not key.startswith("blocks.1.ffn")}
     torch.save({"generator": half}, tmp_path / "half.pt")

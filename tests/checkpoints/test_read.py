@@ -11,16 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import golden_folders
+from goldens import golden_folders
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from public_weights import (
     IMAGE,
+    LORA_TARGETS,
     MAKERS,
     SIZES,
     State,
     equal,
     fsdp,
+    lora_of,
     prefixed,
     random_state,
     save_sharded,
@@ -265,18 +267,6 @@ def test_any_wrapping_comes_off(name: str, around: list[str], inside: list[tuple
 # ---- LoRA
 
 
-def lora_of(state: State, modules: list[str], rank: int = 4) -> State:
-    """A random LoRA under plain names of `state`'s own."""
-    made = {}
-    for n, module in enumerate(modules):
-        weight, draw = state[f"{module}.weight"], torch.Generator().manual_seed(n)
-        made[f"{module}.lora_A.weight"] = torch.randn(rank, *weight.shape[1:], generator=draw)
-        made[f"{module}.lora_B.weight"] = torch.randn(weight.shape[0], rank, *[1] * (weight.dim() - 2), generator=draw)
-    return made
-
-
-TARGETS = {"blocks.0.self_attn.q": "blocks.0.attn1.to_q", "blocks.1.cross_attn.o": "blocks.1.attn2.to_out.0",
-           "blocks.1.ffn.0": "blocks.1.ffn.net.0.proj", "time_projection.1": "condition_embedder.time_proj"}
 SPELLINGS: dict[str, Callable[[str], str]] = {
     "peft": lambda key: f"base_model.model.{key}",
     "adapter": lambda key: f"base_model.model.{key.removesuffix('.weight')}.default.weight",
@@ -291,20 +281,20 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize("container", ["generator_lora", "lora", "", "safetensors"])
 def test_lora_files(spelling: str, container: str, states: dict[str, State], tmp_path: Path) -> None:
     original = to_original("transformer", states["transformer"])
-    plain = lora_of(original, list(TARGETS))
+    plain = lora_of(original, list(LORA_TARGETS))
     named = {SPELLINGS[spelling](key): value for key, value in plain.items()}
     if container == "safetensors":
         save_file(named, path := tmp_path / "lora.safetensors")
     else:
         torch.save({container: named, "step": 1} if container else named, path := tmp_path / "lora.pt")
     found = read_checkpoint(path)
-    assert found.kind == "lora" and targets_of(found.state) == sorted(TARGETS.values())
+    assert found.kind == "lora" and targets_of(found.state) == sorted(LORA_TARGETS.values())
     merged = merge_lora(states["transformer"], found.state)
-    for theirs, ours in TARGETS.items():
+    for theirs, ours in LORA_TARGETS.items():
         change = plain[f"{theirs}.lora_B.weight"] @ plain[f"{theirs}.lora_A.weight"]
         assert torch.allclose(merged[f"{ours}.weight"], original[f"{theirs}.weight"] + change, atol=1e-6)
     untouched = [key for key in merged if merged[key] is states["transformer"][key]]
-    assert len(untouched) == len(merged) - len(TARGETS)
+    assert len(untouched) == len(merged) - len(LORA_TARGETS)
 
 
 def test_lora_in_diffusers_names_and_its_alpha(states: dict[str, State], tmp_path: Path) -> None:

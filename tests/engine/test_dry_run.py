@@ -7,10 +7,10 @@ from dataclasses import replace
 from itertools import islice
 
 import pytest
-from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from policies import LAYOUTS, TIERS, latents, policies, start
+from tiny_transformer import TINY
 
 from rollforce.cache.head_groups import HeadGroups
 from rollforce.cache.kv_cache import KVCache
@@ -70,12 +70,12 @@ def compare(model, layout, tiers, stepping, monkeypatch) -> None:
     calls, count = [], 0
     for call in trace(stream, real.cache.shape):
         calls.append(call)
-        count += len(call.looks)
+        count += len(call.groups)
         if count >= len(lengths):
             break
     one = 2 * TINY.num_layers * TINY.width * 4  # bytes of a token's keys and values
     own = real.cache.shape.tokens
-    assert [look.read // one + len(look.sigma) * own for call in calls for look in call.looks] == lengths
+    assert [group.read // one + len(group.sigma) * own for call in calls for group in call.groups] == lengths
     assert calls[-1].bytes == real.cache.bytes
     assert calls[-1].held == real.cache.held()
 
@@ -89,38 +89,38 @@ def test_memory_is_flat(name, chunks) -> None:
     calls = walked(preset(name), chunks)
     cold, warm = calls[: len(calls) // 2], calls[len(calls) // 2 :]
     assert len({call.bytes for call in warm}) == 1
-    assert most(warm, lambda look: look.attended) == most(cold, lambda look: look.attended)
-    assert most(warm, lambda look: look.read) == most(cold, lambda look: look.read)
+    assert most(warm, lambda group: group.attended) == most(cold, lambda group: group.attended)
+    assert most(warm, lambda group: group.read) == most(cold, lambda group: group.read)
     for region, held in warm[-1].held.items():
         assert len(held) <= max(len(call.held[region]) for call in cold)
 
 
 def most(calls: list[CallTrace], value: Callable[[GroupTrace], int]) -> int:
-    return max(value(look) for call in calls for look in call.looks)
+    return max(value(group) for call in calls for group in call.groups)
 
 
-def farthest(stream: StreamSettings, look: GroupTrace) -> tuple[int, int]:
+def farthest(stream: StreamSettings, group: GroupTrace) -> tuple[int, int]:
     """The places, relative to the newest latent, between which a call may see anything: what was seen in training."""
-    positions = (stream.stepping.commit if look.commit else stream.stepping.denoise).positions
+    positions = (stream.stepping.commit if group.commit else stream.stepping.denoise).positions
     if isinstance(positions, Anchored):
-        return min(1 - positions.reach, 1 - look.attended), 0
+        return min(1 - positions.reach, 1 - group.attended), 0
     ahead = max(positions.first, positions.step + positions.knot) if isinstance(positions, RunningAhead) else 0
     gaps = sum((tier.latents - 1) * (tier.every - 1) for tier in stream.tiers if isinstance(tier, Spaced))
-    return 1 - look.attended - gaps, ahead
+    return 1 - group.attended - gaps, ahead
 
 
-def promised(stream: StreamSettings, look: GroupTrace) -> bool:
-    return (stream.stepping.commit if look.commit else stream.stepping.denoise).positions != "absolute"
+def promised(stream: StreamSettings, group: GroupTrace) -> bool:
+    return (stream.stepping.commit if group.commit else stream.stepping.denoise).positions != "absolute"
 
 
 def outside(stream: StreamSettings, calls: list[CallTrace]) -> list[GroupTrace]:
     """What calls saw where nothing was in training."""
     wrong = []
-    for look in (look for call in calls for look in call.looks):
-        low, high = farthest(stream, look)
-        places = [place - look.own[-1] for stretch in look.stretches for place in stretch.positions]
+    for group in (group for call in calls for group in call.groups):
+        low, high = farthest(stream, group)
+        places = [place - group.own[-1] for span in group.spans for place in span.positions]
         if places and not (low <= min(places) and max(places) <= high):
-            wrong.append(look)
+            wrong.append(group)
     return wrong
 
 
@@ -151,8 +151,8 @@ def test_positions_stay_in_the_trained_range_up_to_a_million(name, by) -> None:
     shift = stream.layout.build().shift
     young = walked(stream, 40)
     old = walked(stream, 60, {40 * shift: aged(young, by)})
-    assert by < 1000 or max(look.start for call in old for look in call.looks) > by
-    kept = [look for look in outside(stream, old) if promised(stream, look)]
+    assert by < 1000 or max(group.start for call in old for group in call.groups) > by
+    kept = [group for group in outside(stream, old) if promised(stream, group)]
     assert not kept, (kept[0], farthest(stream, kept[0]))
 
 
@@ -161,7 +161,7 @@ def test_absolute_positions_leave_it() -> None:
     stream = preset("longlive")
     calls = walked(stream, 60)
     assert outside(stream, calls)
-    assert not any(promised(stream, look) for look in outside(stream, calls))
+    assert not any(promised(stream, group) for group in outside(stream, calls))
     far = walked(stream, 90, {180: aged(calls, FAR)})
-    assert min(place - look.own[-1] for look in far[-1].looks for stretch in look.stretches
-               for place in stretch.positions) < -FAR  # fmt: skip
+    assert min(place - group.own[-1] for group in far[-1].groups for span in group.spans
+               for place in span.positions) < -FAR  # fmt: skip

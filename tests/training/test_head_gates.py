@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, tiny_transformer
 from policies import HEIGHT, LAYOUTS, WIDTH, condition, latents
+from tiny_transformer import TINY, tiny_transformer
 
 from rollforce.cache.head_groups import HeadGroups, read_labels
 from rollforce.cache.kv_cache import KVCache

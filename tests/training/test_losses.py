@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from started_transformer import started_transformer
 
 from rollforce.engine import flow
 from rollforce.training import losses
+from rollforce.training.losses import guide, score_of
 
 SHAPE = (3, 5, 4, 2, 2)  # B, T, C, h, w
 
@@ -72,3 +74,17 @@ def test_velocity_loss_counts_only_weighted_latents(noise: torch.Tensor) -> None
     assert float(losses.velocity(right, clean, noise)) == 0
     assert float(losses.velocity(wrong_past, clean, noise)) == pytest.approx(0.2, rel=1e-5)
     assert float(losses.velocity(wrong_past, clean, noise, weight)) == 0
+
+
+def test_guidance_is_linear(noise: torch.Tensor) -> None:
+    sigma = torch.rand(3, 5)
+    for scale, expected in ((0.0, 2.0), (1.0, 3.0), (2.5, 4.5)):
+        score = guide(lambda n, s: n * 3, lambda n, s: n * 2, scale)
+        assert torch.allclose(score(noise, sigma), noise * expected, atol=1e-5)
+
+
+def test_score_of_an_untrained_model_is_a_clean_estimate(noise: torch.Tensor) -> None:
+    model = started_transformer()
+    sigma = torch.zeros(3, 5)
+    condition = model.condition(torch.zeros(3, 2, 8))
+    assert torch.equal(score_of(model, condition)(noise, sigma), noise)  # without noise there is nothing to remove

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -21,6 +22,7 @@ from rollforce.engine.settings import LayoutSettings
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
 from rollforce.training import checkpoint
 from rollforce.training.data import write_latents
+from rollforce.training.run import MetricsLog, train_once
 
 
 @pytest.fixture(scope="module")
@@ -285,3 +287,37 @@ def test_another_number_of_processes_may_go_on(folder: Path, tmp_path: Path, mon
     (out / "latest").write_text(first.name)
     spawn(command(folder, "distill", out, "run.steps=4", "--resume", "auto"), 2)
     close(state(whole), state(out), ("student", "critic", "average"))
+
+
+PROGRAM = """
+import pathlib, sys
+out = pathlib.Path(sys.argv[sys.argv.index("--export") + 1])
+if "fail" in sys.argv:
+    sys.exit(3)
+out.mkdir(parents=True)
+(out / "model.yaml").write_text(" ".join(sys.argv[1:]))
+"""
+
+
+def test_a_stage_is_trained_once(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    with pytest.raises(subprocess.CalledProcessError):
+        train_once(program, tmp_path / "a", "fail")
+    final = train_once(program, tmp_path / "a", "run.steps=3")
+    told = (final / "model.yaml").read_text()
+    assert final == tmp_path / "a" / "final" and told.endswith(" run.steps=3") and "--resume auto" in told
+    train_once(program, tmp_path / "a", "fail")  # finished: not run
+
+
+def test_means_are_written(tmp_path: Path) -> None:
+    metrics = MetricsLog(tmp_path / "run")
+    metrics.add(loss=1.0)
+    metrics.add(loss=3.0)
+    metrics.write(5, rate=0.5)
+    metrics.close()
+    entry = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
+    assert (entry["step"], entry["loss"], entry["rate"]) == (5, 2.0, 0.5)
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    MetricsLog(tmp_path / "silent", active=False).write(1)
+    assert not (tmp_path / "silent").exists()

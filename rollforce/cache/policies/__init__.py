@@ -18,7 +18,5 @@ AnyTier = (  # the union is the registry: a new tier is a file and a name here
     | Compressed | Surprising | Quantized | TempCache | Spaced | Routed
 )  # fmt: skip
 
-__all__ = [
-    "AnyTier", "Compressed", "EmaSink", "Junction", "LinearMemory", "Quantized", "Routed", "Segments", "Sink", "Spaced",
-    "Surprising", "TempCache", "Window",
-]  # fmt: skip
+__all__ = ["AnyTier", "Compressed", "EmaSink", "Junction", "LinearMemory", "Quantized", "Routed", "Segments", "Sink",
+           "Spaced", "Surprising", "TempCache", "Window"]  # fmt: skip

@@ -71,7 +71,7 @@ class LinearState:
 
     @property
     def bytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for tensor in (*self.key_mean, *self.kv))
+        return sum(tensor.nbytes for tensor in (*self.key_mean, *self.kv))
 
     def absorb(self, evicted: Evicted, commit: LayerCommit) -> None:
         """Absorb latents into the means, out of place: a backward pass may still want the old ones."""
@@ -85,8 +85,7 @@ class LinearState:
         self.kv[layer] = self.kv[layer].lerp(turned.transpose(2, 3) @ evicted.block.value.float() / count, share)
 
     def addition(self, query: Query) -> Tensor | None:
-        """Return what history says to these queries; None before anything fell or where no weights say how to read
-        it."""
+        """Return what history says to these queries; None before anything fell or if no weights say how to read it."""
         layer, proj = query.layer, query.weights.get("linear_memory")
         if proj is None or not self.count[layer]:
             return None
@@ -101,8 +100,7 @@ class LinearState:
         return None
 
     def _features(self, x: Tensor, places: Tensor, zero: int) -> tuple[Tensor, Tensor]:
-        """Of queries or keys that are turned at `places`: relu before RoPE, and turned to where they stand seen from
-        `zero`."""
+        """Return relu of what is turned at `places`, before RoPE, and turned to where it stands seen from `zero`."""
         x = x.float()
         cos, sin = self._angles(places, x.shape[-1])
         bare = rope.rotate(x, torch.stack([cos, -sin]))
@@ -114,8 +112,8 @@ class LinearState:
         return rope.angles(places, self.shape.tokens // columns, columns, width)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"key_mean": [tensor.clone() for tensor in self.key_mean],
-                "kv": [tensor.clone() for tensor in self.kv], "count": list(self.count)}  # fmt: skip
+        means = {name: [tensor.clone() for tensor in getattr(self, name)] for name in ("key_mean", "kv")}
+        return means | {"count": list(self.count)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         device = self.kv[0].device

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from rollforce.cache.commit_plan import Candidates, Role
+from rollforce.cache.commit_plan import Candidates, Role, check_lowest
 from rollforce.cache.region import BiasedKV, Evicted, LayerCommit, Placement
 from rollforce.errors import ConfigError
 from rollforce.models.transformer import rope
@@ -51,9 +51,7 @@ class Quantized:
     role: ClassVar[Role] = "past"
 
     def __post_init__(self) -> None:
-        for name, value in (("latents", self.latents), ("group", self.group), ("channels", self.channels)):
-            if value is not None and value < 1:
-                raise ConfigError(f"coded.{name} {value} must be at least 1.")
+        check_lowest(self, latents=1, group=1, channels=1)
 
     def keep(self, held: Candidates) -> tuple[int, ...]:
         return held.indices[-self.latents :]
@@ -97,8 +95,7 @@ class QuantizedRegion:
     @property
     def bytes(self) -> int:
         """Codes, steps and lowest values."""
-        tensors = (tensor for layer in self.codes for codes in layer for tensor in codes)
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return sum(tensor.nbytes for layer in self.codes for codes in layer for tensor in codes)
 
     def absorb(self, evicted: Evicted, commit: LayerCommit) -> None:
         layer, tokens, count = commit.layer, self.shape.tokens, len(evicted.indices)
@@ -106,7 +103,8 @@ class QuantizedRegion:
         block = evicted.block.latents(count - len(kept), count, tokens)
         slots = [(self.next[layer] + i) % self.latents for i in range(len(kept))]
         place = torch.tensor(slots, device=self.device)
-        key = block.key if self.rotated else rope.rotate(block.key.float(), _back(self._angle(kept)))
+        cos, sin = self._angle(kept)
+        key = block.key if self.rotated else rope.rotate(block.key.float(), torch.stack([cos, -sin]))
         for codec, codes, x in zip(self.codecs, self.codes[layer], (key, block.value), strict=True):
             for held, new in zip(codes, codec.encode(rearrange(x, "b n (t l) k -> b n t l k", l=tokens)), strict=True):
                 held.index_copy_(2, place, new.to(held.dtype))
@@ -127,9 +125,8 @@ class QuantizedRegion:
     def _angle(self, stands: tuple[int, ...]) -> Tensor:
         """cos and sin [2, L, K / 2] of latents that stand there; where the rows of a latent are not known, of time."""
         if stands not in self._angles:
-            columns, tokens = self.shape.columns, self.shape.tokens
-            rows = tokens // columns if columns else 1
-            angle = rope.angles(torch.tensor(stands, device=self.device), rows, columns or 1, self.shape.width)
+            columns, tokens, places = self.shape.columns, self.shape.tokens, torch.tensor(stands, device=self.device)
+            angle = rope.angles(places, tokens // columns if columns else 1, columns or 1, self.shape.width)
             self._angles[stands] = angle if columns else angle.repeat_interleave(tokens, dim=1)
             while len(self._angles) > ANGLES:
                 del self._angles[next(iter(self._angles))]
@@ -149,11 +146,6 @@ class QuantizedRegion:
 
 
 ANGLES = 3  # a call reads before and after it writes, and writes
-
-
-def _back(angle: Tensor) -> Tensor:
-    return torch.stack([angle[0], -angle[1]])
-
 
 # -- codes: KIVI (Liu et al. 2024, arXiv 2402.02750) and 8-bit floats --------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from rollforce.cache.commit_plan import Candidates, Marks, Role
+from rollforce.cache.commit_plan import Candidates, Marks, Role, check_lowest
 from rollforce.errors import ConfigError
 
 APPEND, AVERAGE = "append", "average"  # the marks of chunks, at their first latent
@@ -36,8 +36,7 @@ class Routed:
     def __post_init__(self) -> None:
         if not 0 <= self.first <= self.latents:
             raise ConfigError(f"routed.first {self.first} must lie in 0..{self.latents}, the room there is.")
-        if self.chunk < 1:
-            raise ConfigError(f"routed.chunk {self.chunk} must be at least 1 latent.")
+        check_lowest(self, chunk=1)
         if not 0 <= self.decay <= 1:
             raise ConfigError(f"routed.decay {self.decay:g} must lie in [0, 1]: 1 changes nothing, 0 forgets at once.")
 

@@ -10,27 +10,27 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
-from rollforce.cache.commit_plan import Candidates, Role
+from rollforce.cache.commit_plan import Candidates, Role, check_lowest
 from rollforce.cache.region import LayerCommit
 from rollforce.cache.token_pool import TokenPool, Tokens, pick_best
 from rollforce.errors import ConfigError
 from rollforce.models.transformer.attention import KVShape
 
-NOTE = "segments"
+NOTE = "segments"  # of a commit, for the later layers
 CHANGES = -2.0  # of what nothing follows yet: below every cosine, so that it stays
 
 
 @dataclass(frozen=True)
 class Segments:
-    """Of the latents that fall with a commit, cut into `segments` runs of tokens each, keeps those that are least alike
-    (cosine of keys, averaged over tokens) to the same run of the next latent: `latents` x `segments` runs.
+    """Keeps, of the latents that fall with a commit, cut into `segments` runs of tokens each, those least alike (cosine
+    of keys, averaged over tokens) to the same run of the next latent: `latents` x `segments` runs.
 
     What was kept before is forgotten: memory reaches back one commit. The choice made in `layer` (or the first later
     one that has heads here) serves all later layers, which need not compare; earlier layers choose for themselves.
 
-    Deviations from the release: each row of a batch chooses for itself (there, row 0 for all); tokens stand as the
-    sight's positions say (there, at their own index without bound); where less falls than there is room for, the newest
-    of what was kept before fills it, so that the number of tokens seen never changes."""
+    Deviations from the release: each row of a batch chooses for itself (there, row 0 for all); tokens stand where
+    `positions` says (there, at their own index without bound); where less falls than there is room for, the newest of
+    what was kept before fills it, so that the number of tokens seen never changes."""
 
     latents: int
     segments: int = 6
@@ -39,10 +39,7 @@ class Segments:
     role: ClassVar[Role] = "past"
 
     def __post_init__(self) -> None:
-        lowest = {"latents": 1, "segments": 1, "layer": 0}
-        for name, low in lowest.items():
-            if getattr(self, name) < low:
-                raise ConfigError(f"{name} {getattr(self, name)} must be at least {low}.")
+        check_lowest(self, latents=1, segments=1, layer=0)
 
     def keep(self, held: Candidates) -> tuple[int, ...]:
         """Keep none as they are."""
@@ -62,8 +59,7 @@ class Segments:
         places, tokens = held.index.shape[1], held.index.shape[1] // self.latents
         room = min(places, evicted.index.shape[1])
         run = tokens // self.segments
-        chosen = commit.notes.get(NOTE) if commit.layer > self.layer else None
-        if chosen is None:
+        if commit.layer <= self.layer or (chosen := commit.notes.get(NOTE)) is None:
             after = None if commit.after is None else commit.after.key
             chosen = least_alike(evicted.key, after, tokens, self.segments, room // run)
             if commit.layer >= self.layer:
@@ -74,9 +70,8 @@ class Segments:
 
 
 def least_alike(key_BNLK: Tensor, after_BNLK: Tensor | None, tokens: int, segments: int, count: int) -> Tensor:
-    """Return, for each row, the `count` runs of tokens that are least like the same run of the next latent.
-
-    `after`: the latent that follows; where there is none, the newest is like nothing. Returns [B, count], rising."""
+    """Return, for each row, the `count` runs of tokens that are least like the same run of the next latent. `after`:
+    the latent that follows; where there is none, the newest is like nothing. Returns [B, count], rising."""
     frames = _latents(key_BNLK, tokens)
     later = frames[:, 1:] if after_BNLK is None else torch.cat([frames[:, 1:], _latents(after_BNLK, tokens)], dim=1)
     alike = F.cosine_similarity(frames[:, : later.shape[1]].float(), later.float(), dim=-1)
@@ -86,5 +81,5 @@ def least_alike(key_BNLK: Tensor, after_BNLK: Tensor | None, tokens: int, segmen
 
 
 def _latents(key_BNLK: Tensor, tokens: int) -> Tensor:
-    """Of each latent and token, the keys of all heads side by side: [B, T, tokens, N x K]."""
+    """Return the keys of each latent and token, those of all heads side by side: [B, T, tokens, N x K]."""
     return rearrange(key_BNLK, "b n (t l) k -> b t l (n k)", l=tokens)

@@ -10,7 +10,7 @@ from rollforce.cache.commit_plan import Candidates, Role
 
 @dataclass(frozen=True)
 class Spaced:
-    """Of what falls to it, keeps the newest `latents` that lie at least `every` apart."""
+    """Keeps, of what falls to it, the newest `latents` that lie at least `every` apart."""
 
     latents: int
     every: int = 6

@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rollforce.cache.commit_plan import Candidates, Role
+from rollforce.cache.commit_plan import Candidates, Role, check_lowest
 from rollforce.cache.region import LayerCommit
 from rollforce.cache.token_pool import TokenPool, Tokens, pick_best
-from rollforce.errors import ConfigError
 from rollforce.models.transformer import rope
 from rollforce.models.transformer.attention import KVShape
 
@@ -45,9 +44,7 @@ class Surprising:
     role: ClassVar[Role] = "past"
 
     def __post_init__(self) -> None:
-        for name, value in (("latents", self.latents), ("interval", self.interval)):
-            if value < 1:
-                raise ConfigError(f"{name} {value} must be at least 1.")
+        check_lowest(self, latents=1, interval=1)
 
     def keep(self, held: Candidates) -> tuple[int, ...]:
         """Keep all of them: `choose` decides by keys."""

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from rollforce.cache.commit_plan import Candidates, Role
+from rollforce.cache.commit_plan import Candidates, Role, check_lowest
 from rollforce.cache.region import LayerCommit
 from rollforce.cache.token_pool import TokenPool, Tokens
 from rollforce.errors import ConfigError
@@ -42,8 +42,7 @@ class TempCache:
     role: ClassVar[Role] = "past"
 
     def __post_init__(self) -> None:
-        if self.latents < 1:
-            raise ConfigError(f"tempcache.latents {self.latents} must be at least 1.")
+        check_lowest(self, latents=1)
         if self.heaviest is not None and self.heaviest < 1:
             raise ConfigError(f"tempcache.heaviest {self.heaviest} must be at least 1, or null for no limit.")
 
@@ -56,10 +55,12 @@ class TempCache:
     def choose(self, held: Tokens, evicted: Tokens, commit: LayerCommit) -> Tokens:
         count = len(held.key[0, 0]) // self.latents  # tokens of a latent
         for at in range(0, evicted.index.shape[1], count):
-            held = self._with(held, _part(evicted, at, at + count))
+            part = slice(at, at + count)
+            held = self._merge(held, Tokens(evicted.key[:, :, part], evicted.value[:, :, part], evicted.index[:, part],
+                                            evicted.mass[:, part]))  # fmt: skip
         return held
 
-    def _with(self, held: Tokens, latent: Tokens) -> Tokens:
+    def _merge(self, held: Tokens, latent: Tokens) -> Tokens:
         """Take in one latent."""
         similar = _timeless(latent) @ _timeless(held).transpose(1, 2) / held.key.shape[1]  # [B, new, held]
         best, place = similar.masked_fill(held.mass[:, None] == 0, -torch.inf).max(dim=2)
@@ -71,11 +72,6 @@ class TempCache:
         return _capped(merged, replace(latent, mass=latent.mass * ~hit))
 
 
-def _part(tokens: Tokens, low: int, high: int) -> Tokens:
-    return Tokens(tokens.key[:, :, low:high], tokens.value[:, :, low:high], tokens.index[:, low:high],
-                  tokens.mass[:, low:high])  # fmt: skip
-
-
 def _timeless(tokens: Tokens) -> Tensor:
     """Keys of length 1 without their rotation in time, heads side by side: [B, L, N * K], float32."""
     key = rope.turn_each(tokens.key.float(), -tokens.index)
@@ -83,8 +79,7 @@ def _timeless(tokens: Tokens) -> Tensor:
 
 
 def _merged(held: Tokens, latent: Tokens, meets: Tensor) -> Tokens:
-    """`meets` [B, new, held]: whether a new token is merged into a held one. Sums are matrix products, which add in the
-    same order each time."""
+    """`meets` [B, new, held]: whether a new token is merged into a held one. Matrix products add in a fixed order."""
     share = (meets * latent.mass[..., None]).transpose(1, 2)  # [B, held, new]
     mass = held.mass + share.sum(dim=2)
     met = meets.any(dim=1)

@@ -129,6 +129,7 @@ class ModelSizes:
     size: tuple[int, int] = WAN_SIZE  # height, width
     counted: int | None = field(default=None, repr=False)  # transformer parameters in the files; None: by the config
     text_item: int = 2
+    changes: tuple[str, ...] = ()  # of the card, to its stream
 
     @property
     def parameters(self) -> int:
@@ -210,10 +211,9 @@ def _of_folder(name: str, folder: Path) -> ModelSizes:
     card = build(Card, folder / CARD) if (folder / CARD).is_file() else None
     transformer, counted = _transformer(folder)
     text, text_len, text_item = _text(folder)
-    return ModelSizes(
-        name, transformer, _decoding(folder), text, text_len, stream=card.stream if card else "rolling_forcing",
-        size=card.size if card else WAN_SIZE, counted=counted or None, text_item=text_item,
-    )  # fmt: skip
+    return ModelSizes(name, transformer, _decoding(folder), text, text_len,
+                      stream=card.stream if card else "rolling_forcing", size=card.size if card else WAN_SIZE,
+                      counted=counted or None, text_item=text_item, changes=card.changes if card else ())  # fmt: skip
 
 
 def _transformer(folder: Path) -> tuple[TransformerConfig, int]:

@@ -145,8 +145,7 @@ def _streaming(setup: MemorySetup) -> Iterator[MemoryPart]:
     text = 2 * config.num_layers * setup.sizes.text_len * config.width * item
     yield MemoryPart("text keys", text, f"{setup.sizes.text_len} tokens", "stream")
     latents = layout.slots + (layout.shift if setup.stream.stepping.ride else 0)
-    busy = activation_bytes(config, latents, grid.tokens_per_latent, item, gathered,
-                            setup.stream.float32_islands)  # fmt: skip
+    busy = activation_bytes(config, latents, grid.tokens_per_latent, item, gathered, setup.stream.float32_islands)
     yield MemoryPart("activations", busy, f"{latents} latents of {grid.tokens_per_latent} tokens in a call", "stream")
     yield from _decoding(setup)
 
@@ -200,9 +199,8 @@ def _walk(cache: KVCache, settings: StreamSettings) -> tuple[int, int]:
     return cache.bytes + masters * sum(sizes) // 2, gathered
 
 
-def activation_bytes(
-    config: TransformerConfig, latents: int, tokens: int, item: int, gathered: int = 0, islands: bool = True
-) -> int:
+def activation_bytes(config: TransformerConfig, latents: int, tokens: int, item: int, gathered: int = 0,
+                     islands: bool = True) -> int:  # fmt: skip
     """Return the most bytes alive during one call of the transformer without gradient, its weights and memory aside.
 
     In a block, per token and channel (the weights' dtype = `item` bytes): the residual before and after self-attention

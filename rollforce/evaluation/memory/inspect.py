@@ -55,7 +55,7 @@ def inspect(stream: str, seconds: float, model: str = "tiny", overrides: Sequenc
     pace = fps / FRAMES
     happens = dict(_event(text, pace, settings) for text in events)
     end = max(1, round(seconds * pace))
-    calls = takewhile(lambda call: call.looks[-1].start < end, trace(settings, shape, dtype, events=happens))
+    calls = takewhile(lambda call: call.groups[-1].start < end, trace(settings, shape, dtype, events=happens))
     return Inspection(stream, sizes.name, settings, seconds, pace, tuple(calls))
 
 
@@ -122,7 +122,7 @@ def rows(inspection: Inspection) -> list[tuple[str, str, str, str, str]]:
     calls = inspection.calls
     held = {name: max(len(call.held.get(name, ())) for call in calls) for name in calls[-1].regions}
     most = {name: max(call.regions[name] for call in calls) for name in calls[-1].regions}
-    looks = [look for call in calls for look in call.looks]
+    looks = [look for call in calls for look in call.groups]
     own = max(len(look.sigma) for look in looks)
     denoising, writing = ([look for look in looks if look.commit is commit] for commit in (False, True))
     return [(name, str(own if name.endswith("in flight") else held[name]), format_bytes(most[name]),
@@ -133,7 +133,7 @@ def _span(looks: Sequence[GroupTrace], region: str) -> str:
     if region.endswith("in flight"):
         places = [index - look.own[-1] for look in looks for index in look.own]
     else:
-        places = [place - look.own[-1] for look in looks for stretch in look.stretches if stretch.region == region
+        places = [place - look.own[-1] for look in looks for stretch in look.spans if stretch.region == region
                   for place in stretch.positions]  # fmt: skip
     return f"{min(places):+d} to {max(places):+d}" if places else "not seen"
 

@@ -56,7 +56,7 @@ def save_map(calls: Sequence[CallTrace], page: Page, path: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # draws with Agg by itself: no window, no pyplot
 
-    looks, every = thin([look for call in calls for look in call.looks], ROWS)
+    looks, every = thin([look for call in calls for look in call.groups], ROWS)
     denoised, written = ([look for look in looks if look.commit is commit] for commit in (False, True))
     head = 1 + 0.3 * (len(page.lines) + len(page.regions) + 1)
     with rc_context(STYLE):
@@ -94,7 +94,7 @@ def thin(looks: Sequence[GroupTrace], most: int) -> tuple[list[GroupTrace], int]
 
 def reach(looks: Sequence[GroupTrace]) -> tuple[int, int]:
     """Return the places, relative to the newest own latent, that the second map shows: all, or the nearest FURTHEST."""
-    places = [place - look.own[-1] for look in looks for span in look.stretches for place in span.positions]
+    places = [place - look.own[-1] for look in looks for span in look.spans for place in span.positions]
     own = [look.start - look.own[-1] for look in looks]
     return max(-FURTHEST, min([*places, *own, -12])), max([*places, 0]) + 1
 
@@ -104,11 +104,11 @@ def paint_map(looks: Sequence[GroupTrace], colours: Mapping[str, Colour], low: i
     """Return a row for each look (for several groups of heads, one below another) and a column for each latent from
     `low` to `high`, behind EDGE more: RGBA, uint8 [rows, columns, 4]. Columns are stream indices; with `placed` they
     are positions relative to the look's newest latent."""
-    heads = list(dict.fromkeys(span.heads for look in looks for span in look.stretches)) or [""]
+    heads = list(dict.fromkeys(span.heads for look in looks for span in look.spans)) or [""]
     cells = np.zeros((len(looks), len(heads), high - low + EDGE, 4), np.uint8)
     for row, look in zip(cells, looks, strict=True):
         origin = low + (look.own[-1] if placed else 0) - EDGE
-        for span in look.stretches:
+        for span in look.spans:
             for place in span.positions if placed else span.indices:
                 column = place - origin
                 row[heads.index(span.heads), column if column >= EDGE else 0] = (*colours[span.region], 255)
@@ -170,7 +170,7 @@ def _draw_placed(axis: Any, looks: Sequence[GroupTrace], between: tuple[int, int
     from matplotlib.ticker import MaxNLocator
 
     low, high = between
-    back = {span.region: look.own[-1] - span.positions[0] for look in looks for span in look.stretches
+    back = {span.region: look.own[-1] - span.positions[0] for look in looks for span in look.spans
             if span.positions[0] - look.own[-1] < low}  # fmt: skip
     edge = f"; further: {', '.join(f'{name} to -{far}' for name, far in back.items())}" if back else ""
     _write_titles(axis, title, line + edge)
@@ -195,13 +195,13 @@ def _draw_curves(axis: Any, title: str, calls: Sequence[CallTrace], pace: float,
                  label: Callable[[float], str], verb: str, held: Sequence[float] = ()) -> None:  # fmt: skip
     """A curve of what is held, one of the groups that denoise, and one of those that write to memory: thin, so that
     both show where they meet."""
-    looks = [look for call in calls for look in call.looks]
+    looks = [look for call in calls for look in call.groups]
     kinds = [("denoising", CLEAN, 5, [look for look in looks if not look.commit]),
              ("writing", COMMIT, 2, [look for look in looks if look.commit])]  # fmt: skip
     curves = [(f"{words} {verb} {label(max(map(value, some)))}", colour, width, some, [value(look) for look in some])
               for words, colour, width, some in kinds if some]  # fmt: skip
     if held:
-        curves.insert(0, (f"memory takes {label(held[-1])}", HELD, 5, [call.looks[-1] for call in calls], [*held]))
+        curves.insert(0, (f"memory takes {label(held[-1])}", HELD, 5, [call.groups[-1] for call in calls], [*held]))
     for words, colour, width, some, values in curves:
         axis.plot([look.start / pace for look in some], values, color=_web(colour), linewidth=width, label=words)
     _write_titles(axis, title)

@@ -152,4 +152,4 @@ def _calls(case: Case) -> list[tuple[int, int]]:
     layout, capacity = case.stream.layout.build(), sum(tier.latents for tier in case.stream.cache)
     chunks = capacity // layout.shift + layout.slots // layout.shift + 2
     calls = list(islice(trace(case.stream, KVShape(1, 1, 1, 1, 2)), chunks * layout.ticks))[-layout.ticks :]
-    return [(len(look.sigma), look.attended) for call in calls for look in call.looks]
+    return [(len(look.sigma), look.attended) for call in calls for look in call.groups]

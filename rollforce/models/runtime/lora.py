@@ -82,9 +82,8 @@ class LoraLinear(nn.Linear):
 
 
 @torch.no_grad()
-def add(
-    model: VideoTransformer, name: str, lora: Mapping[str, Tensor], scale: float = 1.0, alpha: float | None = None
-) -> None:
+def add(model: VideoTransformer, name: str, lora: Mapping[str, Tensor], scale: float = 1.0,
+        alpha: float | None = None) -> None:  # fmt: skip
     """Put a LoRA on the model, beside those that are on it, and call it `name`.
 
     `lora`: names as `read_checkpoint` gives them, or any that it understands; `alpha`: else each module's own, else its

@@ -52,9 +52,8 @@ class RuntimeOptions:
             if not path.exists():
                 raise ConfigError(f"--{name} {path} does not exist.")
 
-    def set_up(
-        self, transformer: VideoTransformer, device: torch.device, dtype: torch.dtype, masked: bool = False
-    ) -> VideoTransformer:
+    def set_up(self, transformer: VideoTransformer, device: torch.device, dtype: torch.dtype,
+               masked: bool = False) -> VideoTransformer:  # fmt: skip
         """Make a transformer that lies on the CPU run so, on `device`. ConfigError or CheckpointError.
 
         `masked`: attention must know masks."""
@@ -82,10 +81,9 @@ class RuntimeOptions:
 def check_streams(config: TransformerConfig, name: str) -> None:
     """CheckpointError for an image-to-video transformer, which reads tokens of an image that no stream here gives."""
     if config.image_dim is not None:
-        raise CheckpointError(
-            f"{name} is an image-to-video model: its transformer also reads the tokens of an image, and streams here "
-            "give it none yet. Take a text-to-video model; --image lets it go on from a picture."
-        )
+        raise CheckpointError(f"{name} is an image-to-video model: its transformer also reads the tokens of an image, "
+                              "and streams here give it none yet. Take a text-to-video model; --image lets it go on "
+                              "from a picture.")  # fmt: skip
 
 
 def split_lora(lora: str) -> tuple[Path, float]:

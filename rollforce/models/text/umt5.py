@@ -243,7 +243,7 @@ def _transformers() -> Any:
         import transformers
     except ImportError as error:
         raise ConfigError(
-            "Wan's text encoder needs transformers, which is not installed: pip install 'rollforce[wan]'."
+            "Wan's text encoder needs transformers, which is not installed: pip install transformers."
         ) from error
     return transformers
 

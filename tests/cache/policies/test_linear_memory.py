@@ -5,9 +5,9 @@ import logging
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, tiny_transformer
 from policies import LAYOUTS, TIERS, latents, start
 from small_model import make_model_folder
+from tiny_transformer import TINY, tiny_transformer
 from torch import Tensor
 
 from rollforce import load

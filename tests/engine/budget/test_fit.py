@@ -231,7 +231,7 @@ def test_tiles_draw_less_at_once() -> None:
 
 
 def test_a_text_encoder_that_is_let_go_costs_only_while_it_is_there() -> None:
-    """See models/umt5.py: it is loaded for a prompt that is not in the cache, and let go again."""
+    """See models/text/umt5.py: it is loaded for a prompt that is not in the cache, and let go again."""
     here, offloaded = parts(wan("longlive")), parts(wan("longlive", offload=("text",)))
     reading = sum(part.bytes for part in here if part.name in ("text encoder", "transformer", "autoencoder"))
     assert needs(here) == reading > needs(offloaded)

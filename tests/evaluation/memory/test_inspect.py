@@ -37,7 +37,7 @@ def test_the_picture_has_a_colour_for_every_region_and_noise(tmp_path: Path) -> 
 
 
 def test_the_map_shows_the_sink_for_ever_and_the_window_moving() -> None:
-    looks = [look for call in inspect("rolling_forcing", 20).calls for look in call.looks if not look.commit]
+    looks = [look for call in inspect("rolling_forcing", 20).calls for look in call.groups if not look.commit]
     cells = paint_map(looks, KNOWN, 0, looks[-1].own[-1] + 1)
     sink, window = ((cells[..., :3] == KNOWN[name]).all(-1) & (cells[..., 3] > 0) for name in ("sink", "window"))
     begun = sink.any(1).argmax()
@@ -48,7 +48,7 @@ def test_the_map_shows_the_sink_for_ever_and_the_window_moving() -> None:
 
 def test_what_stands_too_far_back_is_marked_at_the_edge(tmp_path: Path) -> None:
     found = inspect("longlive", 60)
-    looks = [look for call in found.calls for look in call.looks]
+    looks = [look for call in found.calls for look in call.groups]
     cells = paint_map(looks, page(found).colours, *reach(looks), placed=True)
     assert (cells[-1, 0] == (*KNOWN["sink"], 255)).all() and not cells[0, 0].any()
     save(found, tmp_path / "a.png")
@@ -56,7 +56,7 @@ def test_what_stands_too_far_back_is_marked_at_the_edge(tmp_path: Path) -> None:
 
 def test_groups_of_heads_lie_one_below_another() -> None:
     found = inspect("duo_attention", 10)
-    looks = [look for call in found.calls for look in call.looks]
+    looks = [look for call in found.calls for look in call.groups]
     cells = paint_map(looks, page(found).colours, 0, looks[-1].own[-1] + 1)
     assert len(cells) == 2 * len(looks)
     last = cells[-2:][(cells[-2:, :, 3] > 0)]
@@ -99,7 +99,7 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 def test_long_streams_are_thinned_by_whole_chunks() -> None:
-    all_rows = [look for call in inspect("longlive", 200).calls for look in call.looks]
+    all_rows = [look for call in inspect("longlive", 200).calls for look in call.groups]
     few, every = thin(all_rows, 150)
     assert every == 7 and 140 <= len(few) <= 150
     assert [look.start for look in few][:10] == [0] * 5 + [21] * 5  # four calls and their clean pass

@@ -39,7 +39,7 @@ def test_all_attend_to_as_many_latents_as_what_they_stand_beside(found) -> None:
         if policy.stream.heads is not None:
             continue
         calls = list(islice(trace(policy.stream, SHAPE), 80))[-2 * LAYOUT.build().ticks :]
-        past = {look.attended - len(look.sigma) for call in calls for look in call.looks}
+        past = {look.attended - len(look.sigma) for call in calls for look in call.groups}
         if policy.against == policies.PLAIN:
             assert past == {PAST}, policy.name
         elif policy.stream.stepping.denoise.sparse or policy.name in ("dense", "kivi4"):

@@ -6,30 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, tiny_transformer
+from lora_files import TARGETS, make_lora, velocity
+from tiny_transformer import tiny_transformer
 from torch import Tensor, nn
 
-from rollforce.engine.rollout import index_range
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.models.runtime import lora
 from rollforce.models.transformer.transformer import VideoTransformer
-
-State = dict[str, Tensor]
-TARGETS = ("blocks.0.attn1.to_q", "blocks.0.attn2.to_k", "blocks.1.attn1.to_out.0", "blocks.1.ffn.net.0.proj",
-           "condition_embedder.time_proj", "proj_out")  # fmt: skip
-
-
-def made(model: VideoTransformer, seed: int = 0, rank: int = 3, targets: tuple[str, ...] = TARGETS) -> State:
-    """A LoRA file in our names; every second module with an alpha of its own."""
-    draw = torch.Generator().manual_seed(seed)
-    state = {}
-    for i, module in enumerate(targets):
-        rows, columns = model.get_submodule(module).weight.shape
-        state[f"{module}.lora_A.weight"] = torch.randn(rank, columns, generator=draw) * columns**-0.5
-        state[f"{module}.lora_B.weight"] = torch.randn(rows, rank, generator=draw) * 0.3
-        if i % 2:
-            state[f"{module}.alpha"] = torch.tensor(float(rank + i))
-    return state
 
 
 def by_hand(model: VideoTransformer, state: dict[str, Tensor], scale: float, alpha: float | None = None) -> None:
@@ -41,18 +24,10 @@ def by_hand(model: VideoTransformer, state: dict[str, Tensor], scale: float, alp
         weight.copy_(weight.double() + scale * own / len(down) * up @ down)
 
 
-@torch.no_grad()
-def velocity(model: VideoTransformer) -> Tensor:
-    draw = torch.Generator().manual_seed(7)
-    x, text = torch.randn(1, 3, 4, 4, 6, generator=draw), torch.randn(1, 5, TINY.text_dim, generator=draw)
-    dtype = model.proj_out.weight.dtype
-    return model(x.to(dtype), torch.full((1, 3), 0.5), index_range(0, 3), model.condition(text))
-
-
 def test_live_and_merged_are_the_formula() -> None:
     for scale, alpha in ((1.0, None), (-0.7, None), (0.5, 12.0)):
         live, merged, hand = (tiny_transformer() for _ in range(3))
-        state, before = made(live), velocity(live)
+        state, before = make_lora(live), velocity(live)
         lora.add(live, "ink", state, scale, alpha)
         lora.merge(merged, state, scale, alpha)
         by_hand(hand, state, scale, alpha)
@@ -63,7 +38,7 @@ def test_live_and_merged_are_the_formula() -> None:
 
 def test_several_at_once_add_up_and_each_can_go() -> None:
     model, hand = tiny_transformer(), tiny_transformer()
-    ink, oil, dot = made(model, 1), made(model, 2, rank=2, targets=TARGETS[1:4]), made(model, 3, rank=1)
+    ink, oil, dot = make_lora(model, 1), make_lora(model, 2, rank=2, targets=TARGETS[1:4]), make_lora(model, 3, rank=1)
     for name, state, scale in (("ink", ink, 1.0), ("oil", oil, 0.5), ("dot", dot, 2.0)):
         lora.add(model, name, state, scale)
     assert lora.scales(model) == {"ink": 1.0, "oil": 0.5, "dot": 2.0}
@@ -78,8 +53,8 @@ def test_what_is_removed_leaves_no_trace() -> None:
     model = tiny_transformer()
     names, out = [name for name, _ in model.named_modules()], velocity(model)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    lora.add(model, "a", made(model, 1))
-    lora.add(model, "b", made(model, 2))
+    lora.add(model, "a", make_lora(model, 1))
+    lora.add(model, "b", make_lora(model, 2))
     assert list(model.state_dict()) == list(weights)  # also while they are on: a save is of the model alone
     lora.remove(model, "a")
     lora.remove(model, "b")
@@ -92,7 +67,7 @@ def test_what_is_removed_leaves_no_trace() -> None:
 def test_a_scale_of_nothing_is_the_model() -> None:
     model = tiny_transformer()
     out = velocity(model)
-    lora.add(model, "ink", made(model))
+    lora.add(model, "ink", make_lora(model))
     lora.rescale(model, "ink", 0.0)
     assert torch.equal(velocity(model), out)
 
@@ -100,7 +75,7 @@ def test_a_scale_of_nothing_is_the_model() -> None:
 def test_half_precision_keeps_scales_exact() -> None:
     model = tiny_transformer().to(torch.bfloat16)
     hand = tiny_transformer()
-    state = made(model)
+    state = make_lora(model)
     lora.add(model, "ink", state, 0.123)
     by_hand(hand, state, 0.123)
     part = model.get_submodule(TARGETS[0])
@@ -112,7 +87,7 @@ def test_half_precision_keeps_scales_exact() -> None:
 def test_files_of_other_spellings_and_saved_models(tmp_path: Path) -> None:
     """kohya's names and original module names; and a model whose weights are mapped from a file."""
     tiny_transformer().save(tmp_path)
-    model, state = VideoTransformer.load(tmp_path), made(tiny_transformer(), targets=("blocks.0.attn1.to_q",))
+    model, state = VideoTransformer.load(tmp_path), make_lora(tiny_transformer(), targets=("blocks.0.attn1.to_q",))
     sides = {"A": "lora_down", "B": "lora_up"}
     kohya = {f"lora_unet_blocks_0_self_attn_q.{sides[side]}.weight": state[f"blocks.0.attn1.to_q.lora_{side}.weight"]
              for side in "AB"}
@@ -129,7 +104,7 @@ def test_compiled_blocks_follow() -> None:
     """Adding and removing are seen by compiled code, and a scale changes without compiling again."""
     compiled, eager = tiny_transformer(), tiny_transformer()
     compiled.compile_blocks(backend="eager", fullgraph=True)
-    state = made(eager)
+    state = make_lora(eager)
     out = velocity(eager)
     torch.testing.assert_close(velocity(compiled), out)
     for model in (compiled, eager):
@@ -141,11 +116,11 @@ def test_compiled_blocks_follow() -> None:
         torch.testing.assert_close(velocity(compiled), velocity(eager))
     lora.remove(compiled, "ink")
     torch.testing.assert_close(velocity(compiled), out)
-    torch._dynamo.reset()
+    torch.compiler.reset()
 
 
 def wrong(change: str) -> dict[str, Tensor]:
-    state = made(tiny_transformer())
+    state = make_lora(tiny_transformer())
     key = "blocks.0.attn1.to_q.lora_A.weight"
     if change == "side":
         del state[key]
@@ -182,9 +157,9 @@ def test_names_and_scales_are_checked() -> None:
     model = tiny_transformer()
     with pytest.raises(ConfigError, match="no LoRA 'ink' is on the model. There is none"):
         lora.remove(model, "ink")
-    lora.add(model, "ink", made(model))
+    lora.add(model, "ink", make_lora(model))
     with pytest.raises(ConfigError, match="'ink' is on the model already"):
-        lora.add(model, "ink", made(model))
+        lora.add(model, "ink", make_lora(model))
     with pytest.raises(ConfigError, match="no LoRA 'oil'.*There are: ink"):
         lora.rescale(model, "oil", 1.0)
     with pytest.raises(ConfigError, match="scale of a LoRA is nan"):

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import TINY, tiny_transformer
+from lora_files import make_lora, velocity
 from policies import LADDER, latents, start
-from test_lora import made, velocity
+from tiny_transformer import TINY, tiny_transformer
 from torch import Tensor
 
 from rollforce.cache.policies import Window
@@ -182,7 +182,7 @@ def test_room_on_the_device_is_that_of_the_places() -> None:
 @pytest.mark.parametrize("early", [True, False], ids=["LoRA first", "offload first"])
 def test_with_a_live_lora(early: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model, plain = tiny_transformer(config=DEEP), tiny_transformer(config=DEEP)
-    state = made(plain)
+    state = make_lora(plain)
     lora.add(plain, "ink", state)
     steps = [lambda: lora.add(model, "ink", state), lambda: offload.offload(model, CPU)]
     for step in steps if early else steps[::-1]:
@@ -197,7 +197,7 @@ def test_with_a_live_lora(early: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_lora_merged_while_offloaded_is_seen() -> None:
     model, plain = offloaded(), tiny_transformer(config=DEEP)
     for each in (model, plain):
-        lora.merge(each, made(plain))
+        lora.merge(each, make_lora(plain))
     assert torch.equal(velocity(model), velocity(plain))
 
 
@@ -209,7 +209,7 @@ def test_with_compiled_blocks_nothing_is_compiled_again() -> None:
     torch.testing.assert_close(velocity(model), expected)
     with torch.compiler.set_stance("fail_on_recompile"):
         torch.testing.assert_close(velocity(model), expected)
-    torch._dynamo.reset()
+    torch.compiler.reset()
 
 
 def test_graphs_begin_a_step_at_each_call_and_compose(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import TINY, tiny_transformer
-from test_lora import made, velocity
+from lora_files import make_lora, velocity
+from tiny_transformer import TINY, tiny_transformer
 from torch import nn
 
 from rollforce.engine.budget.model_sizes import matrices_of
@@ -52,7 +52,7 @@ def test_near_the_model_in_less_room(kind: str, allowed: float, dtype: torch.dty
 def test_live_loras_go_on_quantised_weights_and_merged_ones_do_not() -> None:
     pytest.importorskip("torchao")
     model, exact = tiny_transformer(), tiny_transformer()
-    state = made(exact)
+    state = make_lora(exact)
     quantize.quantise(model, "int8")
     before = velocity(model)
     for each in (model, exact):
