@@ -23,8 +23,7 @@ ACROSS = 4
 
 
 def save_curves(runs: Mapping[str, Report], path: Path) -> None:
-    """Write the runs' curves as a PNG: a panel per measure, seconds to the right, bands are 95 % intervals. ConfigError
-    if the streams were shorter than two windows of 5 s."""
+    """Write the runs' curves as a PNG, a panel per measure with 95 % intervals. ConfigError below two windows."""
     from matplotlib.figure import Figure  # draws with Agg by itself: no window, no pyplot, no settings changed
 
     curves = {name: report["curve_5s"] for name, report in runs.items() if len(report.get("curve_5s", ())) > 1}
@@ -33,11 +32,8 @@ def save_curves(runs: Mapping[str, Report], path: Path) -> None:
     panels = [name for name in PANELS if any(name in window for curve in curves.values() for window in curve)]
     down = -(-len(panels) // ACROSS)
     figure: Any = Figure(figsize=(3.1 * ACROSS, 2.2 * down + 0.9), layout="constrained")
-    axes = list(figure.subplots(down, ACROSS, squeeze=False).flat)
-    for axis, name in zip(axes, panels, strict=False):
-        _panel(axis, name, curves)
-    for axis in axes[len(panels) :]:
-        axis.set_visible(False)
+    for number, name in enumerate(panels, 1):
+        _panel(figure.add_subplot(down, ACROSS, number), name, curves)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), frameon=False)
     size = "{} prompts x {:g} streams".format(*count_prompts(next(iter(runs.values()))))

@@ -8,8 +8,7 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -48,8 +47,8 @@ def command_age_s() -> float:
 
 def versions() -> dict[str, str]:
     """Return the versions of everything that can change a video's bytes."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    return {**found, **{name: metadata.version(name) for name in ("rollforce", "torch", "numpy", "av")}}
+    packages = {name: metadata.version(name) for name in ("rollforce", "torch", "numpy", "av")}
+    return {"python": platform.python_version(), "platform": platform.platform(), **packages}
 
 
 def file_sha256(path: Path) -> str:
@@ -66,9 +65,6 @@ def device_peak_mb(device: Any) -> float | None:
     return float(torch.cuda.max_memory_allocated(device)) / 1e6
 
 
-@contextmanager
-def no_warnings() -> Iterator[None]:
+def no_warnings() -> AbstractContextManager[object]:
     """Silence warnings within it: trying what may not work should not print why."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    return warnings.catch_warnings(action="ignore")

@@ -24,7 +24,6 @@ ENDS = ("first_10s", "last_10s")
 NO_MEASURE = ("number", "repeat", "seed", "seconds", "streamed_s")  # numbers of a stream that say nothing about quality
 DRAWS = 4000
 EXACT = 12  # up to so many prompts every choice of signs is tried, 2**12 of them
-LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Difference(Interval):
     def separable(self) -> bool:
         """Whether the interval leaves out zero and chance makes such a difference in less than 5 % of the cases. With
         fewer than six prompts nothing is separable: five times the same sign happens by chance too often."""
-        return (self.low > 0 or self.high < 0) and self.p < LEVEL
+        return (self.low > 0 or self.high < 0) and self.p < 0.05
 
     def numbers(self) -> dict[str, float]:
         return {**super().numbers(), "p": round(self.p, 4), "separable": self.separable, "prompts": self.prompts,
@@ -143,7 +142,7 @@ def means(rows: Sequence[Mapping[str, Any]], prompts: Sequence[int]) -> dict[str
     for name in dict.fromkeys(name for row in rows for name in row):
         there = [(row[name], prompt) for row, prompt in zip(rows, prompts, strict=True) if row.get(name) is not None]
         if there:
-            found[name] = interval(*(list(column) for column in zip(*there, strict=True))).numbers()
+            found[name] = interval([value for value, _ in there], [prompt for _, prompt in there]).numbers()
     return found
 
 
@@ -156,7 +155,8 @@ def changes(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any
         there = [(our[name], their[name], prompt) for our, their, prompt in zip(ours, theirs, prompts, strict=True)
                  if our.get(name) is not None and their.get(name) is not None]
         if there:
-            found[name] = difference(*(list(column) for column in zip(*there, strict=True))).numbers()
+            our_values, their_values, of = (list(column) for column in zip(*there, strict=True))
+            found[name] = difference(our_values, their_values, of).numbers()
     return found
 
 
@@ -195,17 +195,17 @@ def _round(numbers: Numbers) -> Numbers:
 # -- two runs ----------------------------------------------------------------------------------------------------------
 
 def compare(report: Report, reference: Report) -> Report:
-    """Return `report` - `reference`, paired by stream: every measure, and under "change_by_the_end" how much more (or
-    less) it changed from the first 10 s to the last. ConfigError if they do not hold the same prompts, seeds and
-    lengths."""
+    """Return `report` - `reference`, paired by stream: every measure, and under "change_by_the_end" how much more it
+    changed from the first 10 s to the last. ConfigError if they do not hold the same prompts, seeds and lengths."""
     ours, theirs = ({(row["prompt"], row["seed"], row["seconds"]): row for row in each["prompts"]}
                     for each in (report, reference))
     _check_same(ours, theirs)
-    pair = [list(ours.values()), [theirs[key] for key in ours]]
-    prompts = [row["number"] for row in pair[0]]
-    found = group_measures(changes(*pair, prompts))
-    if all(end in row for end in ENDS for rows in pair for row in rows):
-        found["change_by_the_end"] = group_measures(changes(*([*map(_change, rows)] for rows in pair), prompts))
+    our_rows, their_rows = list(ours.values()), [theirs[key] for key in ours]
+    prompts = [row["number"] for row in our_rows]
+    found = group_measures(changes(our_rows, their_rows, prompts))
+    if all(end in row for end in ENDS for row in (*our_rows, *their_rows)):
+        our_change, their_change = ([_change(row) for row in rows] for rows in (our_rows, their_rows))
+        found["change_by_the_end"] = group_measures(changes(our_change, their_change, prompts))
     return found
 
 
@@ -227,11 +227,10 @@ def _check_same(ours: Mapping[Key, Any], theirs: Mapping[Key, Any]) -> None:
 
 
 def read_reports(paths: Sequence[Path]) -> dict[str, Report]:
-    """Return the runs of report files by name; a name that two files have gets its file before it. ConfigError if a
-    file is no report."""
+    """Return the runs of report files by name, with the file before a name that two have. ConfigError for no report."""
     runs: dict[str, Report] = {}
-    for path, found in ((path, _read_report(path)) for path in paths):
-        runs |= {f"{path}:{name}" if name in runs else name: report for name, report in found.items()}
+    for path in paths:
+        runs |= {f"{path}:{name}" if name in runs else name: run for name, run in _read_report(path).items()}
     return runs
 
 

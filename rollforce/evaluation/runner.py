@@ -33,6 +33,7 @@ MOMENTS, ROWS = 8, 8  # of the contact sheet
 REFERENCE_S = 20  # truth is rendered no longer than this
 REFERENCES: dict[tuple[Any, ...], dict[str, Numbers]] = {}  # of this process
 BEFORE = 16  # latents that a decoder is shown before those that are judged
+load_eyes = cache(Eyes.load)
 
 
 @dataclass(frozen=True)
@@ -156,14 +157,8 @@ def checksum_autoencoder(run: Configuration) -> int:
     return crc32(b"".join(weights[name].cpu().float().numpy().tobytes() for name in sorted(weights)))
 
 
-@cache
-def load_eyes() -> Any:
-    return Eyes.load()
-
-
 def measure_references(scene: Scene, run: Configuration, frames: int, size: int) -> dict[str, Numbers]:
-    """Return the numbers of the rendered truth, and of the truth through the model's autoencoder; once for all runs
-    that share one, as models tuned from another do."""
+    """Return the numbers of the rendered truth, and of it through the autoencoder; once for all runs that share one."""
     model, eyes = load_model(run), load_eyes()
     key = (scene, checksum_autoencoder(run), frames, size, model.frames_per_chunk)
     if key not in REFERENCES:
@@ -186,11 +181,9 @@ def reconstruct(autoencoder: Any, video: np.ndarray) -> np.ndarray:
 
 # -- finished streams, kept as they come in a file of JSON lines: a long evaluation goes on where it stopped -----------
 
-
 class EvaluationJournal:
-    """The streams of one evaluation, on disk if there is a `path`. `settings` are what a stream's result depends on;
-    they are the file's first line. With `resume` an older file is gone on with: ConfigError if its settings were
-    others. Settings and streams it holds for other runs are kept."""
+    """The streams of one evaluation, on disk if there is a `path`, behind a line of the `settings` that results depend
+    on. `resume` goes on with an older file and keeps other runs' lines: ConfigError if its settings were others."""
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any], resume: bool = False) -> None:
         self._path = path

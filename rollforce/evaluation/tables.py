@@ -7,12 +7,11 @@ from typing import Any
 
 from rollforce.evaluation.report import ENDS, Report, count_prompts, find_measure
 
-MAIN = ("scene", "colour", "motion", "shape", "count", "both", "identity", "recognised", "whole", "flicker")
-REST = ("shape_per_frame", "present", "x_real_time")
+MEASURES = ("scene", "colour", "motion", "shape", "count", "both", "identity", "recognised", "whole", "flicker",
+            "shape_per_frame", "present", "x_real_time")  # fmt: skip
 COLUMNS = {"scene": "scene", "colour": "colour", "motion": "motion", "shape": "shape", "count": "count",
            "both": "both right", "identity": "identity", "recognised": "recognised", "whole": "whole",
            "flicker": "flicker", "seams.chunk_to_real": "seam, to real", "x_real_time": "x real time"}  # fmt: skip
-GROUPS = ("seams", "drift")
 REFERENCES = ("truth", "truth_autoencoder")
 
 
@@ -21,8 +20,8 @@ def format_terminal(runs: Mapping[str, Report]) -> str:
     first = next(iter(runs.values()))
     others = REFERENCES if len(runs) > 1 else (*ENDS, *REFERENCES)
     columns = {**runs, **{name: first[name] for name in others if name in first}}
-    names = [name for name in (*MAIN, *REST) if any(find_measure(run, name) for run in runs.values())]
-    names += [f"{group}.{leaf}" for group in GROUPS for leaf in first.get(group, {})]
+    names = [name for name in MEASURES if any(find_measure(run, name) for run in runs.values())]
+    names += [f"{group}.{leaf}" for group in ("seams", "drift") for leaf in first.get(group, {})]
     width = max(22, *(len(name) + 2 for name in columns))
     lines = [f"{'':22s}" + "".join(f"{name:>{width}s}" for name in columns)]
     for name in names:
@@ -56,9 +55,8 @@ def format_markdown(command: str, runs: Mapping[str, Report], against_first: Map
     if against_first:
         first = next(iter(runs))
         blocks += [f"Paired differences against `{first}`:", _differences_table(against_first)]
-        ends = {name: found["change_by_the_end"] for name, found in against_first.items()
-                if "change_by_the_end" in found}
-        if ends:
+        key = "change_by_the_end"
+        if ends := {name: found[key] for name, found in against_first.items() if key in found}:
             blocks += [f"How much more than `{first}` a run changed from its first to its last 10 s:",
                        _differences_table(ends)]
     return "\n\n".join([*blocks, _footnote(runs, against_first)]) + "\n"

@@ -1,7 +1,6 @@
 """Does a long video stay itself? Five plain measures of every frame, and how they moved from its start to its end.
 
-They know nothing of any model or world: a user can watch for colour creep, blur and dying motion in any stream.
-"""
+They know nothing of any model or world: a user can watch for colour creep, blur and dying motion in any stream."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -61,12 +62,11 @@ def _read_file(path: Path, fps: float, name: str) -> Iterator[np.ndarray]:
     from av.error import FFmpegError
 
     rate = Fraction(fps).limit_denominator(1001)
-    # the filter's rule "up" shows a picture from the first moment at or after its own; its own is in whole milliseconds
-    # in some containers, so two of them do not count
+    # "up" shows a picture from the first moment at or after its own, which some containers give in whole milliseconds,
+    # so two of them do not count
     resampled = [("settb", "1/90000"), ("setpts", "PTS-STARTPTS-180"), ("fps", {"fps": f"{rate}", "round": "up"})]
     try:
-        about = iio.immeta(path, plugin="pyav", index=0, exclude_applied=False)
-        turns = _quarter_turns(about.get("DISPLAYMATRIX"))
+        turns = _quarter_turns(iio.immeta(path, plugin="pyav", index=0, exclude_applied=False).get("DISPLAYMATRIX"))
         for picture_HWC in iio.imiter(path, plugin="pyav", format="rgb24", filter_sequence=resampled):
             yield np.rot90(picture_HWC, turns)
     except (FFmpegError, OSError, ValueError, IndexError) as error:
@@ -85,31 +85,23 @@ def read_duration(path: Path) -> float | None:
     """Return how long a video file says it is; None if it does not say or is none."""
     import av
 
-    try:
-        with av.open(str(path)) as container:
-            return container.duration / av.time_base if container.duration else None
-    except (av.error.FFmpegError, OSError):
-        return None
+    with suppress(av.error.FFmpegError, OSError), av.open(str(path)) as container:
+        return container.duration / av.time_base if container.duration else None
+    return None
 
 
 def fit_picture(picture_HWC: np.ndarray, size: tuple[int, int], fit: Fit = "crop") -> np.ndarray:
     """Return a picture at `size` (height, width): its middle cropped, padded with black, or stretched."""
     from PIL import Image, ImageOps
 
-    height, width = size
     if picture_HWC.shape[:2] == size:
         return picture_HWC
-    image = Image.fromarray(picture_HWC)
-    if fit == "stretch":
-        return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
-    if fit == "pad":
-        return np.asarray(ImageOps.pad(image, (width, height), Image.Resampling.LANCZOS))
-    return np.asarray(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
+    changes: dict[str, Any] = {"crop": ImageOps.fit, "pad": ImageOps.pad, "stretch": Image.Image.resize}
+    return np.asarray(changes[fit](Image.fromarray(picture_HWC), size[::-1], Image.Resampling.LANCZOS))
 
 
 def log_fit(shape: tuple[int, ...], size: tuple[int, int], fit: Fit, name: str) -> None:
     """Log what was done to a picture of another size, and what else could be."""
     if tuple(shape[:2]) != size:
         done = {"crop": "cropped", "pad": "padded", "stretch": "stretched"}[fit]
-        log.info("%s %dx%d %s to %dx%d; --fit takes pad, crop or stretch.",
-                 name, shape[1], shape[0], done, size[1], size[0])  # fmt: skip
+        log.info("%s %dx%d %s to %dx%d; --fit takes pad, crop or stretch.", name, *shape[1::-1], done, *size[::-1])

@@ -5,8 +5,7 @@
             video.write(chunk.frames)
 
 A process that is killed leaves a playable file, which another may go on with. The same frames and settings give the
-same bytes.
-"""
+same bytes."""
 
 from __future__ import annotations
 
@@ -14,10 +13,11 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal, Self
 
 import av
@@ -80,8 +80,7 @@ def check_folder(folder: Path) -> None:
     if not folder.exists():
         raise ConfigError(f"the folder {folder} does not exist: mkdir -p {folder}")
     try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise ConfigError(f"cannot write into {folder}: {error.strerror}. Choose another place with -o.") from error
 
@@ -100,8 +99,13 @@ class VideoWriter:
                  codec: VideoCodec | None = None, after: int = 0) -> None:
         self.path, self.fps, self.size, self.scale = Path(path), fps, size, scale
         self.codec = available(codec or VideoCodec())
+        self._rate = Fraction(fps).limit_denominator(1001)
         self.frames = self._safe = 0
-        self._check()
+        if scale < 1:
+            raise ConfigError(f"scale must be a whole number of at least 1, got {scale}.")
+        height, width = (side * scale for side in size)
+        if height % 2 or width % 2:
+            raise ShapeError(f"{width}x{height}: H.264 needs even sides. Use an even scale, such as --scale 2.")
         self._place = self.path.with_suffix(".mp4.part") if after else self.path  # where it grows
         self._container: Any = av.open(str(self._place), "w", format="mp4", options=_FRAGMENTED)
         self._stream = self._add_stream()
@@ -125,70 +129,51 @@ class VideoWriter:
             raise ShapeError(f"frames must be uint8 [F, {self.size[0]}, {self.size[1]}, 3], "
                              f"got {frames_FHWC.dtype} {list(frames_FHWC.shape)}.")
         for frame_HWC in frames_FHWC:
-            self._mux(self._stream.encode(self._picture(frame_HWC)))
+            for packet in self._stream.encode(self._picture(frame_HWC)):
+                self._container.mux(packet)
+                if packet.is_keyframe:  # which ends the fragment before it
+                    self._safe = self.frames
             self.frames += 1
         if self._place != self.path and self._safe:
             self._move()
 
     def close(self) -> None:
         """Finish the file; a second call does nothing."""
-        if self._container is not None:
-            container, self._container = self._container, None
-            try:
-                for packet in self._stream.encode():
-                    container.mux(packet)
-                self._safe = self.frames
-            finally:
-                container.close()
-            if self._place != self.path:
-                self._move()
+        if self._container is None:
+            return
+        container, self._container = self._container, None
+        with closing(container):
+            container.mux(self._stream.encode())
+            self._safe = self.frames
+        if self._place != self.path:
+            self._move()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _check(self) -> None:
-        if self.scale < 1:
-            raise ConfigError(f"scale must be a whole number of at least 1, got {self.scale}.")
-        if any(side * self.scale % 2 for side in self.size):
-            height, width = (side * self.scale for side in self.size)
-            raise ShapeError(f"{width}x{height}: H.264 needs even sides. Use an even scale, such as --scale 2.")
-
     def _add_stream(self) -> Any:
-        rate = Fraction(self.fps).limit_denominator(1001)
-        stream = self._container.add_stream(self.codec.name, rate=rate)
+        stream = self._container.add_stream(self.codec.name, rate=self._rate)
         stream.height, stream.width = (side * self.scale for side in self.size)
-        stream.pix_fmt = "yuv420p"
-        context = stream.codec_context
+        stream.pix_fmt, context = "yuv420p", stream.codec_context
         context.thread_count = 1  # one thread: the same bytes on every machine, and the model keeps the other cores
         context.gop_size = max(1, round(float(self.fps) * self.codec.keyframe_s))
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         if self.codec.name == "libx264":
             stream.options = {"crf": str(self.codec.quality), "preset": self.codec.preset, "tune": "zerolatency"}
         else:
-            scale = str(max(1, self.codec.quality // 6))
-            stream.options = {"qmin": scale, "qmax": scale}
+            stream.options = dict.fromkeys(("qmin", "qmax"), str(max(1, self.codec.quality // 6)))
         return stream
 
     def _picture(self, frame_HWC: np.ndarray) -> Any:
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), format="rgb24")
-        picture = self._reformatter.reformat(
-            frame, width=self._stream.width, height=self._stream.height, format="yuv420p",
-            dst_colorspace=Colorspace.ITU709,
-            interpolation=Interpolation.LANCZOS if self.codec.enlarge == "smooth" else Interpolation.POINT,
-        )  # fmt: skip
-        picture.pts = self.frames
-        picture.time_base = 1 / Fraction(self.fps).limit_denominator(1001)
+        smooth = Interpolation.LANCZOS if self.codec.enlarge == "smooth" else Interpolation.POINT
+        picture = self._reformatter.reformat(frame, width=self._stream.width, height=self._stream.height,
+                                             format="yuv420p", dst_colorspace=Colorspace.ITU709, interpolation=smooth)
+        picture.pts, picture.time_base = self.frames, 1 / self._rate
         return picture
-
-    def _mux(self, packets: list[Any]) -> None:
-        for packet in packets:
-            self._container.mux(packet)
-            if packet.is_keyframe:  # which ends the fragment before it
-                self._safe = self.frames
 
     def _copy(self, count: int) -> None:
         """The first `count` frames of the old file, as they were coded."""
@@ -221,29 +206,19 @@ class VideoWriter:
 
 def whole_packets(container: Any, stream: Any, count: int) -> Iterator[Any]:
     """Yield the first `count` coded pictures of a video; fewer if it was cut short."""
-    packets = container.demux(stream)
-    for _ in range(count):
-        try:
-            packet = next(packets, None)
-        except av.error.InvalidDataError:
-            return
-        if packet is None or packet.size == 0 or packet.is_corrupt:  # an empty one says that it is over
-            return
-        yield packet
+    with suppress(av.error.InvalidDataError):
+        for packet in islice(container.demux(stream), count):
+            if packet.size == 0 or packet.is_corrupt:  # an empty one says that it is over
+                return
+            yield packet
 
 
 def read_frames(path: Path) -> np.ndarray:
     """Return all pictures of a video, uint8 [F, H, W, 3]; a file that was cut short gives those that are whole."""
-    with av.open(str(path)) as container:
-        frames = list(_decode_whole(container))
+    frames = []
+    with av.open(str(path)) as container, suppress(av.error.InvalidDataError):
+        for frame in container.decode(video=0):
+            frames.append(frame.to_ndarray(format="rgb24"))
     if not frames:
         raise ConfigError(f"{path} holds no picture.")
     return np.stack(frames)
-
-
-def _decode_whole(container: Any) -> Iterator[np.ndarray]:
-    try:
-        for frame in container.decode(video=0):
-            yield frame.to_ndarray(format="rgb24")
-    except av.error.InvalidDataError:
-        return

@@ -1,8 +1,7 @@
 """Two small networks that look at single frames: where which things are, in what surroundings, and of which shape.
 
 They know nothing of prompts, motion or other frames; `oracle.py` draws the conclusions. Trained by train/oracle.py on
-rendered scenes with blur, ghosts and noise, so that they also read soft and slightly wrong pictures.
-"""
+rendered scenes with blur, ghosts and noise, so that they also read soft and slightly wrong pictures."""
 
 from __future__ import annotations
 
@@ -146,11 +145,8 @@ def pad_frames(x: Tensor) -> Tensor:
 
 def crop(x: Tensor, px: float, py: float) -> Tensor:
     """Return the [4, 32, 32] pixels of one padded frame [4, 96, 96] around (px, py), in picture widths."""
-    room = CROP // 2
-    x = F.pad(x, (room,) * 4)
-    left, top = (round(p * SIZE) + MARGIN for p in (px, py))
-    left, top = (min(max(at, 0), SIZE + 2 * MARGIN) for at in (left, top))
-    return x[:, top : top + CROP, left : left + CROP]
+    left, top = (min(max(round(p * SIZE) + MARGIN, 0), SIZE + 2 * MARGIN) for p in (px, py))
+    return F.pad(x, (CROP // 2,) * 4)[:, top : top + CROP, left : left + CROP]
 
 
 def find_peaks(heat: Tensor, offset: Tensor) -> list[Detection]:
@@ -160,8 +156,7 @@ def find_peaks(heat: Tensor, offset: Tensor) -> list[Detection]:
     spots = []
     for row, column in tops.nonzero().tolist():
         dx, dy = offset[:, row, column].clamp(-2, 2).tolist()
-        px = ((column + 0.5 + dx) * CELL - MARGIN) / SIZE
-        py = ((row + 0.5 + dy) * CELL - MARGIN) / SIZE
+        px, py = ((at * CELL - MARGIN) / SIZE for at in (column + 0.5 + dx, row + 0.5 + dy))
         around = heat[:, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2].mean((1, 2))
         spots.append(Detection(px, py, float(best[row, column]), (around / around.sum()).numpy()))
     kept: list[Detection] = []

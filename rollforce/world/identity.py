@@ -36,9 +36,8 @@ class Track:
 
 
 def identity(look: EyesOutput) -> dict[str, float | None]:
-    """Return the two measures in 0..1: `identity`, the share of windows after the first that show the same things as
-    the first, and `recognised`, the share of things coming back that are what had left. None if there was no such
-    case."""
+    """Return two shares: `identity`, of the windows after the first that show the same things as it, and `recognised`,
+    of the things coming back that are what had left. None if there was no such case."""
     same, back = sameness(look)[1:], match_returns(look)
     return {"identity": float(np.mean(same)) if same else None, "recognised": float(np.mean(back)) if back else None}
 
@@ -46,12 +45,9 @@ def identity(look: EyesOutput) -> dict[str, float | None]:
 def sameness(look: EyesOutput) -> list[bool]:
     """Return for each window of 5 s whether its things have the colours and shapes of the first window's. Empty if the
     first window shows nothing: there is nothing that could stay itself."""
-    names = [_names(slice_output(look, part)) for part in windows(len(look.things), WINDOW)]
+    parts = (slice_output(look, part) for part in windows(len(look.things), WINDOW))
+    names = [Counter((thing.colour, thing.shape) for thing in track_things(part, count_things(part))) for part in parts]
     return [now == names[0] for now in names] if names and names[0] else []
-
-
-def _names(look: EyesOutput) -> Counter[Name]:
-    return Counter((thing.colour, thing.shape) for thing in track_things(look, count_things(look)))
 
 
 def match_returns(look: EyesOutput) -> list[bool]:

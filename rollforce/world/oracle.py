@@ -75,6 +75,7 @@ def judge(frames: np.ndarray, look: EyesOutput, wish: Wish, chunk: int = 12, lat
     seen = track_things(look, count := count_things(look))
     match = _match(wish.things, seen)
     torn = [thing.torn for thing in seen if thing.torn is not None]
+    things = " and ".join(f"{t.colour} {t.shape or 'thing'} {t.motion or 'moves oddly'}" for t in seen)
     return Report(scene=float(all(pick_commonest(values) == right for values, right in asked)) if asked else None,
                   colour=_share(match, "colour"), motion=_share(match, "motion"), shape=_share(match, "shape"),
                   count=None if wish.count is None else float(count == wish.count), both=_judge_pair(match),
@@ -84,7 +85,7 @@ def judge(frames: np.ndarray, look: EyesOutput, wish: Wish, chunk: int = 12, lat
                   present=float(np.mean([len(things) > 0 for things in look.things])),
                   flicker=flicker(frames, _mask_moving(look, frames.shape[1:3])), seams=seams(frames, chunk, latent),
                   drift=_measure_drift(DriftMeter(FPS), frames),
-                  seen=_describe(PLACES[pick_commonest(place)], TIMES[pick_commonest(time)], seen))  # fmt: skip
+                  seen=f"{PLACES[pick_commonest(place)]}, {TIMES[pick_commonest(time)]}: {things or 'nothing'}")
 
 
 def _measure_drift(meter: DriftMeter, *parts: np.ndarray) -> Drift | None:
@@ -145,24 +146,17 @@ def _judge_pair(match: Match) -> float | None:
 def _per_frame(match: Match, attribute: str) -> float | None:
     """Return the share of the frames (motion: windows) that show the thing and show it right, over all things."""
     shares = []
-    for wished, seen in match:
-        if getattr(wished, attribute) is None:
+    for said, seen in ((getattr(wished, attribute), seen) for wished, seen in match):
+        if said is None:
             continue
-        if seen is None:
-            shares.append(0.0)
-        elif attribute == "motion":
-            hits = [m is not None and motion_fits(wished.motion or "", m) for m in seen.motions]
-            shares.append(float(np.mean(hits)) if hits else 0.0)
-        else:
+        hits: Sequence[bool] | np.ndarray = []
+        if seen is not None and attribute == "motion":
+            hits = [m is not None and motion_fits(said, m) for m in seen.motions]
+        elif seen is not None:
             values, names = (seen.colours, COLOURS) if attribute == "colour" else (seen.shapes, SHAPES)
-            visible = values[values >= 0]
-            shares.append(float((visible == names.index(getattr(wished, attribute))).mean()) if len(visible) else 0.0)
+            hits = values[values >= 0] == names.index(said)
+        shares.append(float(np.mean(hits)) if len(hits) else 0.0)
     return float(np.mean(shares)) if shares else None
-
-
-def _describe(place: str, time: str, seen: list[TrackedThing]) -> str:
-    things = " and ".join(f"{t.colour} {t.shape or 'thing'} {t.motion or 'moves oddly'}" for t in seen)
-    return f"{place}, {time}: {things or 'nothing'}"
 
 
 # -- measures that need no prompt: seams, flicker, drift over time; grey levels are 0..255 -----------------------------

@@ -1,7 +1,6 @@
 """The renderer of the tiny world: scene and frame number in, pixels out. Any size, any start, no state.
 
-Shapes and edges are given in picture widths and smoothed over one pixel, so another size shows the same picture.
-"""
+Shapes and edges are given in picture widths and smoothed over one pixel, so another size shows the same picture."""
 
 from __future__ import annotations
 
@@ -43,8 +42,7 @@ def sprite_mask(scene: Scene, start: int, frames: int, size: int = 64) -> np.nda
 
 
 class _Patch:
-    """The pixels around a thing in every frame, in units of its radius: u right, v down, depth below the outline; and
-    how much of each the thing covers."""
+    """The pixels around a thing in every frame, in radii (u right, v down, depth below the outline), and its cover."""
 
     def __init__(self, thing: Thing, seconds: np.ndarray, size: int) -> None:
         x, y = thing.track(seconds)

@@ -1,8 +1,7 @@
 """What can be seen in the tiny world: a place, a time of day, and one or two moving things.
 
 A scene is a small frozen record. Everything visible at any moment follows from it (`render.py`), so a scene is also an
-endless video. Lengths are in picture widths, x to the right and y down from the top left corner; times in seconds.
-"""
+endless video. Lengths are in picture widths, x to the right and y down from the top left corner; times in seconds."""
 
 from __future__ import annotations
 
@@ -96,17 +95,15 @@ def _held_out(*attributes: str) -> bool:
 
 def sample_scene(seed: int, count: int | None = None, held_out: bool | None = None, alike: bool = False) -> Scene:
     """Return the scene of this seed; the same arguments always give the same scene. `count`: 1 or 2 things; None: two
-    things in 15 % of the scenes. `held_out`: True draws only attribute combinations that are put aside for testing,
-    False never draws them, None does not care. `alike`: two things move in the same way, which is hard to learn and
-    else one pair in five. Raises ConfigError for another count."""
+    in 15 % of the scenes. `held_out`: True draws only attribute combinations put aside for testing, False never. With
+    `alike` two things move in the same way, which is hard to learn. Raises ConfigError for another count."""
     if count not in (None, 1, 2):
         raise ConfigError(f"a scene has 1 or 2 things, not {count}; pass count=1, count=2 or None")
     rng = np.random.default_rng(seed)
     if count is None:
         count = 2 if rng.random() < 0.15 else 1
     while True:
-        place, time = str(rng.choice(PLACES)), str(rng.choice(TIMES))
-        colour, shape, motion = str(rng.choice(COLOURS)), str(rng.choice(SHAPES)), str(rng.choice(MOTIONS))
+        place, time, colour, shape, motion = (str(rng.choice(n)) for n in (PLACES, TIMES, COLOURS, SHAPES, MOTIONS))
         if held_out is None or _held_out(place, time, colour, shape, motion) == held_out:
             break
     first = _alone(Thing(colour, shape, motion), rng)

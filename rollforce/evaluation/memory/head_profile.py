@@ -1,8 +1,7 @@
 """Which heads look far back: attention of a model's own streams, measured, as labels for head groups (Forcing-KV).
 
 Of each head, the share of attention that goes to what is near: a head with a large share needs no more than that. The
-paper profiles its students offline and ships labels per checkpoint; so does this, for any model (infer/heads.py).
-"""
+paper profiles its students offline and ships labels per checkpoint; so does this, for any model (infer/heads.py)."""
 
 from __future__ import annotations
 
@@ -101,20 +100,17 @@ def measure_near_shares(model: ModelBundle, prompts: Sequence[str], seconds: flo
     ConfigError if they are too short to look back so far."""
     profile, settings, grid = profile or Profile(), model.stream_settings, model.grid()
     layout, config = settings.layout.build(), model.transformer.config
-    shape = config.shape(grid)
     stepping = replace(settings.stepping, denoise=Visibility(), commit=Visibility())
     count = -(-round(seconds * model.fps) // model.frames_per_latent)
     near = everything = torch.zeros(config.num_layers, config.num_attention_heads, dtype=torch.float64)
     for seed, prompt in enumerate(prompts):
         model.check_prompt(prompt)
-        cache = ProfilingCache(profile, shape, max(layout.slots, layout.shift), model.dtype, model.device)
+        cache = ProfilingCache(profile, config.shape(grid), max(layout.slots, layout.shift), model.dtype, model.device)
         noise = Noise.of(seed, (grid.channels, grid.height, grid.width))
         with compute_on(model.threads):
             condition = model.transformer.condition(model.text.encode([prompt]).to(model.device, model.dtype))
             rollout = Rollout(model.transformer, condition, cache, layout, noise, stepping)
-            for commit in rollout.commits():
-                if commit.stop >= count:
-                    break
+            next(commit for commit in rollout.commits() if commit.stop >= count)
         if not cache.calls:
             raise ConfigError(f"seconds {seconds:g} are too few for a call to look back {profile.reach} latents.")
         log.info("%r: %d calls measured", prompt, cache.calls)

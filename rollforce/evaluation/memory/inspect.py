@@ -41,21 +41,17 @@ class Inspection:
 
 def inspect(stream: str, seconds: float, model: str = "tiny", overrides: Sequence[str] = (),
             events: Sequence[str] = ()) -> Inspection:  # fmt: skip
-    """Walk a preset (or a YAML file) at a model's sizes. `events`: such as "shot@10", in seconds. ConfigError for what
-    cannot be walked."""
+    """Walk a preset or YAML file at a model's sizes, with `events` such as "shot@10" (s). ConfigError if it cannot."""
     if not 0 < seconds <= LONGEST:
         raise ConfigError(f"--seconds {seconds:g} must be above 0 and at most {LONGEST:g}.")
-    settings = build(StreamSettings, preset_file(stream), overrides=overrides)
-    sizes = sizes_of(model)
-    config = sizes.transformer
+    settings, sizes = build(StreamSettings, preset_file(stream), overrides=overrides), sizes_of(model)
     grid = MemorySetup(sizes, settings, sizes.size, torch.float32, torch.device("cpu")).grid
-    shape = config.shape(grid)
     dtype = torch.bfloat16 if sizes.follows_dtype else torch.float32
     fps = build(Card, resource(f"assets/{model}/model.yaml")).fps if model in bundled() else WAN_FPS
     pace = fps / FRAMES
-    happens = dict(_event(text, pace, settings) for text in events)
-    end = max(1, round(seconds * pace))
-    calls = takewhile(lambda call: call.groups[-1].start < end, trace(settings, shape, dtype, events=happens))
+    happens, end = dict(_event(text, pace, settings) for text in events), max(1, round(seconds * pace))
+    calls = takewhile(lambda call: call.groups[-1].start < end,
+                      trace(settings, sizes.transformer.shape(grid), dtype, events=happens))
     return Inspection(stream, sizes.name, settings, seconds, pace, tuple(calls))
 
 
@@ -72,8 +68,7 @@ def _event(text: str, pace: float, settings: StreamSettings) -> tuple[int, Strea
     return round(seconds * pace), lambda rollout: change.begin(rollout, rollout.condition)
 
 
-# -- the picture -------------------------------------------------------------------------------------------------
-
+# -- the picture -------------------------------------------------------------------------------------------------------
 
 def save(inspection: Inspection, path: Path) -> None:
     """Write the picture as a PNG."""
@@ -84,18 +79,17 @@ def save(inspection: Inspection, path: Path) -> None:
 
 def page(inspection: Inspection) -> Page:
     """Return the words around the picture."""
-    layout = inspection.stream.layout
-    table = layout.build()
-    calls, stepping = "1 call" if table.ticks == 1 else f"{table.ticks} calls", inspection.stream.stepping
-    parts = [f"{layout.kind} layout", f"chunks of {table.shift} latents = {table.shift / inspection.pace:g} s",
-             f"{table.slots} latents in work", f"{calls} a chunk"]  # fmt: skip
-    sights = [f"{words}: {_describe_visibility(sight)}"
-              for words, sight in (("denoising", stepping.denoise), ("writing", stepping.commit))]  # fmt: skip
+    stream, table = inspection.stream, inspection.stream.layout.build()
+    calls = "1 call" if table.ticks == 1 else f"{table.ticks} calls"
+    parts = (f"{stream.layout.kind} layout · chunks of {table.shift} latents = {table.shift / inspection.pace:g} s · "
+             f"{table.slots} latents in work · {calls} a chunk")  # fmt: skip
+    sights = (f"denoising: {_describe_visibility(stream.stepping.denoise)} · "
+              f"writing: {_describe_visibility(stream.stepping.commit)}")  # fmt: skip
     most = {name: max(len(call.held[name]) for call in inspection.calls) for name in inspection.calls[-1].held}
-    regions = {name: f"{name}, {latents} latent{'s' if latents != 1 else ''}{_purpose(inspection.stream, name)}"
+    regions = {name: f"{name}, {latents} latent{'s' if latents != 1 else ''}{_purpose(stream, name)}"
                for name, latents in most.items()}  # fmt: skip
     title = f"{inspection.name}: what {inspection.seconds:g} s of video remember"
-    return Page(title, (" · ".join(parts), " · ".join(sights)), inspection.pace, regions)
+    return Page(title, (parts, sights), inspection.pace, regions)
 
 
 def _purpose(stream: StreamSettings, region: str) -> str:
@@ -113,8 +107,7 @@ def _describe_visibility(sight: Any) -> str:
     return f"{where}, {seen}{f', attends to a part ({sight.sparse.kind})' if sight.sparse else ''}"
 
 
-# -- the table ---------------------------------------------------------------------------------------------------
-
+# -- the table ---------------------------------------------------------------------------------------------------------
 
 def rows(inspection: Inspection) -> list[tuple[str, str, str, str, str]]:
     """Return of each region its name, latents, bytes, and the places relative to the newest latent at which denoising

@@ -1,7 +1,6 @@
 """A picture of a stream's memory: which latents each call attends to, where they stand, and what that takes.
 
-Time runs down in the maps, whose cells are latents, and to the right in the curves.
-"""
+Time runs down in the maps, whose cells are latents, and to the right in the curves."""
 
 from __future__ import annotations
 
@@ -193,8 +192,7 @@ def _show(axis: Any, cells: np.ndarray, low: int, high: int, rows: int, pace: fl
 
 def _draw_curves(axis: Any, title: str, calls: Sequence[CallTrace], pace: float, value: Callable[[GroupTrace], float],
                  label: Callable[[float], str], verb: str, held: Sequence[float] = ()) -> None:  # fmt: skip
-    """A curve of what is held, one of the groups that denoise, and one of those that write to memory: thin, so that
-    both show where they meet."""
+    """A curve of what is held, of the groups that denoise, and (thin, to show both) of those that write to memory."""
     looks = [look for call in calls for look in call.groups]
     kinds = [("denoising", CLEAN, 5, [look for look in looks if not look.commit]),
              ("writing", COMMIT, 2, [look for look in looks if look.commit])]  # fmt: skip

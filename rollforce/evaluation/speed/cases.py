@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -34,22 +33,18 @@ class Case:
 
 def _chunkwise(levels: tuple[float, ...], sink: int, budget: int) -> StreamSettings:
     sight = Visibility(budget, positions="absolute")
-    tiers = (Window(budget - 3),) if not sink else (Sink(sink), Window(budget - 3 - sink))
+    tiers = (Sink(sink), Window(budget - 3 - sink)) if sink else (Window(budget - 3),)
     return StreamSettings(LayoutSettings("chunkwise", 3, levels, 5.0), tiers, Stepping(sight, sight), False)
 
 
 ROLLING = StreamSettings(LayoutSettings("rolling", 3, (1.0, 0.8, 0.6, 0.4, 0.2), 5.0), (Sink(3), Window(18)),
                          Stepping(Visibility(21), Visibility(21, (), "absolute")), False)  # fmt: skip
-CASES = {
-    case.name: case
-    for case in (
-        Case("rolling5", ROLLING, 15.8, 30),  # Rolling Forcing
-        Case("chunk4", _chunkwise(FOUR, 0, 21), 17.0, 33),  # Self Forcing
-        Case("longlive", _chunkwise(FOUR, 3, 12), 20.7, 48),
-        Case("chunk2", _chunkwise((1.0, 0.5), 3, 12), 45.7, 80),
-        Case("forever", _chunkwise((1.0, 0.5), 3, 12), chunks=10_000),
-    )
-}
+CASES = {case.name: case for case in (
+    Case("rolling5", ROLLING, 15.8, 30),  # Rolling Forcing
+    Case("chunk4", _chunkwise(FOUR, 0, 21), 17.0, 33),  # Self Forcing
+    Case("longlive", _chunkwise(FOUR, 3, 12), 20.7, 48),
+    Case("chunk2", _chunkwise((1.0, 0.5), 3, 12), 45.7, 80),
+    Case("forever", _chunkwise((1.0, 0.5), 3, 12), chunks=10_000))}
 
 
 @dataclass(frozen=True)
@@ -84,10 +79,9 @@ def parse_cases(names: str) -> list[Case]:
 
 def parse_sizes(text: str) -> list[tuple[int, int]]:
     """Return "832x480,1280x720" (width x height) as [(480, 832), (720, 1280)]."""
-    sizes = []
-    for part in text.split(","):
-        sizes.append(parse_size(part))
-        check_size(sizes[-1], 16)
+    sizes = [parse_size(part) for part in text.split(",")]
+    for size in sizes:
+        check_size(size, 16)
     return sizes
 
 
@@ -95,8 +89,7 @@ def shrink(config: TransformerConfig, size: tuple[int, int], by: int) -> tuple[T
     """Return a smaller model and picture of the same kind: layers, heads, hidden width and sides divided by `by`."""
     if by == 1:
         return config, size
-    heads = max(1, config.num_attention_heads // by)
-    small = dataclasses.replace(config, num_attention_heads=heads, num_layers=max(2, config.num_layers // by),
-                                ffn_dim=max(64, config.ffn_dim // by), text_dim=max(64, config.text_dim // by))
+    low = {"num_attention_heads": 1, "num_layers": 2, "ffn_dim": 64, "text_dim": 64}
+    small = replace(config, **{name: max(least, getattr(config, name) // by) for name, least in low.items()})
     height, width = (max(16, side // by // 16 * 16) for side in size)
     return small, (height, width)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from time import perf_counter, process_time
 from typing import Any
 
@@ -22,8 +22,7 @@ COLUMNS = {"streams": "streams", "calls": "calls", "pulled by": "pulled_by", "th
 
 @dataclass(frozen=True)
 class StreamLoad:
-    """`streams` pulled by so many threads (each has its share of them), whose calls are made together or not, with so
-    many threads an operation."""
+    """`streams` pulled by so many threads, their calls made together or not, with so many threads an operation."""
 
     streams: int
     together: bool = False
@@ -33,13 +32,13 @@ class StreamLoad:
 
 @dataclass(frozen=True)
 class LoadTiming:
-    """What some chunks of each stream took: wall and processor seconds, and what the streams say themselves."""
+    """What some chunks of each stream took: frames a second of all, and of a frame the milliseconds of processor time
+    and those that the streams say themselves."""
 
-    frames: int
-    seconds: float
-    cpu: float
-    denoise: float
-    decode: float
+    fps: float
+    cpu_ms: float
+    denoise_ms: float
+    decode_ms: float
 
 
 def list_loads(counts: Sequence[int], cores: int) -> list[StreamLoad]:
@@ -62,7 +61,8 @@ def time_load(lanes: Sequence[Sequence[ChunkStream]], chunks: int) -> LoadTiming
             pulled = [chunk for lane in pool.map(_pull, lanes, [chunks] * len(lanes)) for chunk in lane]
     seconds, cpu = perf_counter() - begun, process_time() - cpu
     frames, times = sum(len(chunk.frames) for chunk in pulled), [chunk.timings for chunk in pulled]
-    return LoadTiming(frames, seconds, cpu, sum(each.denoise_s for each in times), sum(each.decode_s for each in times))
+    denoise, decode = sum(each.denoise_s for each in times), sum(each.decode_s for each in times)
+    return LoadTiming(frames / seconds, *(1e3 * took / frames for took in (cpu, denoise, decode)))
 
 
 def _pull(streams: Sequence[ChunkStream], chunks: int) -> list[Chunk]:
@@ -76,19 +76,9 @@ def measure(found: Sequence[StreamLoad], begin: Callable[[StreamLoad], Sequence[
     lanes = [begin(load) for load in found]
     for each in lanes:
         time_load(each, warm)
-    taken = list(zip(*([time_load(each, chunks) for each in lanes] for _ in range(laps)), strict=True))
-    one = taken[0]
-    return [_row(load, mine, one) for load, mine in zip(found, taken, strict=True)]
-
-
-def _row(load: StreamLoad, mine: Sequence[LoadTiming], one: Sequence[LoadTiming]) -> dict[str, Any]:
-    def middle(laps: Sequence[LoadTiming], value: Callable[[LoadTiming], float]) -> float:
-        return statistics.median(value(each) for each in laps)
-
-    fps, cpu = middle(mine, lambda each: each.frames / each.seconds), middle(mine, lambda each: each.cpu / each.frames)
-    return {"streams": load.streams, "calls": "together" if load.together else "apart", "pulled_by": load.pulled_by,
-            "threads": load.threads, "fps": fps,
-            "times_one": fps / middle(one, lambda each: each.frames / each.seconds), "cpu_ms": 1e3 * cpu,
-            "cpu_of_one": cpu / middle(one, lambda each: each.cpu / each.frames),
-            "denoise_ms": 1e3 * middle(mine, lambda each: each.denoise / each.frames),
-            "decode_ms": 1e3 * middle(mine, lambda each: each.decode / each.frames)}  # fmt: skip
+    taken = zip(*([time_load(each, chunks) for each in lanes] for _ in range(laps)), strict=True)
+    middle = [{field.name: statistics.median(getattr(lap, field.name) for lap in mine) for field in fields(LoadTiming)}
+              for mine in taken]  # fmt: skip
+    return [{"streams": load.streams, "calls": "together" if load.together else "apart", "pulled_by": load.pulled_by,
+             "threads": load.threads, **mine, "times_one": mine["fps"] / middle[0]["fps"],
+             "cpu_of_one": mine["cpu_ms"] / middle[0]["cpu_ms"]} for load, mine in zip(found, middle, strict=True)]

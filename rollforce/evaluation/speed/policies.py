@@ -1,15 +1,17 @@
 """What memory policies cost: each beside plain sink + window that attends to as many latents, or beside a dense window
-of a longer context. Random weights; all in one run, one chunk of each in turn, so that what disturbs one disturbs all.
-"""
+of a longer context. Random weights; one chunk of each in turn, so that what disturbs one disturbs all."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import process_time
 from typing import Any, cast
+
+import numpy as np
 
 from rollforce.cache.head_groups import Labels
 from rollforce.cache.policies import AnyTier, LinearMemory, Sink, Window
@@ -43,9 +45,8 @@ class Policy:
 
 
 def policies(layout: LayoutSettings, past: int, times: int, labels: Path) -> list[Policy]:
-    """Return plain and dense memory, and the presets beside them, resized. ConfigError if `past` is short. `past`:
-    latents that plain memory holds; `times`: so much longer is the dense one. `labels`: a file of head groups, `static`
-    and `dynamic`."""
+    """Return plain memory of `past` latents, dense memory `times` as long, and the presets beside them, resized.
+    `labels` is a file of head groups, `static` and `dynamic`. ConfigError if `past` is short."""
     if past < SHORTEST or times < 2:
         raise ConfigError(f"past {past} and times {times}: at least {SHORTEST} latents, and 2 times as many.")
     part, long = past // 4, past * times
@@ -107,9 +108,8 @@ def resize(name: str, layout: LayoutSettings, past: int, sizes: Sequence[Sequenc
 
 def _resize_sight(sight: Visibility, reach: int) -> Visibility:
     sparse = sight.sparse and replace(sight.sparse, **SPARSE[sight.sparse.kind])
-    positions = sight.positions
-    return replace(sight, sparse=sparse, positions=replace(positions, reach=reach)
-                   if isinstance(positions, Anchored) else positions)  # fmt: skip
+    at = sight.positions
+    return replace(sight, sparse=sparse, positions=replace(at, reach=reach) if isinstance(at, Anchored) else at)
 
 
 def label_every_third(layers: int, heads: int) -> Labels:
@@ -118,7 +118,6 @@ def label_every_third(layers: int, heads: int) -> Labels:
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------
-
 
 def measure(found: Sequence[Policy], setting: Setting, rounds: int) -> Iterator[dict[str, Any]]:
     """Yield a row for each policy: median seconds of a chunk, and the median and the middle half of its ratio to the
@@ -132,19 +131,13 @@ def measure(found: Sequence[Policy], setting: Setting, rounds: int) -> Iterator[
             streaming.next_chunk(rollout)
     times: list[list[ChunkTiming]] = [[] for _ in found]
     for number in range(rounds):
-        order = range(len(found)) if number % 2 == 0 else reversed(range(len(found)))
-        for place in order:
-            times[place].append(time_chunk(rollouts[place], setting))
-    base = {policy.name: place for place, policy in enumerate(found) if policy.name == policy.against}
-    for place, policy in enumerate(found):
-        yield describe_result(policy, rollouts[place], times[place], times[base[policy.against]])
-
-
-def time_chunk(rollout: Rollout, setting: Setting) -> ChunkTiming:
-    """Return the wall and processor seconds of the next chunk."""
-    begun = process_time()
-    passed = clock.time_call(lambda: streaming.next_chunk(rollout), setting.device)
-    return passed, process_time() - begun
+        for place in range(len(found))[:: -1 if number % 2 else 1]:
+            begun = process_time()
+            passed = clock.time_call(partial(streaming.next_chunk, rollouts[place]), setting.device)
+            times[place].append((passed, process_time() - begun))
+    base = {policy.name: taken for policy, taken in zip(found, times, strict=True) if policy.name == policy.against}
+    for policy, rollout, taken in zip(found, rollouts, times, strict=True):
+        yield describe_result(policy, rollout, taken, base[policy.against])
 
 
 def chunks_until_full(policy: Policy, rollout: Rollout) -> int:
@@ -155,8 +148,7 @@ def chunks_until_full(policy: Policy, rollout: Rollout) -> int:
 def describe_result(policy: Policy, rollout: Rollout, times: Sequence[ChunkTiming],
                     beside: Sequence[ChunkTiming]) -> dict[str, Any]:  # fmt: skip
     """Return the row of one policy; `beside`: times of the one it is measured against, of the same rounds."""
-    passed, busy = (sorted(one[kind] / other[kind] for one, other in zip(times, beside, strict=True))
-                    for kind in (0, 1))  # fmt: skip
+    passed, busy = np.sort(np.divide(times, beside), axis=0).T.tolist()
     seconds, ratio = statistics.median(one for one, _ in times), statistics.median(passed)
     low, high = (passed[round(share * (len(passed) - 1))] for share in (0.25, 0.75))
     return {"case": policy.name, "what": policy.what, "against": policy.against, "rounds": len(times),

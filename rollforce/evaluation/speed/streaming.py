@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -154,7 +155,7 @@ def compare_riding(case: Case, setting: Setting, chunks: int) -> dict[str, Any]:
     taken: list[tuple[float, float]] = []
     for turn in range(chunks):  # who goes first alternates: a machine that slows down favours nobody
         order = (0, 1) if turn % 2 else (1, 0)
-        took = {which: clock.time_call(lambda r=pair[which]: next_chunk(r), setting.device) for which in order}  # type: ignore[misc]
+        took = {which: clock.time_call(partial(next_chunk, pair[which]), setting.device) for which in order}
         taken.append((took[0], took[1]))
     gains = sorted(two / one for one, two in taken)
     low, high = (round(len(gains) / 2 + sign * len(gains) ** 0.5) for sign in (-1, 1))

@@ -1,13 +1,10 @@
 """One step of distillation at Wan's sizes, random weights: student, critic and a frozen teacher's stand-in.
 
 As train/distill.py does it: float32 weights and AdamW, autocast to the asked dtype, self-rollouts that carry gradient
-in one tick of each chunk, guidance by two passes of the teacher.
-"""
+in one tick of each chunk, guidance by two passes of the teacher."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -87,10 +84,9 @@ class TrainingBench:
         self.steps[model].zero_grad(set_to_none=True)
         return float(loss.detach())
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.setting.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.setting.device.type, self.setting.dtype)
+    def _autocast(self) -> torch.autocast:
+        dtype = self.setting.dtype
+        return torch.autocast(self.setting.device.type, dtype, enabled=dtype != torch.float32)
 
 
 def measure_step(case: Case, setting: Setting, latents: int, checkpointing: bool, count: int = 3) -> dict[str, Any]:
@@ -99,14 +95,10 @@ def measure_step(case: Case, setting: Setting, latents: int, checkpointing: bool
     try:
         bench = TrainingBench(case, setting, latents, checkpointing)
         for name, half in (("generator", bench.generator), ("critic", bench.judge)):
-            told |= _measure_half(name, half, setting.device, count)
+            clock.reset_peak(setting.device)
+            told[f"{name}_s"] = clock.median_seconds(half, setting.device, warmup=1, count=count)
+            told[f"{name}_peak_gb"] = clock.peak_bytes(setting.device) / 1e9
     except torch.cuda.OutOfMemoryError:
-        told |= {"out_of_memory": True}
+        told["out_of_memory"] = True
         torch.cuda.empty_cache()
     return told
-
-
-def _measure_half(name: str, half: Callable[[], float], device: torch.device, count: int) -> dict[str, Any]:
-    clock.reset_peak(device)
-    took = clock.median_seconds(half, device, warmup=1, count=count)
-    return {f"{name}_s": took, f"{name}_peak_gb": clock.peak_bytes(device) / 1e9}
