@@ -54,15 +54,12 @@ class Text(Protocol):
     @property
     def words(self) -> tuple[str, ...]:
         """The words that prompts may use; none if any may."""
-        ...
 
     def check(self, prompt: str) -> None:
         """Raise ConfigError for a prompt that cannot be encoded."""
-        ...
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Encode prompts as text vectors [B, L, D], one at a time: a prompt's bits depend on no other."""
-        ...
 
 
 class TextLayer(nn.Module):
@@ -94,11 +91,8 @@ class TextEncoder(nn.Module):
         self.position = nn.Parameter(torch.randn(config.text_len, config.text_dim) * 0.3)
         self.layers = nn.ModuleList(TextLayer(config.text_dim, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.text_dim)
+        self.words = config.words
         self._number = {word: i + 1 for i, word in enumerate(config.words)}
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        return self.config.words
 
     def check(self, prompt: str) -> None:
         self.numbers([prompt])
@@ -107,8 +101,7 @@ class TextEncoder(nn.Module):
         """Return word numbers of each prompt, padded: int64 [B, text_len].
 
         Raises ConfigError for unknown words and for prompts of more than text_len words."""
-        rows = []
-        limit = self.config.text_len
+        rows, limit = [], self.config.text_len
         for prompt in prompts:
             words = tokenize(prompt, self.config.vocabulary)
             if len(words) > limit:
@@ -137,9 +130,6 @@ class TextEncoder(nn.Module):
     def load(cls, folder: str | Path) -> TextEncoder:
         """Read what `save` wrote, as float32, in eval mode. CheckpointError if it is missing or does not fit."""
         return load_module(cls, TextConfig, folder, "text encoder")
-
-
-# -- words of a small language -----------------------------------------------------------------------------------------
 
 
 def tokenize(text: str, vocabulary: Mapping[str, Sequence[str]]) -> list[str]:

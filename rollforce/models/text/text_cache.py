@@ -78,10 +78,8 @@ class TextCache:
 
     def _hold(self, key: str, encoded: CachedText, error: OSError) -> None:
         if not self._warned:
-            log.warning(
-                "text vectors cannot be kept in %s (%s): prompts will be encoded again next time. "
-                "Set ROLLFORCE_CACHE to a folder that can be written to.", self.folder, error,
-            )  # fmt: skip
+            log.warning("text vectors cannot be kept in %s (%s): prompts will be encoded again next time. Set "
+                        "ROLLFORCE_CACHE to a folder that can be written to.", self.folder, error)  # fmt: skip
         self._warned = True
         self._held[key] = encoded
         while len(self._held) > HELD:

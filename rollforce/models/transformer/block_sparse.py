@@ -38,6 +38,7 @@ class BlockSparse:
     below: float = 1.0
     compat: bool = False
     kind: Literal["block_sparse"] = "block_sparse"
+    masked = False  # none where `block` divides the tokens of a latent; else the kernel itself refuses
 
     def __post_init__(self) -> None:
         if not 0 < self.top <= 1:
@@ -45,10 +46,6 @@ class BlockSparse:
         if self.block < 1 or (self.queries is not None and self.queries < 1):
             raise ConfigError(f"block {self.block} and queries {self.queries} must be at least 1 token.")
         check_shares(self.layers, self.below)
-
-    @property
-    def masked(self) -> bool:
-        return False  # none where `block` divides the tokens of a latent; else the kernel itself refuses
 
     def kernel(self, attend: Kernel, tokens: int, start: int = 0) -> Kernel:
         """Return `attend` over the chosen blocks."""

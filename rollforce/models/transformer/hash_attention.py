@@ -150,8 +150,7 @@ class HashTextAttention:
         return attend(latents.flatten(0, 1), key, value, None).unflatten(0, q.shape[:2]).flatten(2, 3)
 
     def queries_near(self, latents: Tensor, key: Tensor) -> Tensor:
-        """Count the queries of each latent [B, N, T, l, K] that lie in the bucket of each prompt token: [B, N, T,
-        L]."""
+        """Count the queries of each latent [B, N, T, l, K] in the bucket of each prompt token: [B, N, T, L]."""
         asked = numbered(_centred(heights(latents, self.bits, self.seed)))
         counts = torch.zeros(*asked.shape[:3], 2**self.bits, dtype=torch.int64, device=key.device)
         counts.scatter_add_(3, asked, torch.ones_like(asked))
