@@ -65,7 +65,6 @@ class ModelPart:
 
 def find_parts(base: Path, image: bool = False) -> tuple[ModelPart, ...]:
     """Return the parts in a base model's folder, diffusers' or original. CheckpointError names what is missing.
-
     `image`: an image-to-video student, which needs the image encoder as well."""
     if not base.is_dir():
         raise CheckpointError(f"--base {base}: there is no such folder. Give a base model's folder or its hub id, "

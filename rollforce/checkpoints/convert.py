@@ -234,9 +234,8 @@ def _check_out(conversion: Conversion, sources: list[Path], overwrite: bool) -> 
 
 
 def index_of(conversion: Conversion) -> dict[str, Any]:
-    """Return model_index.json: the parts by the class names of diffusers and transformers.
-
-    The base's own index names its scheduler and tokenizer, which may be of other classes."""
+    """Return model_index.json: the parts by the class names of diffusers and transformers. The base's own index names
+    its scheduler and tokenizer, which may be of other classes."""
     named = read_json(conversion.parts[0].source.parent / "model_index.json", {})
     own = {name: named[name] for name in ("scheduler", "tokenizer", "image_processor") if name in named}
     pipeline = "WanImageToVideoPipeline" if "image_dim" in conversion.config else "WanPipeline"

@@ -29,9 +29,8 @@ def is_lora(state: Mapping[str, object]) -> bool:
 
 
 def lora_to_ours(state: Mapping[str, T], name: str) -> dict[str, T]:
-    """Rename to {module}.lora_A.weight, .lora_B.weight and perhaps .alpha, with our names of the modules.
-
-    Understands peft's names (with or without an adapter's), diffusers' and kohya's, on original or our module names."""
+    """Rename to {module}.lora_A.weight, .lora_B.weight and perhaps .alpha, with our names of the modules. Understands
+    peft's names (with or without an adapter's), diffusers' and kohya's, on original or our module names."""
     renamed: dict[str, T] = {}
     unknown: list[str] = []
     for key, value in state.items():
@@ -50,7 +49,6 @@ def lora_to_ours(state: Mapping[str, T], name: str) -> dict[str, T]:
 
 def with_alpha(lora: Mapping[str, Tensor], settings: Mapping[str, Any], name: str) -> dict[str, Tensor]:
     """Return `lora` with the alpha of its settings, as peft writes them, at every module that has none of its own.
-
     Raises CheckpointError for kinds of adapter whose product is not alpha / rank * B @ A."""
     for kind in ("use_rslora", "use_dora", "alpha_pattern"):
         if settings.get(kind):
@@ -106,7 +104,6 @@ def merge_lora(
     state: Mapping[str, Tensor], lora: Mapping[str, Tensor], alpha: float | None = None
 ) -> dict[str, Tensor]:
     """Return `state` with W + alpha / rank * B @ A for every module of `lora`; both in our names. Sums in float32.
-
     Tensors without a LoRA are those of `state`. For `alpha` and errors see `branches_of`."""
     merged = dict(state)
     shapes = {name.removesuffix(".weight"): tuple(weight.shape) for name, weight in state.items()}

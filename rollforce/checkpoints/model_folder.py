@@ -37,9 +37,8 @@ FREE = {"rope_max_seq_len"}  # length of a table that rope.py does without
 
 
 def read_config(folder: Path, known: set[str]) -> dict[str, Any]:
-    """Return the fields of a folder's config.json that are in `known`.
-
-    CheckpointError if it describes no Wan transformer; ConfigError names a field that asks for something else."""
+    """Return the fields of a folder's config.json that are in `known`. CheckpointError if it describes no Wan
+    transformer; ConfigError names a field that asks for something else."""
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no transformer: config.json is missing.")
@@ -91,9 +90,8 @@ def save_module(module: nn.Module, config: Any, folder: str | Path) -> None:
 
 
 def load_module(module: Callable[[Any], M], config: Callable[..., Any], folder: str | Path, what: str) -> M:
-    """Read what `save_module` wrote into `module(config(...))`, as float32, in eval mode.
-
-    CheckpointError, which names it as `what`, if it is missing or does not fit."""
+    """Read what `save_module` wrote into `module(config(...))`, as float32, in eval mode. CheckpointError, which names
+    it as `what`, if it is missing or does not fit."""
     folder = Path(folder)
     if missing := [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]:
         raise CheckpointError(f"no {what} in {folder}: {missing[0]} is missing")

@@ -93,9 +93,8 @@ def bytes_of(tensor: Tensor, dtype: torch.dtype | None = None) -> int:
 
 
 def read_json(path: Path, default: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the object in a JSON file, or `default` where there is no such file.
-
-    CheckpointError if the file is missing and there is no default, or if it holds no JSON object."""
+    """Return the object in a JSON file, or `default` where there is no such file. CheckpointError if the file is
+    missing and there is no default, or if it holds no JSON object."""
     if default is not None and not path.is_file():
         return dict(default)
     try:

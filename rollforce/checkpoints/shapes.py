@@ -1,4 +1,4 @@
-"""From the shapes of tensors to the settings of the model they belong to, and whether they fit one."""
+"""Settings of a model, measured from the shapes of its tensors, and whether tensors fit a model."""
 
 from __future__ import annotations
 
@@ -92,9 +92,8 @@ def check_whole(state: Mapping[str, Tensor], name: str) -> None:
 
 
 def same_shape(state: Mapping[str, Tensor], model: nn.Module, what: str = "transformer") -> None:
-    """Raise CheckpointError unless `state` has exactly the names and shapes of `model`, perhaps on the meta device.
-
-    A tensor that a module holds under two names (transformers' tied embedding) is wanted under one of them."""
+    """Raise CheckpointError unless `state` has exactly the names and shapes of `model`, perhaps on the meta device. A
+    tensor that a module holds under two names (transformers' tied embedding) is wanted under one of them."""
     known: dict[int, str] = {}
     wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict(keep_vars=True).items()
               if known.setdefault(id(tensor), key) == key or key in state}  # fmt: skip

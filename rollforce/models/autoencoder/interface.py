@@ -104,7 +104,6 @@ class ClipAutoencoder(CausalAutoencoder):
 
     def encode(self, frames_BFHWC: Tensor) -> Tensor:
         """Return latents float32 [B, 1 + k, C, h, w] of frames [B, 1 + k frames, H, W, 3], uint8 or float in 0..1.
-
         Raises ShapeError when a size does not fit."""
         frames = planes(frames_BFHWC, self.stride, self.weight.device)
         check_count(frames.shape[1], self.first_frames, self.frames)
@@ -113,9 +112,8 @@ class ClipAutoencoder(CausalAutoencoder):
         return torch.cat([torch.cat([reading(video[:, cut]) for cut in cuts], dim=1) for video, reading in videos])
 
     def decode(self, latents_BTCHW: Tensor) -> Tensor:
-        """Return frames [B, F, H, W, 3], float32 in 0..1, of latents [B, T, C, h, w], F = 1 + (T - 1) frames.
-
-        Raises ShapeError when a size does not fit."""
+        """Return frames [B, F, H, W, 3], float32 in 0..1, of latents [B, T, C, h, w], F = 1 + (T - 1) frames. Raises
+        ShapeError when a size does not fit."""
         check_latents(latents_BTCHW, self.channels)
         if 0 in latents_BTCHW.shape[:2]:
             raise ShapeError(f"latents of shape {tuple(latents_BTCHW.shape)}: there is nothing to decode.")
@@ -178,7 +176,6 @@ class Encoder:
     @torch.no_grad()
     def encode(self, frames_FHWC: np.ndarray) -> Tensor:
         """Return the latents float32 [1, T, C, h, w], on the weights' device, that uint8 frames [F, H, W, 3] complete.
-
         T may be 0: frames that do not yet fill a latent wait. ShapeError if a size is wrong."""
         model = self.autoencoder
         frames = frames_FHWC if self._waiting is None else np.concatenate([self._waiting, frames_FHWC])
@@ -324,9 +321,8 @@ def check_count(frames: int, first: int, each: int) -> None:
 
 
 def planes(frames_BFHWC: Tensor, stride: int, device: torch.device) -> Tensor:
-    """Return frames [B, F, H, W, 3], uint8 or float in 0..1, as float32 [B, F, 3, H, W] in 0..1.
-
-    Raises ShapeError if they are none, or no multiple of `stride`."""
+    """Return frames [B, F, H, W, 3], uint8 or float in 0..1, as float32 [B, F, 3, H, W] in 0..1. Raises ShapeError if
+    they are none, or no multiple of `stride`."""
     shape = tuple(frames_BFHWC.shape)
     if len(shape) != 5 or shape[-1] != 3:
         raise ShapeError(f"video of shape {shape}: expected [B, F, H, W, 3]")

@@ -137,7 +137,6 @@ class TaehvAutoencoder(ClipAutoencoder):
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], name: str = "taehv") -> TaehvAutoencoder:
         """Build an autoencoder of these weights, whose shapes tell its sizes; `name` of the file, for messages.
-
         CheckpointError if they are of another kind."""
         with torch.device("meta"):
             model = cls(_config_of(state, name))
@@ -163,9 +162,8 @@ class TaehvAutoencoder(ClipAutoencoder):
         return frames[None, -self.first_frames if begins else 0 :].float()
 
     def read(self, frames_BFCHW: Tensor, past: Features) -> Tensor:
-        """Read a frame [1, 1, 3, H, W] after what went before: its latent [1, 1, C, h, w], float32.
-
-        With the frames of the latent before it in front of it, if there are any: they are what `past` remembers."""
+        """Read a frame [1, 1, 3, H, W] after what went before: its latent [1, 1, C, h, w], float32. With the frames of
+        the latent before it in front of it, if there are any: they are what `past` remembers."""
         pixels = F.pixel_unshuffle(frames_BFCHW[0].to(self.weight.dtype), self.config.patch)
         if len(pixels) > 1:
             _through(self.layers.encoder, pixels[:-1], past)

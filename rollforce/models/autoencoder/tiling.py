@@ -59,7 +59,6 @@ class Cover:
 
     def weights(self, scale: int) -> Tensor:
         """Return how much every tile counts at each of its pixels, `scale` pixels per cell: [tiles, length * scale].
-
         Over all tiles the weights of a pixel add up to 1."""
         places = torch.arange(self.length * scale) + 0.5
         raw = torch.ones(len(self.starts), self.length * scale)

@@ -51,9 +51,9 @@ class AutoencoderConfig:
         return self.frames * self.patch * self.patch * 3
 
 
-def silence(layer: nn.Conv2d | nn.Linear) -> None:
-    """Let a layer start with nothing to say."""
-    for parameter in layer.parameters():
+def silence(*layers: nn.Module) -> None:
+    """Let layers start with nothing to say."""
+    for parameter in nn.ModuleList(layers).parameters():
         nn.init.zeros_(parameter)
 
 
@@ -93,8 +93,7 @@ class DrawingBlock(nn.Module):
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.before = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.second = nn.Conv2d(width, width, 3, padding=1)
-        silence(self.before)
-        silence(self.second)
+        silence(self.before, self.second)
 
     def forward(self, x_BTDHW: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the block's output and its last input: the past of the next call."""
@@ -129,8 +128,7 @@ class TinyAutoencoder(CausalAutoencoder):
         self.up_high = nn.Conv2d(c.width_mid, 4 * c.width_high, 3, padding=1)
         self.high = DrawingBlock(c.width_high)
         self.out = nn.Conv2d(c.width_high, 4 * c.frames * 3, 3, padding=1)
-        for layer in (self.steady, self.out):
-            silence(layer)
+        silence(self.steady, self.out)
 
     @property
     def weight(self) -> Tensor:
@@ -167,7 +165,6 @@ class TinyAutoencoder(CausalAutoencoder):
 
     def encode(self, frames_BFHWC: Tensor) -> Tensor:
         """Return latents [B, F/4, C, H/8, W/8] of frames [B, F, H, W, 3], uint8 or float in 0..1, F a multiple of 4.
-
         Raises ShapeError when a size does not fit."""
         code = (self.patches(frames_BFHWC) - self.mean) @ self.basis.T * self.scale
         return rearrange(code, "b t h w c -> b t c h w")
@@ -197,7 +194,6 @@ class TinyAutoencoder(CausalAutoencoder):
 
     def forward(self, latents_BTCHW: Tensor, keep: slice = slice(None)) -> Tensor:
         """Draw all latents at once from an empty past, but only the pixels of the latents `keep`: the training path.
-
         Frames are not clamped, so that gradients pass."""
         return self.draw(latents_BTCHW, None, keep)[0]
 

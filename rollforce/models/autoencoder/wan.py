@@ -1,8 +1,7 @@
 """The Wan 2.1 autoencoder as a stream: diffusers' AutoencoderKLWan, one latent at a time, its causal past kept.
 
 Each causal convolution remembers its last two inputs. diffusers keeps these features on the module and clears them
-around every call; here every stream has its own, so that streams share weights without disturbing each other, and a
-whole clip is nothing but a stream that begins and ends in one call.
+around every call; here every stream has its own, so that streams share weights without disturbing each other.
 """
 
 from __future__ import annotations
@@ -44,7 +43,6 @@ class WanAutoencoder(ClipAutoencoder):
     @classmethod
     def load(cls, path: str | Path, dtype: torch.dtype | None = None, tiling: Tiling | None = None) -> WanAutoencoder:
         """Read a `vae/` folder of diffusers, the model folder around it, or Wan2.1_VAE.pth; in `dtype` or the file's.
-
         CheckpointError if there is none, it is of another kind, or it does not fit its config."""
         found = expect(read_checkpoint(path, "autoencoder"), "autoencoder")
         state = found.state if dtype is None else {name: tensor.to(dtype) for name, tensor in found.state.items()}

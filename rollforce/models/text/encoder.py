@@ -98,9 +98,8 @@ class TextEncoder(nn.Module):
         self.numbers([prompt])
 
     def numbers(self, prompts: Sequence[str]) -> Tensor:
-        """Return word numbers of each prompt, padded: int64 [B, text_len].
-
-        Raises ConfigError for unknown words and for prompts of more than text_len words."""
+        """Return word numbers of each prompt, padded: int64 [B, text_len]. Raises ConfigError for unknown words and for
+        prompts of more than text_len words."""
         rows, limit = [], self.config.text_len
         for prompt in prompts:
             words = tokenize(prompt, self.config.vocabulary)
@@ -133,9 +132,8 @@ class TextEncoder(nn.Module):
 
 
 def tokenize(text: str, vocabulary: Mapping[str, Sequence[str]]) -> list[str]:
-    """Split a prompt into words in lower case, without punctuation; none for "".
-
-    Raises ConfigError for a word outside `vocabulary` (kind -> words); the message lists what is known."""
+    """Split a prompt into words in lower case, without punctuation; none for "". Raises ConfigError for a word outside
+    `vocabulary` (kind -> words); the message lists what is known."""
     words = re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower())
     known = [word for kind in vocabulary.values() for word in kind]
     for word in words:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,7 +88,5 @@ class TextCache:
 
 
 def _remove(path: Path) -> None:
-    try:
+    with suppress(OSError):  # it stays behind, which does no harm
         path.unlink(missing_ok=True)
-    except OSError as error:
-        log.debug("%s stays behind: %s", path, error)

@@ -254,7 +254,6 @@ def read_weights(
     files: Sequence[Path], network: nn.Module, device: torch.device, dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
     """Read all weights by name, on `device` in `dtype` (None: their own; those for the CPU are mapped, not read).
-
     CheckpointError if their names or sizes are not those of `network`."""
     state: dict[str, Tensor] = {}
     for path in files:

@@ -109,9 +109,8 @@ class Block(nn.Module):
     def after(
         self, x_BLD: Tensor, attended: Tensor, mod: Sequence[Tensor], given: tuple[KVBlock, ...], attend: Kernel
     ) -> Tensor:
-        """Run the rest of the block: residual of self-attention, cross-attention, feed-forward.
-
-        `given`: what cross-attention sees, the text and perhaps an image; each has its own softmax, results add up."""
+        """Run the rest of the block: residual of self-attention, cross-attention, feed-forward. `given`: what
+        cross-attention sees, the text and perhaps an image; each has its own softmax, results add up."""
         x = gated(x_BLD, self.attn1.out(attended), mod[2])
         dtype, weight, bias = self.norm2.weight.dtype, self.norm2.weight.to(x.dtype), self.norm2.bias.to(x.dtype)
         query = self.attn2.query(F.layer_norm(x, x.shape[-1:], weight, bias, self.eps).to(dtype))
@@ -139,9 +138,6 @@ def gated(x_BLD: Tensor, update_BLD: Tensor, gate_BTD: Tensor) -> Tensor:
     latents = (gate_BTD.shape[1], -1)
     update = update_BLD.to(x_BLD.dtype).unflatten(1, latents)
     return torch.addcmul(x_BLD.unflatten(1, latents), update, gate_BTD.unsqueeze(2)).flatten(1, 2)
-
-
-# -- what the transformer is told besides latents: noise level, text, perhaps an image ---------------------------------
 
 
 TIME_SCALE = 1000.0  # the backbone was trained on timesteps 0..1000; everything else speaks sigma in [0, 1]

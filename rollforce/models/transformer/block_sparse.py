@@ -101,7 +101,7 @@ def cut(x: Tensor, tokens: int, block: int) -> Tensor:
 
 
 def joined(x: Tensor, tokens: int, length: int) -> Tensor:
-    """Undo `cut`."""
+    """Join blocks to [B, N, `length`, K] again: undo `cut`."""
     parts = x.shape[2] // -(-length // tokens)
     x = x.unflatten(2, (-1, parts)).flatten(3, 4)[:, :, :, :tokens]
     return x.flatten(2, 3)[:, :, :length]

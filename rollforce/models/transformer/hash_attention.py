@@ -97,7 +97,7 @@ class HashAttention:
         return numbered(height - mean).masked_fill(~there[..., 0], 2**self.bits)
 
     def _around(self, asked: Tensor, held: Tensor, width: int, queries: int) -> Tensor:
-        """Of each chunk of queries the `width` keys, [B, N, chunks, width]."""
+        """Choose the `width` keys of each chunk of queries, [B, N, chunks, width]."""
         if asked.shape[-1] * self.chunk < queries:  # the last chunk is short of its middle one
             asked = torch.cat([asked, asked.new_full((*asked.shape[:2], 1), 2**self.bits - 1)], dim=-1)
         held, order = held.sort(dim=-1, stable=True)

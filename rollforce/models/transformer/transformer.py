@@ -205,7 +205,6 @@ class VideoTransformer(nn.Module):
 
     def set_attention(self, name: str, masked: bool = False) -> None:
         """Choose the attention kernel by name, once the model is on its device; `masked`: it must know masks.
-
         ConfigError lists what exists, or says why this one cannot be used here and what to do."""
         self.attend = kernel(name, self.device, self.proj_out.weight.dtype, masked)
 
@@ -290,7 +289,6 @@ class VideoTransformer(nn.Module):
     @classmethod
     def load(cls, folder: Path) -> VideoTransformer:
         """Read a folder written by `save` or by diffusers, in the dtype of its files, which are mapped, not copied.
-
         CheckpointError if it is not one or does not fit; ConfigError names a field that asks for something else."""
         sizes = model_folder.read_config(folder, {field.name for field in fields(TransformerConfig)})
         try:
