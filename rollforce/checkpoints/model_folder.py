@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rollforce.checkpoints.names import NEVER_USED
@@ -86,6 +85,8 @@ M = TypeVar("M", bound=nn.Module)
 def save_module(module: nn.Module, config: Any, folder: str | Path) -> None:
     """Write `config`, a dataclass, and the weights of `module` into `folder`, which is made if it is missing."""
     write_json(asdict(config), Path(folder) / "config.json")
+    from safetensors.torch import save_file
+
     save_file({k: v.half().contiguous() for k, v in module.state_dict().items()}, Path(folder) / "model.safetensors")
 
 
