@@ -89,11 +89,10 @@ def existing(folder: Path) -> Path:
     return next(each for each in (folder, *folder.parents) if each.exists())
 
 
-def prepare(
-    file: str | Path, base: str | Path, out: str | Path, *, lora: str | Path | None = None, name: str | None = None,
-    licence: str | None = None, stream: str | None = None, size: tuple[int, int] | None = None,
-    dtype: torch.dtype | None = None, teacher: bool = False, overwrite: bool = False,
-) -> Conversion:  # fmt: skip
+def prepare(file: str | Path, base: str | Path, out: str | Path, *, lora: str | Path | None = None,
+            name: str | None = None, licence: str | None = None, stream: str | None = None,
+            size: tuple[int, int] | None = None, dtype: torch.dtype | None = None, teacher: bool = False,
+            overwrite: bool = False) -> Conversion:  # fmt: skip
     """Read and check everything, write nothing.
 
     Args: `file` a transformer in any public form (see `read_checkpoint`); `base` a folder or a hub id that has the
@@ -175,11 +174,9 @@ def _config(checkpoint: Checkpoint, base: Mapping[str, Any]) -> dict[str, Any]:
         told, heads = {}, None
     config = config_of(checkpoint.state, heads)
     check_whole(checkpoint.state, checkpoint.name)
-    return {
-        "_class_name": base_model.CLASSES["transformer"][1], **config, "patch_size": list(config["patch_size"]),
-        "eps": told.get("eps", 1e-6), "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads",
-        "rope_max_seq_len": 1024,
-    }  # fmt: skip
+    return {"_class_name": base_model.CLASSES["transformer"][1], **config, "patch_size": list(config["patch_size"]),
+            "eps": told.get("eps", 1e-6), "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads",
+            "rope_max_seq_len": 1024}  # fmt: skip
 
 
 def _adapter(lora: str | Path | None, checkpoint: Checkpoint) -> Checkpoint | None:
@@ -192,10 +189,8 @@ def _adapter(lora: str | Path | None, checkpoint: Checkpoint) -> Checkpoint | No
     return adapter
 
 
-def _card(
-    checkpoint: Checkpoint, release: Release | None, name: str, licence: str | None, stream: str | None,
-    size: tuple[int, int] | None,
-) -> tuple[Card, tuple[str, ...]]:  # fmt: skip
+def _card(checkpoint: Checkpoint, release: Release | None, name: str, licence: str | None, stream: str | None,
+          size: tuple[int, int] | None) -> tuple[Card, tuple[str, ...]]:  # fmt: skip
     """The card, and what was guessed for it."""
     warnings = []
     shipped = release.stream if release and release.stream in presets() else None
@@ -211,9 +206,8 @@ def _card(
     if stream is not None and stream not in presets():
         raise ConfigError(f"There is no stream preset {stream!r}. Presets: {', '.join(presets())}.")
     check_size(size or SIZE, 16, " (autoencoder stride 8 x patch 2)")
-    card = Card(
-        name, licence or (release.licence if release else UNKNOWN), FPS, size or SIZE, stream or shipped or STREAM
-    )
+    card = Card(name, licence or (release.licence if release else UNKNOWN), FPS, size or SIZE,
+                stream or shipped or STREAM)  # fmt: skip
     return card, tuple(warnings)
 
 

@@ -25,8 +25,7 @@ def fetch(repository: str, patterns: Sequence[str] | None = None) -> Path:
     release = release_of(repository)
     if release is not None and not release.free:
         raise CheckpointError(f"{repository}: the licence of {release.name} is {release.licence}; it is not downloaded "
-                              f"for you. Read it at {release.page}, download the file yourself, and give "
-                              "its path.")  # fmt: skip
+                              f"for you. Read it at {release.page}, download the file yourself, and give its path.")
     from huggingface_hub import constants, errors, snapshot_download
 
     try:
@@ -40,7 +39,6 @@ def fetch(repository: str, patterns: Sequence[str] | None = None) -> Path:
     except errors.LocalEntryNotFoundError as error:
         offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the network cannot be reached"
         raise CheckpointError(f"{repository} is not in the cache {constants.HF_HUB_CACHE}, and {offline}. Download it "
-                              f"where there is a network (`hf download {repository}`) and "
-                              "give the folder.") from error  # fmt: skip
+                              f"where there is a network (`hf download {repository}`) and give the folder.") from error
     except errors.HfHubHTTPError as error:
         raise CheckpointError(f"{repository} cannot be downloaded: {str(error).splitlines()[0]}") from error

@@ -76,10 +76,8 @@ class Branch:
     strength: float
 
 
-def branches_of(
-    lora: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], alpha: float | None = None,
-    name: str = "the LoRA",
-) -> dict[str, Branch]:  # fmt: skip
+def branches_of(lora: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], alpha: float | None = None,
+                name: str = "the LoRA") -> dict[str, Branch]:  # fmt: skip
     """Return a LoRA's part in each module it changes, checked against the shapes of their weights; all in our names.
 
     `alpha`: else each module's own, else its rank (LongLive: both 256). `name` is what errors call it.
@@ -100,9 +98,8 @@ def branches_of(
     return branches
 
 
-def merge_lora(
-    state: Mapping[str, Tensor], lora: Mapping[str, Tensor], alpha: float | None = None
-) -> dict[str, Tensor]:
+def merge_lora(state: Mapping[str, Tensor], lora: Mapping[str, Tensor],
+               alpha: float | None = None) -> dict[str, Tensor]:  # fmt: skip
     """Return `state` with W + alpha / rank * B @ A for every module of `lora`; both in our names. Sums in float32.
     Tensors without a LoRA are those of `state`. For `alpha` and errors see `branches_of`."""
     merged = dict(state)

@@ -17,7 +17,7 @@ from rollforce.checkpoints.safetensors_folder import (
     read_safetensors,
     read_shards,
     shards_of,
-    write_json,
+    write_json,  # fmt: skip
     write_shards,
 )
 from rollforce.checkpoints.shapes import same_shape
@@ -28,10 +28,8 @@ WEIGHTS = f"{STEM['transformer']}.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 
 # Settings of diffusers' class that there is no choice in here, and what they must be.
-BUILT: dict[str, Any] = {
-    "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "pos_embed_seq_len": None, "window_size": [-1, -1],
-    "add_img_emb": False,
-}  # fmt: skip
+BUILT: dict[str, Any] = {"cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "pos_embed_seq_len": None,
+                         "window_size": [-1, -1], "add_img_emb": False}  # fmt: skip
 FREE = {"rope_max_seq_len"}  # length of a table that rope.py does without
 
 

@@ -49,13 +49,9 @@ IMAGE: Table = (  # what the image-to-video transformers have besides
 )
 FIRST_AND_LAST: Table = (("img_emb.emb_pos", "condition_embedder.image_embedder.pos_embed"),)
 
-_RESIDUAL: Table = (
-    ("residual.0.gamma", "norm1.gamma"),
-    ("residual.2.{w}", "conv1.{w}"),
-    ("residual.3.gamma", "norm2.gamma"),
-    ("residual.6.{w}", "conv2.{w}"),
-    ("shortcut.{w}", "conv_shortcut.{w}"),
-)
+_RESIDUAL: Table = (("residual.0.gamma", "norm1.gamma"), ("residual.2.{w}", "conv1.{w}"),
+                    ("residual.3.gamma", "norm2.gamma"), ("residual.6.{w}", "conv2.{w}"),
+                    ("shortcut.{w}", "conv_shortcut.{w}"))  # fmt: skip
 _RESAMPLE: Table = (("resample.1.{w}", "resample.1.{w}"), ("time_conv.{w}", "time_conv.{w}"))
 _ATTENTION: Table = (("norm.gamma", "norm.gamma"), ("to_qkv.{w}", "to_qkv.{w}"), ("proj.{w}", "proj.{w}"))
 _ENDS: Table = (("conv1.{w}", "conv_in.{w}"), ("head.0.gamma", "norm_out.gamma"), ("head.2.{w}", "conv_out.{w}"))
@@ -67,12 +63,9 @@ def _under(original: str, ours: str, table: Table) -> Table:
 
 def _half(side: str) -> Table:
     """What encoder and decoder of the autoencoder share."""
-    return (
-        *_under(side, side, _ENDS),
-        *_under(f"{side}.middle.0", f"{side}.mid_block.resnets.0", _RESIDUAL),
-        *_under(f"{side}.middle.1", f"{side}.mid_block.attentions.0", _ATTENTION),
-        *_under(f"{side}.middle.2", f"{side}.mid_block.resnets.1", _RESIDUAL),
-    )
+    return (*_under(side, side, _ENDS), *_under(f"{side}.middle.0", f"{side}.mid_block.resnets.0", _RESIDUAL),
+            *_under(f"{side}.middle.1", f"{side}.mid_block.attentions.0", _ATTENTION),
+            *_under(f"{side}.middle.2", f"{side}.mid_block.resnets.1", _RESIDUAL))  # fmt: skip
 
 
 def _ups() -> Table:
@@ -85,14 +78,9 @@ def _ups() -> Table:
     return rows
 
 
-AUTOENCODER: Table = (
-    ("conv1.{w}", "quant_conv.{w}"),
-    ("conv2.{w}", "post_quant_conv.{w}"),
-    *_half("encoder"),
-    *_under("encoder.downsamples.{n}", "encoder.down_blocks.{n}", _RESIDUAL + _RESAMPLE),
-    *_half("decoder"),
-    *_ups(),
-)
+AUTOENCODER: Table = (("conv1.{w}", "quant_conv.{w}"), ("conv2.{w}", "post_quant_conv.{w}"), *_half("encoder"),
+                      *_under("encoder.downsamples.{n}", "encoder.down_blocks.{n}", _RESIDUAL + _RESAMPLE),
+                      *_half("decoder"), *_ups())  # fmt: skip
 TEXT: Table = (
     ("token_embedding.weight", "shared.weight"),
     ("norm.weight", "encoder.final_layer_norm.weight"),

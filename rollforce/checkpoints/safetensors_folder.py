@@ -61,10 +61,8 @@ def shards_of(path: Path) -> list[Path]:
     return [path]
 
 
-def write_shards(
-    state: Mapping[str, Tensor], folder: Path, stem: str, *, dtype: torch.dtype | None = None,
-    change: Change | None = None, limit: int = LIMIT,
-) -> None:  # fmt: skip
+def write_shards(state: Mapping[str, Tensor], folder: Path, stem: str, *, dtype: torch.dtype | None = None,
+                 change: Change | None = None, limit: int = LIMIT) -> None:  # fmt: skip
     """Write `state` as {stem}.safetensors, or as numbered files of at most `limit` bytes with an index.
 
     Only one file's tensors are in memory at a time, if `state` is memory-mapped; `change` is done to each file's, then

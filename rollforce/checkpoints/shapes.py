@@ -28,15 +28,12 @@ def config_of(state: Mapping[str, Tensor], heads: int | None = None) -> dict[str
     heads = heads or width // HEAD
     if width % heads:
         raise CheckpointError(f"width {width} cannot be split into {heads} heads.")
-    config = {
-        "num_attention_heads": heads, "attention_head_dim": width // heads, "num_layers": blocks_of(state),
-        "ffn_dim": _shape(state, "blocks.0.ffn.net.0.proj.weight")[0],
-        "in_channels": patch[1],
-        "out_channels": _shape(state, "proj_out.weight")[0] // prod(patch[2:]),
-        "text_dim": _shape(state, "condition_embedder.text_embedder.linear_1.weight")[1],
-        "freq_dim": _shape(state, "condition_embedder.time_embedder.linear_1.weight")[1],
-        "patch_size": tuple(patch[2:]),
-    }  # fmt: skip
+    config = {"num_attention_heads": heads, "attention_head_dim": width // heads, "num_layers": blocks_of(state),
+              "ffn_dim": _shape(state, "blocks.0.ffn.net.0.proj.weight")[0], "in_channels": patch[1],
+              "out_channels": _shape(state, "proj_out.weight")[0] // prod(patch[2:]),
+              "text_dim": _shape(state, "condition_embedder.text_embedder.linear_1.weight")[1],
+              "freq_dim": _shape(state, "condition_embedder.time_embedder.linear_1.weight")[1],
+              "patch_size": tuple(patch[2:])}  # fmt: skip
     image = "condition_embedder.image_embedder"
     if f"{image}.norm1.weight" in state:
         config["image_dim"] = _shape(state, f"{image}.norm1.weight")[0]
@@ -52,11 +49,9 @@ def autoencoder_config_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     ups = _count(state, "decoder.up_blocks.")
     widths = [_shape(state, f"decoder.up_blocks.{up}.resnets.0.conv1.weight")[0] for up in reversed(range(ups))]
     timed = [f"decoder.up_blocks.{up}.upsamplers.0.time_conv.weight" in state for up in reversed(range(ups - 1))]
-    return {
-        "base_dim": width, "z_dim": _shape(state, "post_quant_conv.weight")[0],
-        "dim_mult": [each // width for each in widths], "num_res_blocks": 2, "attn_scales": [],
-        "temperal_downsample": timed, "dropout": 0.0,
-    }  # fmt: skip
+    return {"base_dim": width, "z_dim": _shape(state, "post_quant_conv.weight")[0],
+            "dim_mult": [each // width for each in widths], "num_res_blocks": 2, "attn_scales": [],
+            "temperal_downsample": timed, "dropout": 0.0}  # fmt: skip
 
 
 def text_config_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -64,12 +59,10 @@ def text_config_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     attention = "encoder.block.0.layer.0.SelfAttention"
     vocabulary, width = _shape(state, "shared.weight")
     buckets, heads = _shape(state, f"{attention}.relative_attention_bias.weight")
-    return {
-        "vocab_size": vocabulary, "d_model": width, "d_kv": _shape(state, f"{attention}.q.weight")[0] // heads,
-        "d_ff": _shape(state, "encoder.block.0.layer.1.DenseReluDense.wi_0.weight")[0],
-        "num_layers": _count(state, "encoder.block."), "num_heads": heads, "relative_attention_num_buckets": buckets,
-        "feed_forward_proj": "gated-gelu",
-    }  # fmt: skip
+    return {"vocab_size": vocabulary, "d_model": width, "d_kv": _shape(state, f"{attention}.q.weight")[0] // heads,
+            "d_ff": _shape(state, "encoder.block.0.layer.1.DenseReluDense.wi_0.weight")[0],
+            "num_layers": _count(state, "encoder.block."), "num_heads": heads,
+            "relative_attention_num_buckets": buckets, "feed_forward_proj": "gated-gelu"}  # fmt: skip
 
 
 def blocks_of(state: Mapping[str, Any]) -> int:

@@ -223,10 +223,8 @@ class FeatureStream:
     pixels per latent pixel of what goes in and comes out; `slots` is how many features the network counts through.
     `step` may change the list of features, but no tensor in it: states that were taken stay what they were."""
 
-    def __init__(
-        self, step: Callable[[Tensor, Features], Tensor], slots: int, scale_in: int, scale_out: int,
-        tiling: Tiling | None, stride: int,
-    ) -> None:  # fmt: skip
+    def __init__(self, step: Callable[[Tensor, Features], Tensor], slots: int, scale_in: int, scale_out: int,
+                 tiling: Tiling | None, stride: int) -> None:  # fmt: skip
         self._step, self._slots, self._tiling, self._stride = step, slots, tiling, stride
         self._scale_in, self._scale_out = scale_in, scale_out
         self._size: tuple[int, int] | None = None

@@ -198,6 +198,5 @@ def _config_of(state: Mapping[str, Tensor], name: str) -> TaehvConfig:
                               "taew2_1.safetensors.") from error  # fmt: skip
     if math.prod(pool) != math.prod(grow):
         raise CheckpointError(f"{name} makes one latent of {math.prod(pool)} frames, but {math.prod(grow)} frames of "
-                              "one latent: a stream needs an autoencoder that gives back as many frames "
-                              "as it takes.")  # fmt: skip
+                              "one latent: a stream needs an autoencoder that gives back as many frames as it takes.")
     return TaehvConfig(ends[0][1], width, tuple(shape[0] for shape in ends), pool, grow, math.isqrt(pixels // 3))

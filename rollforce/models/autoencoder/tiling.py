@@ -44,8 +44,7 @@ class Tiling:
         for name, value in (("tile", self.tile), ("overlap", self.overlap)):
             if value % stride:
                 raise ConfigError(f"tiling {name} = {value} is not a multiple of {stride} (autoencoder stride). "
-                                  f"Nearest: {value // stride * stride} or "
-                                  f"{(value // stride + 1) * stride}.")  # fmt: skip
+                                  f"Nearest: {value // stride * stride} or {(value // stride + 1) * stride}.")
 
 
 @dataclass(frozen=True)

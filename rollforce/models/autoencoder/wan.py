@@ -49,9 +49,8 @@ class WanAutoencoder(ClipAutoencoder):
         return cls.from_state(state, found.config, tiling)
 
     @classmethod
-    def from_state(
-        cls, state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None, tiling: Tiling | None = None
-    ) -> WanAutoencoder:
+    def from_state(cls, state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
+                   tiling: Tiling | None = None) -> WanAutoencoder:  # fmt: skip
         """Build an autoencoder of these weights, used as they are. Names may be the original ones or diffusers'.
 
         `config`: settings of AutoencoderKLWan; what it lacks is measured or as in Wan 2.1. CheckpointError if the

@@ -141,7 +141,6 @@ def tokenize(text: str, vocabulary: Mapping[str, Sequence[str]]) -> list[str]:
             near = get_close_matches(word, known, n=1, cutoff=0.6)
             hint = f'; did you mean "{near[0]}"?' if near else ""
             kinds = "\n".join(f"  {kind}: {', '.join(members)}" for kind, members in vocabulary.items())
-            raise ConfigError(
-                f'the prompt has the word "{word}", which this model never learnt{hint}\nIt knows these words:\n{kinds}'
-            )
+            raise ConfigError(f'the prompt has the word "{word}", which this model never learnt{hint}\nIt knows these '
+                              f'words:\n{kinds}')  # fmt: skip
     return words

@@ -37,10 +37,8 @@ class WanText:
     words: tuple[str, ...] = ()  # any word may be used
     length = LENGTH
 
-    def __init__(
-        self, folder: Path, shards: Sequence[Path], cache: TextCache, *, device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None, keep: bool = False,
-    ) -> None:  # fmt: skip
+    def __init__(self, folder: Path, shards: Sequence[Path], cache: TextCache, *, device: str | torch.device = "cpu",
+                 dtype: torch.dtype | None = None, keep: bool = False) -> None:  # fmt: skip
         self.folder, self.shards, self.cache = folder, tuple(shards), cache
         self.device, self.dtype, self.keep = torch.device(device), dtype, keep
         self.config: dict[str, Any] = read_json(folder / ENCODER / "config.json")
@@ -50,10 +48,8 @@ class WanText:
         self._cleaner = PromptCleaner()
 
     @classmethod
-    def load(
-        cls, folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None,
-        cache: str | Path | None = None, keep: bool = False,
-    ) -> WanText:  # fmt: skip
+    def load(cls, folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None,
+             cache: str | Path | None = None, keep: bool = False) -> WanText:  # fmt: skip
         """Open the encoder in `folder`/text_encoder with `folder`/tokenizer; no weight is read yet.
 
         Args: `device` where prompts are encoded and vectors handed out; `dtype` to run in (None: that of the files);
@@ -141,10 +137,8 @@ class WanText:
         """As the reference: padded to 512 tokens, padding masked; only the rows of real tokens are handed on."""
         tokenizer = self._ready_tokenizer()
         whole = tokenizer(prompt, add_special_tokens=True, verbose=False)["input_ids"]
-        fed = tokenizer(
-            prompt, add_special_tokens=True, padding="max_length", padding_side="right", truncation=True,
-            max_length=self.length, return_attention_mask=True, return_tensors="pt",
-        )  # fmt: skip
+        fed = tokenizer(prompt, add_special_tokens=True, padding="max_length", padding_side="right", truncation=True,
+                        max_length=self.length, return_attention_mask=True, return_tensors="pt")  # fmt: skip
         if self._model is None:
             self._model = self._load()
         mask = fed["attention_mask"].to(self.device)
@@ -250,9 +244,8 @@ def sample(path: Path, digest: Any) -> None:
             digest.update(file.read(SAMPLE))
 
 
-def read_weights(
-    files: Sequence[Path], network: nn.Module, device: torch.device, dtype: torch.dtype | None
-) -> dict[str, Tensor]:
+def read_weights(files: Sequence[Path], network: nn.Module, device: torch.device,
+                 dtype: torch.dtype | None) -> dict[str, Tensor]:  # fmt: skip
     """Read all weights by name, on `device` in `dtype` (None: their own; those for the CPU are mapped, not read).
     CheckpointError if their names or sizes are not those of `network`."""
     state: dict[str, Tensor] = {}

@@ -118,9 +118,8 @@ EVERYWHERE: dict[str, Kernel] = {"sdpa": _sdpa, "plain": _plain}
 NAMES = (*EVERYWHERE, *BACKENDS)
 
 
-def kernel(
-    name: str, device: torch.device | None = None, dtype: torch.dtype = torch.bfloat16, masked: bool = False
-) -> Kernel:
+def kernel(name: str, device: torch.device | None = None, dtype: torch.dtype = torch.bfloat16,
+           masked: bool = False) -> Kernel:  # fmt: skip
     """Return the attention kernel called `name`, tried once on `device` (default: the first GPU) with `dtype`.
 
     `masked`: it must know masks. Raises ConfigError with the remedy if there is none of that name, its package is

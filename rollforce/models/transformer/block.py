@@ -106,9 +106,8 @@ class Block(nn.Module):
         query = rope.rotate(self.attn1.query(normed), angle)
         return query, KVBlock(rope.rotate(own.key, angle), own.value), mod
 
-    def after(
-        self, x_BLD: Tensor, attended: Tensor, mod: Sequence[Tensor], given: tuple[KVBlock, ...], attend: Kernel
-    ) -> Tensor:
+    def after(self, x_BLD: Tensor, attended: Tensor, mod: Sequence[Tensor], given: tuple[KVBlock, ...],
+              attend: Kernel) -> Tensor:  # fmt: skip
         """Run the rest of the block: residual of self-attention, cross-attention, feed-forward. `given`: what
         cross-attention sees, the text and perhaps an image; each has its own softmax, results add up."""
         x = gated(x_BLD, self.attn1.out(attended), mod[2])

@@ -113,9 +113,8 @@ def means(blocks: Tensor, real: Tensor) -> Tensor:
     return (blocks * share[..., None]).sum(3)
 
 
-def attend_chosen(
-    attend: Kernel, asking: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, chosen: Tensor
-) -> Tensor:
+def attend_chosen(attend: Kernel, asking: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None,
+                  chosen: Tensor) -> Tensor:  # fmt: skip
     """Attend from each block of queries [B, N, Q, q, K] to its own blocks of keys: `chosen` [B, N, Q, count] of [B, N,
     blocks, s, K]; `bias` [B or 1, N or 1, blocks, s]. It is one call of the kernel, with blocks of queries as heads."""
     batch, heads, blocks = keys.shape[:3]

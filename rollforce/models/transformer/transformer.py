@@ -223,10 +223,9 @@ class VideoTransformer(nn.Module):
         image = None if image_BLD is None else self.condition_embedder.image_embedder(image_BLD)
         return Condition(tuple(block.text(text, image) for block in self.visit(self.blocks)))
 
-    def forward(
-        self, x_BTCHW: Tensor, sigma_BT: Tensor, index_T: Tensor, condition: Condition, memory: Memory | None = None,
-        mask: Tensor | None = None, phase_T: Tensor | None = None, streams: Sequence[int] | None = None,
-    ) -> Tensor:  # fmt: skip
+    def forward(self, x_BTCHW: Tensor, sigma_BT: Tensor, index_T: Tensor, condition: Condition,
+                memory: Memory | None = None, mask: Tensor | None = None, phase_T: Tensor | None = None,
+                streams: Sequence[int] | None = None) -> Tensor:  # fmt: skip
         """Return the velocity [B, T, C, H, W] of noisy latents.
 
         Args: `sigma_BT` noise in [0, 1] of each latent; `index_T` stream position of each latent (any integers);
