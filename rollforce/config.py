@@ -18,10 +18,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from rollforce.errors import ConfigError
 
 T = TypeVar("T")
@@ -51,7 +47,7 @@ def build(cls: type[T], *sources: Source, overrides: Sequence[str] = ()) -> T:
     for override in overrides:
         _apply(data, override)
     try:
-        return typing.cast(T, _convert(_resolve(data), cls, ()))
+        return typing.cast(T, _convert(_parse(data, "an interpolation cannot be resolved", resolve=True), cls, ()))
     except InvalidValue as wrong:
         raise ConfigError(f"{wrong.text()}{_origin(wrong.path, named, overrides)}") from None
 
@@ -78,13 +74,8 @@ def to_dict(settings: Any) -> Any:
 def _read(source: Source) -> tuple[str, dict[str, Any]]:
     """Return a source's name for error texts, and its plain content."""
     name = str(source) if isinstance(source, Path) else ""
-    try:
-        plain = source if isinstance(source, str | Path) else to_dict(source)
-        content = OmegaConf.to_container(OmegaConf.load(plain) if isinstance(plain, Path) else OmegaConf.create(plain))
-    except OSError as error:
-        raise ConfigError(f"{source} cannot be read: {error.strerror}.") from error
-    except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{name or 'the YAML text'} is not valid YAML: {' '.join(str(error).split())}") from error
+    plain = source if isinstance(source, str | Path) else to_dict(source)
+    content = _parse(plain, f"{name or 'the YAML text'} is not valid YAML")
     if not isinstance(content, dict):
         raise ConfigError(f"{name or 'the YAML text'} must hold `key: value` lines, got {_show(content)}.")
     return name, content
@@ -104,11 +95,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise ConfigError(f"override {override!r} is not of the form key=value, such as window=6 or ladder=[1,0.75].")
-    try:
-        value: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]
-    except (YAMLError, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"override {override!r}: the value is not valid YAML: {reason}") from error
+    value = _parse([f"value={text}"], f"override {override!r}: the value is not valid YAML")["value"]
     node: Any = data
     for key in keys[:-1]:
         node = node.setdefault(key, {}) if isinstance(node, dict) else _item(node, key, override, data)
@@ -132,11 +119,20 @@ def _paths(data: Any, prefix: str = "") -> Iterator[str]:
         yield from _paths(value, f"{prefix}{key}.")
 
 
-def _resolve(data: dict[str, Any]) -> dict[str, Any]:
+def _parse(source: Any, problem: str, resolve: bool = False) -> Any:
+    """Return what OmegaConf reads in a file, YAML text, mapping or dot list, as plain data. ConfigError: `problem`."""
+    from omegaconf import OmegaConf  # here, because benchmarks do without
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
     try:
-        return typing.cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(data), resolve=True))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"an interpolation cannot be resolved: {' '.join(str(error).split())}") from error
+        read = OmegaConf.load if isinstance(source, Path) else OmegaConf.create
+        config = OmegaConf.from_dotlist(source) if isinstance(source, list) else read(source)
+        return OmegaConf.to_container(config, resolve=resolve)
+    except OSError as error:
+        raise ConfigError(f"{source} cannot be read: {error.strerror}.") from error
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{problem}: {' '.join(str(error).split())}") from error
 
 
 def _origin(path: tuple[str, ...], named: list[tuple[str, dict[str, Any]]], overrides: Sequence[str]) -> str:

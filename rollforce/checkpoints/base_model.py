@@ -14,27 +14,20 @@ from rollforce.checkpoints.shapes import autoencoder_config_of, text_config_of
 from rollforce.errors import CheckpointError
 
 REQUIRED = ("vae", "text_encoder", "tokenizer")
-CLASSES = {
-    "transformer": ["diffusers", "WanTransformer3DModel"],
-    "vae": ["diffusers", "AutoencoderKLWan"],
-    "text_encoder": ["transformers", "UMT5EncoderModel"],
-    "tokenizer": ["transformers", "T5TokenizerFast"],
-    "scheduler": ["diffusers", "UniPCMultistepScheduler"],
-    "image_encoder": ["transformers", "CLIPVisionModel"],
-    "image_processor": ["transformers", "CLIPImageProcessor"],
-}
-HUB_PATTERNS = (
+CLASSES = {"transformer": ["diffusers", "WanTransformer3DModel"], "vae": ["diffusers", "AutoencoderKLWan"],
+           "text_encoder": ["transformers", "UMT5EncoderModel"], "tokenizer": ["transformers", "T5TokenizerFast"],
+           "scheduler": ["diffusers", "UniPCMultistepScheduler"], "image_encoder": ["transformers", "CLIPVisionModel"],
+           "image_processor": ["transformers", "CLIPImageProcessor"]}  # fmt: skip
+HUB_PATTERNS = (  # what to download of a base: everything but its transformer's weights
     "model_index.json", "config.json", "transformer/config.json", "vae/*", "text_encoder/*", "tokenizer/*",
     "scheduler/*", "image_encoder/*", "image_processor/*", ORIGINAL["autoencoder"], ORIGINAL["text"],
     "google/umt5-xxl/*",
 )  # fmt: skip
-"""What to download of a base: everything but its transformer's weights."""
 LINKED = 1_000_000  # bytes: larger files are hard-linked where the disk allows, smaller ones copied
-UMT5 = {
-    "architectures": ["UMT5EncoderModel"], "model_type": "umt5", "dense_act_fn": "gelu_new", "is_gated_act": True,
-    "is_encoder_decoder": True, "relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6, "dropout_rate": 0.0,
-    "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "tie_word_embeddings": False,
-}  # fmt: skip
+UMT5 = {"architectures": ["UMT5EncoderModel"], "model_type": "umt5", "dense_act_fn": "gelu_new", "is_gated_act": True,
+        "is_encoder_decoder": True, "relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6,
+        "dropout_rate": 0.0, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0,
+        "tie_word_embeddings": False}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,7 +62,6 @@ class ModelPart:
 
 def find_parts(base: Path, image: bool = False) -> tuple[ModelPart, ...]:
     """Return the parts in a base model's folder, diffusers' or original. CheckpointError names what is missing.
-
     `image`: an image-to-video student, which needs the image encoder as well."""
     if not base.is_dir():
         raise CheckpointError(f"--base {base}: there is no such folder. Give a base model's folder or its hub id, "
@@ -80,11 +72,9 @@ def find_parts(base: Path, image: bool = False) -> tuple[ModelPart, ...]:
         parts |= {part.name: part for part in _original(base)}
     wanted = (*REQUIRED, "image_encoder") if image else REQUIRED
     if missing := [name for name in wanted if name not in parts]:
-        raise CheckpointError(
-            f"--base {base} holds no {', no '.join(missing)}. A base is a diffusers folder (vae/, text_encoder/, "
-            "tokenizer/; for image to video image_encoder/), or an original Wan folder (Wan2.1_VAE.pth, "
-            "models_t5_umt5-xxl-enc-bf16.pth, google/umt5-xxl/)."
-        )
+        raise CheckpointError(f"--base {base} holds no {', no '.join(missing)}. A base is a diffusers folder (vae/, "
+                              "text_encoder/, tokenizer/; for image to video image_encoder/), or an original Wan "
+                              "folder (Wan2.1_VAE.pth, models_t5_umt5-xxl-enc-bf16.pth, google/umt5-xxl/).")
     for part in parts.values():
         if part.name in ("vae", "text_encoder") and part.kind is None and not any(part.source.glob("*.safetensors")):
             raise CheckpointError(f"--base {base}: {part.name}/ holds no safetensors.")

@@ -42,7 +42,6 @@ def preset_file(stream: str | Path) -> Path:
             raise ConfigError(f"There is no stream file {path}.")
         return path
     if str(stream) not in presets():
-        raise ConfigError(
-            f"There is no stream preset {str(stream)!r}. Presets: {', '.join(presets())}. Or give a YAML file."
-        )
+        raise ConfigError(f"There is no stream preset {str(stream)!r}. Presets: {', '.join(presets())}. Or give a YAML "
+                          "file.")  # fmt: skip
     return resource(f"configs/stream/{stream}.yaml")

@@ -89,20 +89,10 @@ def existing(folder: Path) -> Path:
     return next(each for each in (folder, *folder.parents) if each.exists())
 
 
-def prepare(
-    file: str | Path,
-    base: str | Path,
-    out: str | Path,
-    *,
-    lora: str | Path | None = None,
-    name: str | None = None,
-    licence: str | None = None,
-    stream: str | None = None,
-    size: tuple[int, int] | None = None,
-    dtype: torch.dtype | None = None,
-    teacher: bool = False,
-    overwrite: bool = False,
-) -> Conversion:
+def prepare(file: str | Path, base: str | Path, out: str | Path, *, lora: str | Path | None = None,
+            name: str | None = None, licence: str | None = None, stream: str | None = None,
+            size: tuple[int, int] | None = None, dtype: torch.dtype | None = None, teacher: bool = False,
+            overwrite: bool = False) -> Conversion:  # fmt: skip
     """Read and check everything, write nothing.
 
     Args: `file` a transformer in any public form (see `read_checkpoint`); `base` a folder or a hub id that has the
@@ -151,8 +141,7 @@ def write(conversion: Conversion) -> Path:
 
 
 def _fill(conversion: Conversion, folder: Path) -> None:
-    lora = conversion.lora
-    target = folder / "transformer"
+    lora, target = conversion.lora, folder / "transformer"
     write_shards(conversion.checkpoint.state, target, STEM["transformer"], dtype=conversion.dtype,
                  change=(lambda group: _merged(group, lora.state)) if lora else None)  # fmt: skip
     write_json(dict(conversion.config), target / "config.json")
@@ -171,11 +160,8 @@ def _fill(conversion: Conversion, folder: Path) -> None:
 def _merged(group: Mapping[str, Tensor], lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """One file's tensors with their share of the LoRA."""
     modules = {key.removesuffix(".weight") for key in group}
-    return merge_lora(group, {key: value for key, value in lora.items() if _module(key) in modules})
-
-
-def _module(key: str) -> str:
-    return key.rsplit(".lora_", 1)[0].removesuffix(".alpha")
+    own = [key for key in lora if key.rsplit(".lora_", 1)[0].removesuffix(".alpha") in modules]
+    return merge_lora(group, {key: lora[key] for key in own})
 
 
 def _config(checkpoint: Checkpoint, base: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,15 +174,9 @@ def _config(checkpoint: Checkpoint, base: Mapping[str, Any]) -> dict[str, Any]:
         told, heads = {}, None
     config = config_of(checkpoint.state, heads)
     check_whole(checkpoint.state, checkpoint.name)
-    return {
-        "_class_name": base_model.CLASSES["transformer"][1],
-        **config,
-        "patch_size": list(config["patch_size"]),
-        "eps": told.get("eps", 1e-6),
-        "cross_attn_norm": True,
-        "qk_norm": "rms_norm_across_heads",
-        "rope_max_seq_len": 1024,
-    }
+    return {"_class_name": base_model.CLASSES["transformer"][1], **config, "patch_size": list(config["patch_size"]),
+            "eps": told.get("eps", 1e-6), "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads",
+            "rope_max_seq_len": 1024}  # fmt: skip
 
 
 def _adapter(lora: str | Path | None, checkpoint: Checkpoint) -> Checkpoint | None:
@@ -209,14 +189,8 @@ def _adapter(lora: str | Path | None, checkpoint: Checkpoint) -> Checkpoint | No
     return adapter
 
 
-def _card(
-    checkpoint: Checkpoint,
-    release: Release | None,
-    name: str,
-    licence: str | None,
-    stream: str | None,
-    size: tuple[int, int] | None,
-) -> tuple[Card, tuple[str, ...]]:
+def _card(checkpoint: Checkpoint, release: Release | None, name: str, licence: str | None, stream: str | None,
+          size: tuple[int, int] | None) -> tuple[Card, tuple[str, ...]]:  # fmt: skip
     """The card, and what was guessed for it."""
     warnings = []
     shipped = release.stream if release and release.stream in presets() else None
@@ -232,10 +206,8 @@ def _card(
     if stream is not None and stream not in presets():
         raise ConfigError(f"There is no stream preset {stream!r}. Presets: {', '.join(presets())}.")
     check_size(size or SIZE, 16, " (autoencoder stride 8 x patch 2)")
-    card = Card(
-        name=name, licence=licence or (release.licence if release else UNKNOWN), fps=FPS, size=size or SIZE,
-        stream=stream or shipped or STREAM,
-    )  # fmt: skip
+    card = Card(name, licence or (release.licence if release else UNKNOWN), FPS, size or SIZE,
+                stream or shipped or STREAM)  # fmt: skip
     return card, tuple(warnings)
 
 
@@ -252,27 +224,18 @@ def _check_out(conversion: Conversion, sources: list[Path], overwrite: bool) -> 
             raise ConfigError(f"{out} holds what it would be made from. Use another name with --out.")
     free = shutil.disk_usage(existing(out)).free
     if conversion.bytes > free:
-        need = f"{out} needs ~{conversion.bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB free"
-        raise OSError(errno.ENOSPC, need)
+        raise OSError(errno.ENOSPC, f"{out} needs ~{conversion.bytes / 1e9:.1f} GB, {free / 1e9:.1f} GB free")
 
 
 def index_of(conversion: Conversion) -> dict[str, Any]:
-    """Return model_index.json: the parts by the class names of diffusers and transformers."""
-    image = "image_dim" in conversion.config
-    pipeline = "WanImageToVideoPipeline" if image else "WanPipeline"
-    there = [part.name for part in conversion.parts]
-    classes = base_model.CLASSES | _classes_named(conversion)
-    return {
-        "_class_name": pipeline if conversion.teacher else STREAM_CLASS,
-        "transformer": classes["transformer"],
-        **{name: classes[name] for name in there},
-    }
-
-
-def _classes_named(conversion: Conversion) -> dict[str, Any]:
-    """How the base's own index names its parts: its scheduler and tokenizer may be of other classes."""
+    """Return model_index.json: the parts by the class names of diffusers and transformers. The base's own index names
+    its scheduler and tokenizer, which may be of other classes."""
     named = read_json(conversion.parts[0].source.parent / "model_index.json", {})
-    return {name: named[name] for name in ("scheduler", "tokenizer", "image_processor") if name in named}
+    own = {name: named[name] for name in ("scheduler", "tokenizer", "image_processor") if name in named}
+    pipeline = "WanImageToVideoPipeline" if "image_dim" in conversion.config else "WanPipeline"
+    parts = ("transformer", *(part.name for part in conversion.parts))
+    return {"_class_name": pipeline if conversion.teacher else STREAM_CLASS,
+            **{name: (base_model.CLASSES | own)[name] for name in parts}}  # fmt: skip
 
 
 def readme_of(conversion: Conversion) -> str:

@@ -24,35 +24,21 @@ def fetch(repository: str, patterns: Sequence[str] | None = None) -> Path:
     licence that forbids what downloads for anyone would be."""
     release = release_of(repository)
     if release is not None and not release.free:
-        raise CheckpointError(
-            f"{repository}: the licence of {release.name} is {release.licence}; it is not downloaded for you. "
-            f"Read it at {release.page}, download the file yourself, and give its path."
-        )
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+        raise CheckpointError(f"{repository}: the licence of {release.name} is {release.licence}; it is not downloaded "
+                              f"for you. Read it at {release.page}, download the file yourself, and give its path.")
+    from huggingface_hub import constants, errors, snapshot_download
 
-    page = f"https://huggingface.co/{repository}"
     try:
         return Path(snapshot_download(repository, allow_patterns=list(patterns) if patterns else None))
-    except GatedRepoError as error:
-        raise CheckpointError(
-            f"{repository} is gated: accept its licence at {page}, then log in with `hf auth login`."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"There is no repository {repository} at huggingface.co, or it is private (`hf auth login`). "
-            "A local folder can be given too."
-        ) from error
-    except LocalEntryNotFoundError as error:
+    except errors.GatedRepoError as error:
+        raise CheckpointError(f"{repository} is gated: accept its licence at https://huggingface.co/{repository}, then "
+                              "log in with `hf auth login`.") from error  # fmt: skip
+    except errors.RepositoryNotFoundError as error:
+        raise CheckpointError(f"There is no repository {repository} at huggingface.co, or it is private (`hf auth "
+                              "login`). A local folder can be given too.") from error  # fmt: skip
+    except errors.LocalEntryNotFoundError as error:
         offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the network cannot be reached"
-        raise CheckpointError(
-            f"{repository} is not in the cache {constants.HF_HUB_CACHE}, and {offline}. "
-            f"Download it where there is a network (`hf download {repository}`) and give the folder."
-        ) from error
-    except HfHubHTTPError as error:
+        raise CheckpointError(f"{repository} is not in the cache {constants.HF_HUB_CACHE}, and {offline}. Download it "
+                              f"where there is a network (`hf download {repository}`) and give the folder.") from error
+    except errors.HfHubHTTPError as error:
         raise CheckpointError(f"{repository} cannot be downloaded: {str(error).splitlines()[0]}") from error

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from rollforce.checkpoints.names import KINDS, Table, translate
+from rollforce.checkpoints.names import KINDS, translate
 from rollforce.errors import CheckpointError
 
 T = TypeVar("T")
@@ -29,15 +29,12 @@ def is_lora(state: Mapping[str, object]) -> bool:
 
 
 def lora_to_ours(state: Mapping[str, T], name: str) -> dict[str, T]:
-    """Rename to {module}.lora_A.weight, .lora_B.weight and perhaps .alpha, with our names of the modules.
-
-    Understands peft's names (with or without an adapter's), diffusers' and kohya's, on original or our module names."""
+    """Rename to {module}.lora_A.weight, .lora_B.weight and perhaps .alpha, with our names of the modules. Understands
+    peft's names (with or without an adapter's), diffusers' and kohya's, on original or our module names."""
     renamed: dict[str, T] = {}
     unknown: list[str] = []
     for key, value in state.items():
-        match = _PART.fullmatch(key)
-        module = _module(match["module"]) if match else None
-        if match is None or module is None:
+        if not (match := _PART.fullmatch(key)) or not (module := _module(match["module"])):
             unknown.append(key)
             continue
         short = f"{module}.{_SIDES.get(match['side'], 'alpha')}"
@@ -45,15 +42,13 @@ def lora_to_ours(state: Mapping[str, T], name: str) -> dict[str, T]:
             raise CheckpointError(f"{name} holds {short} twice: several adapters in one file. Save the one you want.")
         renamed[short] = value
     if unknown:
-        raise CheckpointError(
-            f"{name}: {len(unknown)} names are not those of a LoRA of a Wan transformer, e.g. {', '.join(unknown[:5])}."
-        )
+        raise CheckpointError(f"{name}: {len(unknown)} names are not those of a LoRA of a Wan transformer, e.g. "
+                              f"{', '.join(unknown[:5])}.")  # fmt: skip
     return renamed
 
 
 def with_alpha(lora: Mapping[str, Tensor], settings: Mapping[str, Any], name: str) -> dict[str, Tensor]:
     """Return `lora` with the alpha of its settings, as peft writes them, at every module that has none of its own.
-
     Raises CheckpointError for kinds of adapter whose product is not alpha / rank * B @ A."""
     for kind in ("use_rslora", "use_dora", "alpha_pattern"):
         if settings.get(kind):
@@ -81,10 +76,8 @@ class Branch:
     strength: float
 
 
-def branches_of(
-    lora: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], alpha: float | None = None,
-    name: str = "the LoRA",
-) -> dict[str, Branch]:  # fmt: skip
+def branches_of(lora: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], alpha: float | None = None,
+                name: str = "the LoRA") -> dict[str, Branch]:  # fmt: skip
     """Return a LoRA's part in each module it changes, checked against the shapes of their weights; all in our names.
 
     `alpha`: else each module's own, else its rank (LongLive: both 256). `name` is what errors call it.
@@ -98,19 +91,16 @@ def branches_of(
             raise CheckpointError(f"{name} holds one side of {module} and not the other.")
         shape, own, rank = (up.shape[0], *down.shape[1:]), lora.get(f"{module}.alpha"), down.shape[0]
         if rank != up.shape[1] or shape != tuple(shapes[module]):
-            raise CheckpointError(
-                f"{module}: {name} is for a weight {list(shape)}, these weights have {list(shapes[module])}."
-            )
+            raise CheckpointError(f"{module}: {name} is for a weight {list(shape)}, these weights have "
+                                  f"{list(shapes[module])}.")  # fmt: skip
         strength = (alpha if alpha is not None else rank if own is None else float(own)) / rank
         branches[module] = Branch(down, up, strength)
     return branches
 
 
-def merge_lora(
-    state: Mapping[str, Tensor], lora: Mapping[str, Tensor], alpha: float | None = None
-) -> dict[str, Tensor]:
+def merge_lora(state: Mapping[str, Tensor], lora: Mapping[str, Tensor],
+               alpha: float | None = None) -> dict[str, Tensor]:  # fmt: skip
     """Return `state` with W + alpha / rank * B @ A for every module of `lora`; both in our names. Sums in float32.
-
     Tensors without a LoRA are those of `state`. For `alpha` and errors see `branches_of`."""
     merged = dict(state)
     shapes = {name.removesuffix(".weight"): tuple(weight.shape) for name, weight in state.items()}
@@ -127,16 +117,9 @@ def targets_of(lora: Mapping[str, object]) -> list[str]:
 
 def _module(name: str) -> str | None:
     """Our name of a module, from its original name, ours, or kohya's with underscores for dots."""
-    table = _modules(KINDS["transformer"].table)
+    rows = [(source.removesuffix(".{w}"), ours.removesuffix(".{w}"))
+            for source, ours in KINDS["transformer"].table if "{w}" in source]  # fmt: skip
+    rows += [(ours, ours) for _, ours in rows]
     if name.startswith(_KOHYA):
-        flat = tuple((source.replace(".", "_"), ours) for source, ours in (*table, *_same(table)))
-        return translate(name.removeprefix(_KOHYA), flat)
-    return translate(name, table) or translate(name, _same(table))
-
-
-def _modules(table: Table) -> Table:
-    return tuple((source.removesuffix(".{w}"), ours.removesuffix(".{w}")) for source, ours in table if "{w}" in source)
-
-
-def _same(table: Table) -> Table:
-    return tuple((ours, ours) for _, ours in table)
+        rows = [(source.replace(".", "_"), ours) for source, ours in rows]
+    return translate(name.removeprefix(_KOHYA), tuple(rows))

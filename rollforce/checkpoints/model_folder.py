@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from rollforce.checkpoints.names import NEVER_USED
@@ -18,7 +17,7 @@ from rollforce.checkpoints.safetensors_folder import (
     read_safetensors,
     read_shards,
     shards_of,
-    write_json,
+    write_json,  # fmt: skip
     write_shards,
 )
 from rollforce.checkpoints.shapes import same_shape
@@ -29,27 +28,19 @@ WEIGHTS = f"{STEM['transformer']}.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 
 # Settings of diffusers' class that there is no choice in here, and what they must be.
-BUILT: dict[str, Any] = {
-    "cross_attn_norm": True,
-    "qk_norm": "rms_norm_across_heads",
-    "pos_embed_seq_len": None,
-    "window_size": [-1, -1],
-    "add_img_emb": False,
-}
+BUILT: dict[str, Any] = {"cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "pos_embed_seq_len": None,
+                         "window_size": [-1, -1], "add_img_emb": False}  # fmt: skip
 FREE = {"rope_max_seq_len"}  # length of a table that rope.py does without
 
 
 def read_config(folder: Path, known: set[str]) -> dict[str, Any]:
-    """Return the fields of a folder's config.json that are in `known`.
-
-    Raises CheckpointError if it describes no Wan transformer, ConfigError naming a field that asks for something else.
-    """
+    """Return the fields of a folder's config.json that are in `known`. CheckpointError if it describes no Wan
+    transformer; ConfigError names a field that asks for something else."""
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no transformer: config.json is missing.")
     raw = read_json(path)
-    kind = raw.get("_class_name", CLASS)
-    if kind != CLASS:
+    if (kind := raw.get("_class_name", CLASS)) != CLASS:
         raise CheckpointError(f"{path} describes a {kind}, not a {CLASS}. Original Wan files: rollforce convert.")
     for name, value in raw.items():
         if name in known or name in FREE or name.startswith("_"):
@@ -64,12 +55,6 @@ def read_config(folder: Path, known: set[str]) -> dict[str, Any]:
     return fields
 
 
-def write_config(folder: Path, fields: Mapping[str, Any]) -> None:
-    """Write config.json, so that diffusers builds the same transformer."""
-    built = {name: BUILT[name] for name in ("cross_attn_norm", "qk_norm", "pos_embed_seq_len")}
-    write_json({"_class_name": CLASS, **fields, **built}, folder / "config.json")
-
-
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Return all tensors of a folder in their own dtype, mapped from its files: nothing is read before it is used."""
     first = next((folder / name for name in (INDEX, WEIGHTS) if (folder / name).is_file()), None)
@@ -78,8 +63,10 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in read_shards(shards_of(first)).items() if not NEVER_USED.fullmatch(name)}
 
 
-def write_weights(folder: Path, state: Mapping[str, Tensor], limit: int = LIMIT) -> None:
-    """Write safetensors of at most `limit` bytes each, with an index if there are several."""
+def write_folder(folder: Path, fields: Mapping[str, Any], state: Mapping[str, Tensor], limit: int = LIMIT) -> None:
+    """Write config.json, from which diffusers builds the same transformer, and safetensors of at most `limit` bytes."""
+    built = {name: BUILT[name] for name in ("cross_attn_norm", "qk_norm", "pos_embed_seq_len")}
+    write_json({"_class_name": CLASS, **fields, **built}, folder / "config.json")
     (folder / INDEX).unlink(missing_ok=True)  # an older one would be believed
     write_shards(state, folder, STEM["transformer"], limit=limit)
 
@@ -96,13 +83,14 @@ M = TypeVar("M", bound=nn.Module)
 def save_module(module: nn.Module, config: Any, folder: str | Path) -> None:
     """Write `config`, a dataclass, and the weights of `module` into `folder`, which is made if it is missing."""
     write_json(asdict(config), Path(folder) / "config.json")
+    from safetensors.torch import save_file
+
     save_file({k: v.half().contiguous() for k, v in module.state_dict().items()}, Path(folder) / "model.safetensors")
 
 
 def load_module(module: Callable[[Any], M], config: Callable[..., Any], folder: str | Path, what: str) -> M:
-    """Read what `save_module` wrote into `module(config(...))`, as float32, in eval mode.
-
-    CheckpointError, which names it as `what`, if it is missing or does not fit."""
+    """Read what `save_module` wrote into `module(config(...))`, as float32, in eval mode. CheckpointError, which names
+    it as `what`, if it is missing or does not fit."""
     folder = Path(folder)
     if missing := [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]:
         raise CheckpointError(f"no {what} in {folder}: {missing[0]} is missing")

@@ -49,13 +49,9 @@ IMAGE: Table = (  # what the image-to-video transformers have besides
 )
 FIRST_AND_LAST: Table = (("img_emb.emb_pos", "condition_embedder.image_embedder.pos_embed"),)
 
-_RESIDUAL: Table = (
-    ("residual.0.gamma", "norm1.gamma"),
-    ("residual.2.{w}", "conv1.{w}"),
-    ("residual.3.gamma", "norm2.gamma"),
-    ("residual.6.{w}", "conv2.{w}"),
-    ("shortcut.{w}", "conv_shortcut.{w}"),
-)
+_RESIDUAL: Table = (("residual.0.gamma", "norm1.gamma"), ("residual.2.{w}", "conv1.{w}"),
+                    ("residual.3.gamma", "norm2.gamma"), ("residual.6.{w}", "conv2.{w}"),
+                    ("shortcut.{w}", "conv_shortcut.{w}"))  # fmt: skip
 _RESAMPLE: Table = (("resample.1.{w}", "resample.1.{w}"), ("time_conv.{w}", "time_conv.{w}"))
 _ATTENTION: Table = (("norm.gamma", "norm.gamma"), ("to_qkv.{w}", "to_qkv.{w}"), ("proj.{w}", "proj.{w}"))
 _ENDS: Table = (("conv1.{w}", "conv_in.{w}"), ("head.0.gamma", "norm_out.gamma"), ("head.2.{w}", "conv_out.{w}"))
@@ -67,49 +63,36 @@ def _under(original: str, ours: str, table: Table) -> Table:
 
 def _half(side: str) -> Table:
     """What encoder and decoder of the autoencoder share."""
-    return (
-        *_under(side, side, _ENDS),
-        *_under(f"{side}.middle.0", f"{side}.mid_block.resnets.0", _RESIDUAL),
-        *_under(f"{side}.middle.1", f"{side}.mid_block.attentions.0", _ATTENTION),
-        *_under(f"{side}.middle.2", f"{side}.mid_block.resnets.1", _RESIDUAL),
-    )
+    return (*_under(side, side, _ENDS), *_under(f"{side}.middle.0", f"{side}.mid_block.resnets.0", _RESIDUAL),
+            *_under(f"{side}.middle.1", f"{side}.mid_block.attentions.0", _ATTENTION),
+            *_under(f"{side}.middle.2", f"{side}.mid_block.resnets.1", _RESIDUAL))  # fmt: skip
 
 
 def _ups() -> Table:
     """The original decoder counts its layers through; diffusers by blocks of three residual layers and a resampling."""
-    rows: list[tuple[str, str]] = []
+    rows: Table = ()
     for layer in range(15):
         block, place = divmod(layer, 4)
-        source = f"decoder.upsamples.{layer}"
-        if place == 3:
-            rows += _under(source, f"decoder.up_blocks.{block}.upsamplers.0", _RESAMPLE)
-        else:
-            rows += _under(source, f"decoder.up_blocks.{block}.resnets.{place}", _RESIDUAL)
-    return tuple(rows)
+        part, table = ("upsamplers.0", _RESAMPLE) if place == 3 else (f"resnets.{place}", _RESIDUAL)
+        rows += _under(f"decoder.upsamples.{layer}", f"decoder.up_blocks.{block}.{part}", table)
+    return rows
 
 
-AUTOENCODER: Table = (
-    ("conv1.{w}", "quant_conv.{w}"),
-    ("conv2.{w}", "post_quant_conv.{w}"),
-    *_half("encoder"),
-    *_under("encoder.downsamples.{n}", "encoder.down_blocks.{n}", _RESIDUAL + _RESAMPLE),
-    *_half("decoder"),
-    *_ups(),
-)
+AUTOENCODER: Table = (("conv1.{w}", "quant_conv.{w}"), ("conv2.{w}", "post_quant_conv.{w}"), *_half("encoder"),
+                      *_under("encoder.downsamples.{n}", "encoder.down_blocks.{n}", _RESIDUAL + _RESAMPLE),
+                      *_half("decoder"), *_ups())  # fmt: skip
 TEXT: Table = (
     ("token_embedding.weight", "shared.weight"),
     ("norm.weight", "encoder.final_layer_norm.weight"),
     ("blocks.{n}.norm1.weight", "encoder.block.{n}.layer.0.layer_norm.weight"),
     ("blocks.{n}.attn.{qkvo}.weight", "encoder.block.{n}.layer.0.SelfAttention.{qkvo}.weight"),
-    (
-        "blocks.{n}.pos_embedding.embedding.weight",
-        "encoder.block.{n}.layer.0.SelfAttention.relative_attention_bias.weight",
-    ),
+    ("blocks.{n}.pos_embedding.embedding.weight",
+     "encoder.block.{n}.layer.0.SelfAttention.relative_attention_bias.weight"),
     ("blocks.{n}.norm2.weight", "encoder.block.{n}.layer.1.layer_norm.weight"),
     ("blocks.{n}.ffn.gate.0.weight", "encoder.block.{n}.layer.1.DenseReluDense.wi_0.weight"),
     ("blocks.{n}.ffn.fc1.weight", "encoder.block.{n}.layer.1.DenseReluDense.wi_1.weight"),
     ("blocks.{n}.ffn.fc2.weight", "encoder.block.{n}.layer.1.DenseReluDense.wo.weight"),
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -145,17 +128,14 @@ def recognise(state: Mapping[str, object]) -> tuple[Family, bool] | None:
 
 
 def to_ours(kind: str, state: Mapping[str, T]) -> dict[str, T]:
-    """Return weights of a "transformer", "autoencoder" or "text" under our names instead of the original ones.
-
-    CheckpointError if a name is unknown."""
+    """Return weights of a "transformer", "autoencoder" or "text" in our names. CheckpointError for an unknown name."""
     return rename(state, KINDS[kind].table, KINDS[kind].what)
 
 
 def plain(state: Mapping[str, T]) -> dict[str, T]:
     """Return tensors in our names without what files hold besides: weights never used, an embedding's second name."""
     named = {key: value for key, value in state.items() if not NEVER_USED.fullmatch(key)}
-    embedding = named.pop(TIED, None)
-    if embedding is not None:
+    if (embedding := named.pop(TIED, None)) is not None:
         named.setdefault("shared.weight", embedding)
     return named
 
@@ -174,17 +154,10 @@ def _expanded(template: str, layers: int) -> list[str]:
 
 def rename(state: Mapping[str, T], table: Table, what: str) -> dict[str, T]:
     """Return `state` under the right-hand names of a table. CheckpointError if it holds names that are not `what`'s."""
-    renamed: dict[str, T] = {}
-    unknown: list[str] = []
-    for key, value in state.items():
-        name = translate(key, table)
-        if name is None:
-            unknown.append(key)
-        else:
-            renamed[name] = value
-    if unknown:
+    names = {key: translate(key, table) for key in state}
+    if unknown := [key for key, name in names.items() if name is None]:
         raise CheckpointError(f"{len(unknown)} names are not those of {what}, e.g. {', '.join(unknown[:5])}.")
-    return renamed
+    return {name: state[key] for key, name in names.items() if name is not None}
 
 
 def translate(name: str, table: Table) -> str | None:
@@ -197,11 +170,8 @@ def translate(name: str, table: Table) -> str | None:
 
 @cache
 def _rules(table: Table) -> tuple[tuple[re.Pattern[str], str], ...]:
-    return tuple((_pattern(source), target) for source, target in table)
+    return tuple((re.compile(re.sub(r"\\{(\w+)\\}", _group, re.escape(source))), target) for source, target in table)
 
 
-def _pattern(template: str) -> re.Pattern[str]:
-    escaped = re.escape(template)
-    for name, choices in FIELDS.items():
-        escaped = escaped.replace(re.escape("{" + name + "}"), f"(?P<{name}>{choices})")
-    return re.compile(escaped)
+def _group(field: re.Match[str]) -> str:
+    return f"(?P<{field[1]}>{FIELDS[field[1]]})"

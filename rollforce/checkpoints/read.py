@@ -12,7 +12,7 @@ import difflib
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,8 +29,7 @@ ORIGINAL = {"transformer": "diffusion_pytorch_model*", "autoencoder": "*VAE*.pth
 WHAT = {**{family.kind: family.what for family in FAMILIES}, "lora": "a LoRA"}
 GENERIC = re.compile(r"diffusion_pytorch_model.*|transformer|vae|autoencoder|text_encoder|snapshots|[0-9a-f]{40}|")
 PICKLES = {".pt", ".pth", ".bin", ".ckpt"}
-STREAM_CLASS = "RollforceStream"
-"""_class_name in the model_index.json of a student's folder; diffusers' WanPipeline is the bidirectional model."""
+STREAM_CLASS = "RollforceStream"  # a student's in model_index.json; diffusers' WanPipeline is the bidirectional model
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,9 @@ def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
         config = {**read_json(source.parent / "adapter_config.json", {}), **adapter_settings(metadata_of(source))}
         lora = with_alpha(lora_to_ours(state, path.name), config, path.name)
         return Checkpoint(lora, "lora", None, where, path, config)
-    found = recognise(state)
-    if found is None:
-        raise CheckpointError(
-            f"{path.name} is none of {', '.join(WHAT.values())}. Its first names: {', '.join(list(state)[:5])}."
-        )
+    if (found := recognise(state)) is None:
+        raise CheckpointError(f"{path.name} is none of {', '.join(WHAT.values())}. Its first names: "
+                              f"{', '.join(list(state)[:5])}.")  # fmt: skip
     family, original = found
     state = to_ours(family.kind, state) if original else plain(state)
     causal = None
@@ -88,9 +85,7 @@ def expect(checkpoint: Checkpoint, kind: str) -> Checkpoint:
     """Return `checkpoint`, if it is of this kind. Else CheckpointError says what it is."""
     if checkpoint.kind != kind:
         remedy = " Give it as --lora, beside the model it was trained on." if checkpoint.kind == "lora" else ""
-        raise CheckpointError(
-            f"{checkpoint.name!r} is {WHAT[checkpoint.kind]}; {WHAT[kind]} is needed here.{remedy}"
-        )
+        raise CheckpointError(f"{checkpoint.name!r} is {WHAT[checkpoint.kind]}; {WHAT[kind]} is needed here.{remedy}")
     return checkpoint
 
 
@@ -103,27 +98,22 @@ def teacher_refusal(name: str) -> str:
 def raw_advice(path: str | Path) -> str:
     """Return what to say where a file is given instead of a model folder."""
     path = Path(path)
-    held = path.name
+    held = f"{path.name} is a file of weights, not a model folder"
     if path.suffix in PICKLES:
         held = describe(read_pickle(path), path.name)
-    else:
-        held = f"{path.name} is a file of weights, not a model folder"
     return f"{held}. Convert once: rollforce convert {path} --base Wan-AI/Wan2.1-T2V-1.3B-Diffusers --out FOLDER"
 
 
 def _inside(folder: Path, kind: str | None) -> Path:
     """The weights' file or index in a folder that holds a part, or in one that holds a model."""
-    for part in PARTS[kind or "transformer"]:
-        if (folder / part).is_dir():
-            return _one(folder / part, kind)
-    return _one(folder, kind)
+    parts = (folder / part for part in PARTS[kind or "transformer"])
+    return _one(next((part for part in parts if part.is_dir()), folder), kind)
 
 
 def _one(folder: Path, kind: str | None) -> Path:
     if kind in ORIGINAL and kind != "transformer" and (found := sorted(folder.glob(ORIGINAL[kind]))):
         return found[0]
-    stems = dict.fromkeys([STEM[kind]] if kind else [*STEM.values()])
-    for stem in stems:
+    for stem in [STEM[kind]] if kind else STEM.values():
         for name in (f"{stem}.safetensors.index.json", f"{stem}.safetensors"):
             if (folder / name).is_file():
                 return folder / name
@@ -144,9 +134,8 @@ def _tensors(source: Path) -> tuple[str, dict[str, Tensor], bool]:
         return where, stripped(state, source.name), wrapped
     if source.suffix == ".safetensors" or source.name.endswith(".index.json"):
         return "", stripped(read_shards(shards_of(source)), source.name), False
-    raise CheckpointError(
-        f"{source.name}: weights are read from .safetensors, {', '.join(sorted(PICKLES))} and folders of them."
-    )
+    raise CheckpointError(f"{source.name}: weights are read from .safetensors, {', '.join(sorted(PICKLES))} and "
+                          "folders of them.")  # fmt: skip
 
 
 def _causal(source: Path, config: Mapping[str, Any], original: bool) -> bool | None:
@@ -178,8 +167,7 @@ PREFIXES = {"model", "module", "base_model", "diffusion_model", "generator", "tr
 
 
 def read_pickle(path: Path) -> Any:
-    """Read a .pt or .pth as plain containers of tensors, memory-mapped where its format allows. No code of it is
-    run."""
+    """Read a .pt or .pth as plain containers of tensors, memory-mapped where its format allows; no code is run."""
     import torch
 
     try:
@@ -188,10 +176,9 @@ def read_pickle(path: Path) -> Any:
         found = re.search(r"GLOBAL ([\w.]+)|(?:class|global|call to) ([\w.]+\.[\w.]+)", str(error))
         if found is None:
             raise CheckpointError(f"{path.name} is damaged, or is not a file that torch.save wrote.") from error
-        raise CheckpointError(
-            f"{path.name} is a pickle; loading with weights_only=True failed (object {found[1] or found[2]}). "
-            "Refusing: it could run code. Ask for a safetensors file, or save its tensors alone with torch.save."
-        ) from error
+        raise CheckpointError(f"{path.name} is a pickle; loading with weights_only=True failed (object "
+                              f"{found[1] or found[2]}). Refusing: it could run code. Ask for a safetensors file, or "
+                              "save its tensors alone with torch.save.") from error  # fmt: skip
     except RuntimeError as error:  # torch's word for a cut-off zip
         if "PytorchStreamReader" not in str(error) and "archive" not in str(error):
             raise
@@ -241,8 +228,5 @@ def describe(content: Any, name: str) -> str:
     words = [str(key) for key, value in content.items() if isinstance(value, Mapping)]
     held = ", ".join(words[:8]) if words else f"{len(tensors_of(content))} bare tensors"
     inner = (str(key) for value in content.values() if isinstance(value, Mapping) for key in value)
-    return f"{name} holds {held}{' (FSDP prefixes)' if _wrapped(inner) else ''}"
-
-
-def _wrapped(keys: Iterable[str]) -> bool:
-    return any(not WRAPPERS.isdisjoint(key.split(".")) for key in keys)
+    wrapped = any(not WRAPPERS.isdisjoint(key.split(".")) for key in inner)
+    return f"{name} holds {held}{' (FSDP prefixes)' if wrapped else ''}"

@@ -44,8 +44,7 @@ RELEASES = (
 
 
 def release_of(name: str | PurePath) -> Release | None:
-    """Return the release whose name a path or repository bears: in its last part, else in one of the four before it (a
-    hub's cache has the repository there)."""
+    """Return the release whose name a path bears, in its last part or the four before (a hub's cache: repository)."""
     for part in reversed(PurePath(name).parts[-5:]):
         plain = re.sub(r"[-_. ]", "", part.lower())
         for release in RELEASES:

@@ -43,15 +43,10 @@ def metadata_of(path: Path) -> dict[str, str]:
 
 def read_shards(paths: list[Path]) -> dict[str, Tensor]:
     """Return the tensors of all files, memory-mapped. CheckpointError if one is missing."""
-    state: dict[str, Tensor] = {}
     if absent := [path.name for path in paths if not path.is_file()]:
-        raise CheckpointError(
-            f"{len(absent)} of {len(paths)} shards are missing in {paths[0].parent}: {', '.join(absent[:5])}. "
-            "Download them again."
-        )
-    for path in paths:
-        state |= read_safetensors(path)
-    return state
+        raise CheckpointError(f"{len(absent)} of {len(paths)} shards are missing in {paths[0].parent}: "
+                              f"{', '.join(absent[:5])}. Download them again.")  # fmt: skip
+    return {name: tensor for path in paths for name, tensor in read_safetensors(path).items()}
 
 
 def shards_of(path: Path) -> list[Path]:
@@ -66,15 +61,8 @@ def shards_of(path: Path) -> list[Path]:
     return [path]
 
 
-def write_shards(
-    state: Mapping[str, Tensor],
-    folder: Path,
-    stem: str,
-    *,
-    dtype: torch.dtype | None = None,
-    change: Change | None = None,
-    limit: int = LIMIT,
-) -> None:
+def write_shards(state: Mapping[str, Tensor], folder: Path, stem: str, *, dtype: torch.dtype | None = None,
+                 change: Change | None = None, limit: int = LIMIT) -> None:  # fmt: skip
     """Write `state` as {stem}.safetensors, or as numbered files of at most `limit` bytes with an index.
 
     Only one file's tensors are in memory at a time, if `state` is memory-mapped; `change` is done to each file's, then
@@ -102,13 +90,9 @@ def bytes_of(tensor: Tensor, dtype: torch.dtype | None = None) -> int:
     return tensor.numel() * (dtype.itemsize if dtype else tensor.element_size())
 
 
-# -- JSON files beside weights -----------------------------------------------------------------------------------------
-
-
 def read_json(path: Path, default: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the object in a JSON file, or `default` where there is no such file.
-
-    CheckpointError if the file is missing and there is no default, or if it holds no JSON object."""
+    """Return the object in a JSON file, or `default` where there is no such file. CheckpointError if the file is
+    missing and there is no default, or if it holds no JSON object."""
     if default is not None and not path.is_file():
         return dict(default)
     try:

@@ -1,7 +1,8 @@
-"""From the shapes of tensors to the settings of the model they belong to, and whether they fit one."""
+"""Settings of a model, measured from the shapes of its tensors, and whether tensors fit a model."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from math import prod
 from typing import Any
@@ -27,17 +28,12 @@ def config_of(state: Mapping[str, Tensor], heads: int | None = None) -> dict[str
     heads = heads or width // HEAD
     if width % heads:
         raise CheckpointError(f"width {width} cannot be split into {heads} heads.")
-    config = {
-        "num_attention_heads": heads,
-        "attention_head_dim": width // heads,
-        "num_layers": blocks_of(state),
-        "ffn_dim": _shape(state, "blocks.0.ffn.net.0.proj.weight")[0],
-        "in_channels": patch[1],
-        "out_channels": _shape(state, "proj_out.weight")[0] // prod(patch[2:]),
-        "text_dim": _shape(state, "condition_embedder.text_embedder.linear_1.weight")[1],
-        "freq_dim": _shape(state, "condition_embedder.time_embedder.linear_1.weight")[1],
-        "patch_size": tuple(patch[2:]),
-    }
+    config = {"num_attention_heads": heads, "attention_head_dim": width // heads, "num_layers": blocks_of(state),
+              "ffn_dim": _shape(state, "blocks.0.ffn.net.0.proj.weight")[0], "in_channels": patch[1],
+              "out_channels": _shape(state, "proj_out.weight")[0] // prod(patch[2:]),
+              "text_dim": _shape(state, "condition_embedder.text_embedder.linear_1.weight")[1],
+              "freq_dim": _shape(state, "condition_embedder.time_embedder.linear_1.weight")[1],
+              "patch_size": tuple(patch[2:])}  # fmt: skip
     image = "condition_embedder.image_embedder"
     if f"{image}.norm1.weight" in state:
         config["image_dim"] = _shape(state, f"{image}.norm1.weight")[0]
@@ -48,21 +44,14 @@ def config_of(state: Mapping[str, Tensor], heads: int | None = None) -> dict[str
 
 
 def autoencoder_config_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Measure the settings of diffusers' AutoencoderKLWan from its tensors (means and deviations are not among
-    them)."""
+    """Measure the settings of diffusers' AutoencoderKLWan from its tensors, which hold no means and deviations."""
     width = _shape(state, "encoder.conv_in.weight")[0]
     ups = _count(state, "decoder.up_blocks.")
     widths = [_shape(state, f"decoder.up_blocks.{up}.resnets.0.conv1.weight")[0] for up in reversed(range(ups))]
     timed = [f"decoder.up_blocks.{up}.upsamplers.0.time_conv.weight" in state for up in reversed(range(ups - 1))]
-    return {
-        "base_dim": width,
-        "z_dim": _shape(state, "post_quant_conv.weight")[0],
-        "dim_mult": [each // width for each in widths],
-        "num_res_blocks": 2,
-        "attn_scales": [],
-        "temperal_downsample": timed,
-        "dropout": 0.0,
-    }
+    return {"base_dim": width, "z_dim": _shape(state, "post_quant_conv.weight")[0],
+            "dim_mult": [each // width for each in widths], "num_res_blocks": 2, "attn_scales": [],
+            "temperal_downsample": timed, "dropout": 0.0}  # fmt: skip
 
 
 def text_config_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -70,16 +59,10 @@ def text_config_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     attention = "encoder.block.0.layer.0.SelfAttention"
     vocabulary, width = _shape(state, "shared.weight")
     buckets, heads = _shape(state, f"{attention}.relative_attention_bias.weight")
-    return {
-        "vocab_size": vocabulary,
-        "d_model": width,
-        "d_kv": _shape(state, f"{attention}.q.weight")[0] // heads,
-        "d_ff": _shape(state, "encoder.block.0.layer.1.DenseReluDense.wi_0.weight")[0],
-        "num_layers": _count(state, "encoder.block."),
-        "num_heads": heads,
-        "relative_attention_num_buckets": buckets,
-        "feed_forward_proj": "gated-gelu",
-    }
+    return {"vocab_size": vocabulary, "d_model": width, "d_kv": _shape(state, f"{attention}.q.weight")[0] // heads,
+            "d_ff": _shape(state, "encoder.block.0.layer.1.DenseReluDense.wi_0.weight")[0],
+            "num_layers": _count(state, "encoder.block."), "num_heads": heads,
+            "relative_attention_num_buckets": buckets, "feed_forward_proj": "gated-gelu"}  # fmt: skip
 
 
 def blocks_of(state: Mapping[str, Any]) -> int:
@@ -102,24 +85,17 @@ def check_whole(state: Mapping[str, Tensor], name: str) -> None:
 
 
 def same_shape(state: Mapping[str, Tensor], model: nn.Module, what: str = "transformer") -> None:
-    """Raise CheckpointError unless `state` has exactly the names and shapes of `model`, which may be on the meta
-    device.
-
-    A tensor that a module holds under two names (transformers' tied embedding) is wanted under one of them."""
-    wanted: dict[str, tuple[int, ...]] = {}
+    """Raise CheckpointError unless `state` has exactly the names and shapes of `model`, perhaps on the meta device. A
+    tensor that a module holds under two names (transformers' tied embedding) is wanted under one of them."""
     known: dict[int, str] = {}
-    for key, tensor in model.state_dict(keep_vars=True).items():
-        first = known.setdefault(id(tensor), key)
-        if first == key or key in state:
-            wanted[key] = tuple(tensor.shape)
+    wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict(keep_vars=True).items()
+              if known.setdefault(id(tensor), key) == key or key in state}  # fmt: skip
     if differing := [key for key, shape in wanted.items() if key in state and tuple(state[key].shape) != shape]:
         raise CheckpointError(_differing(state, wanted, differing, what))
     _refuse_names(wanted.keys() - state.keys(), state.keys() - wanted.keys(), what)
 
 
-def _differing(
-    state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], differing: list[str], what: str
-) -> str:
+def _differing(state: Mapping[str, Tensor], wanted: Mapping[str, Any], differing: list[str], what: str) -> str:
     """One tensor in numbers, and the reason if it is one of the usual ones; then the names of more."""
     told = next((key for key in differing if key.endswith("attn1.to_q.weight")), differing[0])
     here, there = tuple(state[told].shape), wanted[told]
@@ -130,12 +106,9 @@ def _differing(
     if SIZES.get(here[0], "") and SIZES.get(there[0], "") and here[0] != there[0]:
         text += f": this is a {SIZES[here[0]]} file in a {SIZES[there[0]]} config"
     elif told == "patch_embedding.weight" and here[0] == there[0]:
-        text += f": this file takes {here[1]} channels ({_takes(here[1])}), the config {there[1]} ({_takes(there[1])})"
+        use = defaultdict(lambda: "neither text nor image to video", {16: "text to video", 36: "image to video"})
+        text += f": this file takes {here[1]} channels ({use[here[1]]}), the config {there[1]} ({use[there[1]]})"
     return f"{text}. Shapes differ in {len(differing)} tensors, first: {', '.join(differing[:5])}."
-
-
-def _takes(channels: int) -> str:
-    return {16: "text to video", 36: "image to video"}.get(channels, "neither text nor image to video")
 
 
 def _refuse_names(missing: set[str], unexpected: set[str], what: str) -> None:

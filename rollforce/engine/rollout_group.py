@@ -1,4 +1,4 @@
-"""RolloutGroup: the student's own streams, kept running while it learns.
+"""The student's own streams: whole rollouts with gradient (`roll_out`), or groups kept running while it learns.
 
 A rollout from the start for every update would spend eight calls on one gradient. Instead several groups of streams of
 different age stay alive: an update makes one tick of one group with gradient, and that tick also moves the group on. So
@@ -8,7 +8,7 @@ updates, as in LongLive's streaming long tuning (Yang et al. 2025, 3.3), and a s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,8 +18,46 @@ from rollforce.engine.flow import Noise
 from rollforce.engine.rollout import Rollout
 from rollforce.engine.settings import StreamSettings
 from rollforce.engine.transitions import Recache
+from rollforce.errors import ConfigError
 from rollforce.models.transformer.attention import KVShape
-from rollforce.models.transformer.transformer import Grid, VideoTransformer
+from rollforce.models.transformer.transformer import Condition, Grid, VideoTransformer
+
+
+def count_exits(rollout: Rollout) -> int:
+    """Return how many choices there are for `exit`: the number of steps a latent goes down."""
+    layout = rollout.layout
+    return layout.slots // layout.shift * layout.ticks
+
+
+def roll_out(rollout: Rollout, condition: Callable[[], Condition], exit: int, last: int | None = None) -> Tensor:
+    """Walk a rollout of known length to its end; return the video [B, T, C, h, w] that the shown ticks estimate.
+
+    `condition` makes the condition anew for each call with gradient, so that the text path learns too. `last`: only
+    calls that reach into the last so many latents carry gradient (None: all).
+
+    Deviations from the reference of Rolling Forcing: estimates are written also by calls without gradient (there they
+    stay zero in videos longer than `last`), and `exit` is the caller's: draw it once for all processes."""
+    if rollout.end is None:
+        raise ConfigError("a self-rollout is walked to its end: give the Rollout a length.")
+    layout, parts, window = rollout.layout, [], 0
+    place, row = divmod(exit, layout.ticks)
+    chunks = layout.slots // layout.shift
+    while not rollout.done:
+        shown = window % chunks == place and rollout.row == row
+        learns = shown and (last is None or rollout.live[1] > rollout.end - last)
+        if learns:
+            with torch.enable_grad():
+                rollout.condition = condition()
+        clean = rollout.tick(with_grad=learns).clean_BTCHW
+        if shown:
+            parts.append(clean)
+        stops = shown and chunks == 1
+        window += rollout.row == layout.ticks or stops
+        if stops:
+            rollout.finish(clean)
+        else:
+            rollout.commit()
+    return torch.cat(parts, dim=1)
 
 
 class RolloutGroup:

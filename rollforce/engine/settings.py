@@ -11,6 +11,7 @@ import torch
 from rollforce.cache.head_groups import AnyCache, HeadGroups, read_labels
 from rollforce.cache.kv_cache import KVCache
 from rollforce.cache.policies import AnyTier, Window
+from rollforce.config import resource
 from rollforce.engine.flow import Ladder, warped
 from rollforce.engine.layout import Layout, bidirectional, chunkwise, partitioned, rolling
 from rollforce.engine.rollout import Stepping
@@ -54,8 +55,6 @@ class HeadSettings:
 
     def memory(self, shape: KVShape, flight: int, dtype: torch.dtype, device: str | torch.device) -> HeadGroups:
         """Return an empty memory of all groups. ConfigError if the file cannot be read or is of another model."""
-        from rollforce.config import resource  # needs omegaconf, which benchmarks do without
-
         path = Path(self.file)
         labels = read_labels(path if path.exists() else resource(self.file))
         return HeadGroups(self.groups, labels, shape, flight, dtype, device)

@@ -34,7 +34,7 @@ from rollforce.streaming.stream_state import (
     RewindHistory,
     RewindPoint,
     Stepper,
-    StreamState,
+    StreamState,  # fmt: skip
     run_stepper,
     step_to_commit,
 )

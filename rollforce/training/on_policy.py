@@ -9,7 +9,7 @@ All are functions of (step, part): a run that is stopped and resumed makes the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,10 +23,9 @@ from rollforce.config import build
 from rollforce.engine import flow
 from rollforce.engine.flow import Noise
 from rollforce.engine.rollout import Rollout
-from rollforce.engine.rollout_group import RolloutGroup, cache_shape
+from rollforce.engine.rollout_group import RolloutGroup, cache_shape, count_exits, roll_out
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
-from rollforce.models.transformer.transformer import Condition
 from rollforce.training.causal_masking import noise_like, own_past, repeat_per_chunk, score_of_velocity, true_past
 from rollforce.training.data import Data, TrainingBatch
 from rollforce.training.network import Network
@@ -205,43 +204,3 @@ class TeacherForcedVideos(VideoSource):
                     else true_past(model, condition, clean, chunk, tokens))
         video = score_of_velocity(velocity)(flow.noised(clean, noise_like(clean, generator), sigma), sigma)
         return StudentVideo(video, text, batch.prompts)
-
-
-# -- whole rollouts: a video is made as at inference, and some of its calls carry gradient -----------------------------
-
-
-def count_exits(rollout: Rollout) -> int:
-    """Return how many choices there are for `exit`: the number of steps a latent goes down."""
-    layout = rollout.layout
-    return layout.slots // layout.shift * layout.ticks
-
-
-def roll_out(rollout: Rollout, condition: Callable[[], Condition], exit: int, last: int | None = None) -> Tensor:
-    """Walk a rollout of known length to its end; return the video [B, T, C, h, w] that the shown ticks estimate.
-
-    `condition` makes the condition anew for each call with gradient, so that the text path learns too. `last`: only
-    calls that reach into the last so many latents carry gradient (None: all).
-
-    Deviations from the reference of Rolling Forcing: estimates are written also by calls without gradient (there they
-    stay zero in videos longer than `last`), and `exit` is the caller's: draw it once for all processes."""
-    if rollout.end is None:
-        raise ConfigError("a self-rollout is walked to its end: give the Rollout a length.")
-    layout, parts, window = rollout.layout, [], 0
-    place, row = divmod(exit, layout.ticks)
-    chunks = layout.slots // layout.shift
-    while not rollout.done:
-        shown = window % chunks == place and rollout.row == row
-        learns = shown and (last is None or rollout.live[1] > rollout.end - last)
-        if learns:
-            with torch.enable_grad():
-                rollout.condition = condition()
-        clean = rollout.tick(with_grad=learns).clean_BTCHW
-        if shown:
-            parts.append(clean)
-        stops = shown and chunks == 1
-        window += rollout.row == layout.ticks or stops
-        if stops:
-            rollout.finish(clean)
-        else:
-            rollout.commit()
-    return torch.cat(parts, dim=1)

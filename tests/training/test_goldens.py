@@ -29,10 +29,10 @@ from rollforce.engine import flow
 from rollforce.engine.flow import shift_level
 from rollforce.engine.layout import chunkwise, rolling
 from rollforce.engine.rollout import Rollout, Stepping
+from rollforce.engine.rollout_group import roll_out
 from rollforce.models.transformer.transformer import VideoTransformer
 from rollforce.training import losses
 from rollforce.training.losses import Score, guide
-from rollforce.training.on_policy import roll_out
 from rollforce.training.reference_cache import ReferenceGradientCache
 
 BUDGET = 21  # latents one call attends to in the reference

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from rollforce.engine import flow
+from rollforce.engine.rollout_group import count_exits, roll_out
 from rollforce.evaluation.speed import clock
 from rollforce.evaluation.speed.cases import Case, Setting
 from rollforce.evaluation.speed.streaming import begin_rollout, random_model
 from rollforce.models.transformer.transformer import VideoTransformer
 from rollforce.training import losses
 from rollforce.training.losses import guide, score_of
-from rollforce.training.on_policy import count_exits, roll_out
 
 GUIDANCE = 3.0
 

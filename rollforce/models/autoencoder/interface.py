@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,54 +27,33 @@ class Autoencoder(Protocol):
     @property
     def channels(self) -> int:
         """Channels of a latent."""
-        ...
 
     @property
     def stride(self) -> int:
         """Pixels per latent pixel, in each direction."""
-        ...
 
     @property
     def frames(self) -> int:
         """Frames per latent."""
-        ...
 
     @property
     def first_frames(self) -> int:
         """Frames of the first latent of a stream: 1 in Wan, as many as any other in the bundled model."""
-        ...
 
     def decoder(self) -> Decoder:
         """Begin a stream of pictures."""
-        ...
 
     def encoder(self) -> Encoder:
         """Begin a stream of latents."""
-        ...
 
 
-@dataclass(frozen=True)
 class PairedAutoencoder:
     """Encodes with one autoencoder and decodes with another, smaller one that knows the same latents."""
 
-    full: Autoencoder
-    small: Autoencoder
-
-    @property
-    def channels(self) -> int:
-        return self.full.channels
-
-    @property
-    def stride(self) -> int:
-        return self.full.stride
-
-    @property
-    def frames(self) -> int:
-        return self.full.frames
-
-    @property
-    def first_frames(self) -> int:
-        return self.full.first_frames
+    def __init__(self, full: Autoencoder, small: Autoencoder) -> None:
+        self.full, self.small = full, small
+        self.channels, self.stride = full.channels, full.stride
+        self.frames, self.first_frames = full.frames, full.first_frames
 
     def decoder(self) -> Decoder:
         return self.small.decoder()
@@ -89,20 +67,12 @@ class CausalAutoencoder(nn.Module, ABC):
 
     `again`: how many of a latent's last frames are read once more with those of the next."""
 
+    channels: int
+    stride: int
+    frames: int
+    first_frames: int
     again = 0
 
-    @property
-    @abstractmethod
-    def channels(self) -> int: ...
-    @property
-    @abstractmethod
-    def stride(self) -> int: ...
-    @property
-    @abstractmethod
-    def frames(self) -> int: ...
-    @property
-    @abstractmethod
-    def first_frames(self) -> int: ...
     @property
     @abstractmethod
     def weight(self) -> Tensor:
@@ -130,22 +100,20 @@ class ClipAutoencoder(CausalAutoencoder):
 
     Whole clips are streams of their own, so neither the cutting nor what else is in the batch changes a bit."""
 
-    @property
-    def first_frames(self) -> int:
-        return 1
+    first_frames = 1
 
     def encode(self, frames_BFHWC: Tensor) -> Tensor:
         """Return latents float32 [B, 1 + k, C, h, w] of frames [B, 1 + k frames, H, W, 3], uint8 or float in 0..1.
-
         Raises ShapeError when a size does not fit."""
         frames = planes(frames_BFHWC, self.stride, self.weight.device)
         check_count(frames.shape[1], self.first_frames, self.frames)
-        return torch.cat([_read_clip(self, video) for video in frames.split(1)])
+        cuts = list(_cuts(self, frames.shape[1], begun=False))
+        videos = ((video, self.reading()) for video in frames.split(1))
+        return torch.cat([torch.cat([reading(video[:, cut]) for cut in cuts], dim=1) for video, reading in videos])
 
     def decode(self, latents_BTCHW: Tensor) -> Tensor:
-        """Return frames [B, F, H, W, 3], float32 in 0..1, of latents [B, T, C, h, w], F = 1 + (T - 1) frames.
-
-        Raises ShapeError when a size does not fit."""
+        """Return frames [B, F, H, W, 3], float32 in 0..1, of latents [B, T, C, h, w], F = 1 + (T - 1) frames. Raises
+        ShapeError when a size does not fit."""
         check_latents(latents_BTCHW, self.channels)
         if 0 in latents_BTCHW.shape[:2]:
             raise ShapeError(f"latents of shape {tuple(latents_BTCHW.shape)}: there is nothing to decode.")
@@ -169,9 +137,11 @@ class Decoder:
     def decode(self, latents_BTCHW: Tensor) -> np.ndarray:
         """Return the frames uint8 [F, H, W, 3] of latents [1, T, C, h, w]. ShapeError if they are of another stream."""
         check_latents(latents_BTCHW, self.autoencoder.channels)
-        check_stream(latents_BTCHW)
+        if latents_BTCHW.shape[0] != 1:
+            raise ShapeError(f"latents of {latents_BTCHW.shape[0]} videos: a decoder draws one stream; give every one "
+                             "a decoder of its own, or use the autoencoder's decode() for whole clips.")  # fmt: skip
         latents = latents_BTCHW.to(self.autoencoder.weight.device)
-        parts = [as_bytes(frames[0]) for frames in _draw_all(latents, self._drawing)]
+        parts = [frames[0].mul(255).round_().to(torch.uint8) for frames in _draw_all(latents, self._drawing)]
         height, width = (self.autoencoder.stride * size for size in latents.shape[-2:])
         return on_host(parts, height, width)
 
@@ -206,7 +176,6 @@ class Encoder:
     @torch.no_grad()
     def encode(self, frames_FHWC: np.ndarray) -> Tensor:
         """Return the latents float32 [1, T, C, h, w], on the weights' device, that uint8 frames [F, H, W, 3] complete.
-
         T may be 0: frames that do not yet fill a latent wait. ShapeError if a size is wrong."""
         model = self.autoencoder
         frames = frames_FHWC if self._waiting is None else np.concatenate([self._waiting, frames_FHWC])
@@ -225,11 +194,6 @@ class Encoder:
         """Begin a new stream."""
         self._reading.reset()
         self._waiting = None
-
-
-def _read_clip(model: CausalAutoencoder, frames_BFCHW: Tensor) -> Tensor:
-    reading = model.reading()
-    return torch.cat([reading(frames_BFCHW[:, cut]) for cut in _cuts(model, frames_BFCHW.shape[1], False)], dim=1)
 
 
 def _draw_all(latents_BTCHW: Tensor, drawing: FeatureStream) -> Iterator[Tensor]:
@@ -259,15 +223,8 @@ class FeatureStream:
     pixels per latent pixel of what goes in and comes out; `slots` is how many features the network counts through.
     `step` may change the list of features, but no tensor in it: states that were taken stay what they were."""
 
-    def __init__(
-        self,
-        step: Callable[[Tensor, Features], Tensor],
-        slots: int,
-        scale_in: int,
-        scale_out: int,
-        tiling: Tiling | None,
-        stride: int,
-    ) -> None:
+    def __init__(self, step: Callable[[Tensor, Features], Tensor], slots: int, scale_in: int, scale_out: int,
+                 tiling: Tiling | None, stride: int) -> None:  # fmt: skip
         self._step, self._slots, self._tiling, self._stride = step, slots, tiling, stride
         self._scale_in, self._scale_out = scale_in, scale_out
         self._size: tuple[int, int] | None = None
@@ -287,10 +244,8 @@ class FeatureStream:
             self._begin(*size)
         if size != self._size:
             was, now = (tuple(self._stride * side for side in sides) for sides in (self._size or (0, 0), size))
-            raise ShapeError(
-                f"pictures of {now[0]} x {now[1]} in a stream of {was[0]} x {was[1]}: "
-                "a stream keeps its size; reset() begins a new one."
-            )
+            raise ShapeError(f"pictures of {now[0]} x {now[1]} in a stream of {was[0]} x {was[1]}: a stream keeps its "
+                             "size; reset() begins a new one.")  # fmt: skip
         if len(self._features) == 1:
             return self._step(x, self._features[0]).float()
         return self._mosaic.blend(self._steps(x), self._scale_out)
@@ -317,8 +272,7 @@ class FeatureStream:
         self._size, self._features = None, []
 
     def state_dict(self) -> dict[str, Any]:
-        size = None if self._size is None else list(self._size)
-        return {"size": size, "features": [list(features) for features in self._features]}
+        return {"size": self._size and list(self._size), "features": [list(features) for features in self._features]}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Go on from a `state_dict`, on `device`. SnapshotError if it is of another network or tiling."""
@@ -329,19 +283,16 @@ class FeatureStream:
         told, own = ([len(features) for features in each] for each in (state["features"], self._features))
         if told != own:
             self.reset()
-            raise SnapshotError(
-                f"the saved stream has {len(told)} tile(s) of {told[0] if told else 0} features, this autoencoder "
-                f"{len(own)} of {own[0]}: resume with the autoencoder and the tiling that it was saved with."
-            )
+            raise SnapshotError(f"the saved stream has {len(told)} tile(s) of {told[0] if told else 0} features, this "
+                                f"autoencoder {len(own)} of {own[0]}: resume with the autoencoder and the tiling that "
+                                "it was saved with.")  # fmt: skip
         self._features = [list(features) for features in state["features"]]
         for features in self._features:
             _move(features, torch.device("cpu") if self._on_host else device)
 
 
 def _move(features: Features, device: torch.device) -> None:
-    for i, feature in enumerate(features):
-        if isinstance(feature, Tensor):
-            features[i] = feature.to(device)
+    features[:] = [feature.to(device) if isinstance(feature, Tensor) else feature for feature in features]
 
 
 # -- between pixels and what autoencoders read: shapes checked with a remedy, bytes to numbers and back ----------------
@@ -354,36 +305,22 @@ def check_latents(latents_BTCHW: Tensor, channels: int) -> None:
     """Raise ShapeError unless these are latents [B, T, channels, h, w] of at least one pixel."""
     shape = tuple(latents_BTCHW.shape)
     if len(shape) != 5 or shape[2] != channels or not shape[3] or not shape[4]:
-        raise ShapeError(
-            f"latents of shape {shape}: this autoencoder reads [B, T, {channels}, h, w], with {channels} channels."
-        )
-
-
-def check_stream(latents_BTCHW: Tensor) -> None:
-    """Raise ShapeError unless these latents are of one stream."""
-    if latents_BTCHW.shape[0] != 1:
-        raise ShapeError(
-            f"latents of {latents_BTCHW.shape[0]} videos: a decoder draws one stream; "
-            "give every video a decoder of its own, or use the autoencoder's decode() for whole clips."
-        )
+        raise ShapeError(f"latents of shape {shape}: this autoencoder reads [B, T, {channels}, h, w], with {channels} "
+                         "channels.")  # fmt: skip
 
 
 def check_count(frames: int, first: int, each: int) -> None:
     """Raise ShapeError unless `frames` frames fill whole latents: `first` of them the first one, `each` every other."""
     if frames < first or (frames - first) % each:
-        lower = first + max(0, (frames - first) // each) * each
-        upper = first if frames < first else lower + each
-        nearest = f"{upper}" if frames < first else f"{lower} or {upper}"
-        raise ShapeError(
-            f"{frames} frames do not fill whole latents: the first holds {first} frame(s), every other {each}. "
-            f"Nearest: {nearest}."
-        )
+        lower = first + (frames - first) // each * each
+        nearest = f"{first}" if frames < first else f"{lower} or {lower + each}"
+        raise ShapeError(f"{frames} frames do not fill whole latents: the first holds {first} frame(s), every other "
+                         f"{each}. Nearest: {nearest}.")  # fmt: skip
 
 
 def planes(frames_BFHWC: Tensor, stride: int, device: torch.device) -> Tensor:
-    """Return frames [B, F, H, W, 3], uint8 or float in 0..1, as float32 [B, F, 3, H, W] in 0..1.
-
-    Raises ShapeError if they are none, or no multiple of `stride`."""
+    """Return frames [B, F, H, W, 3], uint8 or float in 0..1, as float32 [B, F, 3, H, W] in 0..1. Raises ShapeError if
+    they are none, or no multiple of `stride`."""
     shape = tuple(frames_BFHWC.shape)
     if len(shape) != 5 or shape[-1] != 3:
         raise ShapeError(f"video of shape {shape}: expected [B, F, H, W, 3]")
@@ -392,11 +329,6 @@ def planes(frames_BFHWC: Tensor, stride: int, device: torch.device) -> Tensor:
     frames = frames_BFHWC.to(device)
     frames = frames.float() / 255 if frames.dtype == torch.uint8 else frames.float()
     return rearrange(frames, "b f h w c -> b f c h w")
-
-
-def as_bytes(frames_FHWC: Tensor) -> Tensor:
-    """Return frames in 0..1 as uint8 on the same device, rounded to the nearest."""
-    return frames_FHWC.mul(255).round_().to(torch.uint8)
 
 
 def on_host(parts: list[Tensor], height: int, width: int) -> np.ndarray:

@@ -48,9 +48,8 @@ class Recall(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        sizes = (2 * width, width, width, width)
         layers: list[nn.Module] = []
-        for before, after in pairwise(sizes):
+        for before, after in pairwise((2 * width, width, width, width)):
             layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU()]
         self.conv = nn.Sequential(*layers[:-1])
 
@@ -120,9 +119,9 @@ class TaehvAutoencoder(ClipAutoencoder):
     def __init__(self, config: TaehvConfig) -> None:
         super().__init__()
         self.config = config
+        self.channels, self.frames = config.channels, math.prod(config.pool)
+        self.stride = 2 ** len(config.pool) * config.patch
         self.layers = Layers(config)
-
-    # ---- files
 
     @classmethod
     def load(cls, path: str | Path, dtype: torch.dtype | None = None) -> TaehvAutoencoder:
@@ -130,43 +129,24 @@ class TaehvAutoencoder(ClipAutoencoder):
         path = Path(path).expanduser()
         if not path.is_file():
             raise CheckpointError(f"There is no file {path}.")
-        safe = path.suffix == ".safetensors"
-        state = read_safetensors(path) if safe else unpack(read_pickle(path), path.name)[1]
+        state = read_safetensors(path) if path.suffix == ".safetensors" else unpack(read_pickle(path), path.name)[1]
         if dtype is not None:
             state = {name: tensor.to(dtype) for name, tensor in state.items()}
         return cls.from_state(state, path.name)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], name: str = "taehv") -> TaehvAutoencoder:
-        """Build an autoencoder of these weights, whose shapes tell its sizes. CheckpointError if they are of another
-        kind.
-
-        `name` of the file, for messages."""
+        """Build an autoencoder of these weights, whose shapes tell its sizes; `name` of the file, for messages.
+        CheckpointError if they are of another kind."""
         with torch.device("meta"):
             model = cls(_config_of(state, name))
         same_shape(state, model.layers, name)
         model.layers.load_state_dict(dict(state), assign=True)
         return model.requires_grad_(False).eval()
 
-    # ---- geometry
-
-    @property
-    def channels(self) -> int:
-        return self.config.channels
-
-    @property
-    def stride(self) -> int:
-        return 2 ** len(self.config.pool) * self.config.patch
-
-    @property
-    def frames(self) -> int:
-        return math.prod(self.config.pool)
-
     @property
     def weight(self) -> Tensor:
         return next(self.parameters())
-
-    # ---- streams
 
     def drawing(self) -> FeatureStream:
         return FeatureStream(self.draw, len(self.layers.decoder), 1, self.stride, None, self.stride)
@@ -182,9 +162,8 @@ class TaehvAutoencoder(ClipAutoencoder):
         return frames[None, -self.first_frames if begins else 0 :].float()
 
     def read(self, frames_BFCHW: Tensor, past: Features) -> Tensor:
-        """Read a frame [1, 1, 3, H, W] after what went before: its latent [1, 1, C, h, w], float32.
-
-        With the frames of the latent before it in front of it, if there are any: they are what `past` remembers."""
+        """Read a frame [1, 1, 3, H, W] after what went before: its latent [1, 1, C, h, w], float32. With the frames of
+        the latent before it in front of it, if there are any: they are what `past` remembers."""
         pixels = F.pixel_unshuffle(frames_BFCHW[0].to(self.weight.dtype), self.config.patch)
         if len(pixels) > 1:
             _through(self.layers.encoder, pixels[:-1], past)
@@ -214,13 +193,10 @@ def _config_of(state: Mapping[str, Tensor], name: str) -> TaehvConfig:
         grow = tuple(shape[0] // shape[1] for shape in (state[f"decoder.{i}.{stem}"].shape for i in GROWS))
     except KeyError as error:
         first = ", ".join(list(state)[:3])
-        raise CheckpointError(
-            f"{name} is not a tiny autoencoder in the format of TAEHV: there is no {error.args[0]} (it begins with "
-            f"{first}). For Wan 2.1 give taew2_1.pth or taew2_1.safetensors."
-        ) from error
+        raise CheckpointError(f"{name} is not a tiny autoencoder in the format of TAEHV: there is no {error.args[0]} "
+                              f"(it begins with {first}). For Wan 2.1 give taew2_1.pth or "
+                              "taew2_1.safetensors.") from error  # fmt: skip
     if math.prod(pool) != math.prod(grow):
-        raise CheckpointError(
-            f"{name} makes one latent of {math.prod(pool)} frames, but {math.prod(grow)} frames of one latent: "
-            "a stream needs an autoencoder that gives back as many frames as it takes."
-        )
+        raise CheckpointError(f"{name} makes one latent of {math.prod(pool)} frames, but {math.prod(grow)} frames of "
+                              "one latent: a stream needs an autoencoder that gives back as many frames as it takes.")
     return TaehvConfig(ends[0][1], width, tuple(shape[0] for shape in ends), pool, grow, math.isqrt(pixels // 3))

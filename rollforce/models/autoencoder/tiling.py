@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, product
 
 import torch
 from torch import Tensor
@@ -35,19 +36,15 @@ class Tiling:
 
     def __post_init__(self) -> None:
         if self.tile < 1 or not 0 <= self.overlap <= self.tile // 2:
-            raise ConfigError(
-                f"tiles of {self.tile} pixels with an overlap of {self.overlap}: the overlap must be between 0 and "
-                f"half a tile ({self.tile // 2})."
-            )
+            raise ConfigError(f"tiles of {self.tile} pixels with an overlap of {self.overlap}: the overlap must be "
+                              f"between 0 and half a tile ({self.tile // 2}).")  # fmt: skip
 
     def check(self, stride: int) -> None:
         """Raise ConfigError unless tiles and overlaps are whole latent pixels."""
         for name, value in (("tile", self.tile), ("overlap", self.overlap)):
             if value % stride:
-                raise ConfigError(
-                    f"tiling {name} = {value} is not a multiple of {stride} (autoencoder stride). "
-                    f"Nearest: {value // stride * stride} or {(value // stride + 1) * stride}."
-                )
+                raise ConfigError(f"tiling {name} = {value} is not a multiple of {stride} (autoencoder stride). "
+                                  f"Nearest: {value // stride * stride} or {(value // stride + 1) * stride}.")
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,6 @@ class Cover:
 
     def weights(self, scale: int) -> Tensor:
         """Return how much every tile counts at each of its pixels, `scale` pixels per cell: [tiles, length * scale].
-
         Over all tiles the weights of a pixel add up to 1."""
         places = torch.arange(self.length * scale) + 0.5
         raw = torch.ones(len(self.starts), self.length * scale)
@@ -72,9 +68,8 @@ class Cover:
             if self.ramp and start + self.length < self.size:
                 raw[i] = torch.minimum(raw[i], places.flip(0) / (self.ramp * scale))
             total[start * scale : (start + self.length) * scale] += raw[i]
-        return torch.stack(
-            [row / total[s * scale : (s + self.length) * scale] for row, s in zip(raw, self.starts, strict=True)]
-        )
+        spans = (slice(start * scale, (start + self.length) * scale) for start in self.starts)
+        return torch.stack([row / total[span] for row, span in zip(raw, spans, strict=True)])
 
 
 def cover(size: int, tile: int, overlap: int) -> Cover:
@@ -85,11 +80,12 @@ def cover(size: int, tile: int, overlap: int) -> Cover:
     return Cover(size, tile, tuple(i * (size - tile) // steps for i in range(steps + 1)), overlap)
 
 
+@dataclass(frozen=True)
 class Mosaic:
     """The tiles of one picture, in cells: latent pixels, of `scale` x `scale` pixels each in a picture."""
 
-    def __init__(self, rows: Cover, columns: Cover) -> None:
-        self.rows, self.columns = rows, columns
+    rows: Cover
+    columns: Cover
 
     def __len__(self) -> int:
         return len(self.rows.starts) * len(self.columns.starts)
@@ -101,31 +97,23 @@ class Mosaic:
 
     def places(self, scale: int) -> Iterator[tuple[slice, slice]]:
         """Yield the rows and columns of every tile, in pixels at `scale` per cell."""
-        for y in self.rows.starts:
-            for x in self.columns.starts:
-                yield (
-                    slice(y * scale, (y + self.rows.length) * scale),
-                    slice(x * scale, (x + self.columns.length) * scale),
-                )
+        for y, x in product(self.rows.starts, self.columns.starts):
+            yield (slice(y * scale, (y + self.rows.length) * scale),
+                   slice(x * scale, (x + self.columns.length) * scale))  # fmt: skip
 
     def blend(self, parts: Iterator[Tensor], scale: int) -> Tensor:
         """Blend the tiles, in the order of `places`, into one picture [..., H, W], float32."""
         if len(self) == 1:
             return next(parts).float()
-        weights = ((y, x) for y in self.rows.weights(scale) for x in self.columns.weights(scale))
-        picture: Tensor | None = None
-        for part, (ys, xs), (down, across) in zip(parts, self.places(scale), weights, strict=True):
-            if picture is None:
-                size = (self.rows.size * scale, self.columns.size * scale)
-                picture = part.new_zeros(*part.shape[:-2], *size, dtype=torch.float32)
+        weights = product(self.rows.weights(scale), self.columns.weights(scale))
+        first = next(parts)
+        picture = first.new_zeros(*first.shape[:-2], *(side * scale for side in self.size), dtype=torch.float32)
+        for part, (ys, xs), (down, across) in zip(chain([first], parts), self.places(scale), weights, strict=True):
             picture[..., ys, xs] += part.float() * (down[:, None] * across).to(part.device)
-        assert picture is not None
         return picture
 
 
 def mosaic(height: int, width: int, tiling: Tiling | None, stride: int) -> Mosaic:
     """Return tiles of a picture of height x width latent pixels; one tile without `tiling`."""
-    if tiling is None:
-        return Mosaic(cover(height, height, 0), cover(width, width, 0))
-    tile, overlap = tiling.tile // stride, tiling.overlap // stride
+    tile, overlap = (tiling.tile // stride, tiling.overlap // stride) if tiling else (max(height, width), 0)
     return Mosaic(cover(height, tile, overlap), cover(width, tile, overlap))

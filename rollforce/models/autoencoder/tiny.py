@@ -51,9 +51,9 @@ class AutoencoderConfig:
         return self.frames * self.patch * self.patch * 3
 
 
-def silence(layer: nn.Conv2d | nn.Linear) -> None:
-    """Let a layer start with nothing to say."""
-    for parameter in layer.parameters():
+def silence(*layers: nn.Module) -> None:
+    """Let layers start with nothing to say."""
+    for parameter in nn.ModuleList(layers).parameters():
         nn.init.zeros_(parameter)
 
 
@@ -93,8 +93,7 @@ class DrawingBlock(nn.Module):
         self.first = nn.Conv2d(width, width, 3, padding=1)
         self.before = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.second = nn.Conv2d(width, width, 3, padding=1)
-        silence(self.before)
-        silence(self.second)
+        silence(self.before, self.second)
 
     def forward(self, x_BTDHW: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the block's output and its last input: the past of the next call."""
@@ -116,6 +115,7 @@ class TinyAutoencoder(CausalAutoencoder):
     def __init__(self, config: AutoencoderConfig | None = None) -> None:
         super().__init__()
         self.config = c = config or AutoencoderConfig()
+        self.channels, self.stride, self.frames, self.first_frames = c.channels, c.patch, c.frames, c.frames
         self.register_buffer("basis", torch.eye(c.channels, c.patch_values))
         self.register_buffer("mean", torch.full((c.patch_values,), 0.5))
         self.register_buffer("scale", torch.ones(c.channels))
@@ -128,24 +128,7 @@ class TinyAutoencoder(CausalAutoencoder):
         self.up_high = nn.Conv2d(c.width_mid, 4 * c.width_high, 3, padding=1)
         self.high = DrawingBlock(c.width_high)
         self.out = nn.Conv2d(c.width_high, 4 * c.frames * 3, 3, padding=1)
-        for layer in (self.steady, self.out):
-            silence(layer)
-
-    @property
-    def channels(self) -> int:
-        return self.config.channels
-
-    @property
-    def stride(self) -> int:
-        return self.config.patch
-
-    @property
-    def frames(self) -> int:
-        return self.config.frames
-
-    @property
-    def first_frames(self) -> int:
-        return self.config.frames
+        silence(self.steady, self.out)
 
     @property
     def weight(self) -> Tensor:
@@ -165,8 +148,6 @@ class TinyAutoencoder(CausalAutoencoder):
     def _read_next(self, frames_BFCHW: Tensor, past: Features) -> Tensor:
         return self.encode(rearrange(frames_BFCHW, "b f c h w -> b f h w c"))
 
-    # ---- video to latents
-
     def patches(self, frames_BFHWC: Tensor) -> Tensor:
         """Cut video [B, F, H, W, 3] into patches [B, T, h, w, patch values], float in 0..1; uint8 is divided by 255."""
         c = self.config
@@ -184,12 +165,9 @@ class TinyAutoencoder(CausalAutoencoder):
 
     def encode(self, frames_BFHWC: Tensor) -> Tensor:
         """Return latents [B, F/4, C, H/8, W/8] of frames [B, F, H, W, 3], uint8 or float in 0..1, F a multiple of 4.
-
         Raises ShapeError when a size does not fit."""
         code = (self.patches(frames_BFHWC) - self.mean) @ self.basis.T * self.scale
         return rearrange(code, "b t h w c -> b t c h w")
-
-    # ---- latents to video
 
     def decode(self, latents_BTCHW: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Return frames [B, 4T, 8h, 8w, 3] in 0..1 of latents [B, T, C, h, w], and the state that continues the stream.
@@ -216,7 +194,6 @@ class TinyAutoencoder(CausalAutoencoder):
 
     def forward(self, latents_BTCHW: Tensor, keep: slice = slice(None)) -> Tensor:
         """Draw all latents at once from an empty past, but only the pixels of the latents `keep`: the training path.
-
         Frames are not clamped, so that gradients pass."""
         return self.draw(latents_BTCHW, None, keep)[0]
 
@@ -251,8 +228,6 @@ class TinyAutoencoder(CausalAutoencoder):
         if len(shape) != 5 or shape[2] != self.config.channels or 0 in shape:
             raise ShapeError(f"latents of shape {shape}: expected [B, T, {self.config.channels}, h, w], nothing empty")
 
-    # ---- fitting the linear part
-
     @torch.no_grad()
     def fit(self, patches_NP: Tensor, weight_N: Tensor) -> float:
         """Fit mean, basis and channel scale to patches [N, patch values] in 0..1. Returns the variance kept, 0..1.
@@ -272,8 +247,6 @@ class TinyAutoencoder(CausalAutoencoder):
         for name, value in (("mean", mean), ("basis", basis), ("scale", scale), ("spread", scale * deviation)):
             getattr(self, name).copy_(value.half())
         return float(values[-K:].sum() / values.sum())
-
-    # ---- files
 
     def save(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors (float16) into `folder`, which is made if it is missing."""

@@ -1,8 +1,7 @@
 """The Wan 2.1 autoencoder as a stream: diffusers' AutoencoderKLWan, one latent at a time, its causal past kept.
 
 Each causal convolution remembers its last two inputs. diffusers keeps these features on the module and clears them
-around every call; here every stream has its own, so that streams share weights without disturbing each other, and a
-whole clip is nothing but a stream that begins and ends in one call.
+around every call; here every stream has its own, so that streams share weights without disturbing each other.
 """
 
 from __future__ import annotations
@@ -33,35 +32,32 @@ class WanAutoencoder(ClipAutoencoder):
     def __init__(self, vae: Any, tiling: Tiling | None = None) -> None:
         super().__init__()
         self.vae: Any = vae.eval()
+        self.channels, self.stride = int(vae.config.z_dim), 2 ** (len(vae.config.dim_mult) - 1)
+        self.frames = 2 ** sum(vae.config.temperal_downsample)
         self.tiling = tiling
         if tiling is not None:
             tiling.check(self.stride)
         self._mean = _moment(vae.config, "latents_mean")  # no buffers: .to(bfloat16) would round them
         self._std = _moment(vae.config, "latents_std")
 
-    # ---- files
-
     @classmethod
     def load(cls, path: str | Path, dtype: torch.dtype | None = None, tiling: Tiling | None = None) -> WanAutoencoder:
         """Read a `vae/` folder of diffusers, the model folder around it, or Wan2.1_VAE.pth; in `dtype` or the file's.
-
         CheckpointError if there is none, it is of another kind, or it does not fit its config."""
         found = expect(read_checkpoint(path, "autoencoder"), "autoencoder")
         state = found.state if dtype is None else {name: tensor.to(dtype) for name, tensor in found.state.items()}
         return cls.from_state(state, found.config, tiling)
 
     @classmethod
-    def from_state(
-        cls, state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None, tiling: Tiling | None = None
-    ) -> WanAutoencoder:
+    def from_state(cls, state: Mapping[str, Tensor], config: Mapping[str, Any] | None = None,
+                   tiling: Tiling | None = None) -> WanAutoencoder:  # fmt: skip
         """Build an autoencoder of these weights, used as they are. Names may be the original ones or diffusers'.
 
         `config`: settings of AutoencoderKLWan; what it lacks is measured or as in Wan 2.1. CheckpointError if the
         weights do not fit it."""
         from diffusers import AutoencoderKLWan
 
-        found = recognise(state)
-        if found is not None and found[1]:
+        if (found := recognise(state)) and found[1]:
             state = to_ours("autoencoder", state)
         given = {name: value for name, value in (config or {}).items() if not name.startswith("_")}
         _refuse_other(given)
@@ -77,22 +73,6 @@ class WanAutoencoder(ClipAutoencoder):
     def save(self, folder: str | Path) -> None:
         """Write a `vae/` folder of diffusers: config.json and diffusion_pytorch_model.safetensors."""
         self.vae.save_pretrained(str(folder))
-
-    # ---- geometry
-
-    @property
-    def channels(self) -> int:
-        return int(self.vae.config.z_dim)
-
-    @property
-    def stride(self) -> int:
-        return 2 ** (len(self.vae.config.dim_mult) - 1)
-
-    @property
-    def frames(self) -> int:
-        return 2 ** sum(self.vae.config.temperal_downsample)
-
-    # ---- streams
 
     def drawing(self) -> FeatureStream:
         return FeatureStream(self.draw, _slots(self.vae.decoder), 1, self.stride, self.tiling, self.stride)
@@ -124,6 +104,7 @@ class WanAutoencoder(ClipAutoencoder):
             self._mean, self._std = self._mean.to(device), self._std.to(device)
         return self._mean, self._std
 
+
 def _slots(half: nn.Module) -> int:
     """Places for features that diffusers' encoder or decoder counts through: one per convolution in time."""
     return sum(isinstance(layer, nn.Conv3d) for layer in half.modules())
@@ -132,17 +113,14 @@ def _slots(half: nn.Module) -> int:
 def _refuse_other(config: Mapping[str, Any]) -> None:
     """CheckpointError for settings of an autoencoder that is not of the Wan 2.1 family."""
     if config.get("is_residual") or config.get("patch_size") not in (None, 1):
-        raise CheckpointError(
-            "this is the autoencoder of Wan 2.2 5B, which works in patches; no streaming student here uses it. "
-            "Take the `vae` folder of a Wan 2.1 or a Wan 2.2 14B model."
-        )
+        raise CheckpointError("this is the autoencoder of Wan 2.2 5B, which works in patches; no streaming student "
+                              "here uses it. Take the `vae` folder of a Wan 2.1 or a Wan 2.2 14B model.")  # fmt: skip
 
 
 def _moment(config: Any, name: str) -> Tensor:
     """One number per latent channel, float32 [C, 1, 1]. CheckpointError if there are more or fewer."""
     values = getattr(config, name)
     if len(values) != config.z_dim:
-        raise CheckpointError(
-            f"vae/config.json: {name} has {len(values)} numbers, but latents have {config.z_dim} channels (z_dim)."
-        )
+        raise CheckpointError(f"vae/config.json: {name} has {len(values)} numbers, but latents have {config.z_dim} "
+                              "channels (z_dim).")  # fmt: skip
     return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)

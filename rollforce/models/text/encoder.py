@@ -54,15 +54,12 @@ class Text(Protocol):
     @property
     def words(self) -> tuple[str, ...]:
         """The words that prompts may use; none if any may."""
-        ...
 
     def check(self, prompt: str) -> None:
         """Raise ConfigError for a prompt that cannot be encoded."""
-        ...
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Encode prompts as text vectors [B, L, D], one at a time: a prompt's bits depend on no other."""
-        ...
 
 
 class TextLayer(nn.Module):
@@ -94,21 +91,16 @@ class TextEncoder(nn.Module):
         self.position = nn.Parameter(torch.randn(config.text_len, config.text_dim) * 0.3)
         self.layers = nn.ModuleList(TextLayer(config.text_dim, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.text_dim)
+        self.words = config.words
         self._number = {word: i + 1 for i, word in enumerate(config.words)}
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        return self.config.words
 
     def check(self, prompt: str) -> None:
         self.numbers([prompt])
 
     def numbers(self, prompts: Sequence[str]) -> Tensor:
-        """Return word numbers of each prompt, padded: int64 [B, text_len].
-
-        Raises ConfigError for unknown words and for prompts of more than text_len words."""
-        rows = []
-        limit = self.config.text_len
+        """Return word numbers of each prompt, padded: int64 [B, text_len]. Raises ConfigError for unknown words and for
+        prompts of more than text_len words."""
+        rows, limit = [], self.config.text_len
         for prompt in prompts:
             words = tokenize(prompt, self.config.vocabulary)
             if len(words) > limit:
@@ -139,13 +131,9 @@ class TextEncoder(nn.Module):
         return load_module(cls, TextConfig, folder, "text encoder")
 
 
-# -- words of a small language -----------------------------------------------------------------------------------------
-
-
 def tokenize(text: str, vocabulary: Mapping[str, Sequence[str]]) -> list[str]:
-    """Split a prompt into words in lower case, without punctuation; none for "".
-
-    Raises ConfigError for a word outside `vocabulary` (kind -> words); the message lists what is known."""
+    """Split a prompt into words in lower case, without punctuation; none for "". Raises ConfigError for a word outside
+    `vocabulary` (kind -> words); the message lists what is known."""
     words = re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower())
     known = [word for kind in vocabulary.values() for word in kind]
     for word in words:
@@ -153,7 +141,6 @@ def tokenize(text: str, vocabulary: Mapping[str, Sequence[str]]) -> list[str]:
             near = get_close_matches(word, known, n=1, cutoff=0.6)
             hint = f'; did you mean "{near[0]}"?' if near else ""
             kinds = "\n".join(f"  {kind}: {', '.join(members)}" for kind, members in vocabulary.items())
-            raise ConfigError(
-                f'the prompt has the word "{word}", which this model never learnt{hint}\nIt knows these words:\n{kinds}'
-            )
+            raise ConfigError(f'the prompt has the word "{word}", which this model never learnt{hint}\nIt knows these '
+                              f'words:\n{kinds}')  # fmt: skip
     return words

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,10 +79,8 @@ class TextCache:
 
     def _hold(self, key: str, encoded: CachedText, error: OSError) -> None:
         if not self._warned:
-            log.warning(
-                "text vectors cannot be kept in %s (%s): prompts will be encoded again next time. "
-                "Set ROLLFORCE_CACHE to a folder that can be written to.", self.folder, error,
-            )  # fmt: skip
+            log.warning("text vectors cannot be kept in %s (%s): prompts will be encoded again next time. Set "
+                        "ROLLFORCE_CACHE to a folder that can be written to.", self.folder, error)  # fmt: skip
         self._warned = True
         self._held[key] = encoded
         while len(self._held) > HELD:
@@ -89,7 +88,5 @@ class TextCache:
 
 
 def _remove(path: Path) -> None:
-    try:
+    with suppress(OSError):  # it stays behind, which does no harm
         path.unlink(missing_ok=True)
-    except OSError as error:
-        log.debug("%s stays behind: %s", path, error)

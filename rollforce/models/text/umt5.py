@@ -34,35 +34,22 @@ LENGTH = 512  # tokens that Wan reads of a prompt, the end mark among them
 class WanText:
     """A text encoder in a diffusers folder. Obeys `Text`: `words`, `check`, `encode`. Safe to use from threads."""
 
-    def __init__(
-        self,
-        folder: Path,
-        shards: Sequence[Path],
-        cache: TextCache,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
-        keep: bool = False,
-    ) -> None:
+    words: tuple[str, ...] = ()  # any word may be used
+    length = LENGTH
+
+    def __init__(self, folder: Path, shards: Sequence[Path], cache: TextCache, *, device: str | torch.device = "cpu",
+                 dtype: torch.dtype | None = None, keep: bool = False) -> None:  # fmt: skip
         self.folder, self.shards, self.cache = folder, tuple(shards), cache
         self.device, self.dtype, self.keep = torch.device(device), dtype, keep
         self.config: dict[str, Any] = read_json(folder / ENCODER / "config.json")
-        self.length = LENGTH
         self._model: Any = None
         self._tokenizer: Any = None
         self._lock = threading.Lock()
         self._cleaner = PromptCleaner()
 
     @classmethod
-    def load(
-        cls,
-        folder: str | Path,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
-        cache: str | Path | None = None,
-        keep: bool = False,
-    ) -> WanText:
+    def load(cls, folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None,
+             cache: str | Path | None = None, keep: bool = False) -> WanText:  # fmt: skip
         """Open the encoder in `folder`/text_encoder with `folder`/tokenizer; no weight is read yet.
 
         Args: `device` where prompts are encoded and vectors handed out; `dtype` to run in (None: that of the files);
@@ -78,33 +65,25 @@ class WanText:
             raise CheckpointError(f"no tokenizer in {folder}: {TOKENIZER}/tokenizer.json is missing. {REMEDY}")
         return found
 
-    # -- the protocol -------------------------------------------------------------------------------------------
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """None: any word may be used."""
-        return ()
-
     def check(self, prompt: str) -> None:
         """Raise ConfigError for what is no text; everything else can be encoded, the empty prompt too."""
         try:
             prompt.encode()
         except UnicodeEncodeError as error:
-            raise ConfigError(
-                f"the prompt holds {prompt[error.start]!r} at place {error.start}, half of a character: remove it."
-            ) from error
+            raise ConfigError(f"the prompt holds {prompt[error.start]!r} at place {error.start}, half of a character: "
+                              "remove it.") from error  # fmt: skip
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Encode prompts as text vectors, float32 [B, 512, D], on `device`, one at a time."""
         for prompt in prompts:
             self.check(prompt)
-        cleaned = [self._cleaner(prompt) for prompt in prompts]
-        encoded = self._encoded(cleaned)
-        for number, prompt in enumerate(cleaned, start=1):
-            self._warn_of_length(number, encoded[prompt])
-        return torch.stack([self._padded(encoded[prompt].rows_LD) for prompt in cleaned])
-
-    # -- knowing it ---------------------------------------------------------------------------------------------
+        known = self._encoded(cleaned := [self._cleaner(prompt) for prompt in prompts])
+        for number, encoded in enumerate((known[prompt] for prompt in cleaned), start=1):
+            if encoded.tokens > self.length:
+                log.warning('Prompt %d has %d tokens; only the first %d are used (cut at "...%s").',
+                            number, encoded.tokens, self.length, encoded.cut)  # fmt: skip
+        rows = [known[prompt].rows_LD.to(self.device, torch.float32) for prompt in cleaned]
+        return torch.stack([F.pad(each, (0, 0, 0, self.length - each.shape[0])) for each in rows])
 
     @property
     def dim(self) -> int:
@@ -130,8 +109,6 @@ class WanText:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         log.info("text encoder let go")
-
-    # -- one prompt ---------------------------------------------------------------------------------------------
 
     def _encoded(self, prompts: Sequence[str]) -> dict[str, CachedText]:
         """Every prompt from the cache, or encoded now with one loading of the weights for all."""
@@ -160,10 +137,8 @@ class WanText:
         """As the reference: padded to 512 tokens, padding masked; only the rows of real tokens are handed on."""
         tokenizer = self._ready_tokenizer()
         whole = tokenizer(prompt, add_special_tokens=True, verbose=False)["input_ids"]
-        fed = tokenizer(
-            prompt, add_special_tokens=True, padding="max_length", padding_side="right", truncation=True,
-            max_length=self.length, return_attention_mask=True, return_tensors="pt",
-        )  # fmt: skip
+        fed = tokenizer(prompt, add_special_tokens=True, padding="max_length", padding_side="right", truncation=True,
+                        max_length=self.length, return_attention_mask=True, return_tensors="pt")  # fmt: skip
         if self._model is None:
             self._model = self._load()
         mask = fed["attention_mask"].to(self.device)
@@ -174,18 +149,6 @@ class WanText:
         encoded = CachedText(out[0, : int(mask.sum())].cpu(), len(whole), cut)
         self.cache.write(self._key(prompt), encoded)
         return encoded
-
-    def _padded(self, rows_LD: Tensor) -> Tensor:
-        return F.pad(rows_LD.to(self.device, torch.float32), (0, 0, 0, self.length - rows_LD.shape[0]))
-
-    def _warn_of_length(self, number: int, encoded: CachedText) -> None:
-        if encoded.tokens > self.length:
-            log.warning(
-                'Prompt %d has %d tokens; only the first %d are used (cut at "...%s").',
-                number, encoded.tokens, self.length, encoded.cut,
-            )  # fmt: skip
-
-    # -- loading ------------------------------------------------------------------------------------------------
 
     def _ready_tokenizer(self) -> Any:
         """tokenizer.json as it stands. AutoTokenizer of transformers 5 would build a T5Tokenizer from its words alone,
@@ -230,10 +193,8 @@ class PromptCleaner:
         except ImportError:
             if not self._said and ("&" in prompt or not prompt.isascii()):  # else ftfy would change nothing
                 self._said = True
-                log.warning(
-                    "ftfy is not installed: curly quotes and broken characters in prompts stay as they are, so that "
-                    "vectors may differ a little from those of Wan's own code. Remedy: pip install ftfy"
-                )
+                log.warning("ftfy is not installed: curly quotes and broken characters in prompts stay, and vectors "
+                            "may differ a little from those of Wan's own code. Remedy: pip install ftfy")  # fmt: skip
             return prompt
         return str(ftfy.fix_text(prompt))
 
@@ -242,9 +203,8 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise ConfigError(
-            "Wan's text encoder needs transformers, which is not installed: pip install transformers."
-        ) from error
+        raise ConfigError("Wan's text encoder needs transformers, which is not installed: pip install transformers."
+                          ) from error  # fmt: skip
     return transformers
 
 
@@ -272,8 +232,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def sample(path: Path, digest: Any) -> None:
-    """Hash header, size and a few pieces: the weights of a fine-tune differ in these, and reading them takes no
-    time."""
+    """Hash header, size and a few pieces, which takes no time: the weights of a fine-tune differ in these."""
     size = path.stat().st_size
     digest.update(f"{path.name} {size}".encode())
     with path.open("rb") as file:
@@ -285,11 +244,9 @@ def sample(path: Path, digest: Any) -> None:
             digest.update(file.read(SAMPLE))
 
 
-def read_weights(
-    files: Sequence[Path], network: nn.Module, device: torch.device, dtype: torch.dtype | None
-) -> dict[str, Tensor]:
+def read_weights(files: Sequence[Path], network: nn.Module, device: torch.device,
+                 dtype: torch.dtype | None) -> dict[str, Tensor]:  # fmt: skip
     """Read all weights by name, on `device` in `dtype` (None: their own; those for the CPU are mapped, not read).
-
     CheckpointError if their names or sizes are not those of `network`."""
     state: dict[str, Tensor] = {}
     for path in files:

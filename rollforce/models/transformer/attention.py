@@ -65,9 +65,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Matmul, softmax, matmul: on CPUs its backward pass is about twice as fast as the fused kernel's."""
     logits = q @ k.transpose(-1, -2) * (1 / math.sqrt(q.shape[-1]))
-    if mask is not None:
-        logits = logits + mask
-    return logits.softmax(dim=-1).to(v.dtype) @ v
+    return (logits if mask is None else logits + mask).softmax(dim=-1).to(v.dtype) @ v
 
 
 def _cudnn() -> Kernel:
@@ -92,11 +90,7 @@ def _flash(function: Callable[..., Any]) -> Kernel:
 
 def _sage() -> Kernel:
     function = import_module("sageattention").sageattn
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        return function(q, k, v, tensor_layout="HND", is_causal=False)
-
-    return attend
+    return lambda q, k, v, mask: function(q, k, v, tensor_layout="HND", is_causal=False)
 
 
 @dataclass(frozen=True)
@@ -122,12 +116,10 @@ BACKENDS = {
 }  # fmt: skip
 EVERYWHERE: dict[str, Kernel] = {"sdpa": _sdpa, "plain": _plain}
 NAMES = (*EVERYWHERE, *BACKENDS)
-NOW = "'sdpa' works now."
 
 
-def kernel(
-    name: str, device: torch.device | None = None, dtype: torch.dtype = torch.bfloat16, masked: bool = False
-) -> Kernel:
+def kernel(name: str, device: torch.device | None = None, dtype: torch.dtype = torch.bfloat16,
+           masked: bool = False) -> Kernel:  # fmt: skip
     """Return the attention kernel called `name`, tried once on `device` (default: the first GPU) with `dtype`.
 
     `masked`: it must know masks. Raises ConfigError with the remedy if there is none of that name, its package is
@@ -140,12 +132,13 @@ def kernel(
         raise ConfigError(f"attention {name!r} knows no mask. Use one of: {', '.join(EVERYWHERE)}.")
     backend = BACKENDS[name]
     if reason := _obstacle(backend, device, dtype):
-        raise ConfigError(f"attention {name!r} {reason} {NOW}")
+        raise ConfigError(f"attention {name!r} {reason} 'sdpa' works now.")
     try:
         attend = backend.make()
         _try(attend, device, dtype)
     except (ImportError, AttributeError, OSError, RuntimeError, ValueError, TypeError, AssertionError) as error:
-        raise ConfigError(f"attention {name!r} does not run here ({_short(error)}). {NOW}") from error
+        short = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"attention {name!r} does not run here ({short}). 'sdpa' works now.") from error
     return _maskless(name, attend)
 
 
@@ -194,7 +187,3 @@ def _maskless(name: str, attend: Kernel) -> Kernel:
         return attend(q, k, v, None)
 
     return checked
-
-
-def _short(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -94,40 +94,25 @@ class Block(nn.Module):
         self.scale_shift_table = nn.Parameter(table(6, width))
 
     def text(self, text_BLD: Tensor, image_BLD: Tensor | None = None) -> tuple[KVBlock, ...]:
-        """Return cross-attention keys and values of a prompt: of its text, and of the image of an image-to-video
-        model."""
+        """Return cross-attention keys and values of a prompt: of its text, and of an image-to-video model's image."""
         text = self.attn2.key_value(text_BLD)
         return (text,) if image_BLD is None else (text, self.attn2.image_key_value(image_BLD))
 
-    def before(
-        self, x_BLD: Tensor, modulation_BT6D: Tensor, angle: Tensor
-    ) -> tuple[Tensor, KVBlock, tuple[Tensor, ...]]:
-        """Return queries, keys and values of self-attention, turned by RoPE, and the block's own modulation for
-        `after`."""
+    def before(self, x_BLD: Tensor, modulation_BT6D: Tensor, angle: Tensor) -> tuple[Tensor, KVBlock, Sequence[Tensor]]:
+        """Return query, keys and values of self-attention, turned by RoPE, and this block's modulation for `after`."""
         mod = (self.scale_shift_table.to(modulation_BT6D.dtype) + modulation_BT6D).unbind(2)
         normed = modulated(x_BLD, mod[0], mod[1], self.eps).to(self.attn1.to_q.weight.dtype)
         own = self.attn1.key_value(normed)
         query = rope.rotate(self.attn1.query(normed), angle)
         return query, KVBlock(rope.rotate(own.key, angle), own.value), mod
 
-    def after(
-        self,
-        x_BLD: Tensor,
-        attended: Tensor,
-        mod: Sequence[Tensor],
-        given: tuple[KVBlock, ...],
-        attend: Kernel,
-    ) -> Tensor:
-        """Run the rest of the block: residual of self-attention, cross-attention, feed-forward.
-
-        `given`: what cross-attention sees, the text and perhaps an image; each has its own softmax, results add up."""
+    def after(self, x_BLD: Tensor, attended: Tensor, mod: Sequence[Tensor], given: tuple[KVBlock, ...],
+              attend: Kernel) -> Tensor:  # fmt: skip
+        """Run the rest of the block: residual of self-attention, cross-attention, feed-forward. `given`: what
+        cross-attention sees, the text and perhaps an image; each has its own softmax, results add up."""
         x = gated(x_BLD, self.attn1.out(attended), mod[2])
-        dtype = self.norm2.weight.dtype
-        query = self.attn2.query(
-            F.layer_norm(x, x.shape[-1:], self.norm2.weight.to(x.dtype), self.norm2.bias.to(x.dtype), self.eps).to(
-                dtype
-            )
-        )
+        dtype, weight, bias = self.norm2.weight.dtype, self.norm2.weight.to(x.dtype), self.norm2.bias.to(x.dtype)
+        query = self.attn2.query(F.layer_norm(x, x.shape[-1:], weight, bias, self.eps).to(dtype))
         seen = attend(query, given[0].key, given[0].value, None)
         for image in given[1:]:
             seen = seen + attend(query, image.key, image.value, None)
@@ -152,9 +137,6 @@ def gated(x_BLD: Tensor, update_BLD: Tensor, gate_BTD: Tensor) -> Tensor:
     latents = (gate_BTD.shape[1], -1)
     update = update_BLD.to(x_BLD.dtype).unflatten(1, latents)
     return torch.addcmul(x_BLD.unflatten(1, latents), update, gate_BTD.unsqueeze(2)).flatten(1, 2)
-
-
-# -- what the transformer is told besides latents: noise level, text, perhaps an image ---------------------------------
 
 
 TIME_SCALE = 1000.0  # the backbone was trained on timesteps 0..1000; everything else speaks sigma in [0, 1]

@@ -38,6 +38,7 @@ class BlockSparse:
     below: float = 1.0
     compat: bool = False
     kind: Literal["block_sparse"] = "block_sparse"
+    masked = False  # none where `block` divides the tokens of a latent; else the kernel itself refuses
 
     def __post_init__(self) -> None:
         if not 0 < self.top <= 1:
@@ -45,10 +46,6 @@ class BlockSparse:
         if self.block < 1 or (self.queries is not None and self.queries < 1):
             raise ConfigError(f"block {self.block} and queries {self.queries} must be at least 1 token.")
         check_shares(self.layers, self.below)
-
-    @property
-    def masked(self) -> bool:
-        return False  # none where `block` divides the tokens of a latent; else the kernel itself refuses
 
     def kernel(self, attend: Kernel, tokens: int, start: int = 0) -> Kernel:
         """Return `attend` over the chosen blocks."""
@@ -104,7 +101,7 @@ def cut(x: Tensor, tokens: int, block: int) -> Tensor:
 
 
 def joined(x: Tensor, tokens: int, length: int) -> Tensor:
-    """Undo `cut`."""
+    """Join blocks to [B, N, `length`, K] again: undo `cut`."""
     parts = x.shape[2] // -(-length // tokens)
     x = x.unflatten(2, (-1, parts)).flatten(3, 4)[:, :, :, :tokens]
     return x.flatten(2, 3)[:, :, :length]
@@ -116,9 +113,8 @@ def means(blocks: Tensor, real: Tensor) -> Tensor:
     return (blocks * share[..., None]).sum(3)
 
 
-def attend_chosen(
-    attend: Kernel, asking: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, chosen: Tensor
-) -> Tensor:
+def attend_chosen(attend: Kernel, asking: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None,
+                  chosen: Tensor) -> Tensor:  # fmt: skip
     """Attend from each block of queries [B, N, Q, q, K] to its own blocks of keys: `chosen` [B, N, Q, count] of [B, N,
     blocks, s, K]; `bias` [B or 1, N or 1, blocks, s]. It is one call of the kernel, with blocks of queries as heads."""
     batch, heads, blocks = keys.shape[:3]

@@ -97,7 +97,7 @@ class HashAttention:
         return numbered(height - mean).masked_fill(~there[..., 0], 2**self.bits)
 
     def _around(self, asked: Tensor, held: Tensor, width: int, queries: int) -> Tensor:
-        """Of each chunk of queries the `width` keys, [B, N, chunks, width]."""
+        """Choose the `width` keys of each chunk of queries, [B, N, chunks, width]."""
         if asked.shape[-1] * self.chunk < queries:  # the last chunk is short of its middle one
             asked = torch.cat([asked, asked.new_full((*asked.shape[:2], 1), 2**self.bits - 1)], dim=-1)
         held, order = held.sort(dim=-1, stable=True)
@@ -150,8 +150,7 @@ class HashTextAttention:
         return attend(latents.flatten(0, 1), key, value, None).unflatten(0, q.shape[:2]).flatten(2, 3)
 
     def queries_near(self, latents: Tensor, key: Tensor) -> Tensor:
-        """Count the queries of each latent [B, N, T, l, K] that lie in the bucket of each prompt token: [B, N, T,
-        L]."""
+        """Count the queries of each latent [B, N, T, l, K] in the bucket of each prompt token: [B, N, T, L]."""
         asked = numbered(_centred(heights(latents, self.bits, self.seed)))
         counts = torch.zeros(*asked.shape[:3], 2**self.bits, dtype=torch.int64, device=key.device)
         counts.scatter_add_(3, asked, torch.ones_like(asked))

@@ -26,8 +26,7 @@ def _axis(position_L: Tensor, channels: int) -> Tensor:
 
 
 def angles(index_T: Tensor, rows: int, columns: int, head_dim: int, phase_T: Tensor | None = None) -> Tensor:
-    """Return cos and sin for the tokens of latents at positions `index_T`: float32 [2, T * rows * columns, head_dim /
-    2].
+    """Return cos and sin for the tokens of latents at positions `index_T`: float32 [2, T * rows * columns, pairs].
 
     Token order is latent, row, column (column fastest). `phase_T` is added to every angle of time (ShotStream's RoPE
     discontinuity): no place in time, only a sign that two latents are not of one shot."""

@@ -65,7 +65,6 @@ class LearnedTier(Protocol):
     def kind(self) -> str: ...
     def weights(self, layers: int, width: int) -> tuple[int, ...]:
         """Return their shape in a transformer of so many layers, with heads of `width` channels. They start at 0."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -88,16 +87,13 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "patch_size", tuple(self.patch_size))
         if self.attention_head_dim % 2:
-            raise ConfigError(
-                f"attention_head_dim {self.attention_head_dim} must be even: RoPE turns pairs of channels."
-            )
+            raise ConfigError(f"attention_head_dim {self.attention_head_dim} must be even: RoPE turns pairs of "
+                              "channels.")  # fmt: skip
         if self.patch_size[0] != 1 or self.patch_size[1] != self.patch_size[2]:
             raise ConfigError(f"patch_size {self.patch_size} must be (1, p, p): a latent is the unit of time.")
         if self.added_kv_proj_dim != (None if self.image_dim is None else self.width):
-            raise ConfigError(
-                f"added_kv_proj_dim {self.added_kv_proj_dim} must be the width, {self.width}, with image_dim "
-                f"{self.image_dim}, and None without one."
-            )
+            raise ConfigError(f"added_kv_proj_dim {self.added_kv_proj_dim} must be the width, {self.width}, with "
+                              f"image_dim {self.image_dim}, and None without one.")  # fmt: skip
 
     @property
     def width(self) -> int:
@@ -140,16 +136,8 @@ class Memory(Protocol):
         """Return the kernel for this call's cross-attention."""
 
 
-def _before(block: Block, *inputs: Any) -> tuple[Tensor, KVBlock, tuple[Tensor, ...]]:
-    return block.before(*inputs)
-
-
-def _after(block: Block, *inputs: Any) -> Tensor:
-    return block.after(*inputs)
-
-
 Halves = tuple[Callable[..., Any], Callable[..., Any]]
-HALVES: Halves = (_before, _after)
+HALVES: Halves = (Block.before, Block.after)
 """What lies between attention calls, as it is; a model may have it compiled or checkpointed instead."""
 
 Visit = Callable[[Sequence[Block]], Iterator[Block]]
@@ -171,12 +159,8 @@ class VideoTransformer(nn.Module):
         width, image = config.width, config.image_dim is not None
         self.patch_embedding = nn.Conv3d(config.in_channels, width, config.patch_size, config.patch_size)
         self.condition_embedder = ConditionEmbedder(width, config.freq_dim, config.text_dim, config.image_dim)
-        self.blocks: Sequence[Block] = nn.ModuleList(
-            [
-                Block(width, config.num_attention_heads, config.ffn_dim, config.eps, image)
-                for _ in range(config.num_layers)
-            ]
-        )  # type: ignore[assignment]
+        sizes = (width, config.num_attention_heads, config.ffn_dim, config.eps, image)
+        self.blocks: Sequence[Block] = nn.ModuleList(Block(*sizes) for _ in range(config.num_layers))  # type: ignore[assignment]
         self.scale_shift_table = nn.Parameter(table(2, width))
         self.proj_out = nn.Linear(width, config.out_channels * config.patch**2)
         self.attend: Kernel = kernel("sdpa")
@@ -209,7 +193,7 @@ class VideoTransformer(nn.Module):
         if graphs:
             options = {"mode": "reduce-overhead", "dynamic": False, **options}
             self.visit = _one_replay
-        self.halves = (torch.compile(_before, **options), torch.compile(_after, **options))
+        self.halves = (torch.compile(Block.before, **options), torch.compile(Block.after, **options))
 
     def checkpoint_blocks(self) -> None:
         """Keep no activations of what lies between attention calls; compute them again in the backward pass."""
@@ -221,7 +205,6 @@ class VideoTransformer(nn.Module):
 
     def set_attention(self, name: str, masked: bool = False) -> None:
         """Choose the attention kernel by name, once the model is on its device; `masked`: it must know masks.
-
         ConfigError lists what exists, or says why this one cannot be used here and what to do."""
         self.attend = kernel(name, self.device, self.proj_out.weight.dtype, masked)
 
@@ -240,17 +223,9 @@ class VideoTransformer(nn.Module):
         image = None if image_BLD is None else self.condition_embedder.image_embedder(image_BLD)
         return Condition(tuple(block.text(text, image) for block in self.visit(self.blocks)))
 
-    def forward(
-        self,
-        x_BTCHW: Tensor,
-        sigma_BT: Tensor,
-        index_T: Tensor,
-        condition: Condition,
-        memory: Memory | None = None,
-        mask: Tensor | None = None,
-        phase_T: Tensor | None = None,
-        streams: Sequence[int] | None = None,
-    ) -> Tensor:
+    def forward(self, x_BTCHW: Tensor, sigma_BT: Tensor, index_T: Tensor, condition: Condition,
+                memory: Memory | None = None, mask: Tensor | None = None, phase_T: Tensor | None = None,
+                streams: Sequence[int] | None = None) -> Tensor:  # fmt: skip
         """Return the velocity [B, T, C, H, W] of noisy latents.
 
         Args: `sigma_BT` noise in [0, 1] of each latent; `index_T` stream position of each latent (any integers);
@@ -258,9 +233,7 @@ class VideoTransformer(nn.Module):
         what broadcasts to [B, N, L, L]; `phase_T` see rope.angles; `streams` how many of the latents are of each
         stream, in a call for several."""
         rows, columns = self._geometry(x_BTCHW)
-        angle = rope.angles(
-            index_T.to(x_BTCHW.device), rows, columns, self.config.attention_head_dim, phase_T
-        )
+        angle = rope.angles(index_T.to(x_BTCHW.device), rows, columns, self.config.attention_head_dim, phase_T)
         embedding, modulation = self.condition_embedder.time(sigma_BT, streams)
         x = self._patches(x_BTCHW)
         if self.float32_islands:
@@ -305,20 +278,16 @@ class VideoTransformer(nn.Module):
         return F.linear(x.to(weight.dtype), weight.flatten(1), self.patch_embedding.bias)
 
     def _latents(self, x_BLD: Tensor, shape: torch.Size) -> Tensor:
-        p = self.config.patch
-        rows, columns = shape[3] // p, shape[4] // p
+        p, (rows, columns) = self.config.patch, (side // self.config.patch for side in shape[3:])
         return rearrange(x_BLD, "b (t h w) (p q c) -> b t c (h p) (w q)", h=rows, w=columns, p=p, q=p)
 
     def save(self, folder: Path, limit: int = LIMIT) -> None:
         """Write config.json and safetensors of at most `limit` bytes, as diffusers lays a transformer folder out."""
-        folder.mkdir(parents=True, exist_ok=True)
-        model_folder.write_config(folder, asdict(self.config))
-        model_folder.write_weights(folder, self.state_dict(), limit)
+        model_folder.write_folder(folder, asdict(self.config), self.state_dict(), limit)
 
     @classmethod
     def load(cls, folder: Path) -> VideoTransformer:
         """Read a folder written by `save` or by diffusers, in the dtype of its files, which are mapped, not copied.
-
         CheckpointError if it is not one or does not fit; ConfigError names a field that asks for something else."""
         sizes = model_folder.read_config(folder, {field.name for field in fields(TransformerConfig)})
         try:
