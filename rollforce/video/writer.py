@@ -211,14 +211,3 @@ def whole_packets(container: Any, stream: Any, count: int) -> Iterator[Any]:
             if packet.size == 0 or packet.is_corrupt:  # an empty one says that it is over
                 return
             yield packet
-
-
-def read_frames(path: Path) -> np.ndarray:
-    """Return all pictures of a video, uint8 [F, H, W, 3]; a file that was cut short gives those that are whole."""
-    frames = []
-    with av.open(str(path)) as container, suppress(av.error.InvalidDataError):
-        for frame in container.decode(video=0):
-            frames.append(frame.to_ndarray(format="rgb24"))
-    if not frames:
-        raise ConfigError(f"{path} holds no picture.")
-    return np.stack(frames)

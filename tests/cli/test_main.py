@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from frames import read_frames
 from PIL import Image
 from small_model import make_model_folder
 from typer.testing import CliRunner, Result
@@ -19,7 +20,6 @@ from typer.testing import CliRunner, Result
 from rollforce.cli import render
 from rollforce.cli.main import app
 from rollforce.streaming.session import Session
-from rollforce.video.writer import read_frames
 
 Run = Callable[..., Result]
 PROMPT = "a red ball bounces over the green hills"

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from frames import read_frames
 from small_model import make_model_folder
 from typer.testing import CliRunner
 
@@ -27,7 +28,6 @@ from rollforce.streaming.events import Cue
 from rollforce.streaming.load import load
 from rollforce.streaming.model import Model
 from rollforce.streaming.snapshot import Snapshot
-from rollforce.video.writer import read_frames
 
 PROMPT = "a red ball bounces over the green hills"
 CUES = (Cue(2, "a blue star", Flush()), Cue(3, "the red hills", Blend(3)), Cue(5.2, seed=9), Cue(99, "a ball"))

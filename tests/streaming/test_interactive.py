@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from frames import read_frames
 from repository import ROOT
 from small_model import make_model_folder
 from typer.testing import CliRunner
@@ -24,7 +25,6 @@ from rollforce.cli.main import app
 from rollforce.cli.record import read_record
 from rollforce.streaming.load import load
 from rollforce.streaming.model import Model
-from rollforce.video.writer import read_frames
 
 PROMPT, OTHER = "a red ball bounces over green hills", "a blue star drifts right"
 SCRIPT = ROOT / "infer" / "interactive.py"

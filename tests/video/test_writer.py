@@ -9,9 +9,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from frames import read_frames
 
 from rollforce.errors import ConfigError, ShapeError
-from rollforce.video.writer import VideoCodec, VideoWriter, check_output, default_scale, read_frames
+from rollforce.video.writer import VideoCodec, VideoWriter, check_output, default_scale
 
 COLOURS = np.array([[220, 40, 40], [250, 160, 30], [240, 230, 60], [50, 180, 70], [40, 80, 220], [140, 60, 190],
                     [255, 255, 255], [0, 0, 0]], np.uint8)
