@@ -10,7 +10,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rollforce.errors import CheckpointError, ConfigError, RollforceError, SessionClosed, ShapeError, SnapshotError
+    from rollforce.errors import (
+        CheckpointError,
+        ConfigError,
+        DoesNotFit,
+        RollforceError,
+        SessionClosed,
+        ShapeError,
+        SnapshotError,
+        TrainingError,
+    )  # fmt: skip
     from rollforce.streaming.events import Chunk, Cue, Event
     from rollforce.streaming.load import load, stream
     from rollforce.streaming.model import Model
@@ -21,33 +30,13 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    "CheckpointError",
-    "Chunk",
-    "ConfigError",
-    "Cue",
-    "DoesNotFit",
-    "Event",
-    "Model",
-    "Pace",
-    "RollforceError",
-    "Session",
-    "SessionClosed",
-    "ShapeError",
-    "Snapshot",
-    "SnapshotError",
-    "TrainingError",
-    "__version__",
-    "load",
+    "CheckpointError", "Chunk", "ConfigError", "Cue", "DoesNotFit", "Event", "Model", "Pace", "RollforceError",
+    "Session", "SessionClosed", "ShapeError", "Snapshot", "SnapshotError", "TrainingError", "__version__", "load",
     "stream",
-]
+]  # fmt: skip
 
-_HOME = {
-    "load": "streaming.load", "stream": "streaming.load",
-    "Cue": "streaming.events", "Event": "streaming.events", "Chunk": "streaming.events", "Pace": "streaming.pace",
-    "Model": "streaming.model", "Session": "streaming.session", "Snapshot": "streaming.snapshot",
-    "RollforceError": "errors", "ConfigError": "errors", "ShapeError": "errors", "CheckpointError": "errors",
-    "SnapshotError": "errors", "SessionClosed": "errors", "DoesNotFit": "errors", "TrainingError": "errors",
-}  # fmt: skip
+_HOMES = {"load": "load", "stream": "load", "Cue": "events", "Event": "events", "Chunk": "events", "Pace": "pace",
+          "Model": "model", "Session": "session", "Snapshot": "snapshot"}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -55,9 +44,10 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("rollforce")
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module 'rollforce' has no attribute {name!r}")
-    found = getattr(import_module(f"rollforce.{_HOME[name]}"), name)
+    home = f"streaming.{_HOMES[name]}" if name in _HOMES else "errors"
+    found = getattr(import_module(f"rollforce.{home}"), name)
     globals()[name] = found
     return found
 
