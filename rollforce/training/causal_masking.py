@@ -24,7 +24,6 @@ from einops import repeat
 from torch import Tensor
 
 from rollforce.engine import flow
-from rollforce.engine.flow import training_weight
 from rollforce.errors import ConfigError, ShapeError
 from rollforce.models.transformer.transformer import Condition, VideoTransformer
 from rollforce.training import losses
@@ -86,7 +85,7 @@ def flow_matching(velocity: Velocity, clean_BTCHW: Tensor, chunk: int, generator
     predicted = velocity(flow.noised(clean_BTCHW, noise, sigma), sigma)
     if not weighted:
         return losses.velocity(predicted, clean_BTCHW, noise)
-    weight = training_weight(sigma, shift)
+    weight = flow.training_weight(sigma, shift)
     return losses.velocity(predicted, clean_BTCHW, noise, weight) * weight.mean()  # a weighted sum, not a weighted mean
 
 
@@ -101,9 +100,6 @@ def add_past_noise(clean_BTCHW: Tensor, limit: float, chunk: int, generator: tor
         raise ConfigError(f"noise of the past {limit} must lie in [0, 1]; 0.1 is much already.")
     sigma = draw_chunk_levels(clean_BTCHW, chunk, generator) * limit
     return flow.noised(clean_BTCHW, noise_like(clean_BTCHW, generator), sigma), sigma
-
-
-# ------------------------------------------------------------------------------------------------------------- draws
 
 
 def draw_chunk_levels(like_BTCHW: Tensor, chunk: int, generator: torch.Generator, shift: float = 1.0) -> Tensor:
@@ -146,8 +142,8 @@ def block_causal(latents: int, chunk: int, tokens: int, window: int | None = Non
 
     Args: `window` in latents limits the look back, counted from the end of the own chunk; `first` is the length of the
     first chunk where it differs (image to video). Returns bool [L, L], L = latents * tokens."""
-    _, end_of = _chunks(latents, chunk, first)
-    index = torch.arange(latents)
+    index, lead = torch.arange(latents), chunk if first is None else first
+    end_of = torch.where(index < lead, lead, lead + ((index - lead) // chunk + 1) * chunk)
     allowed = index[None] < end_of[:, None]
     if window is not None:
         allowed &= index[None] >= end_of[:, None] - window
@@ -155,26 +151,15 @@ def block_causal(latents: int, chunk: int, tokens: int, window: int | None = Non
     return per_token(allowed, tokens)
 
 
-def teacher_forcing(latents: int, chunk: int, tokens: int, first: int | None = None) -> Tensor:
-    """Return the mask of teacher forcing (Causal Forcing, Self Forcing) for an input [clean half ; noisy half], whose
-    halves have the same positions.
+def teacher_forcing(latents: int, chunk: int, tokens: int) -> Tensor:
+    """Return the mask of teacher forcing (Causal Forcing, Self Forcing), bool [2L, 2L], for an input [clean half ;
+    noisy half], whose halves have the same positions.
 
-    Clean chunks see clean chunks up to their own; a noisy chunk sees itself and the clean chunks before it.
-    Returns bool [2L, 2L]."""
-    chunk_of, _ = _chunks(latents, chunk, first)
+    Clean chunks see clean chunks up to their own; a noisy chunk sees itself and the clean chunks before it."""
+    chunk_of = torch.arange(latents) // chunk
     before, same = chunk_of[None] < chunk_of[:, None], chunk_of[None] == chunk_of[:, None]
-    nothing = torch.zeros_like(same)
-    clean, noisy = torch.cat([before | same, nothing], dim=1), torch.cat([before, same], dim=1)
+    clean, noisy = torch.cat([before | same, torch.zeros_like(same)], dim=1), torch.cat([before, same], dim=1)
     return per_token(torch.cat([clean, noisy]), tokens)
-
-
-def _chunks(latents: int, chunk: int, first: int | None) -> tuple[Tensor, Tensor]:
-    """Return for each latent the number of its chunk, and the index just past that chunk."""
-    lead = chunk if first is None else first
-    index = torch.arange(latents)
-    number = torch.where(index < lead, 0, (index - lead) // chunk + 1)
-    end = torch.where(index < lead, lead, lead + number * chunk)
-    return number, end
 
 
 def per_token(allowed: Tensor, tokens: int) -> Tensor:

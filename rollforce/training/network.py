@@ -101,7 +101,7 @@ def tabulate_networks(networks: Mapping[str, nn.Module], optimised: Sequence[str
     total = 0.0
     for name, network in networks.items():
         count = sum(p.numel() for p in network.parameters())
-        weights = sum(p.numel() * p.element_size() for p in network.parameters()) / processes
+        weights = sum(p.nbytes for p in network.parameters()) / processes
         training = 12 * count / processes if name in optimised else 0.0
         total += weights + training
         lines.append(f"{name:12s}{count:14,d}{_format_bytes(weights):>11s}"
@@ -149,7 +149,6 @@ def border_ratio(video_BFHWC: Tensor, every: int) -> float:
 
 # -- how a transformer starts: with what every video has in common -----------------------------------------------------
 
-
 # One row per head: {axis: {number of the RoPE pair: amplitude}}; heads beyond the table have no prior.
 PRIORS: tuple[dict[str, dict[int, float]], ...] = (
     {"row": {0: 6.5, 1: 2.0}, "column": {0: 6.5, 1: 2.0}},
@@ -182,8 +181,7 @@ def _pass_through(model: VideoTransformer) -> None:
         return
     nn.init.normal_(weight, std=values**-0.5)
     order = torch.arange(values).view(weight.shape[1:])
-    flat = weight.flatten(1)
-    flat[:values] = torch.eye(values)
+    weight.flatten(1)[:values] = torch.eye(values)
     for parameter in (model.patch_embedding.bias, model.proj_out.weight, model.proj_out.bias):
         assert parameter is not None
         nn.init.zeros_(parameter)

@@ -46,9 +46,7 @@ PATTERNS: dict[str, tuple[ChunkGroup, ...]] = {"past": (ChunkGroup(1, 4),), "lon
 
 def draw_level_per_video(rng: np.random.Generator, batch: int, latents: int) -> NoisePattern:
     """Draw one noise level for all latents of a video, spread evenly over the batch: the bidirectional teacher."""
-    even = (np.arange(batch) + rng.random(batch)) / batch
-    sigma = torch.tensor([[shift_level(float(s), SHIFT)] * latents for s in even], dtype=torch.float32)
-    return NoisePattern(sigma, None, torch.ones(latents))
+    return NoisePattern(draw_levels(rng, batch, latents, SHIFT, (0, 1)), None, torch.ones(latents))
 
 
 def draw_rolling(rng: np.random.Generator, batch: int, groups: Sequence[ChunkGroup], chunk: int, tokens: int,
@@ -56,14 +54,12 @@ def draw_rolling(rng: np.random.Generator, batch: int, groups: Sequence[ChunkGro
     """Draw rising noise as a rolling stream has it: on the ladder for half of the videos, between its steps for others.
 
     `chunk`: latents per chunk; `tokens`: per latent."""
-    if max(group.noisy for group in groups) > len(ladder):
-        raise ConfigError(f"a window of {max(group.noisy for group in groups)} noisy chunks needs as many levels, and "
-                          f"the stream's ladder has {len(ladder)}: choose another noising.stream or other shares.")
+    if (most := max(group.noisy for group in groups)) > len(ladder):
+        raise ConfigError(f"a window of {most} noisy chunks needs as many levels, and the stream's ladder has "
+                          f"{len(ladder)}: choose another noising.stream or other shares.")
     rows = []
     for _ in range(batch):
-        levels: list[float] = []
-        for group in groups:
-            levels += [0.0] * group.clean + _rising(rng, group, ladder)
+        levels = [level for group in groups for level in [0.0] * group.clean + _rising(rng, group, ladder)]
         rows.append(np.repeat(levels, chunk))
     sigma = torch.tensor(np.array(rows), dtype=torch.float32)
     return NoisePattern(sigma, additive(visibility_mask(groups, chunk * tokens)), (sigma[0] > 0).float())
@@ -87,8 +83,7 @@ def visibility_mask(groups: Sequence[ChunkGroup], tokens_per_chunk: int) -> Tens
     return per_token((group[:, None] == group) & (noisy[:, None] | (order[:, None] >= order)), tokens_per_chunk)
 
 
-def draw_levels(rng: np.random.Generator, batch: int, latents: int, shift: float = 3.0,
-                clamp: tuple[float, float] = (0.02, 0.98)) -> Tensor:  # fmt: skip
+def draw_levels(rng: np.random.Generator, batch: int, latents: int, shift: float, clamp: tuple[float, float]) -> Tensor:
     """Draw one noise level per video, spread evenly over the batch, shift_level towards noise and clamped: [B, T]."""
     even = (np.arange(batch) + rng.random(batch)) / batch
     level = torch.tensor([shift_level(float(s), shift) for s in even], dtype=torch.float32).clamp(*clamp)
@@ -111,8 +106,7 @@ def begin_with_image(video_BTCHW: Tensor, length: int, chunk: int,
     not learn. `image_latent`: latents [B, T, C, h, w] -> the image latent [B, 1, C, h, w] of the last frame they show.
     """
     if video_BTCHW.shape[1] <= length:
-        learns = torch.ones(video_BTCHW.shape[:2], dtype=torch.bool, device=video_BTCHW.device)
-        return video_BTCHW, learns
+        return video_BTCHW, torch.ones(video_BTCHW.shape[:2], dtype=torch.bool, device=video_BTCHW.device)
     with torch.no_grad():
         first = image_latent(video_BTCHW[:, : 1 - length])
     video = torch.cat([first, video_BTCHW[:, 1 - length :]], dim=1)

@@ -54,8 +54,8 @@ class Run(Generic[R]):
         ConfigError if the recipe or an override is wrong, if --out holds a run that is not to be resumed, or if
         run.parts cannot be shared out evenly among the processes."""
         args = _parse_arguments(description, default)
-        path = Path(args.recipe)
-        path = path if path.suffix == ".yaml" else resource(f"configs/train/{args.recipe}.yaml")
+        named = not args.recipe.endswith(".yaml")
+        path = resource(f"configs/train/{args.recipe}.yaml") if named else Path(args.recipe)
         self.recipe = build(recipe, path, overrides=args.overrides)
         self.settings = self.recipe.run
         self.out: Path = args.out
@@ -80,8 +80,7 @@ class Run(Generic[R]):
         ConfigError if one cannot read the latents of `data`."""
         for name, network in networks.items():
             network.check_latent(name, data.latent)
-            learns = name in learn
-            place(network, self.settings, self.device, learns, text_learns and learns)
+            place(network, self.settings, self.device, name in learn, text_learns and name in learn)
         if self.is_main:
             processes = self.accelerator.num_processes if self.settings.shard else 1
             log.info("%s", tabulate_networks(networks, learn, processes))
@@ -119,7 +118,7 @@ class Run(Generic[R]):
         """Add the gradient of one part's loss, and log the loss under `name`. TrainingError if it is not finite."""
         (loss / self.settings.parts).backward()
         value = float(loss.detach())
-        self._check_finite(value, f"the loss {name} of part {part}")
+        optim.check_finite(value, f"the loss {name} of part {part}", self.step, self.out)
         self.metrics.add(**{name: value})
 
     def update(self, network: nn.Module, optimisers: Sequence[torch.optim.Optimizer], settings: Optimiser,
@@ -129,7 +128,7 @@ class Run(Generic[R]):
         Returns the norm of the gradient before clipping; TrainingError if it is not finite."""
         optim.set_rate(optimisers, settings.rate(step, self.settings.steps))
         norm = optim.share_and_clip(network, settings.clip)
-        self._check_finite(norm, "the norm of the gradient")
+        optim.check_finite(norm, "the norm of the gradient", self.step, self.out)
         for optimiser in optimisers:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
@@ -157,12 +156,8 @@ class Run(Generic[R]):
             checkpoint.save_part(self.out, self.step, part, lasting)
         self.accelerator.wait_for_everyone()
         if self.is_main:
-            recipe, keep = to_dict(self.recipe), self.settings.keep
-            checkpoint.save(self.out, self.step, state, recipe, self._fingerprint, keep)
+            checkpoint.save(self.out, self.step, state, to_dict(self.recipe), self._fingerprint, self.settings.keep)
         self.accelerator.wait_for_everyone()
-
-    def _check_finite(self, value: float, what: str) -> None:
-        optim.check_finite(value, what, self.step, self.out)
 
     def export(self, network: Network, data: Data, stream: str, changes: Sequence[str] = ()) -> None:
         """Write a network to the folder of --export, if there is one, with the stream that it was trained for."""
@@ -231,9 +226,6 @@ def run_program(*arguments: object, processes: int = 1) -> None:
 
 
 # -- the record of a run: metrics.jsonl, TensorBoard and contact sheets ------------------------------------------------
-
-
-log = logging.getLogger(__name__)
 
 
 class MetricsLog:

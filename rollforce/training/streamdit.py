@@ -117,7 +117,7 @@ def solve_segment(teacher: Score, noisy_BTCHW: Tensor, partition: Partition, shi
     for sigma, lower in pairwise(rows):
         x = euler_step(teacher, x, sigma, lower)
     above, below = rows[0], rows[-1]
-    wide = ((above / (above - below))[..., None, None, None]).to(x)
+    wide = (above / (above - below))[..., None, None, None].to(x)
     return Segment(noisy_BTCHW, above, below, x, noisy_BTCHW + wide * (x - noisy_BTCHW))
 
 
