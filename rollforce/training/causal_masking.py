@@ -2,8 +2,7 @@
 
 Who sees what is a closure, as scores are; the losses know nothing of masks:
 
-    own_past    diffusion forcing (Chen et al. 2024; CausVid): one sequence; a chunk sees itself and the earlier chunks,
-                as noisy as they happen to be
+    own_past    diffusion forcing (Chen et al. 2024; CausVid): a chunk sees itself and the earlier, noisy ones
     true_past   teacher forcing (Causal Forcing, Self Forcing): the sequence twice, [clean ; noisy], at the same
                 positions; a noisy chunk sees itself and the clean chunks before it
 
@@ -76,10 +75,9 @@ def score_of_velocity(velocity: Velocity) -> Score:
 
 def flow_matching(velocity: Velocity, clean_BTCHW: Tensor, chunk: int, generator: torch.Generator, shift: float = 1.0,
                   weighted: bool = False) -> Tensor:  # fmt: skip
-    """Return the loss of flow matching with a noise level for each chunk, warp(U(0, 1), shift): diffusion forcing or
-    teacher forcing.
+    """Return the loss of flow matching with a noise level for each chunk, warp(U(0, 1), shift), drawn on the CPU.
 
-    `weighted`: by flow.training_weight, as Wan's scheduler does. `generator` is on the CPU."""
+    `weighted`: by flow.training_weight, as Wan's scheduler does."""
     sigma = draw_chunk_levels(clean_BTCHW, chunk, generator, shift)
     noise = noise_like(clean_BTCHW, generator)
     predicted = velocity(flow.noised(clean_BTCHW, noise, sigma), sigma)
@@ -90,8 +88,7 @@ def flow_matching(velocity: Velocity, clean_BTCHW: Tensor, chunk: int, generator
 
 
 def add_past_noise(clean_BTCHW: Tensor, limit: float, chunk: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return a past with a little noise, so that a student does not trust its own too much: (past, sigma_BT) for
-    `true_past`.
+    """Return (past, sigma_BT) for `true_past`, with a little noise, so that a student trusts its own past less.
 
     Each chunk has sigma ~ U(0, limit) and noise of its own. The reference (Self Forcing, Causal Forcing) means this,
     but counts its levels from the noisy end of the table, so that a small limit gives almost pure noise, and uses the
@@ -106,8 +103,7 @@ def draw_chunk_levels(like_BTCHW: Tensor, chunk: int, generator: torch.Generator
     """Draw sigma [B, T] in (0, 1]: one level for each chunk, the same for its latents."""
     batch, latents = like_BTCHW.shape[:2]
     even = 1 - torch.rand(batch, count_chunks(latents, chunk), generator=generator)
-    sigma = shift * even / (1 + (shift - 1) * even)
-    return repeat_per_chunk(sigma, latents, chunk).to(like_BTCHW.device)
+    return repeat_per_chunk(flow.shift_level(even, shift), latents, chunk).to(like_BTCHW.device)
 
 
 def count_chunks(latents: int, chunk: int) -> int:

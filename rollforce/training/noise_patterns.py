@@ -1,8 +1,7 @@
 """What a training window looks like: which chunk has which noise, and who may see whom.
 
-The rolling student meets three pictures: clean chunks behind it and noise rising ahead; the same with more past; and,
-when a stream fills, a few chunks with no past. Two such fillings share a window, hidden from each other, so that all
-windows have one length and nothing is padded.
+The rolling student meets clean chunks behind it and noise rising ahead and, when a stream fills, a few chunks with no
+past. Two such fillings share a window, hidden from each other: all windows have one length, and nothing is padded.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ SHIFT = 3.0
 
 @dataclass(frozen=True)
 class NoisePattern:
-    """A window's noise: sigma [B, T]; additive mask [L, L] or None; weight [T], 1 where the loss counts, 0 on clean
-    context."""
+    """A window's noise: sigma [B, T]; additive mask [L, L] or None; weight [T], where the loss counts 1, else 0."""
 
     sigma_BT: Tensor
     mask: Tensor | None
@@ -51,9 +49,8 @@ def draw_level_per_video(rng: np.random.Generator, batch: int, latents: int) -> 
 
 def draw_rolling(rng: np.random.Generator, batch: int, groups: Sequence[ChunkGroup], chunk: int, tokens: int,
                  ladder: Sequence[float]) -> NoisePattern:  # fmt: skip
-    """Draw rising noise as a rolling stream has it: on the ladder for half of the videos, between its steps for others.
-
-    `chunk`: latents per chunk; `tokens`: per latent."""
+    """Draw rising noise as a rolling stream (`chunk` latents a chunk, `tokens` a latent) has it: on the ladder for half
+    of the videos, between its steps for others."""
     if (most := max(group.noisy for group in groups)) > len(ladder):
         raise ConfigError(f"a window of {most} noisy chunks needs as many levels, and the stream's ladder has "
                           f"{len(ladder)}: choose another noising.stream or other shares.")
@@ -86,7 +83,7 @@ def visibility_mask(groups: Sequence[ChunkGroup], tokens_per_chunk: int) -> Tens
 def draw_levels(rng: np.random.Generator, batch: int, latents: int, shift: float, clamp: tuple[float, float]) -> Tensor:
     """Draw one noise level per video, spread evenly over the batch, shift_level towards noise and clamped: [B, T]."""
     even = (np.arange(batch) + rng.random(batch)) / batch
-    level = torch.tensor([shift_level(float(s), shift) for s in even], dtype=torch.float32).clamp(*clamp)
+    level = shift_level(torch.from_numpy(even), shift).float().clamp(*clamp)
     return level[:, None].expand(-1, latents)
 
 
@@ -98,17 +95,14 @@ def draw_window(video_BTCHW: Tensor, length: int, rng: np.random.Generator) -> T
 
 def begin_with_image(video_BTCHW: Tensor, length: int, chunk: int,
                      image_latent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return the last `length` latents of a longer video, made to look like a beginning, and where they learn, bool
-    [B, T].
+    """Return the end of a video, `length` latents made to look like a beginning, and where they learn, bool [B, T].
 
     A bidirectional teacher knows first latents that stand for one frame (Wan). As in Rolling Forcing, what comes before
     is decoded, its last frame encoded as an image, and that latent (no gradient) takes the first place; its chunk does
-    not learn. `image_latent`: latents [B, T, C, h, w] -> the image latent [B, 1, C, h, w] of the last frame they show.
-    """
+    not learn. `image_latent`: latents [B, T, C, h, w] -> the image latent [B, 1, C, h, w] of their last frame."""
     if video_BTCHW.shape[1] <= length:
         return video_BTCHW, torch.ones(video_BTCHW.shape[:2], dtype=torch.bool, device=video_BTCHW.device)
     with torch.no_grad():
         first = image_latent(video_BTCHW[:, : 1 - length])
     video = torch.cat([first, video_BTCHW[:, 1 - length :]], dim=1)
-    learns = torch.arange(length, device=video.device) >= chunk
-    return video, learns.expand(video.shape[:2])
+    return video, (torch.arange(length, device=video.device) >= chunk).expand(video.shape[:2])

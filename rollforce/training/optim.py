@@ -88,7 +88,10 @@ def share_gradients(parameters: Iterable[Tensor]) -> None:
     grads = [p.grad for p in parameters if p.grad is not None]
     if is_sharded(parameters):
         for grad in grads:
-            grad.mul_(dist.get_world_size()) if hasattr(grad, "full_tensor") else dist.all_reduce(grad)
+            if hasattr(grad, "full_tensor"):
+                grad.mul_(dist.get_world_size())
+            else:
+                dist.all_reduce(grad)
         return
     flat = torch.cat([grad.flatten() for grad in grads])
     dist.all_reduce(flat)
