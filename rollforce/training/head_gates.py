@@ -24,9 +24,8 @@ from rollforce.models.transformer.transformer import Condition, VideoTransformer
 
 
 class DualCache(KVCache):
-    """Two memories of one stream. Calls get what the full one says, or where there are gates, [layers, heads], a mix.
-
-    Both are written by the full model's clean passes."""
+    """Two memories of one stream, both written by the full model's clean passes. Calls get what the full one says, or
+    where there are gates, [layers, heads], a mix."""
 
     def __init__(self, full: Sequence[Any], streaming: KVCache, *args: Any) -> None:
         super().__init__(full, *args)
@@ -90,8 +89,7 @@ class Gating:
 
 
 def label_heads(gates: Tensor, share: float) -> Labels:
-    """Return `retrieval` for the `share` of heads with the largest gates, `streaming` for the others (of equal ones the
-    first layers come first)."""
+    """Return `retrieval` for the `share` of heads with the largest gates (ties: first layers), else `streaming`."""
     flat = gates.flatten()
     chosen = flat.argsort(descending=True, stable=True)[: round(share * len(flat))]
     mask = torch.zeros_like(flat, dtype=torch.bool).index_fill(0, chosen, True).view_as(gates)
