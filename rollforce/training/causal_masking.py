@@ -128,9 +128,9 @@ def _index(x_BTCHW: Tensor) -> Tensor:
 # -- masks: which token of a training window may attend to which -------------------------------------------------------
 
 
-def additive(allowed: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return a boolean mask (True = may attend) as numbers to add to the logits: 0 and minus infinity."""
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
+def additive(allowed: Tensor) -> Tensor:
+    """Return a boolean mask (True = may attend) as float32 to add to the logits: 0 and minus infinity."""
+    return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, float("-inf"))
 
 
 def block_causal(latents: int, chunk: int, tokens: int, window: int | None = None, first: int | None = None) -> Tensor:
@@ -148,8 +148,7 @@ def block_causal(latents: int, chunk: int, tokens: int, window: int | None = Non
 
 
 def teacher_forcing(latents: int, chunk: int, tokens: int) -> Tensor:
-    """Return the mask of teacher forcing (Causal Forcing, Self Forcing), bool [2L, 2L], for an input [clean half ;
-    noisy half], whose halves have the same positions.
+    """Return the mask of teacher forcing (Causal Forcing, Self Forcing), bool [2L, 2L], of [clean half ; noisy half].
 
     Clean chunks see clean chunks up to their own; a noisy chunk sees itself and the clean chunks before it."""
     chunk_of = torch.arange(latents) // chunk

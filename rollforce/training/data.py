@@ -28,7 +28,7 @@ from rollforce.config import resource
 from rollforce.errors import ConfigError
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
 from rollforce.models.autoencoder.wan import WanAutoencoder
-from rollforce.training.recipes import AnyData, Latents, World
+from rollforce.training.recipes import AnyData, Latents, World, check_positive
 from rollforce.world.caption import caption
 from rollforce.world.processes import Renderers
 from rollforce.world.render import render
@@ -81,9 +81,7 @@ class WorldClips:
 
     def __init__(self, settings: World, seed: int = 0, held_out: bool = False,
                  autoencoder: TinyAutoencoder | None = None) -> None:  # fmt: skip
-        for name in ("clips", "opened", "latents", "kept"):
-            if getattr(settings, name) < 1:
-                raise ConfigError(f"data.{name} {getattr(settings, name)}: must be at least 1.")
+        check_positive(settings, "clips", "opened", "latents", "kept", where="data.")
         self.settings, self.seed, self.held_out = settings, seed, held_out
         self.autoencoder = autoencoder or TinyAutoencoder.load(path_of(settings.autoencoder))
         self._slots: OrderedDict[int, int] = OrderedDict()  # clip -> where in the store, longest unused first
@@ -154,7 +152,7 @@ class WorldClips:
     def prompts(self, step: int, part: int, count: int) -> TrainingBatch:
         """Return captions of `count` scenes, for which no clip need exist."""
         rng = np.random.default_rng([self.seed, step, part, 1])
-        numbers = [int(n) for n in rng.integers(2**31, size=count)]
+        numbers = rng.integers(2**31, size=count).tolist()
         return TrainingBatch(None, tuple(caption(self._scene(n), n + 1) for n in numbers))
 
     def image_latent(self, latents_BTCHW: Tensor) -> Tensor:

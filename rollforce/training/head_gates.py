@@ -57,8 +57,7 @@ class Gating:
     """Stands in the transformer's place in a Rollout: walks the stream of the full model, and compares every denoising
     call with the same call under gates. `losses`: of those calls, relative squared distances, with gradient to gates.
 
-    Deviations: the paper compares hidden states of one long text at the places of a needle; here it is the velocity, of
-    all latents of a call, and the past is that of the full model."""
+    Deviation: the paper compares hidden states at the places of a needle; here it is the velocity of all latents."""
 
     def __init__(self, transformer: VideoTransformer, cache: DualCache, gates: Tensor) -> None:
         self.transformer, self.cache, self.gates = transformer, cache, gates

@@ -120,8 +120,7 @@ def _format_bytes(count: float) -> str:
 @torch.no_grad()
 def sample(network: Network, noise_BTCHW: Tensor, prompts: Sequence[str], scale: float, steps: int,
            shift: float = 3.0) -> Tensor:  # fmt: skip
-    """Return videos [B, T, C, h, w] of prompts by Euler's method, all latents together, with guidance
-    free + scale * (wished - free) (Ho & Salimans 2022)."""
+    """Return videos [B, T, C, h, w] of prompts by Euler's method, all latents together, guided (losses.guide)."""
     x, index = noise_BTCHW, torch.arange(noise_BTCHW.shape[1], device=noise_BTCHW.device)
     wished, free = (network.condition(TrainingBatch(None, tuple(p))) for p in (prompts, [""] * len(prompts)))
     for now, later in pairwise([*(shift_level(s, shift) for s in linear(steps)), 0.0]):
@@ -165,9 +164,9 @@ def initialise(model: VideoTransformer, positions: bool = True) -> None:
     for block in model.blocks:
         assert isinstance(block, Block)
         block.scale_shift_table[:, (2, 5)] = 1.0
-        for layer in (block.attn1.to_out[0], block.attn2.to_out[0], block.ffn.net[2]):
-            for parameter in layer.parameters():
-                nn.init.zeros_(parameter)
+        last = nn.ModuleList([block.attn1.to_out[0], block.attn2.to_out[0], block.ffn.net[2]])
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
         if positions:
             _position_prior(block.attn1)
     nn.init.normal_(model.condition_embedder.time_proj.weight, std=0.01)

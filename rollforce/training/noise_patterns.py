@@ -49,8 +49,7 @@ def draw_level_per_video(rng: np.random.Generator, batch: int, latents: int) -> 
 
 def draw_rolling(rng: np.random.Generator, batch: int, groups: Sequence[ChunkGroup], chunk: int, tokens: int,
                  ladder: Sequence[float]) -> NoisePattern:  # fmt: skip
-    """Draw rising noise as a rolling stream (`chunk` latents a chunk, `tokens` a latent) has it: on the ladder for half
-    of the videos, between its steps for others."""
+    """Draw rising noise: on the ladder for half of the videos, between its steps for others. `tokens`: per latent."""
     if (most := max(group.noisy for group in groups)) > len(ladder):
         raise ConfigError(f"a window of {most} noisy chunks needs as many levels, and the stream's ladder has "
                           f"{len(ladder)}: choose another noising.stream or other shares.")

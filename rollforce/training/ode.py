@@ -5,9 +5,8 @@
     consistency         causal consistency distillation (Causal Forcing 2026): take one step of the path from a noised
                         true video; the student must name the same end from before and after it
 
-The teacher is any Score, guidance included: `losses.guide(wished, free, w)`, free + w (wished - free). Bidirectional
-(score_of) it gives the pairs of CausVid and Self Forcing; causal (score_of_velocity(true_past(...))) those of Causal
-Forcing, where each chunk is solved from its true past and the student is trained from the same past.
+The teacher is any Score, guidance (`losses.guide`) included. Bidirectional (score_of) it gives the pairs of CausVid and
+Self Forcing; causal (score_of_velocity(true_past(...))) those of Causal Forcing, for a student with the same past.
 """
 
 from __future__ import annotations
@@ -72,8 +71,7 @@ def solve(teacher: Score, noise_BTCHW: Tensor, ladder: Sequence[float], steps: i
           shift: float = 1.0) -> OdePairs:  # fmt: skip
     """Walk the probability-flow ODE from pure noise to the end, all latents at one level; keep what the student needs.
 
-    `shift` is that of the student's ladder. The cost is `steps` calls of the teacher (two with guidance), and a few
-    more where levels are inserted, see `solver_grid`."""
+    `shift`: of the student's ladder. The cost is `steps` calls of the teacher, and those of inserted levels."""
     levels, wanted = (*solver_grid(ladder, steps, shift), 0.0), set(explicit(ladder))
     x, kept = noise_BTCHW, []
     for level, lower in pairwise(levels):

@@ -43,8 +43,7 @@ class StudentVideo:
 
 
 class VideoSource:
-    """Where a student's videos come from: `count` a part, of the prompts of `data`. What lasts from step to step
-    belongs to a part of the batch."""
+    """Where a student's videos come from: `count` a part, of the prompts of `data`."""
 
     def __init__(self, student: Network, data: Data, count: int, seed: int) -> None:
         self.student, self.data, self.count, self.seed = student, data, count, seed
@@ -133,8 +132,7 @@ class WholeRollouts(VideoSource):
             self._check(stream)
 
     def generate(self, step: int, part: int) -> StudentVideo:
-        """Walk one rollout; return its last latents, as many as can be judged. Length, layout and exit are drawn per
-        step, so that all processes make equal calls."""
+        """Walk one rollout, whose length, layout and exit all processes draw alike; return the latents to judge."""
         s, rng = self.settings, np.random.default_rng([self.seed, step, 4])
         length = int(rng.choice(s.latents))
         stream = self.streams[int(rng.random() < s.mix)]

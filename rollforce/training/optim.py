@@ -65,8 +65,7 @@ def set_rate(made: Sequence[torch.optim.Optimizer], factor: float) -> None:
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, keep: float, step: int) -> None:
-    """Move `average` towards the parameters of `model`: an exponential moving average. Early steps follow faster, so
-    that the start is forgotten, and before step 0 it is the model itself.
+    """Move the exponential moving average `average` towards `model`: faster at early steps; before 0 it is the model.
 
     Not diffusers' EMAModel: it keeps a list of tensors, and what is validated and exported here is a network."""
     keep = min(keep, (1 + step) / (10 + step)) if step >= 0 else 0.0

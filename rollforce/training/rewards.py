@@ -226,8 +226,7 @@ def balance(rewards: Rewards, history: History, penalty: float = 0.5) -> tuple[T
 def saliency(reward: Reward, video_BFHWC: Tensor, prompts: Sequence[str]) -> tuple[Rewards, Rewards]:
     """Return the rewards [B] of every axis, and |d reward / d pixel| [B, F, H, W] (L2 norm over the colour channels).
 
-    The reward must be differentiable and judge each video by itself; an axis that does not depend on the pixels has a
-    map of zeros. ConfigError if no axis has a gradient."""
+    The reward must judge each video by itself; an axis without gradient has a map of zeros. ConfigError if all do."""
     with torch.enable_grad():
         video = video_BFHWC.detach().requires_grad_()
         rewards = reward(video, prompts)
@@ -271,8 +270,7 @@ def _normalised(x: Tensor, dims: tuple[int, ...], floor: float) -> Tensor:
 
 
 class RewardWeighting:
-    """Weights a student's loss by Re-DMD (exp(beta * mean reward)) or Stream-R1 (that of the balanced reward, times a
-    map in space and time).
+    """Weights a student's loss by Re-DMD, exp(beta * mean reward), or Stream-R1 (balanced reward, in space and time).
 
     Stream-R1 remembers past rewards, for each part of the batch by itself, so that any number of processes goes on."""
 

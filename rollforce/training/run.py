@@ -63,8 +63,7 @@ class Run(Generic[R]):
         self.newest = _find_checkpoint(self.out, args.resume)
         self.accelerator = optim.open_accelerator(self.settings, args.cpu)
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        self.parts = range(rank, self.settings.parts, processes)
+        self.parts = range(self.accelerator.process_index, self.settings.parts, self.accelerator.num_processes)
         self.metrics = MetricsLog(self.out, self.is_main)
         self.step = 0
         self._networks: Mapping[str, nn.Module] = {}
@@ -144,7 +143,7 @@ class Run(Generic[R]):
         if validate and settings.show_every and (last or self.step % settings.show_every == 0):
             figures, picture = validate()
             self.metrics.write(self.step, **figures)
-            self.metrics.save_picture(self.step, "samples", picture)
+            self.metrics.save_picture(self.step, picture)
         if last or self.step % settings.save_every == 0:
             self._save()
 
@@ -183,14 +182,12 @@ def _parse_arguments(description: str | None, default: str) -> argparse.Namespac
 
 def _find_checkpoint(out: Path, resume: str) -> Path | None:
     """The checkpoint to go on from. ConfigError if a new run would write over an old one."""
-    newest = checkpoint.latest(out)
-    if resume == "auto":
-        return newest
-    if resume != "no":
+    if resume not in ("no", "auto"):
         return Path(resume)
-    if newest is not None:
+    newest = checkpoint.latest(out)
+    if newest is not None and resume == "no":
         raise ConfigError(f"{out} holds a run ({newest.name}): pass --resume auto to go on, or another --out.")
-    return None
+    return newest
 
 
 def call_main(main: Callable[[], None]) -> None:
@@ -260,15 +257,15 @@ class MetricsLog:
                     self._board.add_scalar(name, value, step)
         log.info("%s", "  ".join(f"{name} {value:g}" for name, value in entry.items()))
 
-    def save_picture(self, step: int, name: str, image_HWC: np.ndarray) -> None:
-        """Save a contact sheet as OUT/NAME_STEP.png."""
+    def save_picture(self, step: int, image_HWC: np.ndarray) -> None:
+        """Save a contact sheet as OUT/samples_STEP.png."""
         if not self.active:
             return
         from PIL import Image
 
-        Image.fromarray(image_HWC).save(self.out / f"{name}_{step:06d}.png")
+        Image.fromarray(image_HWC).save(self.out / f"samples_{step:06d}.png")
         if self._board is not None:
-            self._board.add_image(name, image_HWC, step, dataformats="HWC")
+            self._board.add_image("samples", image_HWC, step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush and end the TensorBoard file."""

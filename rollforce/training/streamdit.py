@@ -2,8 +2,7 @@
 
 A partition has `chunks` chunks of `chunk` latents in flight and makes `micro` steps between two commits: chunks * micro
 steps in all. Noise time 0..1 is cut into as many segments as there are chunks; the oldest chunk lives in the cleanest
-one. In steps, a partition is layout.partitioned(ladder(partition, shift), chunk, micro), so a network trained here
-streams there.
+one. In steps it is layout.partitioned(ladder(partition, shift), chunk, micro): a network trained here streams there.
 
     mixed training         a partition from the mix, a level anywhere in each segment: flow matching
     segment distillation   one step of the student for the `micro` guided steps of the teacher through a segment
