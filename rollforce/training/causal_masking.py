@@ -2,8 +2,7 @@
 
 Who sees what is a closure, as scores are; the losses know nothing of masks:
 
-    own_past    diffusion forcing (Chen et al. 2024; CausVid): one sequence; a chunk sees itself and the earlier chunks,
-                as noisy as they happen to be
+    own_past    diffusion forcing (Chen et al. 2024; CausVid): a chunk sees itself and the earlier, noisy ones
     true_past   teacher forcing (Causal Forcing, Self Forcing): the sequence twice, [clean ; noisy], at the same
                 positions; a noisy chunk sees itself and the clean chunks before it
 
@@ -24,7 +23,6 @@ from einops import repeat
 from torch import Tensor
 
 from rollforce.engine import flow
-from rollforce.engine.flow import training_weight
 from rollforce.errors import ConfigError, ShapeError
 from rollforce.models.transformer.transformer import Condition, VideoTransformer
 from rollforce.training import losses
@@ -77,22 +75,20 @@ def score_of_velocity(velocity: Velocity) -> Score:
 
 def flow_matching(velocity: Velocity, clean_BTCHW: Tensor, chunk: int, generator: torch.Generator, shift: float = 1.0,
                   weighted: bool = False) -> Tensor:  # fmt: skip
-    """Return the loss of flow matching with a noise level for each chunk, warp(U(0, 1), shift): diffusion forcing or
-    teacher forcing.
+    """Return the loss of flow matching with a noise level for each chunk, warp(U(0, 1), shift), drawn on the CPU.
 
-    `weighted`: by flow.training_weight, as Wan's scheduler does. `generator` is on the CPU."""
+    `weighted`: by flow.training_weight, as Wan's scheduler does."""
     sigma = draw_chunk_levels(clean_BTCHW, chunk, generator, shift)
     noise = noise_like(clean_BTCHW, generator)
     predicted = velocity(flow.noised(clean_BTCHW, noise, sigma), sigma)
     if not weighted:
         return losses.velocity(predicted, clean_BTCHW, noise)
-    weight = training_weight(sigma, shift)
+    weight = flow.training_weight(sigma, shift)
     return losses.velocity(predicted, clean_BTCHW, noise, weight) * weight.mean()  # a weighted sum, not a weighted mean
 
 
 def add_past_noise(clean_BTCHW: Tensor, limit: float, chunk: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return a past with a little noise, so that a student does not trust its own too much: (past, sigma_BT) for
-    `true_past`.
+    """Return (past, sigma_BT) for `true_past`, with a little noise, so that a student trusts its own past less.
 
     Each chunk has sigma ~ U(0, limit) and noise of its own. The reference (Self Forcing, Causal Forcing) means this,
     but counts its levels from the noisy end of the table, so that a small limit gives almost pure noise, and uses the
@@ -103,15 +99,11 @@ def add_past_noise(clean_BTCHW: Tensor, limit: float, chunk: int, generator: tor
     return flow.noised(clean_BTCHW, noise_like(clean_BTCHW, generator), sigma), sigma
 
 
-# ------------------------------------------------------------------------------------------------------------- draws
-
-
 def draw_chunk_levels(like_BTCHW: Tensor, chunk: int, generator: torch.Generator, shift: float = 1.0) -> Tensor:
     """Draw sigma [B, T] in (0, 1]: one level for each chunk, the same for its latents."""
     batch, latents = like_BTCHW.shape[:2]
     even = 1 - torch.rand(batch, count_chunks(latents, chunk), generator=generator)
-    sigma = shift * even / (1 + (shift - 1) * even)
-    return repeat_per_chunk(sigma, latents, chunk).to(like_BTCHW.device)
+    return repeat_per_chunk(flow.shift_level(even, shift), latents, chunk).to(like_BTCHW.device)
 
 
 def count_chunks(latents: int, chunk: int) -> int:
@@ -136,9 +128,9 @@ def _index(x_BTCHW: Tensor) -> Tensor:
 # -- masks: which token of a training window may attend to which -------------------------------------------------------
 
 
-def additive(allowed: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return a boolean mask (True = may attend) as numbers to add to the logits: 0 and minus infinity."""
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, float("-inf"))
+def additive(allowed: Tensor) -> Tensor:
+    """Return a boolean mask (True = may attend) as float32 to add to the logits: 0 and minus infinity."""
+    return torch.zeros(allowed.shape, device=allowed.device).masked_fill_(~allowed, float("-inf"))
 
 
 def block_causal(latents: int, chunk: int, tokens: int, window: int | None = None, first: int | None = None) -> Tensor:
@@ -146,8 +138,8 @@ def block_causal(latents: int, chunk: int, tokens: int, window: int | None = Non
 
     Args: `window` in latents limits the look back, counted from the end of the own chunk; `first` is the length of the
     first chunk where it differs (image to video). Returns bool [L, L], L = latents * tokens."""
-    _, end_of = _chunks(latents, chunk, first)
-    index = torch.arange(latents)
+    index, lead = torch.arange(latents), chunk if first is None else first
+    end_of = torch.where(index < lead, lead, lead + ((index - lead) // chunk + 1) * chunk)
     allowed = index[None] < end_of[:, None]
     if window is not None:
         allowed &= index[None] >= end_of[:, None] - window
@@ -155,26 +147,14 @@ def block_causal(latents: int, chunk: int, tokens: int, window: int | None = Non
     return per_token(allowed, tokens)
 
 
-def teacher_forcing(latents: int, chunk: int, tokens: int, first: int | None = None) -> Tensor:
-    """Return the mask of teacher forcing (Causal Forcing, Self Forcing) for an input [clean half ; noisy half], whose
-    halves have the same positions.
+def teacher_forcing(latents: int, chunk: int, tokens: int) -> Tensor:
+    """Return the mask of teacher forcing (Causal Forcing, Self Forcing), bool [2L, 2L], of [clean half ; noisy half].
 
-    Clean chunks see clean chunks up to their own; a noisy chunk sees itself and the clean chunks before it.
-    Returns bool [2L, 2L]."""
-    chunk_of, _ = _chunks(latents, chunk, first)
+    Clean chunks see clean chunks up to their own; a noisy chunk sees itself and the clean chunks before it."""
+    chunk_of = torch.arange(latents) // chunk
     before, same = chunk_of[None] < chunk_of[:, None], chunk_of[None] == chunk_of[:, None]
-    nothing = torch.zeros_like(same)
-    clean, noisy = torch.cat([before | same, nothing], dim=1), torch.cat([before, same], dim=1)
+    clean, noisy = torch.cat([before | same, torch.zeros_like(same)], dim=1), torch.cat([before, same], dim=1)
     return per_token(torch.cat([clean, noisy]), tokens)
-
-
-def _chunks(latents: int, chunk: int, first: int | None) -> tuple[Tensor, Tensor]:
-    """Return for each latent the number of its chunk, and the index just past that chunk."""
-    lead = chunk if first is None else first
-    index = torch.arange(latents)
-    number = torch.where(index < lead, 0, (index - lead) // chunk + 1)
-    end = torch.where(index < lead, lead, lead + number * chunk)
-    return number, end
 
 
 def per_token(allowed: Tensor, tokens: int) -> Tensor:

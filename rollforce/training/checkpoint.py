@@ -64,8 +64,7 @@ def save(out: Path, step: int, state: Mapping[str, Any], recipe: Mapping[str, An
 
 def load(folder: Path, recipe: Mapping[str, Any], data: str, device: str | torch.device = "cpu") -> dict[str, Any]:
     """Return the state written by `save`. TrainingError if it is damaged, or of another recipe or other data."""
-    written = _read(folder, "recipe.json", device)
-    state = _read(folder, "state.pt", device)
+    written, state = (_read(folder, name, device) for name in ("recipe.json", "state.pt"))
     changed = [f"  {path}: {before!r} -> {now!r}" for path, before, now in differences(written["recipe"], recipe)
                if path not in FREE]  # fmt: skip
     if changed:
@@ -101,13 +100,9 @@ def _read(folder: Path, name: str, device: str | torch.device) -> dict[str, Any]
 
 def differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Yield where two trees of settings differ: (dotted path, value before, value now)."""
-    before, now = _plain(before), _plain(now)
+    before, now = (list(value) if isinstance(value, tuple) else value for value in (before, now))
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted({*before, *now}):
             yield from differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
     elif before != now:
         yield path, before, now
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -28,7 +28,7 @@ from rollforce.config import resource
 from rollforce.errors import ConfigError
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
 from rollforce.models.autoencoder.wan import WanAutoencoder
-from rollforce.training.recipes import AnyData, Latents, World
+from rollforce.training.recipes import AnyData, Latents, World, check_positive
 from rollforce.world.caption import caption
 from rollforce.world.processes import Renderers
 from rollforce.world.render import render
@@ -41,9 +41,8 @@ _NOT_FINITE = "{} holds numbers that are not finite: write the folder anew witho
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """Clean latents float32 [B, T, C, h, w] (None where only prompts were asked for), and the prompts they show.
-
-    `text_BLD` holds the embeddings of data that brings its own; else the network's text encoder reads the prompts."""
+    """Clean latents float32 [B, T, C, h, w] (None where only prompts were asked for), the prompts they show, and, of
+    data that brings its own, their embeddings; else the network's text encoder reads the prompts."""
 
     latents_BTCHW: Tensor | None
     prompts: tuple[str, ...]
@@ -71,23 +70,18 @@ class Data(Protocol):
         """Return the last picture that these latents show, as the first latent of a video: [B, 1, C, h, w]."""
 
 
-def open_data(settings: AnyData, seed: int = 0, held_out: bool = False) -> Data:
-    """Open the data that `settings` describe; `held_out`: what training never sees (the world only). ConfigError."""
-    if isinstance(settings, World):
-        return WorldClips(settings, seed, held_out)
-    return LatentFolder(settings, seed)
+def open_data(settings: AnyData, seed: int) -> Data:
+    """Open the data that `settings` describe. ConfigError if they do not fit what is there."""
+    return WorldClips(settings, seed) if isinstance(settings, World) else LatentFolder(settings, seed)
 
 
 class WorldClips:
-    """Windows of captioned latents of the tiny world, from scenes rendered by seed and encoded once; nothing on disk.
-
-    `held_out` takes only attribute combinations that training never sees. ConfigError for settings without a clip."""
+    """Windows of captioned latents of the tiny world, rendered by seed and encoded once. `held_out`: only of attribute
+    combinations that training never sees. ConfigError for settings without a clip."""
 
     def __init__(self, settings: World, seed: int = 0, held_out: bool = False,
                  autoencoder: TinyAutoencoder | None = None) -> None:  # fmt: skip
-        for name in ("clips", "opened", "latents", "kept"):
-            if getattr(settings, name) < 1:
-                raise ConfigError(f"data.{name} {getattr(settings, name)}: must be at least 1.")
+        check_positive(settings, "clips", "opened", "latents", "kept", where="data.")
         self.settings, self.seed, self.held_out = settings, seed, held_out
         self.autoencoder = autoencoder or TinyAutoencoder.load(path_of(settings.autoencoder))
         self._slots: OrderedDict[int, int] = OrderedDict()  # clip -> where in the store, longest unused first
@@ -101,14 +95,13 @@ class WorldClips:
     @property
     def latent(self) -> tuple[int, int, int]:
         """The shape of one latent, (C, h, w)."""
-        config = self.autoencoder.config
-        return config.channels, self.settings.size // config.patch, self.settings.size // config.patch
+        side = self.settings.size // self.autoencoder.config.patch
+        return self.autoencoder.config.channels, side, side
 
     @property
     def fingerprint(self) -> str:
         """A short name of the world's pixels and captions and of the encoder."""
-        latents, scene = self._encode(0), self.scene(0)
-        return digest([latents.numpy().tobytes(), caption(scene, 0).encode()])
+        return digest([self._encode(0).numpy().tobytes(), caption(self.scene(0), 0).encode()])
 
     def clip(self, number: int) -> Tensor:
         """Return all latents of one clip: float16 [T, C, h, w], in place until `kept` others have been asked for."""
@@ -117,15 +110,13 @@ class WorldClips:
             return self._store[self._slots[number]]
         latents = torch.from_numpy(self._renderers.take(number)) if self._renderers else self._encode(number)
         full = len(self._slots) == self.settings.kept
-        slot = self._slots.popitem(last=False)[1] if full else len(self._slots)
-        self._slots[number] = slot
-        self._store[slot] = latents
-        return self._store[slot]
+        self._slots[number] = slot = self._slots.popitem(last=False)[1] if full else len(self._slots)
+        return self._store[slot].copy_(latents)
 
     @torch.no_grad()
     def _encode(self, number: int) -> Tensor:
-        start = number * 131 % 4096  # scenes are endless: begin anywhere
         frames = self.settings.latents * self.autoencoder.config.frames
+        start = number * 131 % 4096  # scenes are endless: begin anywhere
         video = render(self.scene(number), start, frames, self.settings.size)
         return self.autoencoder.encode(torch.from_numpy(video)[None])[0].half()
 
@@ -161,7 +152,7 @@ class WorldClips:
     def prompts(self, step: int, part: int, count: int) -> TrainingBatch:
         """Return captions of `count` scenes, for which no clip need exist."""
         rng = np.random.default_rng([self.seed, step, part, 1])
-        numbers = [int(n) for n in rng.integers(2**31, size=count)]
+        numbers = rng.integers(2**31, size=count).tolist()
         return TrainingBatch(None, tuple(caption(self._scene(n), n + 1) for n in numbers))
 
     def image_latent(self, latents_BTCHW: Tensor) -> Tensor:

@@ -25,8 +25,7 @@ def export(network: Network, folder: Path, data: Data, stream: str, changes: Seq
     state = whole_state(network)
     if not active:
         return
-    text = network.text and TextEncoder(network.text.config)
-    whole = Network(VideoTransformer(network.transformer.config), text)
+    whole = Network(VideoTransformer(network.transformer.config), network.text and TextEncoder(network.text.config))
     whole.transformer.make_room({name.removeprefix("transformer."): value for name, value in state.items()})
     whole.load_state_dict(state)
     whole.save(folder)

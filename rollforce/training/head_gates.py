@@ -24,9 +24,8 @@ from rollforce.models.transformer.transformer import Condition, VideoTransformer
 
 
 class DualCache(KVCache):
-    """Two memories of one stream. Calls get what the full one says, or where there are gates, [layers, heads], a mix.
-
-    Both are written by the full model's clean passes."""
+    """Two memories of one stream, both written by the full model's clean passes. Calls get what the full one says, or
+    where there are gates, [layers, heads], a mix."""
 
     def __init__(self, full: Sequence[Any], streaming: KVCache, *args: Any) -> None:
         super().__init__(full, *args)
@@ -58,8 +57,7 @@ class Gating:
     """Stands in the transformer's place in a Rollout: walks the stream of the full model, and compares every denoising
     call with the same call under gates. `losses`: of those calls, relative squared distances, with gradient to gates.
 
-    Deviations: the paper compares hidden states of one long text at the places of a needle; here it is the velocity, of
-    all latents of a call, and the past is that of the full model."""
+    Deviation: the paper compares hidden states at the places of a needle; here it is the velocity of all latents."""
 
     def __init__(self, transformer: VideoTransformer, cache: DualCache, gates: Tensor) -> None:
         self.transformer, self.cache, self.gates = transformer, cache, gates
@@ -90,8 +88,7 @@ class Gating:
 
 
 def label_heads(gates: Tensor, share: float) -> Labels:
-    """Return `retrieval` for the `share` of heads with the largest gates, `streaming` for the others (of equal ones the
-    first layers come first)."""
+    """Return `retrieval` for the `share` of heads with the largest gates (ties: first layers), else `streaming`."""
     flat = gates.flatten()
     chosen = flat.argsort(descending=True, stable=True)[: round(share * len(flat))]
     mask = torch.zeros_like(flat, dtype=torch.bool).index_fill(0, chosen, True).view_as(gates)

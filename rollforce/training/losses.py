@@ -17,8 +17,7 @@ from rollforce.models.transformer.transformer import Condition, VideoTransformer
 
 def velocity(predicted_BTCHW: Tensor, clean_BTCHW: Tensor, noise_BTCHW: Tensor,
              weight_BT: Tensor | None = None) -> Tensor:  # fmt: skip
-    """Return the loss of flow matching, the mean squared error of the velocity noise - clean. `weight_BT` 0 leaves a
-    latent out."""
+    """Return the mean squared error of the velocity noise - clean (flow matching). `weight_BT` 0: latent left out."""
     error = (predicted_BTCHW - (noise_BTCHW - clean_BTCHW)).square().mean((2, 3, 4))
     if weight_BT is None:
         return error.mean()
@@ -38,8 +37,7 @@ def _mean(error_BTCHW: Tensor, weight: Tensor | None, learns_BT: Tensor | None) 
 
 def dmd(x_BTCHW: Tensor, teacher: Score, critic: Score, sigma_BT: Tensor, noise_BTCHW: Tensor,
         weight: Tensor | None = None, learns_BT: Tensor | None = None) -> Tensor:  # fmt: skip
-    """Distribution matching distillation (Yin et al. 2024, as in Self Forcing): a loss whose gradient moves x along
-    critic - teacher.
+    """Distribution matching distillation (Yin et al. 2024, as in Self Forcing): its gradient is along critic - teacher.
 
     With both scores' clean estimates of the noised x, per video: g = (critic - teacher) / mean|x - teacher|;
     loss = mean of weight * (x - stopgrad(x - g))^2 / 2 over the latents where `learns_BT` is true (None: all), so
@@ -78,15 +76,13 @@ def score_of(model: VideoTransformer, condition: Condition) -> Score:
 
     def clean(noisy_BTCHW: Tensor, sigma_BT: Tensor) -> Tensor:
         index = torch.arange(noisy_BTCHW.shape[1], device=noisy_BTCHW.device)
-        velocity = model(noisy_BTCHW, sigma_BT, index, condition)
-        return flow.clean_of(noisy_BTCHW, velocity, sigma_BT)
+        return flow.clean_of(noisy_BTCHW, model(noisy_BTCHW, sigma_BT, index, condition), sigma_BT)
 
     return clean
 
 
 def guide(wished: Score, free: Score, scale: float) -> Score:
-    """Return the score of classifier-free guidance (Ho & Salimans 2022), free + scale * (wished - free); scale 1 is
-    `wished` alone.
+    """Return the score of classifier-free guidance (Ho & Salimans 2022), free + scale * (wished - free).
 
     Rolling Forcing writes wished + s * (wished - free) in its DMD: its s = 3 is scale 4."""
 

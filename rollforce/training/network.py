@@ -101,7 +101,7 @@ def tabulate_networks(networks: Mapping[str, nn.Module], optimised: Sequence[str
     total = 0.0
     for name, network in networks.items():
         count = sum(p.numel() for p in network.parameters())
-        weights = sum(p.numel() * p.element_size() for p in network.parameters()) / processes
+        weights = sum(p.nbytes for p in network.parameters()) / processes
         training = 12 * count / processes if name in optimised else 0.0
         total += weights + training
         lines.append(f"{name:12s}{count:14,d}{_format_bytes(weights):>11s}"
@@ -120,8 +120,7 @@ def _format_bytes(count: float) -> str:
 @torch.no_grad()
 def sample(network: Network, noise_BTCHW: Tensor, prompts: Sequence[str], scale: float, steps: int,
            shift: float = 3.0) -> Tensor:  # fmt: skip
-    """Return videos [B, T, C, h, w] of prompts by Euler's method, all latents together, with guidance
-    free + scale * (wished - free) (Ho & Salimans 2022)."""
+    """Return videos [B, T, C, h, w] of prompts by Euler's method, all latents together, guided (losses.guide)."""
     x, index = noise_BTCHW, torch.arange(noise_BTCHW.shape[1], device=noise_BTCHW.device)
     wished, free = (network.condition(TrainingBatch(None, tuple(p))) for p in (prompts, [""] * len(prompts)))
     for now, later in pairwise([*(shift_level(s, shift) for s in linear(steps)), 0.0]):
@@ -149,7 +148,6 @@ def border_ratio(video_BFHWC: Tensor, every: int) -> float:
 
 # -- how a transformer starts: with what every video has in common -----------------------------------------------------
 
-
 # One row per head: {axis: {number of the RoPE pair: amplitude}}; heads beyond the table have no prior.
 PRIORS: tuple[dict[str, dict[int, float]], ...] = (
     {"row": {0: 6.5, 1: 2.0}, "column": {0: 6.5, 1: 2.0}},
@@ -166,9 +164,9 @@ def initialise(model: VideoTransformer, positions: bool = True) -> None:
     for block in model.blocks:
         assert isinstance(block, Block)
         block.scale_shift_table[:, (2, 5)] = 1.0
-        for layer in (block.attn1.to_out[0], block.attn2.to_out[0], block.ffn.net[2]):
-            for parameter in layer.parameters():
-                nn.init.zeros_(parameter)
+        last = nn.ModuleList([block.attn1.to_out[0], block.attn2.to_out[0], block.ffn.net[2]])
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
         if positions:
             _position_prior(block.attn1)
     nn.init.normal_(model.condition_embedder.time_proj.weight, std=0.01)
@@ -182,8 +180,7 @@ def _pass_through(model: VideoTransformer) -> None:
         return
     nn.init.normal_(weight, std=values**-0.5)
     order = torch.arange(values).view(weight.shape[1:])
-    flat = weight.flatten(1)
-    flat[:values] = torch.eye(values)
+    weight.flatten(1)[:values] = torch.eye(values)
     for parameter in (model.patch_embedding.bias, model.proj_out.weight, model.proj_out.bias):
         assert parameter is not None
         nn.init.zeros_(parameter)

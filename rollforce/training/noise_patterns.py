@@ -1,8 +1,7 @@
 """What a training window looks like: which chunk has which noise, and who may see whom.
 
-The rolling student meets three pictures: clean chunks behind it and noise rising ahead; the same with more past; and,
-when a stream fills, a few chunks with no past. Two such fillings share a window, hidden from each other, so that all
-windows have one length and nothing is padded.
+The rolling student meets clean chunks behind it and noise rising ahead and, when a stream fills, a few chunks with no
+past. Two such fillings share a window, hidden from each other: all windows have one length, and nothing is padded.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ SHIFT = 3.0
 
 @dataclass(frozen=True)
 class NoisePattern:
-    """A window's noise: sigma [B, T]; additive mask [L, L] or None; weight [T], 1 where the loss counts, 0 on clean
-    context."""
+    """A window's noise: sigma [B, T]; additive mask [L, L] or None; weight [T], where the loss counts 1, else 0."""
 
     sigma_BT: Tensor
     mask: Tensor | None
@@ -46,24 +44,18 @@ PATTERNS: dict[str, tuple[ChunkGroup, ...]] = {"past": (ChunkGroup(1, 4),), "lon
 
 def draw_level_per_video(rng: np.random.Generator, batch: int, latents: int) -> NoisePattern:
     """Draw one noise level for all latents of a video, spread evenly over the batch: the bidirectional teacher."""
-    even = (np.arange(batch) + rng.random(batch)) / batch
-    sigma = torch.tensor([[shift_level(float(s), SHIFT)] * latents for s in even], dtype=torch.float32)
-    return NoisePattern(sigma, None, torch.ones(latents))
+    return NoisePattern(draw_levels(rng, batch, latents, SHIFT, (0, 1)), None, torch.ones(latents))
 
 
 def draw_rolling(rng: np.random.Generator, batch: int, groups: Sequence[ChunkGroup], chunk: int, tokens: int,
                  ladder: Sequence[float]) -> NoisePattern:  # fmt: skip
-    """Draw rising noise as a rolling stream has it: on the ladder for half of the videos, between its steps for others.
-
-    `chunk`: latents per chunk; `tokens`: per latent."""
-    if max(group.noisy for group in groups) > len(ladder):
-        raise ConfigError(f"a window of {max(group.noisy for group in groups)} noisy chunks needs as many levels, and "
-                          f"the stream's ladder has {len(ladder)}: choose another noising.stream or other shares.")
+    """Draw rising noise: on the ladder for half of the videos, between its steps for others. `tokens`: per latent."""
+    if (most := max(group.noisy for group in groups)) > len(ladder):
+        raise ConfigError(f"a window of {most} noisy chunks needs as many levels, and the stream's ladder has "
+                          f"{len(ladder)}: choose another noising.stream or other shares.")
     rows = []
     for _ in range(batch):
-        levels: list[float] = []
-        for group in groups:
-            levels += [0.0] * group.clean + _rising(rng, group, ladder)
+        levels = [level for group in groups for level in [0.0] * group.clean + _rising(rng, group, ladder)]
         rows.append(np.repeat(levels, chunk))
     sigma = torch.tensor(np.array(rows), dtype=torch.float32)
     return NoisePattern(sigma, additive(visibility_mask(groups, chunk * tokens)), (sigma[0] > 0).float())
@@ -87,11 +79,10 @@ def visibility_mask(groups: Sequence[ChunkGroup], tokens_per_chunk: int) -> Tens
     return per_token((group[:, None] == group) & (noisy[:, None] | (order[:, None] >= order)), tokens_per_chunk)
 
 
-def draw_levels(rng: np.random.Generator, batch: int, latents: int, shift: float = 3.0,
-                clamp: tuple[float, float] = (0.02, 0.98)) -> Tensor:  # fmt: skip
+def draw_levels(rng: np.random.Generator, batch: int, latents: int, shift: float, clamp: tuple[float, float]) -> Tensor:
     """Draw one noise level per video, spread evenly over the batch, shift_level towards noise and clamped: [B, T]."""
     even = (np.arange(batch) + rng.random(batch)) / batch
-    level = torch.tensor([shift_level(float(s), shift) for s in even], dtype=torch.float32).clamp(*clamp)
+    level = shift_level(torch.from_numpy(even), shift).float().clamp(*clamp)
     return level[:, None].expand(-1, latents)
 
 
@@ -103,18 +94,14 @@ def draw_window(video_BTCHW: Tensor, length: int, rng: np.random.Generator) -> T
 
 def begin_with_image(video_BTCHW: Tensor, length: int, chunk: int,
                      image_latent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return the last `length` latents of a longer video, made to look like a beginning, and where they learn, bool
-    [B, T].
+    """Return the end of a video, `length` latents made to look like a beginning, and where they learn, bool [B, T].
 
     A bidirectional teacher knows first latents that stand for one frame (Wan). As in Rolling Forcing, what comes before
     is decoded, its last frame encoded as an image, and that latent (no gradient) takes the first place; its chunk does
-    not learn. `image_latent`: latents [B, T, C, h, w] -> the image latent [B, 1, C, h, w] of the last frame they show.
-    """
+    not learn. `image_latent`: latents [B, T, C, h, w] -> the image latent [B, 1, C, h, w] of their last frame."""
     if video_BTCHW.shape[1] <= length:
-        learns = torch.ones(video_BTCHW.shape[:2], dtype=torch.bool, device=video_BTCHW.device)
-        return video_BTCHW, learns
+        return video_BTCHW, torch.ones(video_BTCHW.shape[:2], dtype=torch.bool, device=video_BTCHW.device)
     with torch.no_grad():
         first = image_latent(video_BTCHW[:, : 1 - length])
     video = torch.cat([first, video_BTCHW[:, 1 - length :]], dim=1)
-    learns = torch.arange(length, device=video.device) >= chunk
-    return video, learns.expand(video.shape[:2])
+    return video, (torch.arange(length, device=video.device) >= chunk).expand(video.shape[:2])

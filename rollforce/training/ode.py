@@ -5,9 +5,8 @@
     consistency         causal consistency distillation (Causal Forcing 2026): take one step of the path from a noised
                         true video; the student must name the same end from before and after it
 
-The teacher is any Score, guidance included: `losses.guide(wished, free, w)`, free + w (wished - free). Bidirectional
-(score_of) it gives the pairs of CausVid and Self Forcing; causal (score_of_velocity(true_past(...))) those of Causal
-Forcing, where each chunk is solved from its true past and the student is trained from the same past.
+The teacher is any Score, guidance (`losses.guide`) included. Bidirectional (score_of) it gives the pairs of CausVid and
+Self Forcing; causal (score_of_velocity(true_past(...))) those of Causal Forcing, for a student with the same past.
 """
 
 from __future__ import annotations
@@ -38,8 +37,7 @@ class OdePairs:
 
     def __post_init__(self) -> None:
         if self.states.shape[1] != len(self.levels) + 1:
-            raise ConfigError(f"{self.states.shape[1]} states for {len(self.levels)} levels: store the state at each "
-                              "level and the end.")
+            raise ConfigError(f"{self.states.shape[1]} states for {len(self.levels)} levels: store each and the end.")
 
     @property
     def end_BTCHW(self) -> Tensor:
@@ -50,11 +48,10 @@ class OdePairs:
 def solver_grid(ladder: Sequence[float], steps: int, shift: float) -> Ladder:
     """Return the solver's levels: `steps` even steps under `shift`, with each level of the student's ladder among them.
 
-    A student's level that lies between two of the solver's is inserted: one more step there, so the path only becomes
-    more exact, and the state is stored at precisely the level the student will be told. (Self Forcing's own pairs were
-    solved under shift 8 and trained under shift 5: states of sigma .960 labelled .9375.) Nothing is inserted if ladder
-    and grid have one shift and the ladder's steps divide the solver's: [1, .75, .5, .25] with 48.
-    ConfigError if the ladder does not begin at 1: a path begins at pure noise."""
+    A student's level between two of the solver's is inserted, so that the state is stored at precisely the level the
+    student will be told. (Self Forcing's pairs were solved under shift 8 and trained under shift 5: states of sigma
+    .960 labelled .9375.) Nothing is inserted if ladder and grid have one shift and the ladder's steps divide the
+    solver's: [1, .75, .5, .25] with 48. ConfigError if the ladder does not begin at 1: a path begins at pure noise."""
     ladder = explicit(ladder)
     if ladder[0] != 1:
         raise ConfigError(f"the ladder begins at {ladder[0]}: an ODE path begins at pure noise, so make it 1.")
@@ -74,8 +71,7 @@ def solve(teacher: Score, noise_BTCHW: Tensor, ladder: Sequence[float], steps: i
           shift: float = 1.0) -> OdePairs:  # fmt: skip
     """Walk the probability-flow ODE from pure noise to the end, all latents at one level; keep what the student needs.
 
-    `shift` is that of the student's ladder. The cost is `steps` calls of the teacher (two with guidance), and a few
-    more where levels are inserted, see `solver_grid`."""
+    `shift`: of the student's ladder. The cost is `steps` calls of the teacher, and those of inserted levels."""
     levels, wanted = (*solver_grid(ladder, steps, shift), 0.0), set(explicit(ladder))
     x, kept = noise_BTCHW, []
     for level, lower in pairwise(levels):
@@ -87,8 +83,7 @@ def solve(teacher: Score, noise_BTCHW: Tensor, ladder: Sequence[float], steps: i
 
 
 def regression(student: Score, pairs: OdePairs, chunk: int, generator: torch.Generator, clean: bool = True) -> Tensor:
-    """Return the mean squared error with which the student names the end of the path from a random one of its levels,
-    drawn for each chunk.
+    """Return the mean squared error of the path's end, named by the student from a level drawn for each chunk.
 
     `clean`: the end itself (sigma 0) is drawn too, so that a student under own_past also meets a clean past, as CausVid
     has it; such chunks are left out of the loss, and the last chunk is always noisy since nobody would look at it.
@@ -119,6 +114,5 @@ def consistency(student: Score, average: Score, teacher: Score, clean_BTCHW: Ten
     noisy = flow.noised(clean_BTCHW, noise_like(clean_BTCHW, generator), above)
     with torch.no_grad():
         nearer = euler_step(teacher, noisy, above, below)
-        ended = (below == 0)[..., None, None, None]
-        target = torch.where(ended, nearer, average(nearer, below))
+        target = torch.where((below == 0)[..., None, None, None], nearer, average(nearer, below))
     return losses.regression(student(noisy, above), target)

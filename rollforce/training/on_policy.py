@@ -26,15 +26,10 @@ from rollforce.engine.rollout import Rollout
 from rollforce.engine.rollout_group import RolloutGroup, cache_shape, count_exits, roll_out
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
+from rollforce.training import recipes
 from rollforce.training.causal_masking import noise_like, own_past, repeat_per_chunk, score_of_velocity, true_past
 from rollforce.training.data import Data, TrainingBatch
 from rollforce.training.network import Network
-from rollforce.training.recipes import (
-    DistillRecipe,
-    PersistentStreamSettings,
-    TeacherForcingSettings,
-    WholeRolloutSettings,
-)
 from rollforce.training.reference_cache import ReferenceGradientCache
 
 
@@ -48,8 +43,7 @@ class StudentVideo:
 
 
 class VideoSource:
-    """Where a student's videos come from: `count` a part, of the prompts of `data`. What lasts from step to step
-    belongs to a part of the batch."""
+    """Where a student's videos come from: `count` a part, of the prompts of `data`."""
 
     def __init__(self, student: Network, data: Data, count: int, seed: int) -> None:
         self.student, self.data, self.count, self.seed = student, data, count, seed
@@ -74,12 +68,12 @@ class VideoSource:
         return tuple(int(n) for n in rng.integers(2**31, size=self.count))
 
 
-def open_practice(recipe: DistillRecipe, student: Network, stream: StreamSettings, data: Data) -> VideoSource:
+def open_practice(recipe: recipes.DistillRecipe, student: Network, stream: StreamSettings, data: Data) -> VideoSource:
     """Return the source of videos that a recipe asks for. ConfigError if it does not go with the stream."""
     given = student, data, recipe.batch // recipe.run.parts, recipe.run.seed
-    if isinstance(recipe.practice, PersistentStreamSettings):
+    if isinstance(recipe.practice, recipes.PersistentStreamSettings):
         return PersistentStreams(*given, stream, recipe.practice)
-    if isinstance(recipe.practice, TeacherForcingSettings):
+    if isinstance(recipe.practice, recipes.TeacherForcingSettings):
         return TeacherForcedVideos(*given, stream, recipe.practice)
     second = build(StreamSettings, preset_file(recipe.practice.second))
     return WholeRollouts(*given, (stream, second), recipe.practice)
@@ -89,21 +83,18 @@ class PersistentStreams(VideoSource):
     """Groups of streams that stay alive over many steps; each step takes the next group (engine.rollout_group)."""
 
     def __init__(self, student: Network, data: Data, count: int, seed: int, stream: StreamSettings,
-                 settings: PersistentStreamSettings) -> None:  # fmt: skip
+                 settings: recipes.PersistentStreamSettings) -> None:  # fmt: skip
         super().__init__(student, data, count, seed)
         self.stream, self.settings = stream, settings
         self.groups: dict[tuple[int, int], RolloutGroup] = {}  # (part, place) -> group
 
     def generate(self, step: int, part: int) -> StudentVideo:
-        """Make one tick of the group whose turn it is. A group of full age starts again; at first, groups differ in
-        age."""
+        """Make one tick of the group whose turn it is; one of full age starts again. At first, groups differ in age."""
         s, place = self.settings, step % self.settings.groups
         ticks = self.stream.layout.build().ticks  # of a chunk
-        age = s.age * ticks
-        group = self.groups.get((part, place))
+        group, age = self.groups.get((part, place)), s.age * ticks
         if group is None or group.ticks >= age:
-            group = self._begin(step, part, place * age // s.groups if group is None else 0)
-            self.groups[part, place] = group
+            self.groups[part, place] = group = self._begin(step, part, place * age // s.groups if group is None else 0)
         if s.switch and group.ticks == round(s.switch * s.age) * ticks:
             batch = self.data.prompts(step, part + 1_000_000, self.count)
             group.switch(self._encode(batch), batch.prompts)
@@ -130,20 +121,18 @@ class PersistentStreams(VideoSource):
 
 
 class WholeRollouts(VideoSource):
-    """Rollouts from the start to a drawn length, one per step and part (self_rollout)."""
+    """Rollouts from the start to a drawn length, one per step and part."""
 
     def __init__(self, student: Network, data: Data, count: int, seed: int,
-                 streams: tuple[StreamSettings, StreamSettings], settings: WholeRolloutSettings) -> None:  # fmt: skip
-        """`streams`: the preset the student is made for, and the one that `settings.mix` mixes in. ConfigError if a
-        setting does not go with them."""
+                 streams: tuple[StreamSettings, StreamSettings], settings: recipes.WholeRolloutSettings) -> None:
+        """Take the stream the student is made for and the one mixed in. ConfigError if a setting does not fit them."""
         super().__init__(student, data, count, seed)
         self.streams, self.settings = streams, settings
         for stream in streams[: 2 if settings.mix else 1]:
             self._check(stream)
 
     def generate(self, step: int, part: int) -> StudentVideo:
-        """Walk one rollout; return its last latents, as many as can be judged. Length, layout and exit are drawn per
-        step, so that all processes make equal calls."""
+        """Walk one rollout, whose length, layout and exit all processes draw alike; return the latents to judge."""
         s, rng = self.settings, np.random.default_rng([self.seed, step, 4])
         length = int(rng.choice(s.latents))
         stream = self.streams[int(rng.random() < s.mix)]
@@ -158,16 +147,12 @@ class WholeRollouts(VideoSource):
     def _begin(self, stream: StreamSettings, text: Tensor, seeds: tuple[int, ...], length: int) -> Rollout:
         layout, latent = stream.layout.build(), self.data.latent
         shape = cache_shape(self.student.transformer, len(seeds), latent)
-        if self.settings.leak:
-            flight = max(layout.slots, layout.shift)
-            cache: AnyCache = ReferenceGradientCache(
-                stream.cache, shape, flight, text.dtype, text.device, chunk=layout.shift)
-        else:
-            cache = stream.memory(shape, text.dtype, text.device)
-        condition = self.student.transformer.condition(text)
-        stepping = replace(stream.stepping, ride=False)
-        noise = Noise.of(seeds, latent)
-        return Rollout(self.student.transformer, condition, cache, layout, noise, stepping, length=length)
+        cache: AnyCache = (
+            ReferenceGradientCache(stream.cache, shape, max(layout.slots, layout.shift), text.dtype, text.device,
+                                   chunk=layout.shift)
+            if self.settings.leak else stream.memory(shape, text.dtype, text.device))  # fmt: skip
+        return Rollout(self.student.transformer, self.student.transformer.condition(text), cache, layout,
+                       Noise.of(seeds, latent), replace(stream.stepping, ride=False), length=length)
 
     def _check(self, stream: StreamSettings) -> None:
         if self.settings.leak and stream.heads is not None:
@@ -185,7 +170,7 @@ class TeacherForcedVideos(VideoSource):
     """True videos noised to the ladder, chunk by chunk, and restored in one call: training without self-rollout."""
 
     def __init__(self, student: Network, data: Data, count: int, seed: int, stream: StreamSettings,
-                 settings: TeacherForcingSettings) -> None:  # fmt: skip
+                 settings: recipes.TeacherForcingSettings) -> None:  # fmt: skip
         super().__init__(student, data, count, seed)
         self.layout, self.settings = stream.layout, settings
 
@@ -195,8 +180,8 @@ class TeacherForcedVideos(VideoSource):
         batch = self.data.draw(step, part, self.count, s.latents)
         clean, text = self.student.clean_latents(batch), self._encode(batch)
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) * 64 + part)
-        chunks = -(-s.latents // chunk)
-        levels = torch.tensor(ladder)[torch.randint(len(ladder), (self.count, chunks), generator=generator)]
+        shape = self.count, -(-s.latents // chunk)
+        levels = torch.tensor(ladder)[torch.randint(len(ladder), shape, generator=generator)]
         sigma = repeat_per_chunk(levels, s.latents, chunk).to(clean)
         model, tokens = self.student.transformer, self.student.tokens_per_latent(clean.shape)
         condition = model.condition(text)

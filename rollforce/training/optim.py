@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rollforce.errors import ConfigError, TrainingError
+from rollforce.training.checkpoint import latest
 from rollforce.training.recipes import Optimiser, RunSettings
 
 if TYPE_CHECKING:
@@ -33,22 +34,15 @@ def open_accelerator(run: RunSettings, cpu: bool = False) -> Accelerator:
     return accelerator
 
 
-def block_matrices(network: nn.Module) -> list[nn.Parameter]:
-    """Return what Muon is for: the matrices inside a transformer's blocks."""
-    return [p for n, p in network.named_parameters() if p.ndim == 2 and "blocks." in n and "norm" not in n]
-
-
 def build_optimisers(network: nn.Module, settings: Optimiser,
                      matrices: Sequence[nn.Parameter] | None = None) -> list[torch.optim.Optimizer]:  # fmt: skip
-    """Return the optimisers of a network, each with its full rate under "initial". `matrices`: for Muon, if chosen.
-
-    ConfigError for Muon on sharded matrices."""
-    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-    matrices = block_matrices(network) if matrices is None else matrices
-    if settings.kind == "adamw":
-        matrices = []
+    """Return the optimisers of a network, each with its full rate under "initial". `matrices`: for Muon, if chosen;
+    None: those inside a transformer's blocks. ConfigError for Muon on sharded matrices."""
+    if matrices is None:
+        matrices = [p for n, p in network.named_parameters() if p.ndim == 2 and "blocks." in n and "norm" not in n]
+    matrices = [] if settings.kind == "adamw" else matrices
     chosen = {id(p) for p in matrices}
-    rest = [p for _, p in named if id(p) not in chosen]
+    rest = [p for p in network.parameters() if p.requires_grad and id(p) not in chosen]
     made: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, settings.lr, settings.betas,
                                                            weight_decay=settings.weight_decay)]  # fmt: skip
     if matrices and is_sharded(matrices):
@@ -71,8 +65,7 @@ def set_rate(made: Sequence[torch.optim.Optimizer], factor: float) -> None:
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, keep: float, step: int) -> None:
-    """Move `average` towards the parameters of `model`: an exponential moving average. Early steps follow faster, so
-    that the start is forgotten, and before step 0 it is the model itself.
+    """Move the exponential moving average `average` towards `model`: faster at early steps; before 0 it is the model.
 
     Not diffusers' EMAModel: it keeps a list of tensors, and what is validated and exported here is a network."""
     keep = min(keep, (1 + step) / (10 + step)) if step >= 0 else 0.0
@@ -91,15 +84,15 @@ def share_gradients(parameters: Iterable[Tensor]) -> None:
             p.grad = torch.zeros_like(p)
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
+    grads = [p.grad for p in parameters if p.grad is not None]
     if is_sharded(parameters):
-        for p in parameters:
-            assert p.grad is not None
-            if hasattr(p, "full_tensor"):
-                p.grad.mul_(dist.get_world_size())
+        for grad in grads:
+            if hasattr(grad, "full_tensor"):
+                grad.mul_(dist.get_world_size())
             else:
-                dist.all_reduce(p.grad)
+                dist.all_reduce(grad)
         return
-    flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+    flat = torch.cat([grad.flatten() for grad in grads])
     dist.all_reduce(flat)
     for p, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         p.grad = grad.view_as(p)
@@ -111,15 +104,10 @@ def is_sharded(parameters: Sequence[Tensor]) -> bool:
 
 
 def share_and_clip(network: nn.Module, clip: float) -> float:
-    """Share out the gradients of a network and clip them; return the norm of the gradient before clipping."""
+    """Share out the gradients of a network and clip them to the norm `clip`, sharded and whole ones together (which
+    torch's `clip_grad_norm_` refuses); return their norm before clipping."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     share_gradients(parameters)
-    return clip_gradients(parameters, clip)
-
-
-def clip_gradients(parameters: Sequence[Tensor], clip: float) -> float:
-    """Clip gradients to the norm `clip`, sharded and whole ones together (which torch's `clip_grad_norm_` refuses), and
-    return their norm before."""
     sharded = [p for p in parameters if hasattr(p, "full_tensor")]
     groups = [group for group in (sharded, [p for p in parameters if not hasattr(p, "full_tensor")]) if group]
     norms = [torch.nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]) for group in groups]
@@ -133,8 +121,6 @@ def check_finite(value: float, what: str, step: int, out: Path) -> None:
     """Stop before a number that is not finite reaches the weights; the last checkpoint stays."""
     if math.isfinite(value):
         return
-    from rollforce.training.checkpoint import latest
-
     last = latest(out)
     kept = f"The last good checkpoint is {last}" if last else "No checkpoint was written yet"
     raise TrainingError(f"step {step}: {what} is {value}. {kept}; nothing was overwritten.\nWhat helps: a lower "
@@ -145,12 +131,9 @@ def check_finite(value: float, what: str, step: int, out: Path) -> None:
 # -- Muon (Jordan et al. 2024): momentum whose matrices are made orthogonal before they are applied --------------------
 
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-
-
 def orthogonal(x_NRC: Tensor, rounds: int = 4) -> Tensor:
     """Return matrices [N, R, C], R <= C, with all singular values brought near 1 by Newton-Schulz iterations."""
-    a, b, c = COEFFICIENTS
+    a, b, c = 3.4445, -4.7750, 2.0315
     x = x_NRC / (x_NRC.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(rounds):
         gram = x @ x.transpose(-1, -2)
@@ -182,11 +165,10 @@ class Muon(torch.optim.Optimizer):
         wanted = []
         for matrix in matrices:
             assert matrix.grad is not None
-            state = self.state[matrix]
-            if "momentum" not in state:
+            if "momentum" not in (state := self.state[matrix]):
                 state["momentum"] = torch.zeros_like(matrix)
-            state["momentum"].lerp_(matrix.grad, 1 - momentum)
-            update = torch.lerp(matrix.grad, state["momentum"], momentum).flatten(1)
+            mean = state["momentum"].lerp_(matrix.grad, 1 - momentum)
+            update = torch.lerp(matrix.grad, mean, momentum).flatten(1)
             wanted.append(update.T if update.shape[0] > update.shape[1] else update)
         for matrix, update in zip(matrices, orthogonal_together(torch.stack(wanted), rounds), strict=True):
             rows, columns = matrix.flatten(1).shape

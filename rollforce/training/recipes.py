@@ -1,8 +1,7 @@
 """Settings of training: one frozen dataclass per stage; configs/train/*.yaml map onto them.
 
-Everything a run does is a function of its recipe and the number of the step, so a run that is stopped and resumed, on
-any number of processes that divides `parts`, sees the same data and noise.
-"""
+A run is a function of its recipe: stopped and resumed, on any number of processes that divides `parts`, it sees the
+same data and noise."""
 
 from __future__ import annotations
 
@@ -14,15 +13,14 @@ from rollforce.errors import ConfigError
 from rollforce.training.noise_patterns import PATTERNS
 
 
-def check_at_least(low: int, settings: Any, *names: str, where: str = "") -> None:
-    """ConfigError if one of the named settings is below `low`, or is a list that is empty or holds such a number.
+def check_positive(settings: Any, *names: str, where: str = "") -> None:
+    """ConfigError if one of the named settings is below 1, or is a list that is empty or holds such a number.
 
     `where`: what the error says before the setting's name, such as "run."."""
     for name in names:
         value = getattr(settings, name)
-        numbers = value if isinstance(value, tuple) else (value,)
-        if min(numbers, default=low - 1) < low:
-            raise ConfigError(f"{where}{name} {value}: must be at least {low}.")
+        if min(value if isinstance(value, tuple) else (value,), default=0) < 1:
+            raise ConfigError(f"{where}{name} {value}: must be at least 1.")
 
 
 def check_parts(batch: int, run: RunSettings) -> None:
@@ -61,15 +59,14 @@ class RunSettings:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "steps", "parts", "tell_every", "save_every", "keep", where="run.")
+        check_positive(self, "steps", "parts", "tell_every", "save_every", "keep", where="run.")
 
 
 @dataclass(frozen=True)
 class Optimiser:
     """AdamW for everything, or Muon for the matrices of the blocks (at `lr_matrices`) and AdamW for the rest.
 
-    The rate rises over `warmup` steps, and falls linearly to `floor` of itself over the last share `decay` of the run.
-    """
+    The rate rises over `warmup` steps, and falls linearly to `floor` of it over the last share `decay` of the run."""
 
     kind: Literal["adamw", "muon"] = "adamw"
     lr: float = 2e-4
@@ -103,8 +100,7 @@ class World:
     `clips`: how many scenes there are; `opened`: at the first step, `per_step`: how many more with each step, so that
     training starts at once; `latents`: length of a clip; `dropped`: share of captions left empty, for guidance;
     `kept`: clips held in memory; `size`: pixels; `two`: share of scenes with two things (null: as the world has it);
-    `alike`: share of these in which both are made to move in the same way, which is what is learned last; `workers`:
-    processes that render clips ahead (0: this one does, when a clip is needed)."""
+    `alike`: share of these in which both move in the same way; `workers`: processes that render clips ahead."""
 
     kind: Literal["world"] = "world"
     autoencoder: str = "assets/tiny/autoencoder"
@@ -138,8 +134,7 @@ AnyData = World | Latents
 class NoisingSettings:
     """Which windows training draws, as shares: "image", "together" and the names in noise_patterns.PATTERNS.
 
-    `stream`: the preset whose chunk and ladder the rolling patterns follow; `shift` of the noise levels of the others.
-    """
+    `stream`: the preset whose chunk and ladder rolling patterns follow; `shift` of the noise levels of the others."""
 
     shares: dict[str, float] = field(default_factory=lambda: {"together": 1.0})
     images_only: int = 0
@@ -154,7 +149,7 @@ class NoisingSettings:
                               f"{', '.join(known)}.")
         if not self.shares or min(self.shares.values()) < 0 or not sum(self.shares.values()):
             raise ConfigError(f"noising.shares {self.shares}: shares are at least 0, and one of them is above it.")
-        check_at_least(1, self, "pictures", where="noising.")
+        check_positive(self, "pictures", where="noising.")
 
 
 @dataclass(frozen=True)
@@ -174,7 +169,7 @@ class TeacherRecipe:
     scale: float = 2.5
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "videos", "latents")
+        check_positive(self, "videos", "latents")
         check_shown(self.run, self.data)
 
 
@@ -193,9 +188,8 @@ class Guidance:
 
 @dataclass(frozen=True)
 class WholeRolloutSettings:
-    """Whole rollouts from the start (on_policy.WholeRollouts): their length is drawn from the list `latents`; with
-    gradient only what reaches into the `last` ones (what the teacher can judge); `mix`: share of rollouts in the second
-    preset.
+    """Whole rollouts from the start (on_policy.WholeRollouts), of a length drawn from `latents`; what reaches into the
+    `last` ones, which the teacher can judge, has a gradient; `mix`: share of rollouts in the preset `second`.
 
     `first`: what longer videos begin with for the teacher, the latent as it is or a re-encoded image
     (noise_patterns.begin_with_image). `leak`: the reference's gradient path into memory (reference_cache)."""
@@ -209,7 +203,7 @@ class WholeRolloutSettings:
     leak: bool = False
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "latents", "last", where="practice.")
+        check_positive(self, "latents", "last", where="practice.")
 
 
 @dataclass(frozen=True)
@@ -218,8 +212,7 @@ class PersistentStreamSettings:
 
     `age`: chunks after which a group starts again. `behind`: how many finished latents are judged together with those
     in flight; a stream of one chunk in flight needs some, or nobody sees whether its chunks follow each other. With
-    `switch` > 0 a group takes new prompts at that share of its age, as a session that recaches: LongLive's long tuning.
-    """
+    `switch` > 0 a group takes new prompts at that share of its age, as a session recaches: LongLive's long tuning."""
 
     kind: Literal["lasting"] = "lasting"
     groups: int = 6
@@ -228,7 +221,7 @@ class PersistentStreamSettings:
     switch: float = 0.0
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "groups", "age", where="practice.")
+        check_positive(self, "groups", "age", where="practice.")
 
 
 @dataclass(frozen=True)
@@ -241,7 +234,7 @@ class TeacherForcingSettings:
     past: Literal["noisy", "clean"] = "noisy"
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "latents", where="practice.")
+        check_positive(self, "latents", where="practice.")
 
 
 AnyPractice = WholeRolloutSettings | PersistentStreamSettings | TeacherForcingSettings
@@ -261,9 +254,8 @@ class DistillRecipe:
     """Distribution matching on the student's own rollouts (train/distill.py).
 
     `teacher`: folder with transformer/ and text/; `start`: the student's, "" for the teacher itself; `stream`: preset
-    the student is made for, with `changes` such as layout.levels=[1,0.5]; `window`: latents judged together; `ratio`:
-    critic steps per student step; `alone`: first steps that train the critic only; `shift` of the levels at which
-    videos are judged, clamped to `levels`."""
+    the student is made for, with `changes` such as layout.levels=[1,0.5]; `window`: latents judged together, at levels
+    under `shift`, clamped to `levels`; `ratio`: critic steps per student step; `alone`: first steps of critic only."""
 
     run: RunSettings
     teacher: str = "assets/tiny-teacher"
@@ -288,7 +280,7 @@ class DistillRecipe:
     def __post_init__(self) -> None:
         check_parts(self.batch, self.run)
         check_shown(self.run, self.data)
-        check_at_least(1, self, "window")
+        check_positive(self, "window")
 
 
 @dataclass(frozen=True)
@@ -322,7 +314,7 @@ class CausalRecipe:
     average: Average = field(default_factory=lambda: Average(keep=0.99))
 
     def __post_init__(self) -> None:
-        check_at_least(1, self, "chunk", "solver_steps", "pairs", "videos", "latents")
+        check_positive(self, "chunk", "solver_steps", "pairs", "videos", "latents")
         if not self.mix:
             raise ConfigError("mix has no partition: give at least one, e.g. [[3, 1, 4]].")
 
@@ -337,9 +329,8 @@ class AutoencoderRecipe:
     """The tiny autoencoder (train/autoencoder.py).
 
     `encoder`: folder of an autoencoder whose linear encoder (and decoder, to go on from) is kept; "" fits a new one to
-    `fitted` clips. `workers`: processes that render clips ahead. `drawn`: of a clip's `latents`, how many consecutive
-    ones are drawn and judged. `noise`: largest noise on the latents. `student`: folder with transformer/ and text/ that
-    redraws the share `redrawn` of the clips."""
+    `fitted` clips. `workers`: processes that render ahead. `drawn`: how many of a clip's `latents` are judged. `noise`:
+    the largest on latents. `student`: folder with transformer/ and text/ that redraws the share `redrawn` of clips."""
 
     run: RunSettings
     encoder: str = ""

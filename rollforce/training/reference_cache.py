@@ -35,21 +35,18 @@ class ReferenceGradientCache(KVCache):
         seen = super().read(layer, view, own)
         if not torch.is_grad_enabled():
             return seen
-        moves, keys, values = dict(view.moves), [], []
+        moves, tokens, keys, values = dict(view.moves), self.shape.tokens, [], []
+        nothing = torch.zeros_like(own.key[:, :, :tokens])
         for region, index in view.latents:
             path = self.paths.get((layer, index))
-            keys.append(_only_path(rope.turn(path.key, moves[region])) if path else self._nothing(own))
-            values.append(_only_path(path.value) if path else self._nothing(own))
-        tokens = self.shape.tokens
+            keys.append(_only_path(rope.turn(path.key, moves[region])) if path else nothing)
+            values.append(_only_path(path.value) if path else nothing)
         for i in range(self.chunk):
             self.paths[layer, view.start + i] = own.latents(i, i + 1, tokens)
         if not keys:
             return seen
         none = torch.zeros_like(own.key)
         return BiasedKV(seen.key + torch.cat([*keys, none], 2), seen.value + torch.cat([*values, none], 2))
-
-    def _nothing(self, own: KVBlock) -> Tensor:
-        return torch.zeros_like(own.key[:, :, : self.shape.tokens])
 
 
 def _only_path(x: Tensor) -> Tensor:

@@ -58,11 +58,10 @@ class OracleReward:
 class EyesReward:
     """A differentiable verdict of the oracle's network for single frames; axes `scene` and `colour`, each in (0, 1].
 
-    An axis is 1 / (1 - log p): 1 where p = 1, and, unlike p itself, with a slope that does not vanish where the video
-    is far off. Scene: p of the wished place and time, mean of the logarithm over frames. Colour: half of its
-    logarithm is that each wished colour is shown (mean p over frames: things may leave the picture), half that no
-    other colour is (in the mean frame); the second half needs a wished colour for every thing. Shape and motion
-    are not judged. What a prompt leaves open counts 1 and has no gradient."""
+    An axis is 1 / (1 - log p): 1 where p = 1, and, unlike p, with a slope where the video is far off. Scene: p of the
+    wished place and time, mean of the logarithm over frames. Colour: half of its logarithm is that each wished colour
+    is shown (mean p over frames: things may leave the picture), half, if every thing has a wished colour, that no other
+    is (in the mean frame). What a prompt leaves open counts 1 and has no gradient."""
 
     def __init__(self, device: str | torch.device = "cpu", eyes: Eyes | None = None) -> None:
         """Where to compute; `eyes` (bundled ones if None) go there and are frozen."""
@@ -72,8 +71,9 @@ class EyesReward:
     def __call__(self, video_BFHWC: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         _check(video_BFHWC, prompts)
         heat, _, scene = self.finder(pad_frames(_as_input(video_BFHWC.to(self.device))))
-        shape = video_BFHWC.shape[:2]
-        seen_BF6, scene_BF7 = _softest_top(heat).unflatten(0, shape), scene.unflatten(0, shape)
+        flat, shape = heat.flatten(2), video_BFHWC.shape[:2]
+        soft_top = (flat.softmax(-1) * flat).sum(-1)  # of each colour's map: the peak's whole surroundings count
+        seen_BF6, scene_BF7 = soft_top.unflatten(0, shape), scene.unflatten(0, shape)
         wishes = [_wish(prompt) for prompt in prompts]
         scenes = torch.stack([_scene(logits, wish) for logits, wish in zip(scene_BF7, wishes, strict=True)])
         colours = torch.stack([_colour(logits, wish) for logits, wish in zip(seen_BF6, wishes, strict=True)])
@@ -124,12 +124,6 @@ def _as_input(video_BFHWC: Tensor) -> Tensor:
     if x.shape[-2:] != (SIZE, SIZE):
         x = F.interpolate(x, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
     return x
-
-
-def _softest_top(heat: Tensor) -> Tensor:
-    """The largest logit of each colour's map [N, 6, h, w] -> [N, 6], softly: the peak's whole surroundings count."""
-    flat = heat.flatten(2)
-    return (flat.softmax(-1) * flat).sum(-1)
 
 
 def _scene(logits_F7: Tensor, wish: Wish) -> Tensor:
@@ -183,12 +177,8 @@ def reward_weight(reward_B: Tensor, beta: float = 2.0, mean_one: bool = False) -
     at most e^4 or e^2. A reward that is large everywhere is a larger learning rate; `mean_one` divides by the mean over
     the batch, so that only differences between its videos count (and nothing at all does in a batch of one)."""
     weight = (beta * reward_B.detach().float()).exp()
-    if mean_one:
-        weight = weight / weight.mean()
-    return weight[:, None, None, None, None]
+    return (weight / weight.mean() if mean_one else weight)[:, None, None, None, None]
 
-
-# -------------------------------------------------------------------------------- between videos (Stream-R1)
 
 
 @dataclass(frozen=True)
@@ -216,8 +206,7 @@ class History:
         return History(self.window, self.warm_up, self.steps + 1, (*self.rows, row)[-self.window :])
 
     def unevenness(self) -> float:
-        """Return the standard deviation over the axes of how much each rose: the newer half of the window against the
-        older."""
+        """Return the standard deviation over the axes of how much each rose from the older to the newer rows."""
         if self.steps < self.warm_up or len(self.rows) < 4 or len(self.rows[0]) < 2:
             return 0.0
         rows = torch.tensor(self.rows, dtype=torch.float64)
@@ -226,24 +215,18 @@ class History:
 
 
 def balance(rewards: Rewards, history: History, penalty: float = 0.5) -> tuple[Tensor, History]:
-    """Return Stream-R1's inter-reliability, [B], the mean of the axes - penalty * how unevenly they improved; and the
-    new history.
-
-    The history takes the mean of the batch (the reference has batches of one; over several processes, pass rewards
-    gathered from all of them, so that the histories agree)."""
+    """Return Stream-R1's inter-reliability between videos, [B], the mean of the axes - penalty * how unevenly they
+    improved; and the new history, which takes the mean of the batch (the reference has batches of one)."""
     stacked = torch.stack([rewards[axis].detach().float() for axis in sorted(rewards)])
     history = history.with_row(tuple(stacked.mean(1).tolist()))
     return stacked.mean(0) - penalty * history.unevenness(), history
 
 
-# -------------------------------------------------------------------------------- inside a video (Stream-R1)
 
-
-def saliency(reward: Reward, video_BFHWC: Tensor, prompts: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def saliency(reward: Reward, video_BFHWC: Tensor, prompts: Sequence[str]) -> tuple[Rewards, Rewards]:
     """Return the rewards [B] of every axis, and |d reward / d pixel| [B, F, H, W] (L2 norm over the colour channels).
 
-    The reward must be differentiable and judge each video by itself; an axis that does not depend on the pixels has a
-    map of zeros. ConfigError if no axis has a gradient."""
+    The reward must judge each video by itself; an axis without gradient has a map of zeros. ConfigError if all do."""
     with torch.enable_grad():
         video = video_BFHWC.detach().requires_grad_()
         rewards = reward(video, prompts)
@@ -260,15 +243,13 @@ def saliency(reward: Reward, video_BFHWC: Tensor, prompts: list[str]) -> tuple[d
 
 def space_time_weight(rewards: Rewards, maps: Mapping[str, Tensor], latent: tuple[int, int, int],
                       temperature: float = 1.0, floor_time: float = 0.2, floor_space: float = 0.15) -> Tensor:
-    """Return Stream-R1's intra-perplexity, a map of weights [B, T, 1, h, w] with mean 1 for each video. `latent`: T, h,
-    w.
+    """Return Stream-R1's intra-perplexity, weights [B, T, 1, h, w] with mean 1 for each video, for `latent` T, h, w.
 
     The saliencies of the axes are averaged with softmax(-reward / temperature), so that the weakest axis says most, and
     pooled to latents. The means of the latents become a profile in time, what is left a picture for each latent; each
     is brought to 0..1, held above its floor and divided by its mean.
 
-    Deviations from the reference: per video (it has batches of one), and area pooling where it interpolates between
-    the patches of its reward's network."""
+    Deviations from the reference: per video (it has batches of one); area pooling where it interpolates patches."""
     axes = sorted(rewards)
     share = (-torch.stack([rewards[axis].detach().float() for axis in axes]) / temperature).softmax(0)
     combined = sum(share[i, :, None, None, None] * maps[axis].float() for i, axis in enumerate(axes))
@@ -289,11 +270,9 @@ def _normalised(x: Tensor, dims: tuple[int, ...], floor: float) -> Tensor:
 
 
 class RewardWeighting:
-    """Weights a student's loss by Re-DMD (exp(beta * mean reward)) or Stream-R1 (that of the balanced reward, times a
-    map in space and time).
+    """Weights a student's loss by Re-DMD, exp(beta * mean reward), or Stream-R1 (balanced reward, in space and time).
 
-    Stream-R1 remembers past rewards: one history for each part of the batch, so that any number of processes may go on.
-    """
+    Stream-R1 remembers past rewards, for each part of the batch by itself, so that any number of processes goes on."""
 
     @classmethod
     def open(cls, settings: RewardSettings, data: Data) -> RewardWeighting | None:
@@ -314,24 +293,21 @@ class RewardWeighting:
     def __call__(self, latents_BTCHW: Tensor, prompts: tuple[str, ...], step: int, part: int) -> Tensor:
         """Return a weight that broadcasts over [B, T, C, h, w], with mean 1 over the batch: the learning rate stays."""
         frames, _ = self.autoencoder.decode(latents_BTCHW.detach().float().to(self.autoencoder.basis))
-        reward, asked = self._reward(step, part), list(prompts)
+        reward, beta = self._reward(step, part), self.settings.beta
         if self.settings.kind == "re_dmd":
-            axes = reward(frames, asked)
-            weight = reward_weight(torch.stack(list(axes.values())).mean(0), self.settings.beta, mean_one=True)
-            return weight.to(latents_BTCHW.device)
-        rewards, maps = saliency(reward, frames, asked)
+            mean = torch.stack(list(reward(frames, prompts).values())).mean(0)
+            return reward_weight(mean, beta, mean_one=True).to(latents_BTCHW.device)
+        rewards, maps = saliency(reward, frames, prompts)
         level, self.histories[part] = balance(rewards, self.histories.get(part, History()))
         _, T, _, h, w = latents_BTCHW.shape
-        weight = reward_weight(level, self.settings.beta, mean_one=True) * space_time_weight(rewards, maps, (T, h, w))
+        weight = reward_weight(level, beta, mean_one=True) * space_time_weight(rewards, maps, (T, h, w))
         return weight.to(latents_BTCHW.device)
 
     def _reward(self, step: int, part: int) -> Reward:
         if self.settings.reward == "oracle":
             return OracleReward()
-        eyes = EyesReward(self.autoencoder.basis.device)
-        if self.settings.reward == "eyes":
-            return eyes
-        return Shuffled(eyes, torch.Generator().manual_seed(step * 64 + part))  # the control
+        eyes, generator = EyesReward(self.autoencoder.basis.device), torch.Generator().manual_seed(step * 64 + part)
+        return eyes if self.settings.reward == "eyes" else Shuffled(eyes, generator)
 
     def state_dict(self, part: int) -> dict[str, Any]:
         """Return the history of one part."""

@@ -54,8 +54,8 @@ class Run(Generic[R]):
         ConfigError if the recipe or an override is wrong, if --out holds a run that is not to be resumed, or if
         run.parts cannot be shared out evenly among the processes."""
         args = _parse_arguments(description, default)
-        path = Path(args.recipe)
-        path = path if path.suffix == ".yaml" else resource(f"configs/train/{args.recipe}.yaml")
+        named = not args.recipe.endswith(".yaml")
+        path = resource(f"configs/train/{args.recipe}.yaml") if named else Path(args.recipe)
         self.recipe = build(recipe, path, overrides=args.overrides)
         self.settings = self.recipe.run
         self.out: Path = args.out
@@ -63,8 +63,7 @@ class Run(Generic[R]):
         self.newest = _find_checkpoint(self.out, args.resume)
         self.accelerator = optim.open_accelerator(self.settings, args.cpu)
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        self.parts = range(rank, self.settings.parts, processes)
+        self.parts = range(self.accelerator.process_index, self.settings.parts, self.accelerator.num_processes)
         self.metrics = MetricsLog(self.out, self.is_main)
         self.step = 0
         self._networks: Mapping[str, nn.Module] = {}
@@ -80,8 +79,7 @@ class Run(Generic[R]):
         ConfigError if one cannot read the latents of `data`."""
         for name, network in networks.items():
             network.check_latent(name, data.latent)
-            learns = name in learn
-            place(network, self.settings, self.device, learns, text_learns and learns)
+            place(network, self.settings, self.device, name in learn, text_learns and name in learn)
         if self.is_main:
             processes = self.accelerator.num_processes if self.settings.shard else 1
             log.info("%s", tabulate_networks(networks, learn, processes))
@@ -119,7 +117,7 @@ class Run(Generic[R]):
         """Add the gradient of one part's loss, and log the loss under `name`. TrainingError if it is not finite."""
         (loss / self.settings.parts).backward()
         value = float(loss.detach())
-        self._check_finite(value, f"the loss {name} of part {part}")
+        optim.check_finite(value, f"the loss {name} of part {part}", self.step, self.out)
         self.metrics.add(**{name: value})
 
     def update(self, network: nn.Module, optimisers: Sequence[torch.optim.Optimizer], settings: Optimiser,
@@ -129,7 +127,7 @@ class Run(Generic[R]):
         Returns the norm of the gradient before clipping; TrainingError if it is not finite."""
         optim.set_rate(optimisers, settings.rate(step, self.settings.steps))
         norm = optim.share_and_clip(network, settings.clip)
-        self._check_finite(norm, "the norm of the gradient")
+        optim.check_finite(norm, "the norm of the gradient", self.step, self.out)
         for optimiser in optimisers:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
@@ -145,7 +143,7 @@ class Run(Generic[R]):
         if validate and settings.show_every and (last or self.step % settings.show_every == 0):
             figures, picture = validate()
             self.metrics.write(self.step, **figures)
-            self.metrics.save_picture(self.step, "samples", picture)
+            self.metrics.save_picture(self.step, picture)
         if last or self.step % settings.save_every == 0:
             self._save()
 
@@ -157,12 +155,8 @@ class Run(Generic[R]):
             checkpoint.save_part(self.out, self.step, part, lasting)
         self.accelerator.wait_for_everyone()
         if self.is_main:
-            recipe, keep = to_dict(self.recipe), self.settings.keep
-            checkpoint.save(self.out, self.step, state, recipe, self._fingerprint, keep)
+            checkpoint.save(self.out, self.step, state, to_dict(self.recipe), self._fingerprint, self.settings.keep)
         self.accelerator.wait_for_everyone()
-
-    def _check_finite(self, value: float, what: str) -> None:
-        optim.check_finite(value, what, self.step, self.out)
 
     def export(self, network: Network, data: Data, stream: str, changes: Sequence[str] = ()) -> None:
         """Write a network to the folder of --export, if there is one, with the stream that it was trained for."""
@@ -188,14 +182,12 @@ def _parse_arguments(description: str | None, default: str) -> argparse.Namespac
 
 def _find_checkpoint(out: Path, resume: str) -> Path | None:
     """The checkpoint to go on from. ConfigError if a new run would write over an old one."""
-    newest = checkpoint.latest(out)
-    if resume == "auto":
-        return newest
-    if resume != "no":
+    if resume not in ("no", "auto"):
         return Path(resume)
-    if newest is not None:
+    newest = checkpoint.latest(out)
+    if newest is not None and resume == "no":
         raise ConfigError(f"{out} holds a run ({newest.name}): pass --resume auto to go on, or another --out.")
-    return None
+    return newest
 
 
 def call_main(main: Callable[[], None]) -> None:
@@ -233,9 +225,6 @@ def run_program(*arguments: object, processes: int = 1) -> None:
 # -- the record of a run: metrics.jsonl, TensorBoard and contact sheets ------------------------------------------------
 
 
-log = logging.getLogger(__name__)
-
-
 class MetricsLog:
     """Writes under `out`; does nothing where `active` is false (all processes but one)."""
 
@@ -268,15 +257,15 @@ class MetricsLog:
                     self._board.add_scalar(name, value, step)
         log.info("%s", "  ".join(f"{name} {value:g}" for name, value in entry.items()))
 
-    def save_picture(self, step: int, name: str, image_HWC: np.ndarray) -> None:
-        """Save a contact sheet as OUT/NAME_STEP.png."""
+    def save_picture(self, step: int, image_HWC: np.ndarray) -> None:
+        """Save a contact sheet as OUT/samples_STEP.png."""
         if not self.active:
             return
         from PIL import Image
 
-        Image.fromarray(image_HWC).save(self.out / f"{name}_{step:06d}.png")
+        Image.fromarray(image_HWC).save(self.out / f"samples_{step:06d}.png")
         if self._board is not None:
-            self._board.add_image(name, image_HWC, step, dataformats="HWC")
+            self._board.add_image("samples", image_HWC, step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush and end the TensorBoard file."""

@@ -2,8 +2,7 @@
 
 A partition has `chunks` chunks of `chunk` latents in flight and makes `micro` steps between two commits: chunks * micro
 steps in all. Noise time 0..1 is cut into as many segments as there are chunks; the oldest chunk lives in the cleanest
-one. In steps, a partition is layout.partitioned(ladder(partition, shift), chunk, micro), so a network trained here
-streams there.
+one. In steps it is layout.partitioned(ladder(partition, shift), chunk, micro): a network trained here streams there.
 
     mixed training         a partition from the mix, a level anywhere in each segment: flow matching
     segment distillation   one step of the student for the `micro` guided steps of the teacher through a segment
@@ -69,17 +68,15 @@ def segment_levels(partition: Partition, batch: int, generator: torch.Generator,
     A buffer that fills has only the last latents of this, one that drains only the first: cut them off."""
     place = torch.arange(partition.chunks)
     even = (place + 1 - torch.rand(batch, partition.chunks, generator=generator)) / partition.chunks
-    sigma = shift * even / (1 + (shift - 1) * even)
-    return repeat_per_chunk(sigma, partition.latents, partition.chunk)
+    return repeat_per_chunk(flow.shift_level(even, shift), partition.latents, partition.chunk)
 
 
 def draw_noise_pattern(partition: Partition, batch: int, tokens: int, generator: torch.Generator, shift: float = 1.0,
                        past: int = 0) -> NoisePattern:  # fmt: skip
     """Draw a buffer for mixed training: all chunks in flight see each other and `past` clean latents before them.
 
-    StreamDiT has no past; rollforce's partitioned streams see their memory. The past is cut into chunks as the buffer
-    is, each seeing those before it, as committed memory does. `tokens`: per latent. The loss is
-    losses.velocity(..., weight_BT=pattern.weight_T[None])."""
+    StreamDiT has no past; here it is cut into chunks as the buffer is, each seeing those before it, as the memory of a
+    stream does. `tokens`: per latent. The loss is losses.velocity(..., weight_BT=pattern.weight_T[None])."""
     if past % partition.chunk:
         raise ConfigError(f"past {past} must be a multiple of the chunk, {partition.chunk}.")
     noisy = segment_levels(partition, batch, generator, shift)
@@ -91,9 +88,8 @@ def draw_noise_pattern(partition: Partition, batch: int, tokens: int, generator:
 
 @dataclass(frozen=True)
 class Segment:
-    """A step for the student, from `noisy` at the top of each segment to the teacher's `reached` at its bottom.
-
-    `clean` is the clean estimate with which one Euler step from `above` to `below` lands on `reached`: regress it."""
+    """A step for the student, from `noisy` at the top of each segment to the teacher's `reached` at its bottom. With
+    the clean estimate `clean` one Euler step from `above` to `below` lands on `reached`: regress it."""
 
     noisy: Tensor
     above_BT: Tensor
@@ -105,8 +101,7 @@ class Segment:
 @torch.no_grad()
 def solve_segment(teacher: Score, noisy_BTCHW: Tensor, partition: Partition, shift: float = 1.0) -> Segment:
     """Return, for segment distillation, where `micro` Euler steps of the (guided) teacher lead the whole buffer, each
-    chunk through its own segment. `noisy`: a buffer at `top_levels(partition, shift)`, of true videos or of a stream.
-    """
+    chunk through its own segment, from `noisy` at `top_levels(partition, shift)`: true videos, or those of a stream."""
     if noisy_BTCHW.shape[1] != partition.latents:
         raise ConfigError(f"{noisy_BTCHW.shape[1]} latents in the buffer, but the partition has {partition.latents}.")
     levels = torch.tensor((*ladder(partition, shift), 0.0), device=noisy_BTCHW.device)
@@ -117,7 +112,7 @@ def solve_segment(teacher: Score, noisy_BTCHW: Tensor, partition: Partition, shi
     for sigma, lower in pairwise(rows):
         x = euler_step(teacher, x, sigma, lower)
     above, below = rows[0], rows[-1]
-    wide = ((above / (above - below))[..., None, None, None]).to(x)
+    wide = (above / (above - below))[..., None, None, None].to(x)
     return Segment(noisy_BTCHW, above, below, x, noisy_BTCHW + wide * (x - noisy_BTCHW))
 
 
