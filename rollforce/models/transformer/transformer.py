@@ -136,8 +136,16 @@ class Memory(Protocol):
         """Return the kernel for this call's cross-attention."""
 
 
+def _before(block: Block, *inputs: Any) -> tuple[Tensor, KVBlock, Sequence[Tensor]]:
+    return block.before(*inputs)  # the block's own attribute, which FSDP replaces
+
+
+def _after(block: Block, *inputs: Any) -> Tensor:
+    return block.after(*inputs)
+
+
 Halves = tuple[Callable[..., Any], Callable[..., Any]]
-HALVES: Halves = (Block.before, Block.after)
+HALVES: Halves = (_before, _after)
 """What lies between attention calls, as it is; a model may have it compiled or checkpointed instead."""
 
 Visit = Callable[[Sequence[Block]], Iterator[Block]]
@@ -193,7 +201,7 @@ class VideoTransformer(nn.Module):
         if graphs:
             options = {"mode": "reduce-overhead", "dynamic": False, **options}
             self.visit = _one_replay
-        self.halves = (torch.compile(Block.before, **options), torch.compile(Block.after, **options))
+        self.halves = (torch.compile(_before, **options), torch.compile(_after, **options))
 
     def checkpoint_blocks(self) -> None:
         """Keep no activations of what lies between attention calls; compute them again in the backward pass."""
