@@ -148,7 +148,9 @@ class KVCache:
 
     def addition(self, query: Query) -> Tensor | None:
         """Return what the region adds to the output of attention, [B, N, L, K]; None for nothing."""
-        return self.region.addition(query) if isinstance(self.region, AdditiveRegion) else None
+        if self.region is None or not isinstance(self.region, AdditiveRegion):  # most have none: ask no Protocol then
+            return None
+        return self.region.addition(query)
 
     # -- writing ------------------------------------------------------------------------------------------------
 
