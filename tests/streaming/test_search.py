@@ -289,7 +289,7 @@ def test_rewards_of_training_serve_a_search():
     {"most": 1.5},
 ])  # fmt: skip
 def test_settings_that_cannot_be(wrong):
-    with pytest.raises(ConfigError, match=next(iter(wrong))):
+    with pytest.raises(ConfigError):
         SearchSettings(**wrong)
 
 

@@ -179,10 +179,10 @@ def test_a_fork_costs_nothing_until_it_differs(small):
 @pytest.mark.parametrize(("wrong", "words"), [
     (lambda session: session.prompt("a koi pond"), None),
     (lambda session: session.prompt(""), None),
-    (lambda session: session.prompt(OTHER, "melt"), "keep, blend, recache"),
-    (lambda session: session.prompt(OTHER, "anchors"), "junction"),
+    (lambda session: session.prompt(OTHER, "melt"), None),
+    (lambda session: session.prompt(OTHER, "anchors"), None),
     (lambda session: session.prompt(OTHER, at=-1), "0 or more"),
-    (lambda session: session.prompt(OTHER, Flush(-1)), "keep -1"),
+    (lambda session: session.prompt(OTHER, Flush(-1)), None),
     (lambda session: session.model.session(PROMPT, cues=[Cue(1, "a koi pond")]), None),
 ])  # fmt: skip
 def test_what_cannot_be_is_said_at_once(small, wrong, words):

@@ -83,7 +83,7 @@ def test_frames_are_those_of_the_whole_decode(model: Model) -> None:
 @pytest.mark.parametrize("size", [(48, 32), (16, 80)])
 def test_any_size_and_both_orientations(model: Model, size: tuple[int, int]) -> None:
     assert frames(model.session(PROMPT, size=size), 0.5).shape == (8, *size, 3)
-    with pytest.raises(ShapeError, match="multiple of 16"):
+    with pytest.raises(ShapeError):
         model.session(PROMPT, size=(40, 48))
 
 

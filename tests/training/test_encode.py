@@ -241,7 +241,7 @@ def test_wherever_it_is_stopped_the_result_is_the_same(videos: Path, model: Path
         for _, _ in zip(range(stop), small_encoder(videos, out, model).run(), strict=False):
             pass
         if stop:
-            with pytest.raises(ConfigError, match="train/encode.py"):
+            with pytest.raises(ConfigError):
                 open_folder(out)
             with (out / "videos.jsonl").open("a") as file:
                 file.write('{"key": "cut off')

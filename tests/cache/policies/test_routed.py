@@ -139,5 +139,5 @@ def test_the_preset_sees_what_the_release_sees():
 
 @pytest.mark.parametrize("wrong", [{"first": 5}, {"first": -1}, {"chunk": 0}, {"decay": 1.1}])
 def test_what_it_refuses(wrong):
-    with pytest.raises(ConfigError, match="routed"):
+    with pytest.raises(ConfigError):
         Routed(4, **wrong)

@@ -205,5 +205,5 @@ def test_some_surprise_there(model):
 
 @pytest.mark.parametrize(("latents", "interval"), [(0, 6), (3, 0)])
 def test_settings_that_are_none(latents, interval):
-    with pytest.raises(ConfigError, match="at least 1"):
+    with pytest.raises(ConfigError):
         Surprising(latents, interval=interval)

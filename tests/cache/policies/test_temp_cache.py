@@ -212,7 +212,7 @@ def test_bytes_are_those_of_keys_twice_values_indices_and_masses() -> None:
 
 @pytest.mark.parametrize("wrong", [{"latents": 0}, {"latents": 2, "heaviest": 0}])
 def test_sizes_of_nothing_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match="at least 1"):
+    with pytest.raises(ConfigError):
         TempCache(**wrong)
 
 

@@ -65,7 +65,7 @@ def test_saved_and_loaded(encoder: TextEncoder, tmp_path: Path) -> None:
     prompt = ["the blue star over the sea"]
     assert torch.allclose(loaded.encode(prompt), encoder.encode(prompt), atol=1e-2)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"missing|No such"):
+    with pytest.raises(CheckpointError):
         TextEncoder.load(tmp_path)
 
 

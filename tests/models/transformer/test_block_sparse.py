@@ -311,7 +311,7 @@ def test_a_kernel_without_masks_is_refused_where_the_sight_needs_one():
     }
     masked = {name: StreamSettings(stepping=Stepping(denoise=sight)).masked for name, sight in sights.items()}
     assert masked == {"exact": True, "text": True, "fast": False, "blocks": False}
-    with pytest.raises(ConfigError, match="'flash' knows no mask"):
+    with pytest.raises(ConfigError):
         kernel("flash", masked=masked["exact"])
 
 
