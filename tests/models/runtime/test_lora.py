@@ -130,7 +130,7 @@ def wrong(change: str) -> dict[str, Tensor]:
         state["blocks.9.attn1.to_q.lora_A.weight"] = state[key]
         state["blocks.9.attn1.to_q.lora_B.weight"] = state["blocks.0.attn1.to_q.lora_B.weight"]
     else:
-        state["blocks.0.attn1.to_q.diff"] = state[key]
+        state["blocks.0.attn1.to_q.gain"] = state[key]
     return state
 
 
@@ -140,7 +140,7 @@ def wrong(change: str) -> dict[str, Tensor]:
         ("side", "one side of blocks.0.attn1.to_q"),
         ("size", r"is for a weight \[32, 64\], these weights have \[32, 32\]"),
         ("layer", r"changes blocks.9.attn1.to_q, which these weights lack: it is of another model"),
-        ("name", "not those of a LoRA.*to_q.diff"),
+        ("name", "not those of a LoRA.*to_q.gain"),
     ],
 )
 def test_a_lora_of_another_model_changes_nothing(change: str, words: str) -> None:
