@@ -128,8 +128,12 @@ def _unknown(name: str, names: list[str]) -> str:
     if text := [each for each in names if _TEXT.match(each)]:
         return (f"{name} also changes the text encoder ({len(text)} names, e.g. {text[0]}), which no LoRA can here. "
                 "Take one of the transformer alone, or save it without these names.")  # fmt: skip
+    if any(each.startswith("transformer_2.") for each in names):
+        return (f"{name} also changes the second expert of Wan 2.2 A14B ({first}); a stream has one. Save the part of "
+                "yours alone, without the prefix transformer_2.")  # fmt: skip
     if all(_parameter(each.replace(".base_layer.", ".")) for each in names):
         return (f"{name} holds {len(names)} whole weights beside what it changes, e.g. {first} (peft's modules_to_save "
-                "or bias), and a scale of those has no meaning. Merge it where it was trained.")  # fmt: skip
+                "or bias, or a whole model that was saved with its LoRA), which have no scale. Merge it where it was "
+                "trained (peft: merge_and_unload), and convert the result.")  # fmt: skip
     return (f"{name}: {len(names)} names are not those of a LoRA of a Wan transformer, e.g. {first}. It is of another "
             "model, or made by a tool whose names are not known here; nothing is left out.")  # fmt: skip

@@ -147,7 +147,8 @@ def _value(settings: Mapping[str, Any], pattern: str, plain: str, module: str, n
     values = settings.get(pattern) or {}
     if not isinstance(values, Mapping):
         raise CheckpointError(f"{name}: its {pattern} is {values!r}; an object of names and numbers was expected.")
-    fits = (value for key, value in values.items() for each in _spellings(module) if _matches(rf"(.*\.)?({key})", each))
+    fits = (value for key, value in values.items() for each in _spellings(module)
+            if _matches(rf"(.*\.)?({key})", each) or key.endswith(f".{each}"))  # fmt: skip
     value = next(fits, settings.get(plain))
     if value is None:
         return None
@@ -163,7 +164,8 @@ def _is_target(module: str, targets: Any) -> bool:
         raise CheckpointError(f"target_modules of a LoRA are {targets!r}; a list of names or a pattern was expected.")
     if isinstance(targets, str):
         return any(_matches(rf"(.*\.)?({targets})", each) for each in _spellings(module))
-    return any(each == target or each.endswith(f".{target}") for each in _spellings(module) for target in targets)
+    return any(f".{each}".endswith(f".{target}") or f"{target}".endswith(f".{each}")
+               for each in _spellings(module) for target in targets)  # fmt: skip
 
 
 def _matches(pattern: str, name: str) -> bool:
