@@ -43,7 +43,7 @@ UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
-class Adapter:
+class BakedLora:
     """A LoRA to bake in: its file, what it changes of the transformer, and how many times that is added."""
 
     checkpoint: Checkpoint
@@ -61,7 +61,7 @@ class Conversion:
     checkpoint: Checkpoint
     config: Mapping[str, Any]
     parts: tuple[base_model.ModelPart, ...]
-    loras: tuple[Adapter, ...]
+    loras: tuple[BakedLora, ...]
     out: Path
     card: Card
     origin: str  # of the parts
@@ -134,7 +134,7 @@ def prepare(file: str | Path, base: str | Path, out: str | Path, *, lora: str | 
     folder = hub.fetch(str(base), base_model.HUB_PATTERNS) if hub.is_repository(base) else Path(base).expanduser()
     found = base_model.find_parts(folder, image="condition_embedder.image_embedder.norm1.weight" in checkpoint.state)
     config = _config(checkpoint, base_model.settings_of(folder))
-    adapters = _adapters([lora] if isinstance(lora, str | Path) else lora or (), checkpoint)
+    adapters = _baked_loras([lora] if isinstance(lora, str | Path) else lora or (), checkpoint)
     release = release_of(Path(file).expanduser().absolute())  # not resolved: a hub's cache links to hashes
     out = Path(out).expanduser()
     card, warnings = _card(checkpoint, release, name or out.resolve().name, licence, stream, size)
@@ -203,18 +203,18 @@ def _config(checkpoint: Checkpoint, base: Mapping[str, Any]) -> dict[str, Any]:
             "rope_max_seq_len": 1024}  # fmt: skip
 
 
-def _adapters(loras: Sequence[str | Path], checkpoint: Checkpoint) -> tuple[Adapter, ...]:
+def _baked_loras(loras: Sequence[str | Path], checkpoint: Checkpoint) -> tuple[BakedLora, ...]:
     """The LoRAs, each FILE or FILE=SCALE, checked: what they change is there and of the same sizes."""
     shapes = {key: tuple(tensor.shape) for key, tensor in checkpoint.state.items()}
     adapters = []
     for lora in loras:
         path, scale = find_lora(str(lora))
         found = expect(read_checkpoint(path), "lora")
-        adapters.append(Adapter(found, scale, changes_of(found.state, shapes, name=path.name)))
+        adapters.append(BakedLora(found, scale, changes_of(found.state, shapes, name=path.name)))
     return tuple(adapters)
 
 
-def _rounding(checkpoint: Checkpoint, adapters: Sequence[Adapter], dtype: torch.dtype | None) -> tuple[str, ...]:
+def _rounding(checkpoint: Checkpoint, adapters: Sequence[BakedLora], dtype: torch.dtype | None) -> tuple[str, ...]:
     """What is said where LoRAs change weights of eight bits."""
     names = {name for adapter in adapters for name in adapter.changes}
     coarse = [name for name in names if checkpoint.state[name].dtype.itemsize == 1]

@@ -44,12 +44,12 @@ class LowRank:
 
     def of_rows(self, rows: int) -> bool:
         """Whether a DoRA's magnitudes are of the weight's outputs; else of its inputs, [1, in]."""
-        sizes = self.magnitude.shape if self.magnitude is not None else ()
-        return bool(sizes) and (sizes[0] == rows or (len(sizes) > 2 and math.prod(sizes) == rows))
+        sizes = list(self.magnitude.shape) if self.magnitude is not None else []
+        return sizes[:1] == [rows] or (len(sizes) > 2 and math.prod(sizes) == rows)
 
 
 @dataclass(frozen=True)
-class Difference:
+class Delta:
     """A difference of a whole parameter, of its shape."""
 
     values: Tensor
@@ -60,7 +60,7 @@ class Difference:
         return self.strength * self.values.to(weight.device, torch.float32).reshape(weight.shape)
 
 
-Change = LowRank | Difference
+Change = LowRank | Delta
 Changes = Mapping[str, tuple[Change, ...]]
 """By the parameter that is changed."""
 
@@ -76,10 +76,10 @@ def changes_of(lora: Mapping[str, Tensor], shapes: Shapes, alpha: float | None =
         pair = _pair(lora, module, alpha, name)
         found[f"{module}.weight"].append(pair)
         if (bias := lora.get(f"{module}.lora_B.bias")) is not None:
-            found[f"{module}.bias"].append(Difference(bias, pair.strength))
+            found[f"{module}.bias"].append(Delta(bias, pair.strength))
     for key, values in lora.items():
         if key.endswith(".diff"):
-            found[key.removesuffix(".diff")].append(Difference(values))
+            found[key.removesuffix(".diff")].append(Delta(values))
     if not found:
         raise CheckpointError(f"{name} holds nothing.")
     _check(found, shapes, name)
@@ -141,7 +141,7 @@ def _check(found: Mapping[str, Sequence[Change]], shapes: Shapes, name: str) -> 
 
 def _sizes(change: Change, shape: tuple[int, ...]) -> tuple[int, ...] | None:
     """The shape of the weight that a change is for, if that is not this one."""
-    if isinstance(change, Difference):
+    if isinstance(change, Delta):
         return None if tuple(change.values.shape) == shape else tuple(change.values.shape)
     sizes = (len(change.up), *change.down.shape[1:])
     if len(shape) < 2 or sizes not in (shape, (shape[0], math.prod(shape[1:]))):

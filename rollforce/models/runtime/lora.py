@@ -119,9 +119,9 @@ def merge_changes(model: VideoTransformer, loras: Sequence[tuple[float, Changes]
             terms.setdefault(name, []).extend((scale, change) for change in own)
     _check_writable(model, terms, "the LoRA")
     live: Live = model.__dict__.get("loras", Live())
-    for name, own in terms.items():
+    for name, all_ in terms.items():
         weight = live.before.get(name, model.get_parameter(name))
-        weight.copy_(add_up(weight, own, weight.dtype))
+        weight.copy_(add_up(weight, all_, weight.dtype))
     live.write(model, [name for name in terms if name in live.before])
 
 
