@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rollforce.checkpoints.lora_kinds import REMEDY, refuse_settings
 from rollforce.checkpoints.names import KINDS, translate
-from rollforce.checkpoints.safetensors_folder import metadata_of, read_json
+from rollforce.checkpoints.safetensors_folder import read_json
 from rollforce.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -28,12 +28,13 @@ _SAVED = re.compile(r"adapter_model(-\d+-of-\d+)?\.(safetensors|bin)")  # what p
 _INVERSE = tuple((ours, source) for source, ours in KINDS["transformer"].table)
 
 
-def read_settings(source: Path, lora: Mapping[str, Tensor]) -> tuple[dict[str, Any], str]:
-    """Return what is said about a LoRA (its tensors in our names), in peft's words, and where; ({}, "") if nowhere.
+def read_settings(source: Path, metadata: Mapping[str, str],
+                  lora: Mapping[str, Tensor]) -> tuple[dict[str, Any], str]:  # fmt: skip
+    """Return what is said about a LoRA (its tensors in our names) in the metadata of its file `source` or beside it, in
+    peft's words, and where; ({}, "") if nowhere.
 
     Raises CheckpointError if what its own file says is of another adapter. An adapter_config.json of another adapter
     is left alone, with a warning."""
-    metadata = metadata_of(source)
     for place, settings in ((METADATA, _own(metadata, source.name)), (KOHYA, _kohya(metadata, source.name))):
         if settings:
             if why := _difference(settings, lora):

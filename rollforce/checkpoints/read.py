@@ -22,7 +22,7 @@ from torch import Tensor
 from rollforce.checkpoints.lora_names import is_lora, lora_to_ours
 from rollforce.checkpoints.lora_settings import describe_lora, read_settings, with_alpha
 from rollforce.checkpoints.names import FAMILIES, plain, recognise, to_ours
-from rollforce.checkpoints.safetensors_folder import STEM, read_json, read_shards, shards_of
+from rollforce.checkpoints.safetensors_folder import STEM, metadata_of, read_json, read_shards, shards_of
 from rollforce.errors import CheckpointError
 
 PARTS = {"transformer": ("transformer",), "autoencoder": ("vae", "autoencoder"), "text": ("text_encoder",)}
@@ -70,7 +70,7 @@ def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
     where, state, wrapped = _tensors(source)
     if is_lora(state):
         raw = lora_to_ours(state, path.name)
-        settings, place = read_settings(source, raw)
+        settings, place = read_settings(source, metadata_of(source), raw)
         lora = with_alpha(raw, settings, path.name)
         return Checkpoint(lora, "lora", None, where, path, settings, describe_lora(raw, lora, place))
     config = read_json(source.parent / "config.json", {})
