@@ -65,12 +65,15 @@ def describe_lora(raw: Mapping[str, Tensor], lora: Mapping[str, Tensor], place: 
     """Say what a LoRA is, from its tensors before and after `with_alpha` and where its settings were read, in a line:
     "LoRA on 20 modules, rank 4, alpha / rank 2 (lora_adapter_metadata)"."""
     ranks = ranks_of(lora)
-    strengths = [float(lora.get(f"{module}.alpha", rank)) / rank for module, rank in ranks.items()]
-    own = bool(ranks) and all(f"{module}.alpha" in raw for module in ranks)
-    told = "in its tensors" if own else place or "alpha not given: taken as the rank"
-    said = [f"LoRA on {len(ranks)} modules, rank {_range(ranks.values())}, alpha / rank {_range(strengths)} ({told})"]
     counts = {word: sum(key.endswith(part) for key in lora) for part, word in _EXTRAS.items()}
-    return ", ".join((said if ranks else []) + [f"{count} {word}" for word, count in counts.items() if count])
+    said = [f"{count} {word}" for word, count in counts.items() if count]
+    if ranks:
+        strengths = [float(lora.get(f"{module}.alpha", rank)) / rank for module, rank in ranks.items()]
+        own = all(f"{module}.alpha" in raw for module in ranks)
+        told = "in its tensors" if own else place or "alpha not given: taken as the rank"
+        said.insert(0, f"LoRA on {len(ranks)} modules, rank {_range(ranks.values())}, alpha / rank "
+                       f"{_range(strengths)} ({told})")  # fmt: skip
+    return ", ".join(said)
 
 
 def ranks_of(lora: Mapping[str, Tensor]) -> dict[str, int]:

@@ -11,7 +11,7 @@ from public_weights import State, lora_of, random_state, wan_transformer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rollforce.checkpoints.lora_names import is_lora, lora_to_ours, merge_lora
+from rollforce.checkpoints.lora_names import lora_to_ours, merge_lora
 from rollforce.checkpoints.read import read_checkpoint
 from rollforce.errors import CheckpointError
 
@@ -63,12 +63,13 @@ DIFFERENCES = {
 
 
 @pytest.mark.parametrize("key", list(DIFFERENCES))
-def test_differences(key: str, weights: State) -> None:
+def test_differences(key: str, weights: State, tmp_path: Path) -> None:
     parameter = DIFFERENCES[key]
     values = drawn(*weights[parameter].shape)
-    lora = {key: values.half()}
-    assert is_lora(lora)
-    found = changed(weights, lora, scale=0.4)
+    save_file({key: values.half()}, tmp_path / "ink.safetensors")
+    file = read_checkpoint(tmp_path / "ink.safetensors")
+    assert (file.kind, file.about) == ("lora", "1 whole differences")
+    found = changed(weights, file.state, scale=0.4)
     assert list(found) == [parameter]
     torch.testing.assert_close(found[parameter], 0.4 * values.half().float(), atol=1e-6, rtol=1e-5)
 
