@@ -71,6 +71,10 @@ def changes_of(lora: Mapping[str, Tensor], shapes: Shapes, alpha: float | None =
 
     `alpha`: else each module's own, else its rank (LongLive: both 256). `name` is what errors call it.
     CheckpointError if it holds nothing, is of another model or lacks a side; it says which sizes differ."""
+    check_tensors(lora, name)
+    if wrong := [key for key, tensor in lora.items() if not tensor.is_meta and not tensor.float().isfinite().all()]:
+        raise CheckpointError(f"{name} holds numbers that are not finite in {len(wrong)} tensors, e.g. {wrong[0]}: it "
+                              "is damaged, or its training failed. Fetch it again, or take an earlier step.")  # fmt: skip
     found: dict[str, list[Change]] = defaultdict(list)
     for module in sorted({key.removesuffix(part) for key in lora for part in _PARTS if key.endswith(part)}):
         pair = _pair(lora, module, alpha, name)
@@ -84,6 +88,18 @@ def changes_of(lora: Mapping[str, Tensor], shapes: Shapes, alpha: float | None =
         raise CheckpointError(f"{name} holds nothing.")
     _check(found, shapes, name)
     return {parameter: tuple(changes) for parameter, changes in found.items()}
+
+
+def check_tensors(lora: Mapping[str, Tensor], name: str) -> None:
+    """Raise CheckpointError for tensors whose shapes or dtypes are no LoRA's, whatever model it is of."""
+    for key, tensor in lora.items():
+        number, side = key.endswith(".alpha"), key.endswith((".lora_A.weight", ".lora_B.weight"))
+        if not (tensor.is_floating_point() or (number and not tensor.is_complex())):
+            raise CheckpointError(f"{name}: {key} is stored as {str(tensor.dtype).removeprefix('torch.')}, which is no "
+                                  "LoRA's. If it is quantised, take the LoRA that it was made from.")  # fmt: skip
+        if (number and tensor.numel() != 1) or (side and (tensor.dim() < 2 or not tensor.numel())):
+            wanted = "one number" if number else "a matrix"
+            raise CheckpointError(f"{name}: {key} is {list(tensor.shape)}; {wanted} was expected.")
 
 
 def add_up(weight: Tensor, changes: Sequence[tuple[float, Change]], dtype: torch.dtype | None = None) -> Tensor:
@@ -109,19 +125,12 @@ def _pair(lora: Mapping[str, Tensor], module: str, alpha: float | None, name: st
     if down is None or up is None:
         raise CheckpointError(f"{name} holds one side of {module} and not the other, or what belongs to a pair and no "
                               "pair. It is not complete: download or save it again.")  # fmt: skip
-    if down.dim() < 2 or up.dim() < 2 or len(down) != up.flatten(1).shape[1] or not len(down):
+    if len(down) != up.flatten(1).shape[1]:
         raise CheckpointError(f"{name}: the two sides of {module}, {list(down.shape)} and {list(up.shape)}, have no "
                               "common rank: no pair.")  # fmt: skip
-    rank, told = len(down), alpha if alpha is not None else _number(own, module, name)
-    return LowRank(down, up, (rank if told is None else told) / rank, magnitude)
-
-
-def _number(alpha: Tensor | None, module: str, name: str) -> float | None:
-    if alpha is None:
-        return None
-    if alpha.numel() != 1 or not math.isfinite(alpha.item()):
-        raise CheckpointError(f"{name}: the alpha of {module} is {alpha.tolist()}; one finite number was expected.")
-    return float(alpha.item())
+    rank = len(down)
+    told = alpha if alpha is not None else rank if own is None else float(own.item())
+    return LowRank(down, up, told / rank, magnitude)
 
 
 def _check(found: Mapping[str, Sequence[Change]], shapes: Shapes, name: str) -> None:
@@ -129,7 +138,7 @@ def _check(found: Mapping[str, Sequence[Change]], shapes: Shapes, name: str) -> 
         raise CheckpointError(f"{name} changes {absent[0].removesuffix('.weight')}, which these weights lack: it is of "
                               f"another model{_why_absent(absent, shapes)}.")  # fmt: skip
     wrong = {parameter: sizes for parameter, changes in found.items() for change in changes
-             if (sizes := _sizes(change, shapes[parameter]))}  # fmt: skip
+             if (sizes := _sizes(change, shapes[parameter])) is not None}  # fmt: skip
     if wrong:
         parameter = next((each for each in wrong if "attn1" in each), next(iter(wrong)))
         theirs, here = wrong[parameter], shapes[parameter]
@@ -146,8 +155,9 @@ def _sizes(change: Change, shape: tuple[int, ...]) -> tuple[int, ...] | None:
     sizes = (len(change.up), *change.down.shape[1:])
     if len(shape) < 2 or sizes not in (shape, (shape[0], math.prod(shape[1:]))):
         return sizes
-    magnitude = change.magnitude
-    return None if magnitude is None or magnitude.numel() in shape[:2] else tuple(magnitude.shape)
+    if change.magnitude is None or change.magnitude.numel() == shape[0 if change.of_rows(shape[0]) else 1]:
+        return None
+    return tuple(change.magnitude.shape)
 
 
 def _known(sizes: tuple[int, ...]) -> str:

@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rollforce.checkpoints.lora_changes import check_tensors
 from rollforce.checkpoints.lora_kinds import REMEDY, refuse_settings
 from rollforce.checkpoints.names import KINDS, translate
 from rollforce.checkpoints.safetensors_folder import read_json
 from rollforce.errors import CheckpointError
 
 log = logging.getLogger(__name__)
+LARGE = 1e9  # no alpha is
 METADATA, BESIDE, KOHYA = "lora_adapter_metadata", "adapter_config.json", "ss_network_alpha"
 _SAVED = re.compile(r"adapter_model(-\d+-of-\d+)?\.(safetensors|bin)")  # what peft calls the weights of BESIDE
 _INVERSE = tuple((ours, source) for source, ours in KINDS["transformer"].table)
@@ -49,6 +51,7 @@ def with_alpha(lora: Mapping[str, Tensor], settings: Mapping[str, Any], name: st
 
     Raises CheckpointError if the settings say that its change is another than alpha / rank * B @ A."""
     refuse_settings(settings, name)
+    check_tensors(lora, name)
     if settings.get("use_dora") and not any(key.endswith(".dora_scale") for key in lora):
         raise CheckpointError(f"{name} is a DoRA (use_dora is set) without its magnitudes (lora_magnitude_vector): it "
                               f"is not complete. {REMEDY}.")  # fmt: skip
@@ -79,7 +82,7 @@ def describe_lora(raw: Mapping[str, Tensor], lora: Mapping[str, Tensor], place: 
 def ranks_of(lora: Mapping[str, Tensor]) -> dict[str, int]:
     """Return the rank of every module that has a pair."""
     side = ".lora_A.weight"
-    return {key.removesuffix(side): len(tensor) for key, tensor in lora.items() if key.endswith(side)}
+    return {key.removesuffix(side): len(tensor) for key, tensor in lora.items() if key.endswith(side) and tensor.dim()}
 
 
 _EXTRAS = {".dora_scale": "magnitudes (DoRA)", ".lora_B.bias": "biases", ".diff": "whole differences"}
@@ -156,8 +159,8 @@ def _value(settings: Mapping[str, Any], pattern: str, plain: str, module: str, n
     value = next(fits, settings.get(plain))
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise CheckpointError(f"{name}: {plain} of {module} is {value!r}; a finite number was expected.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGE:
+        raise CheckpointError(f"{name}: {plain} of {module} is {value!r:.40}; a number below {LARGE:g} was expected.")
     return float(value)
 
 

@@ -155,10 +155,17 @@ def test_no_name_is_left_out(keys: list[str], words: str, weights: State) -> Non
 @pytest.mark.parametrize(("extra", "words"), [
     ({"proj_out.alpha": torch.tensor(4.0)}, "one side of proj_out"),
     ({f"{OUT}.dora_scale": torch.ones(24, 1)}, "one side of blocks.1.attn2.to_out.0"),
-    ({f"{Q}.alpha": torch.tensor(float("nan"))}, "alpha of blocks.0.attn1.to_q is nan"),
+    ({f"{Q}.alpha": torch.tensor(float("nan"))}, "not finite in 1 tensors, e.g. blocks.0.attn1.to_q.alpha"),
+    ({f"{Q}.lora_A.weight": torch.full((4, 24), float("inf"))}, "not finite in 1 tensors"),
+    ({f"{Q}.alpha": torch.ones(2)}, r"blocks.0.attn1.to_q.alpha is \[2\]; one number"),
+    ({f"{Q}.lora_A.weight": torch.ones(24)}, r"lora_A.weight is \[24\]; a matrix"),
+    ({f"{Q}.lora_B.weight": torch.ones(24, 4).to(torch.int8)}, "is stored as int8"),
+    ({f"{FFN}.lora_A.weight": drawn(2, 32), f"{FFN}.lora_B.weight": drawn(24, 2), f"{FFN}.dora_scale": torch.ones(1)},
+     r"is for a weight \[1\]"),
     ({f"{Q}.lora_B.weight": torch.zeros(24, 3)}, r"\[4, 24\] and \[24, 3\], have no common rank"),
     ({f"{Q}.dora_scale": torch.ones(7, 1)}, r"is for a weight \[7, 1\]"),
     ({"blocks.0.norm3.diff": torch.zeros(30)}, r"blocks.0.norm2: the LoRA is for a weight \[30\].*have \[24\]"),
+    ({"blocks.0.norm3.diff": torch.tensor(1.0)}, r"is for a weight \[\]"),
     ({"blocks.7.norm3.diff": torch.zeros(24)}, "with 8 blocks or more, where these have 2"),
     ({"blocks.1.cross_attn.k_img.diff_b": torch.zeros(24)}, "reads an image"),
 ])  # fmt: skip

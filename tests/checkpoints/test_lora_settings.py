@@ -114,6 +114,7 @@ def test_settings_that_do_not_say_whose_they_are(lora: State, tmp_path: Path) ->
     ({"use_qalora": True}, "use_qalora is set"),
     ({"use_dora": True}, "without its magnitudes"),
     ({"lora_alpha": "much"}, "lora_alpha of blocks.0.attn1.to_q is 'much'"),
+    ({"lora_alpha": 10**400}, "a number below 1e\\+09"),
     ({"alpha_pattern": [3]}, r"alpha_pattern is \[3\]; an object"),
     ({"alpha_pattern": {"to_[": 3}}, "not a pattern of names"),
     ({"target_modules": 3}, "target_modules of a LoRA are 3"),
