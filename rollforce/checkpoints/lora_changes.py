@@ -74,7 +74,7 @@ def changes_of(lora: Mapping[str, Tensor], shapes: Shapes, alpha: float | None =
     check_tensors(lora, name)
     if wrong := [key for key, tensor in lora.items() if not tensor.is_meta and not tensor.float().isfinite().all()]:
         raise CheckpointError(f"{name} holds numbers that are not finite in {len(wrong)} tensors, e.g. {wrong[0]}: it "
-                              "is damaged, or its training failed. Fetch it again, or take an earlier step.")  # fmt: skip
+                              "is damaged, or its training failed. Fetch it again, or take another.")  # fmt: skip
     found: dict[str, list[Change]] = defaultdict(list)
     for module in sorted({key.removesuffix(part) for key in lora for part in _PARTS if key.endswith(part)}):
         pair = _pair(lora, module, alpha, name)

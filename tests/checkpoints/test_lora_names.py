@@ -176,7 +176,7 @@ def test_what_does_not_fit_is_said_in_sizes(extra: State, words: str, weights: S
 
 def test_the_model_of_another_size_has_a_name() -> None:
     shapes = {f"{Q}.weight": torch.empty(1536, 1536, device="meta")}
-    lora = {f"{Q}.lora_A.weight": torch.empty(8, 5120), f"{Q}.lora_B.weight": torch.empty(5120, 8)}
+    lora = {f"{Q}.lora_A.weight": torch.zeros(8, 5120), f"{Q}.lora_B.weight": torch.zeros(5120, 8)}
     words = r"\[5120, 5120\] \(14B\), these weights have \[1536, 1536\] \(1.3B\). Sizes differ in 1 of the 1"
     with pytest.raises(CheckpointError, match=words):
         merge_lora(shapes, lora)
