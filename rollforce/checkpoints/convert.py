@@ -77,7 +77,8 @@ class Conversion:
     @property
     def bytes(self) -> int:
         """What it will take on the disk of `out`."""
-        own = sum(bytes_of(tensor, self.dtypes.get(key)) for key, tensor in self.checkpoint.state.items())
+        dtypes = self.dtypes
+        own = sum(bytes_of(tensor, dtypes[key]) for key, tensor in self.checkpoint.state.items())
         return own + sum(part.bytes for part in self.parts if not part.linkable(existing(self.out)))
 
     @property
