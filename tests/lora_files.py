@@ -27,6 +27,22 @@ def make_lora(model: VideoTransformer, seed: int = 0, rank: int = 3, targets: tu
     return state
 
 
+def make_all_kinds(model: VideoTransformer, seed: int = 0) -> State:
+    """A LoRA that also changes what no branch can: a bias with its pair, DoRA, norms, modulation, patches, a whole
+    weight."""
+    draw = torch.Generator().manual_seed(seed)
+    whole = ("blocks.0.attn1.norm_q.weight", "blocks.1.norm2.bias", "blocks.1.scale_shift_table", "scale_shift_table",
+             "patch_embedding.bias", "blocks.1.attn2.to_v.weight")  # fmt: skip
+    state = make_lora(model, seed)
+    state |= {f"{name}.diff": torch.randn(model.get_parameter(name).shape, generator=draw) * 0.2 for name in whole}
+    state[f"{TARGETS[0]}.lora_B.bias"] = torch.randn(model.config.width, generator=draw)
+    state[f"{TARGETS[2]}.dora_scale"] = torch.rand(model.config.width, 1, generator=draw) + 0.5
+    size = model.patch_embedding.weight.shape
+    state["patch_embedding.lora_A.weight"] = torch.randn(2, *size[1:], generator=draw) * 0.2
+    state["patch_embedding.lora_B.weight"] = torch.randn(size[0], 2, 1, 1, 1, generator=draw)
+    return state
+
+
 @torch.no_grad()
 def velocity(model: VideoTransformer) -> Tensor:
     """What the model says of one fixed clip."""

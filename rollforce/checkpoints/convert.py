@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from torch import Tensor
 
 from rollforce.checkpoints import base_model, hub
 from rollforce.checkpoints.catalog import CARD, Card, presets
-from rollforce.checkpoints.lora_names import merge_lora
+from rollforce.checkpoints.lora_changes import Change, add_up, changes_of, wide
+from rollforce.checkpoints.lora_scale import find_lora
 from rollforce.checkpoints.read import STREAM_CLASS, Checkpoint, expect, read_checkpoint, teacher_refusal
 from rollforce.checkpoints.releases import Release, release_of
 from rollforce.checkpoints.safetensors_folder import STEM, bytes_of, read_json, write_json, write_shards
@@ -42,13 +43,25 @@ UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
+class BakedLora:
+    """A LoRA to bake in: its file, what it changes of the transformer, and how many times that is added."""
+
+    checkpoint: Checkpoint
+    scale: float
+    changes: Mapping[str, tuple[Change, ...]]
+
+    def __str__(self) -> str:
+        return self.checkpoint.path.name + (f" at {self.scale:g}" if self.scale != 1 else "")
+
+
+@dataclass(frozen=True)
 class Conversion:
     """Everything that was checked before a byte is written."""
 
     checkpoint: Checkpoint
     config: Mapping[str, Any]
     parts: tuple[base_model.ModelPart, ...]
-    lora: Checkpoint | None
+    loras: tuple[BakedLora, ...]
     out: Path
     card: Card
     origin: str  # of the parts
@@ -64,19 +77,35 @@ class Conversion:
     @property
     def bytes(self) -> int:
         """What it will take on the disk of `out`."""
-        own = sum(bytes_of(tensor, self.dtype) for tensor in self.checkpoint.state.values())
+        dtypes = self.dtypes
+        own = sum(bytes_of(tensor, dtypes[key]) for key, tensor in self.checkpoint.state.items())
         return own + sum(part.bytes for part in self.parts if not part.linkable(existing(self.out)))
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """In which dtype each tensor is stored; what a LoRA changes is never rounded to eight bits."""
+        changed = {name for lora in self.loras for name in lora.changes}
+        return {key: self.dtype or (wide(tensor.dtype) if key in changed else tensor.dtype)
+                for key, tensor in self.checkpoint.state.items()}  # fmt: skip
+
+    def merge(self, group: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return some of the transformer's tensors with all that the LoRAs change of them, each rounded once."""
+        terms = {key: [(lora.scale, change) for lora in self.loras for change in lora.changes.get(key, ())]
+                 for key in group}  # fmt: skip
+        dtypes = self.dtypes
+        return {key: add_up(tensor, terms[key], dtypes[key]) if terms[key] else tensor for key, tensor in group.items()}
 
     def summary(self) -> list[str]:
         """Say what it is and what will be made, in lines for a person."""
         checkpoint, config = self.checkpoint, self.config
         where = f" ({checkpoint.where})" if checkpoint.where else ""
-        lora = f" with {self.lora.path.name}" if self.lora else ""
+        lora = f" with {', '.join(map(str, self.loras))}" if self.loras else ""
         known = f", {self.release.name}: {self.release.page}" if self.release else ""
         stream = "a teacher: no stream" if self.teacher else f"stream {self.card.stream}"
         return [
             f"{checkpoint.path.name}{where}{lora}: {self.parameters / 1e9:.2f} billion parameters, "
             f"{config['num_layers']} blocks of width {config['num_attention_heads'] * config['attention_head_dim']}",
+            *(f"{lora}: {lora.checkpoint.about}" for lora in self.loras),
             f"licence {self.card.licence}{known}",
             f"{', '.join(part.name for part in self.parts)} from {self.origin}",
             f"{self.out}: {self.bytes / 1e9:.2f} GB, {self.card.size[1]}x{self.card.size[0]}, {stream}",
@@ -89,15 +118,16 @@ def existing(folder: Path) -> Path:
     return next(each for each in (folder, *folder.parents) if each.exists())
 
 
-def prepare(file: str | Path, base: str | Path, out: str | Path, *, lora: str | Path | None = None,
+def prepare(file: str | Path, base: str | Path, out: str | Path, *, lora: str | Path | Sequence[str | Path] = (),
             name: str | None = None, licence: str | None = None, stream: str | None = None,
             size: tuple[int, int] | None = None, dtype: torch.dtype | None = None, teacher: bool = False,
             overwrite: bool = False) -> Conversion:  # fmt: skip
     """Read and check everything, write nothing.
 
     Args: `file` a transformer in any public form (see `read_checkpoint`); `base` a folder or a hub id that has the
-    other parts; `lora` baked into the weights; `name`, `licence`, `stream` and `size` (height, width) for the card,
-    else known from the file's name; `dtype` to store (None: as in the file); `teacher` allows a bidirectional model.
+    other parts; `lora` baked into the weights, each FILE or FILE=SCALE; `name`, `licence`, `stream` and `size` (height,
+    width) for the card, else known from the file's name; `dtype` to store (None: as in the file, and in bfloat16 what a
+    LoRA changes of eight bits); `teacher` allows a bidirectional model.
     Raises CheckpointError, ConfigError, or OSError where the disk is too full."""
     checkpoint = expect(read_checkpoint(file, "transformer"), "transformer")
     if checkpoint.causal is False and not teacher:
@@ -105,12 +135,14 @@ def prepare(file: str | Path, base: str | Path, out: str | Path, *, lora: str | 
     folder = hub.fetch(str(base), base_model.HUB_PATTERNS) if hub.is_repository(base) else Path(base).expanduser()
     found = base_model.find_parts(folder, image="condition_embedder.image_embedder.norm1.weight" in checkpoint.state)
     config = _config(checkpoint, base_model.settings_of(folder))
-    adapter = _adapter(lora, checkpoint)
+    adapters = _baked_loras([lora] if isinstance(lora, str | Path) else lora or (), checkpoint)
     release = release_of(Path(file).expanduser().absolute())  # not resolved: a hub's cache links to hashes
     out = Path(out).expanduser()
     card, warnings = _card(checkpoint, release, name or out.resolve().name, licence, stream, size)
-    conversion = Conversion(checkpoint, config, found, adapter, out, card, str(base), release, dtype, teacher, warnings)
-    _check_out(conversion, [Path(file), folder, *([Path(lora)] if lora else [])], overwrite)
+    warnings += _rounding(checkpoint, adapters, dtype)
+    conversion = Conversion(checkpoint, config, found, adapters, out, card, str(base), release, dtype, teacher,
+                            warnings)  # fmt: skip
+    _check_out(conversion, [Path(file), folder, *(each.checkpoint.path for each in adapters)], overwrite)
     return conversion
 
 
@@ -141,9 +173,9 @@ def write(conversion: Conversion) -> Path:
 
 
 def _fill(conversion: Conversion, folder: Path) -> None:
-    lora, target = conversion.lora, folder / "transformer"
-    write_shards(conversion.checkpoint.state, target, STEM["transformer"], dtype=conversion.dtype,
-                 change=(lambda group: _merged(group, lora.state)) if lora else None)  # fmt: skip
+    target = folder / "transformer"
+    write_shards(conversion.checkpoint.state, target, STEM["transformer"], dtypes=conversion.dtypes,
+                 change=conversion.merge if conversion.loras else None)  # fmt: skip
     write_json(dict(conversion.config), target / "config.json")
     for part in conversion.parts:
         log.info("%s from %s", part.name, part.source)
@@ -155,13 +187,6 @@ def _fill(conversion: Conversion, folder: Path) -> None:
 
         card = yaml.safe_dump(to_dict(conversion.card), sort_keys=False, allow_unicode=True)
         (folder / CARD).write_text(card, encoding="utf-8")
-
-
-def _merged(group: Mapping[str, Tensor], lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One file's tensors with their share of the LoRA."""
-    modules = {key.removesuffix(".weight") for key in group}
-    own = [key for key in lora if key.rsplit(".lora_", 1)[0].removesuffix(".alpha") in modules]
-    return merge_lora(group, {key: lora[key] for key in own})
 
 
 def _config(checkpoint: Checkpoint, base: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,14 +204,26 @@ def _config(checkpoint: Checkpoint, base: Mapping[str, Any]) -> dict[str, Any]:
             "rope_max_seq_len": 1024}  # fmt: skip
 
 
-def _adapter(lora: str | Path | None, checkpoint: Checkpoint) -> Checkpoint | None:
-    """The LoRA, after a rehearsal without numbers: its modules and shapes are those of the weights."""
-    if lora is None:
-        return None
-    adapter = expect(read_checkpoint(lora), "lora")
-    there = {key: tensor.to("meta") for key, tensor in checkpoint.state.items()}
-    merge_lora(there, {key: tensor.to("meta") for key, tensor in adapter.state.items() if not key.endswith(".alpha")})
-    return adapter
+def _baked_loras(loras: Sequence[str | Path], checkpoint: Checkpoint) -> tuple[BakedLora, ...]:
+    """The LoRAs, each FILE or FILE=SCALE, checked: what they change is there and of the same sizes."""
+    shapes = {key: tuple(tensor.shape) for key, tensor in checkpoint.state.items()}
+    adapters = []
+    for lora in loras:
+        path, scale = find_lora(str(lora))
+        found = expect(read_checkpoint(path), "lora")
+        adapters.append(BakedLora(found, scale, changes_of(found.state, shapes, name=path.name)))
+    return tuple(adapters)
+
+
+def _rounding(checkpoint: Checkpoint, adapters: Sequence[BakedLora], dtype: torch.dtype | None) -> tuple[str, ...]:
+    """What is said where LoRAs change weights of eight bits."""
+    names = {name for adapter in adapters for name in adapter.changes}
+    coarse = [name for name in names if checkpoint.state[name].dtype.itemsize == 1]
+    if dtype is not None or not coarse:
+        return ()
+    stored = str(checkpoint.state[coarse[0]].dtype).removeprefix("torch.")
+    return (f"{len(coarse)} weights that LoRAs change are {stored} in {checkpoint.path.name}: they are stored as "
+            "bfloat16, for most of a change is rounded away in eight bits.",)  # fmt: skip
 
 
 def _card(checkpoint: Checkpoint, release: Release | None, name: str, licence: str | None, stream: str | None,
@@ -243,7 +280,8 @@ def readme_of(conversion: Conversion) -> str:
     card, release, checkpoint = conversion.card, conversion.release, conversion.checkpoint
     free = card.licence == "Apache-2.0"
     where = f", `{checkpoint.where}`" if checkpoint.where else ""
-    lora = f"\n- LoRA, baked in: `{conversion.lora.path.name}`" if conversion.lora else ""
+    lora = "".join(f"\n- LoRA, baked in: `{each.checkpoint.path.name}`, scale {each.scale:g}; {each.checkpoint.about}"
+                   for each in conversion.loras)  # fmt: skip
     page = f" ({release.name}, {release.page})" if release else ""
     licence = "license: apache-2.0" if free else f"license: other\nlicense_name: {json.dumps(card.licence)}"
     use = f'```\nrollforce render "a koi pond" --model {card.name}\n```\nStream preset: `{card.stream}`.'

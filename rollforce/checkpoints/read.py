@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from rollforce.checkpoints.lora_names import adapter_settings, is_lora, lora_to_ours, with_alpha
+from rollforce.checkpoints.lora_names import is_lora, lora_to_ours
+from rollforce.checkpoints.lora_settings import describe_lora, read_settings, with_alpha
 from rollforce.checkpoints.names import FAMILIES, plain, recognise, to_ours
 from rollforce.checkpoints.safetensors_folder import STEM, metadata_of, read_json, read_shards, shards_of
 from rollforce.errors import CheckpointError
@@ -38,7 +39,8 @@ class Checkpoint:
 
     `kind` transformer, autoencoder, text or lora; `causal` True for a student that streams, False for a bidirectional
     model, None where the file does not tell; `where` the container the weights were in, such as "generator_ema", or
-    ""; `config` the config.json beside the weights, {} without one."""
+    ""; `config` the config.json beside the weights, {} without one (of a LoRA: what is said about it); `about` what a
+    LoRA is, in a line, with its rank, its alpha and where that was read, else ""."""
 
     state: dict[str, Tensor] = field(repr=False)
     kind: str
@@ -46,6 +48,7 @@ class Checkpoint:
     where: str
     path: Path
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    about: str = ""
 
     @property
     def name(self) -> str:
@@ -65,11 +68,12 @@ def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
         raise CheckpointError(f"There is no file or folder {path}.{_near(path)}")
     source = _inside(path, kind) if path.is_dir() else path
     where, state, wrapped = _tensors(source)
-    config = read_json(source.parent / "config.json", {})
     if is_lora(state):
-        config = {**read_json(source.parent / "adapter_config.json", {}), **adapter_settings(metadata_of(source))}
-        lora = with_alpha(lora_to_ours(state, path.name), config, path.name)
-        return Checkpoint(lora, "lora", None, where, path, config)
+        raw = lora_to_ours(state, path.name)
+        settings, place = read_settings(source, metadata_of(source), raw)
+        lora = with_alpha(raw, settings, path.name)
+        return Checkpoint(lora, "lora", None, where, path, settings, describe_lora(raw, lora, place))
+    config = read_json(source.parent / "config.json", {})
     if (found := recognise(state)) is None:
         raise CheckpointError(f"{path.name} is none of {', '.join(WHAT.values())}. Its first names: "
                               f"{', '.join(list(state)[:5])}.")  # fmt: skip
@@ -200,7 +204,14 @@ def unpack(content: Any, name: str) -> tuple[str, dict[str, Tensor]]:
 
 
 def tensors_of(content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    """Return the tensors of a state dict; and a LoRA's alphas, which may be plain numbers in it."""
+    import torch
+
+    own = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    numbers = {str(key): value for key, value in content.items() if isinstance(value, int | float)}
+    alphas = {key: torch.tensor(float(value) if abs(value) < 1e38 else torch.inf) for key, value in numbers.items()
+              if key.endswith(".alpha")}  # fmt: skip
+    return {**own, **alphas} if own else own
 
 
 def stripped(state: Mapping[str, T], name: str) -> dict[str, T]:

@@ -61,23 +61,24 @@ def shards_of(path: Path) -> list[Path]:
     return [path]
 
 
-def write_shards(state: Mapping[str, Tensor], folder: Path, stem: str, *, dtype: torch.dtype | None = None,
-                 change: Change | None = None, limit: int = LIMIT) -> None:  # fmt: skip
+def write_shards(state: Mapping[str, Tensor], folder: Path, stem: str, *, change: Change | None = None,
+                 dtypes: Mapping[str, torch.dtype] | None = None, limit: int = LIMIT) -> None:  # fmt: skip
     """Write `state` as {stem}.safetensors, or as numbered files of at most `limit` bytes with an index.
 
     Only one file's tensors are in memory at a time, if `state` is memory-mapped; `change` is done to each file's, then
-    they are cast to `dtype` (None: each keeps its own)."""
+    they are cast to their `dtypes` (those not named keep their own)."""
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = {key: tensor.to("meta", dtype or tensor.dtype) for key, tensor in state.items()}
+    dtypes = dtypes or {}
+    sizes = {key: tensor.to("meta", dtypes.get(key, tensor.dtype)) for key, tensor in state.items()}
     split = split_torch_state_dict_into_shards(sizes, filename_pattern=f"{stem}{{suffix}}.safetensors",
                                                max_shard_size=limit)  # fmt: skip
     for name, keys in split.filename_to_tensors.items():
         tensors = {key: state[key] for key in keys}
         tensors = change(tensors) if change else tensors
-        tensors = {key: value.to(dtype or value.dtype).contiguous() for key, value in tensors.items()}
+        tensors = {key: value.to(dtypes.get(key, value.dtype)).contiguous() for key, value in tensors.items()}
         save_file(tensors, folder / name, metadata={"format": "pt"})
         (folder / name).chmod(folder.stat().st_mode & 0o666)  # safetensors makes them for the owner alone
     if split.is_sharded:

@@ -54,7 +54,7 @@ def convert(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A student: .pt, .safetensors, or a folder.")],
     base: Annotated[str, typer.Option("--base", help="Where the other parts are: a Wan folder, or a hub id.")],
     out: Annotated[Path, typer.Option("--out", help="The model folder to make.")],
-    lora: Annotated[Path | None, typer.Option("--lora", help="A LoRA to bake into the weights.")] = None,
+    lora: Annotated[list[str] | None, typer.Option("--lora", help="FILE or FILE=SCALE to bake in; repeatable.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="What to call the model (default: as --out).")] = None,
     licence: Annotated[str | None, typer.Option("--licence", help="Its licence, if no name tells.")] = None,
     stream: Annotated[str | None, typer.Option("--stream", help="The preset it was trained for.")] = None,
@@ -69,7 +69,7 @@ def convert(
         from rollforce.checkpoints.convert import dtype_of, prepare, write
         from rollforce.video.size import parse_size
 
-        conversion = prepare(file, base, out, lora=lora, name=name, licence=licence, stream=stream,
+        conversion = prepare(file, base, out, lora=lora or (), name=name, licence=licence, stream=stream,
                              size=parse_size(size) if size else None, dtype=dtype_of(dtype), teacher=teacher,
                              overwrite=overwrite)  # fmt: skip
         for line in conversion.summary():

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from rollforce.checkpoints.catalog import preset_file
+from rollforce.checkpoints.lora_scale import split_lora
 from rollforce.cli.options import PlanOptions
 from rollforce.cli.record import as_setting
 from rollforce.config import build
@@ -15,22 +19,34 @@ from rollforce.engine.budget.requirements import MemorySetup, needs_with_prompt
 from rollforce.engine.settings import StreamSettings
 from rollforce.models.runtime.choices import pick_device, pick_dtype
 from rollforce.models.runtime.options import RuntimeOptions
+from rollforce.models.transformer.transformer import TransformerConfig, VideoTransformer
 from rollforce.video.size import parse_size
 
 
 def setup_of(options: PlanOptions) -> MemorySetup:
     """Return what was typed as a setup. ConfigError.
 
-    A device that is not here may be planned for if its free memory is given; so may a decoder whose file is not."""
+    A device that is not here may be planned for if its free memory is given; so may a decoder or a LoRA whose file is
+    not. CheckpointError for a LoRA of another model."""
     runtime = {name: value for name, value in options.running.items() if name not in ("loras", "decoder")}
     running = RuntimeOptions(**{name: as_setting(value) for name, value in runtime.items()})
     sizes, device = sizes_of(options.model or "tiny"), pick_device(options.device or "auto")
+    _check_loras(options.running.get("loras") or (), sizes.transformer)
     changes = () if options.stream else sizes.changes
     stream = build(StreamSettings, preset_file(options.stream or sizes.stream), overrides=changes)
     setup = MemorySetup(sizes, stream, parse_size(options.size) if options.size else sizes.size,
                         pick_dtype(options.dtype or "auto", device), device, running.offload, running.quantize,
                         TILES if running.tiling else None, small="decoder" in options.running)  # fmt: skip
     return setup if options.window is None else setup.with_window(options.window)
+
+
+def _check_loras(loras: Sequence[str], config: TransformerConfig) -> None:
+    there = [lora for lora in loras if split_lora(lora)[0].exists()]
+    if there:
+        from rollforce.models.runtime import lora_baking
+
+        with torch.device("meta"):
+            lora_baking.read(there, VideoTransformer(config))
 
 
 def describe(found: Fit) -> dict[str, Any]:

@@ -165,6 +165,53 @@ def test_a_lora_is_baked_in_shard_by_shard(
     assert equal(dict(loaded.state_dict()), merged)
 
 
+def test_several_loras_at_their_scales(bases: Bases, student: State, file: Path, tmp_path: Path) -> None:
+    """As in render: FILE or FILE=SCALE; the card says which, how many times, and where alpha was read."""
+    names = list(LORA_TARGETS.values())
+    ink, oil = lora_of(student, names[:2]), lora_of(student, names[1:], rank=2)
+    oil |= {"blocks.0.attn1.norm_k.diff": torch.ones(24), "blocks.1.diff_m": torch.ones(1, 6, 24)}
+    save_file(ink, tmp_path / "ink.safetensors")
+    save_file(oil, tmp_path / "oil=2.safetensors")  # a name with an equals sign is a name
+    loras = [f"{tmp_path}/ink.safetensors=-0.5", f"{tmp_path}/oil=2.safetensors"]
+    out = convert(file, bases["original"][0], tmp_path / "one", lora=loras)
+    state = state_of(out, "transformer")
+    for name, first, second in ((names[0], -0.5, 0), (names[1], -0.5, 1), (names[2], 0, 1)):
+        product = [scale * lora[f"{name}.lora_B.weight"] @ lora[f"{name}.lora_A.weight"]
+                   for scale, lora in ((first, ink), (second, oil)) if scale]  # fmt: skip
+        assert torch.allclose(state[f"{name}.weight"], student[f"{name}.weight"] + sum(product), atol=1e-5)
+    for name in ("blocks.0.attn1.norm_k.weight", "blocks.1.scale_shift_table"):
+        assert torch.equal(state[name], student[name] + 1)
+    card = (out / "README.md").read_text()
+    assert "`ink.safetensors`, scale -0.5; LoRA on 2 modules, rank 4, alpha / rank 1" in card
+    assert "`oil=2.safetensors`, scale 1; LoRA on 3 modules, rank 2" in card and "2 whole differences" in card
+
+
+def test_what_a_lora_changes_is_not_rounded_to_eight_bits(bases: Bases, student: State, tmp_path: Path) -> None:
+    eight = {key: value.to(torch.float8_e4m3fn) if value.dim() == 2 else value for key, value in student.items()}
+    save_file(to_original("transformer", eight), tmp_path / "sf_fp8.safetensors")
+    lora = {key: value * 0.02 for key, value in lora_of(student, ["proj_out"]).items()}
+    save_file(lora, tmp_path / "ink.safetensors")
+    options = {"base": bases["original"][0], "lora": tmp_path / "ink.safetensors"}
+    for number, (dtype, stored) in enumerate(((None, torch.bfloat16), (torch.float32, torch.float32))):
+        ready = prepare(tmp_path / "sf_fp8.safetensors", out=tmp_path / str(number), dtype=dtype, **options)
+        said = [warning for warning in ready.warnings if "float8" in warning]
+        assert bool(said) == (dtype is None) and ready.dtypes["proj_out.weight"] == stored
+        state = state_of(write(ready), "transformer")
+        wanted = eight["proj_out.weight"].float() + lora["proj_out.lora_B.weight"] @ lora["proj_out.lora_A.weight"]
+        assert torch.equal(state["proj_out.weight"], wanted.to(stored))
+        assert state["blocks.0.attn1.to_q.weight"].dtype == (dtype or torch.float8_e4m3fn)
+    assert said == [] and "1 weights that LoRAs change are float8_e4m3fn in sf_fp8.safetensors" in prepare(
+        tmp_path / "sf_fp8.safetensors", out=tmp_path / "again", **options).warnings[-1]  # fmt: skip
+
+
+@pytest.mark.parametrize(("lora", "words"), [
+    ("ink.safetensors=much", "'much' is not a scale; write FILE or FILE=0.8"), ("ink.safetensors=nan", "scale is nan"),
+    ("", "names no file"), ("no.safetensors=0.5", "no.safetensors does not exist")])  # fmt: skip
+def test_loras_that_cannot_be_read(lora: str, words: str, bases: Bases, file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        prepare(file, bases["original"][0], tmp_path / "out", lora=[lora])
+
+
 def test_stored_in_another_dtype(bases: Bases, student: State, file: Path, tmp_path: Path) -> None:
     out = convert(file, bases["original"][0], tmp_path / "half", dtype=torch.bfloat16)
     assert equal(state_of(out, "transformer"), {key: value.bfloat16() for key, value in student.items()})

@@ -328,8 +328,6 @@ def test_alpha_in_a_lora_s_settings(states: dict[str, State], tmp_path: Path) ->
         for name, scale in ((module, 2.0), ("proj_out", 0.25)):
             change = scale * plain[f"{name}.lora_B.weight"] @ plain[f"{name}.lora_A.weight"]
             assert torch.allclose(merged[f"{name}.weight"], ours[f"{name}.weight"] + change, atol=1e-5)
-    (tmp_path / "peft" / "adapter_config.json").write_text(json.dumps({**settings, "use_rslora": True}))
-    refused(tmp_path / "peft", "use_rslora is set; only plain LoRAs are read")
 
 
 def test_lora_of_another_model_is_refused(states: dict[str, State]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rollforce.checkpoints.lora_scale import find_lora
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.models.runtime.choices import CHOICES, check_choice
 
@@ -26,11 +27,11 @@ def _option(default: Any, words: str, flag: str = "") -> Any:
 class RuntimeOptions:
     """What changes speed, memory or the last digits, but not what is streamed.
 
-    `attention`: a name of attention.py; `loras`: files to bake in, each FILE or FILE=SCALE (live ones: lora.py);
-    `quantize`: how the blocks' weights are stored; `offload`: `text` encodes prompts on the CPU, `blocks` leaves the
-    transformer's blocks there until they are needed; `tiling`: decode in tiles; `decoder`: a file in TAEHV's format
-    that decodes in the autoencoder's place; `compile`: the blocks (torch.compile), or those as CUDA graphs.
-    Raises ConfigError for a choice that is not known and for a file that does not exist."""
+    `attention`: a name of attention.py; `loras`: files to bake in, each FILE or FILE=SCALE (live ones: lora.py;
+    beside eight bits, these are live too); `quantize`: how the blocks' weights are stored; `offload`: `text` encodes
+    prompts on the CPU, `blocks` leaves the transformer's blocks there until they are needed; `tiling`: decode in tiles;
+    `decoder`: a file in TAEHV's format that decodes in the autoencoder's place; `compile`: the blocks (torch.compile),
+    or those as CUDA graphs. Raises ConfigError for a choice that is not known and for a file that does not exist."""
 
     attention: str = _option("sdpa", "Kernel: sdpa, cudnn, flash, sage...")
     loras: tuple[str, ...] = _option((), "FILE or FILE=SCALE to bake in; repeatable.", "--lora")
@@ -47,25 +48,29 @@ class RuntimeOptions:
             raise ConfigError(f"attention {self.attention!r} is not known. Use one of: {', '.join(NAMES)}.")
         for name in CHOICES:
             check_choice(name, getattr(self, name))
-        files = [("lora", split_lora(lora)[0]) for lora in self.loras]
-        for name, path in [*files, *([("decoder", Path(self.decoder))] if self.decoder else [])]:
-            if not path.exists():
-                raise ConfigError(f"--{name} {path} does not exist.")
+        for file in self.loras:
+            find_lora(file)
+        if self.decoder and not Path(self.decoder).exists():
+            raise ConfigError(f"--decoder {self.decoder} does not exist.")
 
     def set_up(self, transformer: VideoTransformer, device: torch.device, dtype: torch.dtype,
                masked: bool = False) -> VideoTransformer:  # fmt: skip
         """Make a transformer that lies on the CPU run so, on `device`. ConfigError or CheckpointError.
 
         `masked`: attention must know masks."""
+        from rollforce.models.runtime import lora, lora_baking
+
         check_streams(transformer.config, "This")
+        adapters = lora_baking.read(self.loras, transformer)  # whose weights are not read yet
         transformer = transformer.to(dtype=dtype)
-        for lora in self.loras:
-            _bake(transformer, lora)
+        beside = lora_baking.bake(transformer, adapters, self.quantize)
         if self.quantize:
             from rollforce.models.runtime import quantize
 
             quantize.check(self.quantize, device)
             quantize.quantise(transformer, self.quantize)  # on the CPU: the device never holds the whole
+        for adapter in beside:
+            lora.add(transformer, adapter.name, adapter.state, adapter.scale)
         if self.compile:
             transformer.compile_blocks(graphs=self.compile == "graphs")
         if "blocks" in self.offload:
@@ -84,22 +89,3 @@ def check_streams(config: TransformerConfig, name: str) -> None:
         raise CheckpointError(f"{name} is an image-to-video model: its transformer also reads the tokens of an image, "
                               "and streams here give it none yet. Take a text-to-video model; --image lets it go on "
                               "from a picture.")  # fmt: skip
-
-
-def split_lora(lora: str) -> tuple[Path, float]:
-    """Return the file and the scale of FILE or FILE=SCALE. ConfigError."""
-    file, equals, scale = lora.rpartition("=")
-    if not equals:
-        return Path(lora), 1.0
-    try:
-        return Path(file), float(scale)
-    except ValueError as error:
-        raise ConfigError(f"--lora {lora}: {scale!r} is not a scale; write FILE or FILE=0.8.") from error
-
-
-def _bake(transformer: VideoTransformer, lora: str) -> None:
-    from rollforce.checkpoints.read import expect, read_checkpoint
-    from rollforce.models.runtime.lora import merge
-
-    path, scale = split_lora(lora)
-    merge(transformer, expect(read_checkpoint(path), "lora").state, scale)

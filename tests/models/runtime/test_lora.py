@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lora_files import TARGETS, make_lora, velocity
+from lora_files import TARGETS, make_all_kinds, make_lora, velocity
 from tiny_transformer import tiny_transformer
 from torch import Tensor, nn
 
@@ -72,6 +72,60 @@ def test_a_scale_of_nothing_is_the_model() -> None:
     assert torch.equal(velocity(model), out)
 
 
+def test_all_kinds_live_are_what_they_are_merged() -> None:
+    """Two LoRAs with everything, on and off in any order, scaled in between: each time the model merged anew."""
+    model = tiny_transformer()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    files = {"ink": make_all_kinds(model, 1), "oil": make_all_kinds(model, 2)}
+    for changes in ({"ink": 0.7}, {"ink": 0.7, "oil": -0.3}, {"ink": 0.0, "oil": 1.0}, {"oil": 1.0}, {"oil": 0.2}):
+        for name in lora.scales(model).keys() - changes.keys():
+            lora.remove(model, name)
+        for name, scale in changes.items():
+            if name in lora.scales(model):
+                lora.rescale(model, name, scale)
+            else:
+                lora.add(model, name, files[name], scale)
+        assert lora.scales(model) == changes and list(model.state_dict()) == list(before)
+        merged = tiny_transformer()
+        loras = [(scale, lora.changes_on(merged, files[name], None, name)) for name, scale in changes.items()]
+        lora.merge_changes(merged, loras)
+        torch.testing.assert_close(velocity(model), velocity(merged), rtol=1e-4, atol=1e-5)
+    lora.remove(model, "oil")
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert torch.equal(velocity(model), velocity(tiny_transformer()))
+
+
+def test_merged_below_a_live_one() -> None:
+    """What is merged stays when the LoRA that was on at the time comes off."""
+    model, hand = tiny_transformer(), tiny_transformer()
+    ink, oil = make_all_kinds(model, 1), make_all_kinds(model, 2)
+    lora.add(model, "ink", ink)
+    lora.merge(model, oil, 0.5)
+    lora.remove(model, "ink")
+    lora.merge(hand, oil, 0.5)
+    assert all(torch.equal(weight, hand.state_dict()[name]) for name, weight in model.state_dict().items())
+
+
+def test_many_small_steps_in_half_precision_do_not_drift() -> None:
+    model = tiny_transformer().bfloat16()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    lora.add(model, "ink", make_all_kinds(model), 0.0)
+    for step in range(40):
+        lora.rescale(model, "ink", step / 17)
+    lora.rescale(model, "ink", 0.0)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_weights_in_eight_bits_are_not_written() -> None:
+    model = tiny_transformer()
+    part = model.get_submodule(TARGETS[2])
+    part.weight = nn.Parameter(part.weight.to(torch.float8_e4m3fn), requires_grad=False)
+    for change in (lora.merge, lambda model, state: lora.add(model, "ink", state)):
+        with pytest.raises(ConfigError, match=f"{TARGETS[2]}.weight is quantised: merge LoRAs first"):
+            change(model, make_all_kinds(tiny_transformer()))
+        assert lora.scales(model) == {} and type(model.get_submodule(TARGETS[0])) is nn.Linear
+
+
 def test_half_precision_keeps_scales_exact() -> None:
     model = tiny_transformer().to(torch.bfloat16)
     hand = tiny_transformer()
@@ -130,7 +184,7 @@ def wrong(change: str) -> dict[str, Tensor]:
         state["blocks.9.attn1.to_q.lora_A.weight"] = state[key]
         state["blocks.9.attn1.to_q.lora_B.weight"] = state["blocks.0.attn1.to_q.lora_B.weight"]
     else:
-        state["blocks.0.attn1.to_q.diff"] = state[key]
+        state["blocks.0.attn1.to_q.gain"] = state[key]
     return state
 
 
@@ -140,7 +194,7 @@ def wrong(change: str) -> dict[str, Tensor]:
         ("side", None),
         ("size", None),
         ("layer", None),
-        ("name", "not those of a LoRA.*to_q.diff"),
+        ("name", "not those of a LoRA.*to_q.gain"),
     ],
 )
 def test_a_lora_of_another_model_changes_nothing(change: str, words: str | None) -> None:

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_model import make_model_folder
 
+from rollforce.checkpoints.lora_scale import split_lora
 from rollforce.errors import CheckpointError, ConfigError
-from rollforce.models.runtime.options import RuntimeOptions, split_lora
+from rollforce.models.runtime.options import RuntimeOptions
 from rollforce.models.transformer.transformer import TransformerConfig, VideoTransformer
 from rollforce.streaming.load import load
 from rollforce.streaming.model import Model

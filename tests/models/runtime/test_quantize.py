@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from lora_files import make_lora, velocity
+from lora_files import TARGETS, make_all_kinds, make_lora, velocity
+from safetensors.torch import save_file
 from tiny_transformer import TINY, tiny_transformer
 from torch import nn
 
 from rollforce.engine.budget.model_sizes import matrices_of
 from rollforce.errors import ConfigError
 from rollforce.models.runtime import lora, quantize
+from rollforce.models.runtime.options import RuntimeOptions
 from rollforce.models.transformer.transformer import VideoTransformer
 
 WIDE = replace(TINY, attention_head_dim=64, ffn_dim=512)  # wide enough for the linears to be most of the model
@@ -62,3 +65,20 @@ def test_live_loras_go_on_quantised_weights_and_merged_ones_do_not() -> None:
     assert torch.equal(velocity(model), before)
     with pytest.raises(ConfigError, match="is quantised: merge LoRAs first"):
         lora.merge(model, state)
+
+
+def test_loras_of_a_command_lie_beside_the_eight_bits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A pair too small for the bits is kept whole, live; what can only be merged is merged, with a word."""
+    pytest.importorskip("torchao")
+    state = make_all_kinds(tiny_transformer())
+    gentle = {key: value * 0.01 if ".lora_B." in key else value for key, value in state.items()}
+    save_file(gentle, tmp_path / "ink.safetensors")
+    options = RuntimeOptions(quantize="int8", loras=(f"{tmp_path}/ink.safetensors=0.5",))
+    model, plain = (each.set_up(tiny_transformer(), torch.device("cpu"), torch.float32)
+                    for each in (options, RuntimeOptions(loras=options.loras)))  # fmt: skip
+    assert list(lora.scales(model).values()) == [0.5] and lora.scales(plain) == {}
+    torch.testing.assert_close(velocity(model), velocity(plain), rtol=0.1, atol=0.1)
+    assert isinstance(model.get_submodule(TARGETS[0]), lora.LoraLinear)
+    for name in ("blocks.0.attn1.norm_q.weight", "blocks.1.scale_shift_table", "patch_embedding.weight"):
+        assert torch.equal(model.get_parameter(name), plain.get_parameter(name))
+    assert "changes 2 whole weights of the blocks" in caplog.text
