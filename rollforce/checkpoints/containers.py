@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from rollforce.checkpoints.names import first_of
 from rollforce.errors import CheckpointError
 
 T = TypeVar("T")
@@ -37,7 +38,7 @@ def unpack(content: Any, name: str, container: str | None = None) -> tuple[str, 
     if held:
         where = container if container is not None else next(iter(held))
         return where, held[where]
-    words = ", ".join(str(key) for key in list(content)[:5]) or "nothing"
+    words = first_of(map(str, content)) or "nothing"
     raise CheckpointError(f"{name} holds {words}: none of {', '.join(CONTAINERS)}, and no tensors of its own. Name the "
                           "state dict to take: --container NAME.")  # fmt: skip
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,9 @@ def _load(folder: Path, described: Any, name: str, shape: tuple[int, ...], dtype
 
     wanted = {name: torch.empty(shape, dtype=dtype)}
     try:
-        load(wanted, storage_reader=Reader(folder), no_dist=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, that one process reads
+            load(wanted, storage_reader=Reader(folder), no_dist=True)
     except (*DAMAGE, CheckpointException) as error:
         raise CheckpointError(f"{folder} is damaged or not complete: {name} cannot be read: {error}") from error
     return wanted[name]

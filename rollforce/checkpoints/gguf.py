@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rollforce.checkpoints.lazy_tensor import LazyTensor
-from rollforce.checkpoints.names import Table, rename
+from rollforce.checkpoints.names import Table, first_of, rename
 from rollforce.errors import CheckpointError, stand_in
 
 MAGIC = b"GGUF"
@@ -54,7 +54,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Tensor], str]:
     readers = {kind: _reader(kind, path.name) for kind in {each.kind for each in found.values()}}
     state = {name: readers[each.kind](data, each, name) for name, each in found.items()}
     if "token_embd.weight" in state:
-        state = rename(state, UMT5, "a UMT5 text encoder")
+        state = rename(state, UMT5, "a UMT5 text encoder", path.name)
     return state, f"GGUF ({', '.join(sorted(_name(kind) for kind in readers))})"
 
 
@@ -99,7 +99,7 @@ class Header:
         name, count = self.text(), self.number("I")
         sizes = [self.number("Q") for _ in range(min(count, DIMENSIONS + 1))]
         if count > DIMENSIONS or 0 in sizes:
-            raise ValueError(f"{name} has {count} dimensions, {sizes} and so on")
+            raise ValueError(f"{first_of([name])} has {count} dimensions, {sizes} and so on")
         return name, self.number("I"), tuple(reversed(sizes)), self.number("Q")
 
     def value(self, kind: int) -> Any:
@@ -152,7 +152,7 @@ def _reader(kind: int, file: str) -> Callable[[np.ndarray, Stored, str], Tensor]
     def lazy(data: np.ndarray, place: Stored, name: str) -> Tensor:
         end = place.start + prod(place.shape) // block * size
         if place.row % block or end > len(data):
-            raise CheckpointError(f"{file} is damaged or not complete: {name} {list(place.shape)} in {known.name} does "
+            raise CheckpointError(f"{file} is damaged or not complete: {first_of([name])} {list(place.shape)} in {known.name} does "
                                   "not fit into the file. Fetch it again.")  # fmt: skip
         codes = data[place.start : end].reshape(-1, place.row // block * size)
         return LazyTensor(place.shape, torch.float32, partial(_decode, codes, known, place.shape),

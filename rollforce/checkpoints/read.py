@@ -23,7 +23,7 @@ from rollforce.checkpoints.comfy_quant import dequantise, is_scaled
 from rollforce.checkpoints.containers import GENERATORS, describe, state_dicts, stripped, unpack
 from rollforce.checkpoints.distributed import METADATA, read_distributed
 from rollforce.checkpoints.lora_names import adapter_settings, is_lora, lora_to_ours, with_alpha
-from rollforce.checkpoints.names import FAMILIES, plain, recognise, to_ours
+from rollforce.checkpoints.names import FAMILIES, first_of, plain, recognise, to_ours
 from rollforce.checkpoints.pickles import SUFFIXES, read_pickle
 from rollforce.checkpoints.safetensors_folder import STEM, find_weights, read_json, shards_of
 from rollforce.checkpoints.unread import refuse_codes, refuse_quantised
@@ -89,9 +89,9 @@ def read_checkpoint(path: str | Path, kind: str | None = None, container: str | 
     state, form, vocabulary = _plain_numbers(state, found, path.name)
     if (known := recognise(state)) is None:
         raise CheckpointError(f"{path.name} is none of {', '.join(WHAT.values())}. Its first names: "
-                              f"{', '.join(list(state)[:5])}.")  # fmt: skip
+                              f"{first_of(state)}.")  # fmt: skip
     family, original = known
-    state = to_ours(family.kind, state) if original else plain(state)
+    state = to_ours(family.kind, state, path.name) if original else plain(state)
     refuse_codes(state, config, path.name)
     causal = None
     if family.kind == "transformer":
