@@ -163,8 +163,13 @@ def rename(state: Mapping[str, T], table: Table, what: str, file: str = "") -> d
 
 
 def first_of(names: Iterable[str]) -> str:
-    """Return the first five names, for messages: each cut where it is long, without what no terminal should be sent."""
-    return ", ".join("".join(letter if letter.isprintable() else "?" for letter in name[:60]) for name in islice(names, 5))
+    """Return the first five names, for messages."""
+    return ", ".join(printable(name, 60) for name in islice(names, 5))
+
+
+def printable(text: str, length: int = 200) -> str:
+    """Return a text of a file for messages: cut where it is long, without what no terminal should be sent."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:length])
 
 
 def translate(name: str, table: Table) -> str | None:

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from rollforce.checkpoints.names import printable
 from rollforce.checkpoints.unread import PACKAGES, refusal
 from rollforce.errors import CheckpointError, stand_in
 
@@ -36,12 +37,12 @@ def read_pickle(path: Path) -> Any:
 
 def _refusal(path: Path, error: BaseException) -> str:
     if found := re.search(r"GLOBAL ([\w.]+)|(?:class|global|call to) ([\w.]+\.[\w.]+)", str(error)):
-        wanted = found[1] or found[2]
+        wanted = printable(found[1] or found[2])
         if kind := PACKAGES.get(wanted.partition(".")[0]):
             return refusal(kind, path.name)
         return (f"{path.name} is a pickle; loading with weights_only=True failed (object {wanted}). Refusing: it could "
                 "run code. Ask for a safetensors file, or save its tensors alone with torch.save.")  # fmt: skip
     if isinstance(error, OSError) and error.errno:
         return f"{path.name} cannot be read: {error.strerror}."
-    first = (str(error).splitlines() or [type(error).__name__])[0][:200]
+    first = printable((str(error).splitlines() or [type(error).__name__])[0])
     return stand_in(path) or f"{path.name} is damaged, not complete, or not a file that torch.save wrote: {first}"
