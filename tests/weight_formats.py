@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from rollforce.models.transformer.transformer import TransformerConfig, VideoTra
 
 def matrices(state: State) -> list[str]:
     """The modules that such tools quantise."""
-    return [key.removesuffix(".weight") for key, value in state.items() if "blocks." in key and value.dim() == 2
+    return [key.removesuffix(".weight") for key, value in state.items() if "block" in key and value.dim() == 2
             and key.endswith(".weight")]  # fmt: skip
 
 
@@ -67,6 +68,20 @@ def write_gguf(path: Path, state: State, kind: str = "Q8_0", architecture: str =
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def spiece_model(pieces: list[str], charsmap: bytes = b"") -> bytes:
+    """A SentencePiece model of these pieces, <unk> at place 2, longer ones likelier."""
+
+    def field(number: int, value: bytes) -> bytes:
+        size = [len(value)] if len(value) < 128 else [len(value) & 127 | 128, len(value) >> 7]
+        return bytes([number << 3 | 2, *size]) + value
+
+    made = b""
+    for piece in pieces:
+        kind = {"<unk>": 2, "<pad>": 3, "</s>": 3}.get(piece, 1)
+        made += field(1, field(1, piece.encode()) + b"\x15" + struct.pack("<f", len(piece) - 9.0) + bytes([0x18, kind]))
+    return made + field(2, bytes([0x18, 1, 0xC0, 0x02, 2])) + field(3, field(2, charsmap) if charsmap else b"")
 
 
 def save(path: Path, state: State, metadata: dict[str, str] | None = None) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 from rollforce.checkpoints.read import ORIGINAL, expect, read_checkpoint
 from rollforce.checkpoints.safetensors_folder import STEM, find_weights, read_json, write_json, write_shards
 from rollforce.checkpoints.shapes import autoencoder_config_of, text_config_of
+from rollforce.checkpoints.vocabulary import write_tokenizer
 from rollforce.errors import CheckpointError, stand_in
 
 REQUIRED = ("vae", "text_encoder", "tokenizer")
@@ -32,6 +33,7 @@ FILES = {  # where, and what parts are called as single files; of several the fi
                                              "models_t5*.safetensors")
                   for place in (".", "text_encoders", "clip")),
 }  # fmt: skip
+VOCABULARY = 20_000_000  # bytes of a tokenizer.json, about
 LINKED = 1_000_000  # bytes: larger files are hard-linked where the disk allows, smaller ones copied
 UMT5 = {"architectures": ["UMT5EncoderModel"], "model_type": "umt5", "dense_act_fn": "gelu_new", "is_gated_act": True,
         "is_encoder_decoder": True, "relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6,
@@ -41,7 +43,8 @@ UMT5 = {"architectures": ["UMT5EncoderModel"], "model_type": "umt5", "dense_act_
 
 @dataclass(frozen=True)
 class ModelPart:
-    """One folder of the diffusers layout, and where it comes from: a folder, or an original file of `kind`."""
+    """One folder of the diffusers layout, and where it comes from: a folder, or an original file of `kind`; a
+    tokenizer also from the vocabulary inside a file of a text encoder."""
 
     name: str
     source: Path
@@ -49,7 +52,7 @@ class ModelPart:
 
     @property
     def bytes(self) -> int:
-        return sum(path.stat().st_size for path in _files(self.source))
+        return VOCABULARY if self.kind == "tokenizer" else sum(path.stat().st_size for path in _files(self.source))
 
     def linkable(self, folder: Path) -> bool:
         """Whether it takes no room in `folder`: taken as it is, from the same disk."""
@@ -61,6 +64,9 @@ class ModelPart:
         if self.kind is None:
             for path in _files(self.source):
                 _take(path, target / path.relative_to(self.source))
+            return
+        if self.kind == "tokenizer":
+            write_tokenizer(read_checkpoint(self.source, "text").vocabulary, target, self.source.name)
             return
         state = expect(read_checkpoint(self.source, self.kind), self.kind).state
         write_shards(state, target, STEM[self.kind])
@@ -84,8 +90,8 @@ def find_parts(base: Path, image: bool = False) -> tuple[ModelPart, ...]:
         raise CheckpointError(f"--base {base} holds no {', no '.join(missing)}. A base is a diffusers folder (vae/, "
                               "text_encoder/, tokenizer/; for image to video image_encoder/), an original Wan folder "
                               "(Wan2.1_VAE.pth, models_t5_umt5-xxl-enc-bf16.pth, google/umt5-xxl/), or a folder with "
-                              "ComfyUI's files (vae/wan_2.1_vae.safetensors, text_encoders/umt5_xxl_*.safetensors) and "
-                              "tokenizer/ of `hf download google/umt5-xxl`.")
+                              "ComfyUI's files (vae/wan_2.1_vae.safetensors, text_encoders/umt5_xxl_*.safetensors; if "
+                              "that holds no spiece_model, tokenizer/ of `hf download google/umt5-xxl`).")
     if told := next(filter(None, (stand_in(path) for part in parts.values() for path in _files(part.source))), ""):
         raise CheckpointError(f"--base {base}: {told}")
     return tuple(parts[name] for name in names if name in parts)
@@ -114,7 +120,11 @@ def _original(base: Path) -> list[ModelPart]:
     found = [ModelPart(name, path, kind) for name, kind in KINDS.items()
              for path in [path for place, words in FILES[kind] for path in sorted((base / place).glob(words))][:1]]
     tokenizer = base / "google" / "umt5-xxl"
-    return [*found, ModelPart("tokenizer", tokenizer)] if tokenizer.is_dir() else found
+    if tokenizer.is_dir():
+        return [*found, ModelPart("tokenizer", tokenizer)]
+    inside = (part.source for part in found if part.name == "text_encoder" and part.source.suffix == ".safetensors")
+    return found + [ModelPart("tokenizer", path, "tokenizer") for path in inside
+                    if read_checkpoint(path, "text").vocabulary]  # fmt: skip
 
 
 def _files(source: Path) -> list[Path]:

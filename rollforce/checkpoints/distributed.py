@@ -66,8 +66,8 @@ def read_distributed(folder: Path) -> WeightFile:
 
 
 def _load(folder: Path, described: Any, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
     class Reader(FileSystemReader):

@@ -152,8 +152,8 @@ def _reader(kind: int, file: str) -> Callable[[np.ndarray, Stored, str], Tensor]
     def lazy(data: np.ndarray, place: Stored, name: str) -> Tensor:
         end = place.start + prod(place.shape) // block * size
         if place.row % block or end > len(data):
-            raise CheckpointError(f"{file} is damaged or not complete: {first_of([name])} {list(place.shape)} in {known.name} does "
-                                  "not fit into the file. Fetch it again.")  # fmt: skip
+            raise CheckpointError(f"{file} is damaged or not complete: {first_of([name])} {list(place.shape)} in "
+                                  f"{known.name} does not fit into the file. Fetch it again.")  # fmt: skip
         codes = data[place.start : end].reshape(-1, place.row // block * size)
         return LazyTensor(place.shape, torch.float32, partial(_decode, codes, known, place.shape),
                           ENOUGH.get(known.name, torch.bfloat16))  # fmt: skip

@@ -8,9 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from public_weights import MAKERS, State, equal, random_state, to_original, wan_autoencoder, wan_transformer, write_diffusers
+from public_weights import (
+    MAKERS,
+    State,
+    equal,
+    random_state,
+    to_original,
+    wan_autoencoder,
+    wan_transformer,
+    write_diffusers,
+)
 from safetensors.torch import load_file, save_file
-from weight_formats import comfy_int8, fp8_scaled, save, write_gguf
+from weight_formats import comfy_int8, fp8_scaled, save, spiece_model, write_gguf
 
 from rollforce.checkpoints.convert import prepare, write
 from rollforce.checkpoints.read import read_checkpoint
@@ -62,15 +71,14 @@ def test_comfy_s_models_folder_is_a_base(
     comfy = tmp_path / "models"
     for folder in folders:
         (comfy / folder).mkdir(parents=True, exist_ok=True)
-    for part in ("tokenizer", "transformer"):
-        shutil.copytree(base / part, comfy / part)
+    shutil.copytree(base / "transformer", comfy / "transformer")
     save(comfy / folders[0] / "wan_2.1_vae.safetensors", to_original("autoencoder", states["autoencoder"]))
-    text = fp8_scaled({key.replace("encoder.block.", "encoder.blocks."): value for key, value in states["text"].items()})
-    text = {key.replace("encoder.blocks.", "encoder.block."): value for key, value in text.items()}
-    text["spiece_model"] = torch.tensor(list(b"not read here"), dtype=torch.uint8)
+    text = fp8_scaled(states["text"])
+    text["spiece_model"] = torch.tensor(list(spiece_model(["<pad>", "</s>", "<unk>", "▁a"])), dtype=torch.uint8)
     save(comfy / folders[1] / "umt5_xxl_fp8_e4m3fn_scaled.safetensors", text)
     out = write(prepare(student, comfy, tmp_path / "out"))
     assert equal(load_file(out / "vae" / "diffusion_pytorch_model.safetensors"), states["autoencoder"])
+    assert json.loads((out / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"][3] == ["▁a", -7.0]
     made = load_file(out / "text_encoder" / "model.safetensors")
     assert made.keys() == states["text"].keys()
     assert made["encoder.block.0.layer.0.SelfAttention.q.weight"].dtype == torch.bfloat16

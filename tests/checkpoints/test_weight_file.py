@@ -1,4 +1,4 @@
-"""Files of weights that are damaged, cut, flipped or something else: one sentence of ours, no code run, little memory."""
+"""Files of weights that are damaged, cut, flipped or something else: one sentence, no code run, little memory."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def flip(content: bytes, draw: random.Random) -> bytes:
 def stretch(content: bytes, draw: random.Random) -> bytes:
     """A length in the head that asks for far more than there is."""
     place, form = draw.choice([0, 8, 16, 24, 32]), draw.choice(["<Q", ">Q", "<I"])
-    number = struct.pack(form, draw.choice([2**31, 2**31 - 1, 2**32 - 1]) if form == "<I" else draw.choice([2**40, 2**62]))
+    number = struct.pack(form, draw.choice([2**31, 2**32 - 1] if form == "<I" else [2**31, 2**40, 2**62]))
     return content[:place] + number + content[place + len(number) :]
 
 
@@ -85,7 +85,7 @@ DAMAGES: tuple[Callable[[bytes, random.Random], bytes], ...] = (cut, flip, stret
 
 
 def test_damaged_files_are_one_sentence(wan: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Either it is read, numbers and all, for damage inside the numbers shows nowhere; or a CheckpointError names it."""
+    """Each is read, numbers and all, for damage inside the numbers shows nowhere; or a CheckpointError names it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "good").mkdir()
     good = [(path.name, path.read_bytes()) for path in write_all(tmp_path / "good", wan)]
