@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rollforce.checkpoints.containers import unpack
+from rollforce.checkpoints.lazy_tensor import read_all
 from rollforce.checkpoints.shapes import same_shape
 from rollforce.checkpoints.weight_file import read_file
 from rollforce.errors import CheckpointError
@@ -129,7 +130,7 @@ class TaehvAutoencoder(ClipAutoencoder):
         path = Path(path).expanduser()
         if not path.is_file():
             raise CheckpointError(f"There is no file {path}.")
-        state: dict[str, Tensor] = unpack(read_file(path).content, path.name)[1]
+        state = read_all(unpack(read_file(path).content, path.name)[1])
         if dtype is not None:
             state = {name: tensor.to(dtype) for name, tensor in state.items()}
         return cls.from_state(state, path.name)
