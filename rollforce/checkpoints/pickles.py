@@ -15,6 +15,7 @@ from rollforce.checkpoints.unread import PACKAGES, refusal
 from rollforce.errors import CheckpointError, stand_in
 
 SUFFIXES = {".pt", ".pth", ".bin", ".ckpt"}
+SWELLING = 20  # times its size, at most, that a compressed file may grow when it is read
 DAMAGE = (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, OSError,
           AssertionError, ArithmeticError, MemoryError, ImportError, NotImplementedError, struct.error,
           zipfile.BadZipFile)  # fmt: skip
@@ -30,9 +31,20 @@ def read_pickle(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, of pickles older than it
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_mappable(path))
     except DAMAGE as error:
         raise CheckpointError(_refusal(path, error)) from error
+
+
+def _mappable(path: Path) -> bool:
+    """Whether a file is a zip whose parts lie in it as they are: one that was packed anew may be compressed."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+    if sum(part.file_size for part in parts) > SWELLING * path.stat().st_size:
+        raise ValueError("it would swell to more than weights do")
+    return all(part.compress_type == zipfile.ZIP_STORED for part in parts)
 
 
 def _refusal(path: Path, error: BaseException) -> str:

@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from rollforce.errors import CheckpointError
 
 REMEDY = ("Take the release in bfloat16, float16, float8 (fp8_scaled, comfy_quant), int8 or GGUF; `rollforce render "
@@ -27,6 +30,7 @@ KINDS = (
     ("ModelOpt", r"\.(weight|input)_quantizer\._\w+$"),
     ("HQQ", r"\.W_q$"),
 )  # fmt: skip
+NUMBERS = {torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2}
 PACKAGES = {"torchao": "torchao", "bitsandbytes": "bitsandbytes", "optimum": "quanto", "quanto": "quanto",
             "nunchaku": "SVDQuant (nunchaku)", "hqq": "HQQ", "modelopt": "ModelOpt", "gguf": "GGUF in a pickle"}
 
@@ -43,9 +47,9 @@ def refuse_quantised(names: Iterable[str], name: str) -> None:
         raise CheckpointError(refusal(kind, name))
 
 
-def refuse_codes(state: Mapping[str, Any], config: Mapping[str, Any], name: str) -> None:
-    """Raise CheckpointError if a weight is of whole numbers: codes, whose scales stand nowhere."""
-    codes = [key for key, tensor in state.items() if not (tensor.is_floating_point() or tensor.is_complex())]
+def refuse_codes(state: Mapping[str, Tensor], config: Mapping[str, Any], name: str) -> None:
+    """Raise CheckpointError if a weight is in a format of codes, whose scales stand nowhere."""
+    codes = [key for key, tensor in state.items() if tensor.dtype not in NUMBERS]
     if codes:
         told = config.get("quantization_config")
         kind = str(told.get("quant_method", "")) if isinstance(told, dict) else ""
