@@ -9,6 +9,7 @@ import io
 import pickle
 import warnings
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rollforce.checkpoints.lazy_tensor import LazyTensor
+from rollforce.checkpoints.names import first_of, printable
 from rollforce.checkpoints.pickles import DAMAGE
 from rollforce.checkpoints.weight_file import WeightFile
 from rollforce.errors import CheckpointError, stand_in
@@ -38,8 +40,8 @@ class _Unpickler(pickle.Unpickler):
         dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if dtype or name in DESCRIBING.get(module, ()):
             return super().find_class(module, name)
-        raise CheckpointError(f"{METADATA} names {module}.{name}, which describes no tensor. Refusing: it could run "
-                              "code.")  # fmt: skip
+        raise CheckpointError(f"{METADATA} names {printable(f'{module}.{name}')}, which describes no tensor. Refusing: "
+                              "it could run code.")  # fmt: skip
 
 
 def read_distributed(folder: Path) -> WeightFile:
@@ -56,10 +58,13 @@ def read_distributed(folder: Path) -> WeightFile:
         files = {str(each.relative_path) for each in described.storage_data.values()}
     except DAMAGE as error:
         raise CheckpointError(stand_in(path) or f"{path} is damaged, or is not what torch.distributed.checkpoint "
-                              f"wrote: {error}") from error  # fmt: skip
+                              f"wrote: {printable(str(error))}") from error  # fmt: skip
     if absent := sorted(name for name in files if not (folder / name).is_file()):
         raise CheckpointError(f"{len(absent)} of {len(files)} files are missing in {folder}: {', '.join(absent[:5])}. "
                               "Copy the whole folder again.")  # fmt: skip
+    room = sum((folder / name).stat().st_size for name in files)
+    if large := [name for name, (shape, dtype) in told.items() if prod(shape) * dtype.itemsize > room]:
+        raise CheckpointError(f"{path} is damaged: {first_of(large)} would be larger than its files.")
     content = {name: LazyTensor(shape, dtype, partial(_load, folder, described, name, shape, dtype))
                for name, (shape, dtype) in told.items()}  # fmt: skip
     return WeightFile(content, "a folder of torch.distributed.checkpoint")
@@ -76,11 +81,13 @@ def _load(folder: Path, described: Any, name: str, shape: tuple[int, ...], dtype
         def read_metadata(self, *_: Any, **__: Any) -> Any:
             return described
 
-    wanted = {name: torch.empty(shape, dtype=dtype)}
     try:
+        wanted = {name: torch.empty(shape, dtype=dtype)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, that one process reads
             load(wanted, storage_reader=Reader(folder), no_dist=True)
     except (*DAMAGE, CheckpointException) as error:
-        raise CheckpointError(f"{folder} is damaged or not complete: {name} cannot be read: {error}") from error
+        reason = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        raise CheckpointError(f"{folder} is damaged or not complete: {first_of([name])} cannot be read: "
+                              f"{printable(str(reason))}") from error  # fmt: skip
     return wanted[name]
