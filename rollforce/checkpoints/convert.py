@@ -25,6 +25,7 @@ from torch import Tensor
 
 from rollforce.checkpoints import base_model, hub
 from rollforce.checkpoints.catalog import CARD, Card, presets
+from rollforce.checkpoints.lazy_tensor import storing_dtype
 from rollforce.checkpoints.lora_changes import Change, add_up, changes_of, wide
 from rollforce.checkpoints.lora_scale import find_lora
 from rollforce.checkpoints.read import STREAM_CLASS, Checkpoint, expect, read_checkpoint, teacher_refusal
@@ -85,7 +86,7 @@ class Conversion:
     def dtypes(self) -> dict[str, torch.dtype]:
         """In which dtype each tensor is stored; what a LoRA changes is never rounded to eight bits."""
         changed = {name for lora in self.loras for name in lora.changes}
-        return {key: self.dtype or (wide(tensor.dtype) if key in changed else tensor.dtype)
+        return {key: self.dtype or (wide(storing_dtype(tensor)) if key in changed else storing_dtype(tensor))
                 for key, tensor in self.checkpoint.state.items()}  # fmt: skip
 
     def merge(self, group: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -99,12 +100,14 @@ class Conversion:
         """Say what it is and what will be made, in lines for a person."""
         checkpoint, config = self.checkpoint, self.config
         where = f" ({checkpoint.where})" if checkpoint.where else ""
+        others = f"; it also holds {', '.join(checkpoint.others)} (--container)" if checkpoint.others else ""
         lora = f" with {', '.join(map(str, self.loras))}" if self.loras else ""
         known = f", {self.release.name}: {self.release.page}" if self.release else ""
         stream = "a teacher: no stream" if self.teacher else f"stream {self.card.stream}"
         return [
             f"{checkpoint.path.name}{where}{lora}: {self.parameters / 1e9:.2f} billion parameters, "
-            f"{config['num_layers']} blocks of width {config['num_attention_heads'] * config['attention_head_dim']}",
+            f"{config['num_layers']} blocks of width {config['num_attention_heads'] * config['attention_head_dim']}, "
+            f"{checkpoint.format}{others}",
             *(f"{lora}: {lora.checkpoint.about}" for lora in self.loras),
             f"licence {self.card.licence}{known}",
             f"{', '.join(part.name for part in self.parts)} from {self.origin}",
@@ -121,15 +124,16 @@ def existing(folder: Path) -> Path:
 def prepare(file: str | Path, base: str | Path, out: str | Path, *, lora: str | Path | Sequence[str | Path] = (),
             name: str | None = None, licence: str | None = None, stream: str | None = None,
             size: tuple[int, int] | None = None, dtype: torch.dtype | None = None, teacher: bool = False,
-            overwrite: bool = False) -> Conversion:  # fmt: skip
+            overwrite: bool = False, container: str | None = None) -> Conversion:  # fmt: skip
     """Read and check everything, write nothing.
 
     Args: `file` a transformer in any public form (see `read_checkpoint`); `base` a folder or a hub id that has the
     other parts; `lora` baked into the weights, each FILE or FILE=SCALE; `name`, `licence`, `stream` and `size` (height,
-    width) for the card, else known from the file's name; `dtype` to store (None: as in the file, and in bfloat16 what a
-    LoRA changes of eight bits); `teacher` allows a bidirectional model.
+    width) for the card, else known from the file's name; `dtype` to store (None: as in the file, codes as bfloat16, and
+    in bfloat16 what a LoRA changes of eight bits); `teacher` allows a bidirectional model; `container` which of several
+    state dicts in the file.
     Raises CheckpointError, ConfigError, or OSError where the disk is too full."""
-    checkpoint = expect(read_checkpoint(file, "transformer"), "transformer")
+    checkpoint = expect(read_checkpoint(file, "transformer", container), "transformer")
     if checkpoint.causal is False and not teacher:
         raise CheckpointError(teacher_refusal(checkpoint.name) + " --teacher converts it all the same.")
     folder = hub.fetch(str(base), base_model.HUB_PATTERNS) if hub.is_repository(base) else Path(base).expanduser()
@@ -198,7 +202,7 @@ def _config(checkpoint: Checkpoint, base: Mapping[str, Any]) -> dict[str, Any]:
     if measured is None or width != measured.shape[0]:
         told, heads = {}, None
     config = config_of(checkpoint.state, heads)
-    check_whole(checkpoint.state, checkpoint.name)
+    check_whole(checkpoint.state, checkpoint.name, told.get("num_layers"))
     return {"_class_name": base_model.CLASSES["transformer"][1], **config, "patch_size": list(config["patch_size"]),
             "eps": told.get("eps", 1e-6), "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads",
             "rope_max_seq_len": 1024}  # fmt: skip
