@@ -40,6 +40,7 @@ from rollforce.evaluation.speed import floor, multi_stream, policies, report, st
 from rollforce.evaluation.speed.cases import FRAMES, MODELS, Case, Setting, parse_cases, parse_sizes, shrink
 from rollforce.evaluation.speed.training import measure_step
 from rollforce.models.transformer.transformer import TransformerConfig
+from rollforce.video.duration import duration_argument
 
 
 def main() -> None:
@@ -263,7 +264,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--no-ride", action="store_true", help="only that: every clean pass is a call of its own")
     parser.add_argument("--stream", help="stream preset for a model folder")
     parser.add_argument("--prompt", default="a red ball bounces over green hills")
-    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--seconds", type=duration_argument, default=20)
     for name, value in {"dim": 384, "layers": 12, "heads": 6, "ffn": 0, "tokens": 64, "steps": 5, "chunk": 3,
                         "sink": 3, "window": 3, "text": 24, "chunks": 0, "threads": 0, "warm": 8}.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value)

@@ -49,6 +49,7 @@ from rollforce.evaluation.runner import (
 )
 from rollforce.evaluation.tables import format_differences, format_markdown, format_terminal
 from rollforce.video.contact_sheet import contact_sheet, unpack_frames
+from rollforce.video.duration import duration_argument
 from rollforce.world import caption, sample_scene
 
 SEED_STEP = 1_000_000  # between the seeds of one prompt's streams
@@ -205,7 +206,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=1, help="streams per prompt")
     parser.add_argument("--things", type=int, default=1, choices=(1, 2), help="things per prompt")
-    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--seconds", type=duration_argument, default=10)
     parser.add_argument("--prompt-seed", type=int, default=0, help="which prompts are drawn")
     parser.add_argument("--seed", type=int, default=0, help="noise of the first stream; the others count up from it")
     parser.add_argument("--together", type=int, default=1,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import rollforce
 from rollforce.cli.prompt_files import read_jobs
+from rollforce.video.duration import duration_argument
 from rollforce.video.writer import VideoWriter, default_scale
 
 
@@ -17,7 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompts", type=Path, help="a .txt file (one prompt per line) or a .jsonl file")
     parser.add_argument("--out", type=Path, default=Path("videos"))
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--seconds", type=duration_argument, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default="tiny", help="a bundled model's name, or a folder with model.yaml")
     chosen = parser.parse_args()

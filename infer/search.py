@@ -42,6 +42,7 @@ from rollforce.evaluation.report import difference, interval
 from rollforce.streaming.model import Model
 from rollforce.streaming.search import Search, SearchSettings
 from rollforce.training.rewards import FrameReward, OracleReward, frame_reward, stillness
+from rollforce.video.duration import duration_argument
 from rollforce.world import caption, sample_scene
 from rollforce.world.oracle import differences, score
 
@@ -250,7 +251,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--seeds", type=int, default=1, help="streams per prompt")
     parser.add_argument("--things", type=int, default=1, choices=(1, 2), help="things per prompt")
-    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--seconds", type=duration_argument, default=10)
     parser.add_argument("--branch", choices=("entering", "anew"), default="entering", help="where candidates differ")
     parser.add_argument("--span", type=int, help="chunks of a round; default: 1, or all in flight where noise enters")
     parser.add_argument("--lean", type=float, default=SearchSettings.lean, help="of noise on that of the chunk before")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollforce.cli.prompt_files import PromptJob, parse_time, read_jobs, slug
+from rollforce.cli.prompt_files import PromptJob, read_jobs, slug
 from rollforce.engine.transitions import Blend, Flush
 from rollforce.errors import ConfigError
 from rollforce.streaming.events import Cue
@@ -79,18 +79,6 @@ def test_wrong_changes_are_listed(at: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         jobs(f'{{"prompt": "a"}}\n{{"prompt": "a", "at": {at}}}')
     assert words in str(caught.value) and str(caught.value).startswith("prompts.jsonl:2: ")
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("10", 10), ("10s", 10), (" 2.5s ", 2.5), ("1m30s", 90), ("1m30", 90),
-                                               ("2m", 120), ("1h0m1.5s", 3601.5), ("0", 0)])
-def test_times_as_people_write_them(text: str, seconds: float) -> None:
-    assert parse_time(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "s", "m", "-1", "1.5m", "10 s", "1s2m", "ten", "nan", "1:30"])
-def test_what_is_not_a_time(text: str) -> None:
-    with pytest.raises(ConfigError, match="is not a time"):
-        parse_time(text)
 
 
 def test_empty_and_binary_files_are_answered() -> None:
