@@ -62,7 +62,7 @@ class _Line:
 
     def job(self, index: int, where: str, seed: int, seconds: float) -> PromptJob:
         seed = seed if self.seed is None else self.seed
-        seconds = seconds if self.seconds is None else parse_duration(self.seconds)
+        seconds = seconds if self.seconds is None else parse_duration(self.seconds, "seconds")
         check_seed(seed)
         check_seconds(seconds)
         name = _check_text("prompt", self.prompt) if self.id is None else _check_text("id", self.id)

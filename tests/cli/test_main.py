@@ -37,6 +37,7 @@ def run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     def invoke(*words: str, code: int = 0) -> Result:
         chosen = () if {"--model", "--from"} & set(words) else ("--model", str(folder))
+        chosen += () if {"--seed", "--from", "--prompts"} & set(words) else ("--seed", "0")
         result = CliRunner().invoke(app, ["render", *words, *chosen], env={"COLUMNS": "200"})
         assert result.exit_code == code, result.output
         return result

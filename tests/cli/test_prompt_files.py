@@ -41,7 +41,7 @@ def test_every_bad_line_is_listed_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         jobs("\n".join(lines))
     text = str(caught.value)
-    for part in ("prompts.jsonl:1: seconds: must be a number, got 'ten'.",
+    for part in ("prompts.jsonl:1: seconds 'ten' is not a time",
                  ":3: promt: unknown setting; did you mean 'prompt'?", ":4: prompt: must be text, got ''.",
                  ":5: must hold settings (prompt, id, seed, seconds, at), got [1].", ":6: seed must be from 0",
                  ":7: seconds must be above 0, got 0.", ":8: not valid JSON at column", ":9: id: must be text, got 3",
