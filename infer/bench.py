@@ -33,6 +33,7 @@ import torch
 
 from rollforce.cache.head_groups import write_labels
 from rollforce.cache.policies import Sink, Window
+from rollforce.checkpoints.outputs import write_whole
 from rollforce.engine.flow import linear, warped
 from rollforce.engine.settings import LayoutSettings, StreamSettings
 from rollforce.errors import RollforceError
@@ -229,7 +230,7 @@ def steadiness(times: list[float], memory: list[float], minute: int) -> dict[str
 
 def keep(told: dict[str, Any], path: Path | None) -> None:
     if path:
-        path.write_text(json.dumps(told, indent=2) + "\n")
+        write_whole(path, json.dumps(told, indent=2) + "\n")
 
 
 def round_figures(value: Any) -> Any:

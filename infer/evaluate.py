@@ -26,6 +26,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -33,6 +34,7 @@ from typing import Any
 
 import numpy as np
 
+from rollforce.checkpoints.outputs import hold, write_whole
 from rollforce.config import build
 from rollforce.errors import ConfigError, RollforceError
 from rollforce.evaluation.judge import ENDS_S, WINDOW_S
@@ -64,6 +66,19 @@ class Runs:
 
 def main() -> None:
     args = arguments()
+    with lock(args):
+        evaluate(args)
+
+
+def lock(args: argparse.Namespace) -> AbstractContextManager[None]:
+    """Let no other process write the report and the journal beside it."""
+    if not args.json:
+        return nullcontext()
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    return hold(args.json)
+
+
+def evaluate(args: argparse.Namespace) -> None:
     runs = read_reports(args.compare) if args.compare else stream_runs(args)
     first = next(iter(runs))
     against_first = {name: compare(report, runs[first]) for name, report in runs.items() if name != first}
@@ -94,9 +109,9 @@ def save(runs: dict[str, Report], against_first: dict[str, Report], args: argpar
         content = {"command": command, "settings": {name: getattr(args, name) for name in names}}
         several = {"runs": runs, "differences": against_first}
         content |= several if len(runs) > 1 else next(iter(runs.values()))
-        args.json.write_text(json.dumps(content, indent=1) + "\n")
+        write_whole(args.json, json.dumps(content, indent=1) + "\n")
     if args.markdown:
-        args.markdown.write_text(format_markdown(command, runs, against_first))
+        write_whole(args.markdown, format_markdown(command, runs, against_first))
     if args.plot:
         save_curves(runs, args.plot)
 

@@ -22,10 +22,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 
 import rollforce
+from rollforce.checkpoints.outputs import hold, write_whole
 from rollforce.engine.layout import Layout
 from rollforce.engine.settings import LayoutSettings
 from rollforce.errors import ConfigError, RollforceError
@@ -82,6 +83,13 @@ class Task:
 
 def main() -> None:
     args = arguments()
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+    with hold(args.json) if args.json else nullcontext():
+        compare(args)
+
+
+def compare(args: argparse.Namespace) -> None:
     oracle = frame_reward(OracleReward(REWARDED))
     models = Models(args)
     done = read_results(args, models[1])
@@ -93,7 +101,7 @@ def main() -> None:
     text = "\n".join(table(args, done["rows"]))
     print(f"\n{text}")
     if args.markdown:
-        args.markdown.write_text(text + "\n")
+        write_whole(args.markdown, text + "\n")
 
 
 def tasks(args: argparse.Namespace, runs: list[str]) -> Iterator[Task]:
@@ -210,9 +218,7 @@ def read_results(args: argparse.Namespace, model: Model) -> dict[str, Any]:
 def save_results(done: dict[str, Any], path: Path | None) -> None:
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".part")
-        beside.write_text(json.dumps(done, indent=1) + "\n")
-        os.replace(beside, path)
+        write_whole(path, json.dumps(done, indent=1) + "\n")
 
 
 def table(args: argparse.Namespace, rows: dict[str, Row]) -> Iterator[str]:

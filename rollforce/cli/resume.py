@@ -79,8 +79,8 @@ class Keeper:
     def _warn(self, error: Exception) -> None:
         """Say once what --resume will do, until saving works again."""
         if not self._warned:
-            then = "goes on from the snapshot before" if self.path.exists() else "would begin anew"
-            log.warning("%s cannot be saved now (%s): until it can, --resume %s", self.path, error, then)
+            then = "--resume goes on from the one before" if self.path.exists() else "there is nothing to --resume from"
+            log.warning("%s cannot be saved now (%s): until it can, %s", self.path, error, then)
         self._warned = True
 
     def forget(self) -> None:

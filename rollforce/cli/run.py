@@ -18,6 +18,7 @@ from rollforce.cli.places import RenderTask
 from rollforce.cli.progress import Terminal
 from rollforce.cli.record import Record, Request, record_path
 from rollforce.cli.render import Result, find_unfinished, render
+from rollforce.cli.resume import snapshot_path
 from rollforce.engine.transitions import check
 from rollforce.errors import ConfigError, SnapshotError
 from rollforce.streaming.load import load
@@ -135,9 +136,14 @@ def _render_one(planned: RenderPlan, task: RenderTask, model: Model, terminal: T
     done = 0 if start is None else int(start.state["render"]["streamed"])
     save_every = parse_duration(options.save_every)
     terminal.announce(task.request, model.fps, task.path, done)
-    with terminal.show_progress(task.request.seconds) as report:
-        result = render(model, task.request, task.path, report, go_on=start, save_every=save_every,
-                        stopping=lambda: stop.asked)  # fmt: skip
+    try:
+        with terminal.show_progress(task.request.seconds) as report:
+            result = render(model, task.request, task.path, report, go_on=start, save_every=save_every,
+                            stopping=lambda: stop.asked)  # fmt: skip
+    except OSError:  # a full disk, most often
+        if snapshot_path(task.path).exists():
+            terminal.say(f"to continue, once the reason is gone: rollforce render --resume {task.path}")
+        raise
     terminal.show_result(result, task.request, task.path)
     if planned.record is not None and not result.interrupted:
         _compare(planned.record, result, terminal)

@@ -65,7 +65,7 @@ def test_a_prompt_and_its_overrides() -> None:
             RenderOptions(words=["a"], at=["10s"]),
             "--at '10s': it is TIME:PROMPT or TIME,TRANSITION:PROMPT, such as 10s,flush:",
         ),
-        (RenderOptions(words=["a"], at=["soon:a car"]), "'soon' is not a time; write seconds (10, 10s, 2.5s), 1m30s or"),
+        (RenderOptions(words=["a"], at=["soon:a car"]), "'soon' is not a time; write seconds (10, 10s, 2.5s), 1m"),
         (RenderOptions(words=["a"], at=["-3:a car"]), "'-3' is not a time"),
         (
             RenderOptions(words=["a"], at=["3s,flash:a car"]),
