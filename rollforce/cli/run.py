@@ -19,6 +19,7 @@ from rollforce.cli.progress import Terminal
 from rollforce.cli.record import Record, Request, record_path
 from rollforce.cli.render import Result, find_unfinished, render
 from rollforce.cli.resume import snapshot_path
+from rollforce.cli.start import INTERRUPT
 from rollforce.engine.transitions import check
 from rollforce.errors import ConfigError, SnapshotError
 from rollforce.streaming.load import load
@@ -71,6 +72,7 @@ def _render_all(planned: RenderPlan, waiting: list[RenderTask], terminal: Termin
                 tell: Callable[[str], None]) -> bool:  # fmt: skip
     """Make one video after the other; return whether all were made."""
     model, status, places = _load(planned, waiting, terminal), dict[Path, str](), places_of(planned, options)
+    INTERRUPT.check()
     write_manifest(planned, status)
     with Stop(terminal) as stop:
         for task in waiting:
