@@ -26,6 +26,7 @@ from torch import Tensor
 from rollforce.checkpoints import base_model, hub
 from rollforce.checkpoints.catalog import CARD, Card, presets
 from rollforce.checkpoints.lora_names import merge_lora
+from rollforce.checkpoints.outputs import hold
 from rollforce.checkpoints.read import STREAM_CLASS, Checkpoint, expect, read_checkpoint, teacher_refusal
 from rollforce.checkpoints.releases import Release, release_of
 from rollforce.checkpoints.safetensors_folder import STEM, bytes_of, read_json, write_json, write_shards
@@ -123,9 +124,14 @@ def dtype_of(name: str | None) -> torch.dtype | None:
 
 
 def write(conversion: Conversion) -> Path:
-    """Write the folder: all of it, or nothing."""
+    """Write the folder: all of it, or nothing. ConfigError if another process does."""
     out = conversion.out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
+    with hold(out, folder=True):
+        return _write(conversion, out)
+
+
+def _write(conversion: Conversion, out: Path) -> Path:
     fresh, old = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("part", "old"))
     try:
         _fill(conversion, fresh)

@@ -41,12 +41,13 @@ else:
 
 
 @contextmanager
-def hold(output: Path, wait_s: float = 0.0) -> Iterator[None]:
-    """Be the one process that writes `output` and what lies beside it under its stem; the folder must be there.
+def hold(output: Path, wait_s: float = 0.0, *, folder: bool = False) -> Iterator[None]:
+    """Be the one process that writes `output` and what lies beside it under its stem (of a `folder`, under its whole
+    name); what it is to be made in must be there.
 
     ConfigError with the number of the process that does it already, if it has not ended after `wait_s` seconds; OSError
     if the folder cannot be written. This process may hold the same again inside."""
-    path = output.parent.resolve() / f".{output.stem}.lock"
+    path = output.parent.resolve() / f".{output.name if folder else output.stem}.lock"
     if path in _HELD:
         yield
         return

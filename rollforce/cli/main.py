@@ -16,8 +16,8 @@ from typing import Annotated, Any
 
 import typer
 
+from rollforce.cli.interrupt import INTERRUPT, INTERRUPTED
 from rollforce.cli.options import AsJson, Debug, PlanOptions, RenderOptions, accept
-from rollforce.cli.start import INTERRUPT, INTERRUPTED
 from rollforce.errors import RollforceError
 
 USAGE, ENVIRONMENT, MEMORY = 2, 3, 4

@@ -12,6 +12,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from rollforce.checkpoints.outputs import hold
+from rollforce.cli.interrupt import INTERRUPT
 from rollforce.cli.jobs import RenderPlan, places_of, plan, write_manifest
 from rollforce.cli.options import RenderOptions
 from rollforce.cli.places import RenderTask
@@ -19,7 +20,6 @@ from rollforce.cli.progress import Terminal
 from rollforce.cli.record import Record, Request, record_path
 from rollforce.cli.render import Result, find_unfinished, render
 from rollforce.cli.resume import snapshot_path
-from rollforce.cli.start import INTERRUPT
 from rollforce.engine.transitions import check
 from rollforce.errors import ConfigError, SnapshotError
 from rollforce.streaming.load import load

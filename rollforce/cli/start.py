@@ -1,40 +1,10 @@
-"""Where the command begins: it can be interrupted from its first moment, long before there is anything to stop."""
+"""Where the command begins: what can interrupt it is there before anything heavy is imported."""
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-from types import FrameType
 
-INTERRUPTED = 130
-
-
-class Interrupt:
-    """Ctrl-C and SIGTERM while Python and torch load, also where a shell had them ignored.
-
-    A library may swallow the exception, so it is remembered; a second one ends the process at once."""
-
-    asked = False
-
-    def watch(self) -> None:
-        """Take over both signals, until another handler does."""
-        for polite in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(polite, self._ask)
-
-    def check(self) -> None:
-        """Raise KeyboardInterrupt if it was asked for."""
-        if self.asked:
-            raise KeyboardInterrupt
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            os._exit(INTERRUPTED)
-        self.asked = True
-        raise KeyboardInterrupt
-
-
-INTERRUPT = Interrupt()
+from rollforce.cli.interrupt import INTERRUPT, INTERRUPTED
 
 
 def main() -> None:
