@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from rollforce.checkpoints.outputs import hold, write_whole
+from rollforce.checkpoints.outputs import check_plain, hold, write_whole
 from rollforce.config import build
 from rollforce.errors import ConfigError, RollforceError
 from rollforce.evaluation.judge import ENDS_S, WINDOW_S
@@ -72,6 +72,9 @@ def main() -> None:
 
 def lock(args: argparse.Namespace) -> AbstractContextManager[None]:
     """Let no other process write the report and the journal beside it."""
+    for path in (args.json, args.markdown, args.plot, args.sheet):
+        if path:
+            check_plain(path)
     if not args.json:
         return nullcontext()
     args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 import rollforce
+from rollforce.checkpoints.outputs import hold
 from rollforce.cli.prompt_files import read_jobs
 from rollforce.video.duration import duration_argument
 from rollforce.video.writer import VideoWriter, default_scale
@@ -31,6 +32,7 @@ def main() -> None:
     for job in jobs:
         path = chosen.out / f"{job.name}.mp4"
         with (
+            hold(path),
             model.session(job.prompt, seed=job.seed, cues=job.cues) as session,
             VideoWriter(path, model.fps, model.size, scale=default_scale(model.size)) as video,
         ):

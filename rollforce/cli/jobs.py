@@ -109,13 +109,15 @@ def _plan_resume(options: RenderOptions, held: ExitStack) -> RenderPlan:
         raise ConfigError(f"--resume goes on as the render was begun: leave out {', '.join(others)}.")
     video = _find_resumed(options.resume or Path())
     check_plain(video)
-    held.enter_context(hold(video))
-    record = read_record(record_path(video))
-    task = RenderTask(record.request, video, done=is_complete(video), begun=True)
-    if not task.done:
+    record, launch = read_record(record_path(video)), read_launch()
+    made = RenderPlan((RenderTask(record.request, video, begun=True),), record.settings(), record, launch=launch)
+    _lock(made, held)
+    if is_complete(video):
+        return dataclasses.replace(made, tasks=(dataclasses.replace(made.tasks[0], done=True),))
+    if made.mine:
         read_unfinished(video)
         record.request.inputs()
-    return RenderPlan((task,), record.settings(), record, launch=read_launch())
+    return made
 
 
 def _find_resumed(typed: Path) -> Path:

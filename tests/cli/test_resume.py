@@ -28,6 +28,7 @@ from rollforce.streaming.events import Cue
 from rollforce.streaming.load import load
 from rollforce.streaming.model import Model
 from rollforce.streaming.snapshot import Snapshot
+from rollforce.video.writer import VideoWriter
 
 PROMPT = "a red ball bounces over the green hills"
 CUES = (Cue(2, "a blue star", Flush()), Cue(3, "the red hills", Blend(3)), Cue(5.2, seed=9), Cue(99, "a ball"))
@@ -65,7 +66,7 @@ def test_a_killed_process_is_continued(folder: Path, tmp_path: Path) -> None:
     slowly = ("import sys, time; from rollforce.video.writer import VideoWriter; "
               "from rollforce.cli.main import main\n"
               "write = VideoWriter.write\n"
-              "VideoWriter.write = lambda self, frames: (write(self, frames), time.sleep(0.2))[0]\n"
+              "VideoWriter.write = lambda self, frames: (write(self, frames), time.sleep(0.4))[0]\n"
               "main(sys.argv[1:])")  # so that there is time to kill it
     killed, whole = tmp_path / "killed.mp4", tmp_path / "whole.mp4"
     process = subprocess.Popen([sys.executable, "-c", slowly, "render", *words, "-o", killed, "--save-every", "0.01"])
@@ -230,6 +231,25 @@ def test_a_snapshot_waits_for_its_frames(tmp_path: Path, monkeypatch: pytest.Mon
     assert there() == 60, "at the end the file is closed, and has all"
     keeper.forget()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_spoils_no_snapshot(
+    model: Model, request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true_write = VideoWriter.write
+
+    def write(self: VideoWriter, frames: Any) -> None:
+        if self.frames >= 48:
+            raise OSError(28, "No space left on device")
+        true_write(self, frames)
+
+    path = tmp_path / "a.mp4"
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+        patched.setattr(VideoWriter, "write", write)
+        render(model, request_, path, save_every=1e-3)
+    assert 0 < frames_saved(path) < 48 and not list(tmp_path.glob("*.part")), "the newest may lack its frames"
+    again = render(model, request_, path, go_on=find_unfinished(model, request_, path))
+    assert same(again, render(model, request_, tmp_path / "whole.mp4"))
 
 
 def test_a_full_disk_does_not_end_the_video(

@@ -14,6 +14,7 @@ import torch
 
 from rollforce.cache.region import RegionTier
 from rollforce.checkpoints.catalog import Card, bundled, preset_file
+from rollforce.checkpoints.outputs import check_plain
 from rollforce.config import build, resource
 from rollforce.engine.budget.model_sizes import sizes_of
 from rollforce.engine.budget.requirements import MemorySetup
@@ -72,6 +73,7 @@ def save(inspection: Inspection, path: Path) -> None:
     """Write the picture as a PNG."""
     if path.suffix.lower() != ".png":
         raise ConfigError(f"{path}: the picture is a PNG; call it {path.with_suffix('.png')}.")
+    check_plain(path)
     save_map(inspection.calls, page(inspection), path)
 
 
