@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rollforce.checkpoints.outputs import check_plain, hold, write_whole
+from rollforce.checkpoints.safetensors_folder import read_json
 from rollforce.cli.launch import Launch, read_launch
 from rollforce.cli.options import RenderOptions
 from rollforce.cli.places import MANIFEST, Places, RenderTask, check_places
@@ -21,7 +22,7 @@ from rollforce.cli.prompt_files import PromptJob, check_cues, parse_cue, read_jo
 from rollforce.cli.record import Record, Request, as_setting, is_complete, read_record, record_path, segment_path
 from rollforce.cli.resume import read_unfinished
 from rollforce.cli.segments import SEGMENT_S
-from rollforce.errors import ConfigError
+from rollforce.errors import CheckpointError, ConfigError
 from rollforce.streaming.load import read_origin
 from rollforce.video.duration import parse_duration
 from rollforce.video.images import read_duration
@@ -120,9 +121,21 @@ def _plan_resume(options: RenderOptions, held: ExitStack) -> RenderPlan:
     return made
 
 
+def _name_video(typed: Path) -> Path:
+    """Return the video of a typed video, record, or file of a video in several."""
+    if typed.suffix.lower() == ".json":
+        with suppress(CheckpointError):
+            named = Path(str(read_json(typed, {}).get("video", ""))).name.replace("-%04d", "")
+            return typed.with_name(named) if named else typed.with_suffix(".mp4")
+    whole = typed.with_stem(re.sub(r"-\d{4,}$", "", typed.stem) or typed.stem)
+    return whole if record_path(whole).exists() and not record_path(typed).exists() else typed
+
+
 def _find_resumed(typed: Path) -> Path:
     """Return the video that was typed, or that a typed record describes. ConfigError, which names what was typed."""
-    video = typed.with_suffix(".mp4") if typed.suffix.lower() in (".json", "") else typed
+    if not typed.name:
+        raise ConfigError(f"--resume {str(typed)!r} names no file: give the video that was stopped.")
+    video = _name_video(typed)
     beside = record_path(video)
     if not any(path.exists() for path in (video, segment_path(video, 0))):
         there = f", though {beside} is" if beside.exists() else ""

@@ -8,6 +8,7 @@ A .txt file holds one prompt per line; a .jsonl file one object per line with `p
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from itertools import pairwise
@@ -65,6 +66,8 @@ class _Line:
         seconds = seconds if self.seconds is None else parse_duration(self.seconds, "seconds")
         check_seed(seed)
         check_seconds(seconds)
+        if math.isinf(seconds):
+            raise ConfigError("seconds must have an end in a prompt file; --seconds inf is for one video.")
         name = _check_text("prompt", self.prompt) if self.id is None else _check_text("id", self.id)
         cues = tuple(sorted((change.cue() for change in self.at), key=lambda cue: cue.at))
         check_cues(cues, seconds)

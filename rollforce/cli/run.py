@@ -58,7 +58,7 @@ def make(options: RenderOptions, terminal: Terminal, tell: Callable[[str], None]
         planned = plan(options, held)
         mine, launch = planned.mine, planned.launch
         if launch.size > 1:
-            terminal.say(f"process {launch.rank} of {launch.size}: {len(mine)} of {len(planned.tasks)} videos")
+            terminal.say(f"process {launch.rank + 1} of {launch.size}: {len(mine)} of {len(planned.tasks)} videos")
         waiting = [task for task in mine if not task.done]
         if kept := len(mine) - len(waiting):
             one = f"{mine[0].path} is complete and kept"

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollforce.cli.prompt_files import PromptJob, read_jobs, slug
-from rollforce.engine.transitions import Blend, Flush
+from rollforce.cli.prompt_files import PromptJob, parse_cue, read_jobs, slug
+from rollforce.engine.transitions import Blend, Cut, Flush
 from rollforce.errors import ConfigError
 from rollforce.streaming.events import Cue
 
@@ -79,6 +79,20 @@ def test_wrong_changes_are_listed(at: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         jobs(f'{{"prompt": "a"}}\n{{"prompt": "a", "at": {at}}}')
     assert words in str(caught.value) and str(caught.value).startswith("prompts.jsonl:2: ")
+
+
+def test_lengths_are_times_with_an_end() -> None:
+    (job,) = jobs('{"prompt": "a", "seconds": "1:30"}')
+    assert job.seconds == 90
+    for seconds, words in (("Infinity", "must have an end"), ('"inf"', "is not a time"), ("1e9", "at most 1e+08")):
+        with pytest.raises(ConfigError, match=words.replace("+", r"\+")):
+            jobs(f'{{"prompt": "a", "seconds": {seconds}}}')
+
+
+def test_a_change_at_a_clock_time() -> None:
+    assert parse_cue("1:30:a car") == Cue(90, "a car")
+    assert parse_cue(" 0:07.5,cut:10:30 blue stars") == Cue(7.5, "10:30 blue stars", Cut())
+    assert parse_cue("10:30 blue stars") == Cue(10, "30 blue stars")
 
 
 def test_empty_and_binary_files_are_answered() -> None:

@@ -90,7 +90,7 @@ def test_on_the_command_line(model: Model, tmp_path: Path, monkeypatch: pytest.M
     assert first.exit_code == 130 and "endless (Ctrl-C ends it) video of 'a red ball' · seed " in first.output
     assert "a-0000.mp4 to a-0002.mp4 plays" in first.output and "render --resume a.mp4" in first.output
     stop_behind(4)
-    again = CliRunner().invoke(app, ["render", "--resume", "a.mp4"], env={"COLUMNS": "200"})
+    again = CliRunner().invoke(app, ["render", "--resume", "a-0001.mp4"], env={"COLUMNS": "200"})
     assert again.exit_code == 130 and "of which 3 s are there" in again.output
     assert json.loads(Path("a.json").read_text())["result"]["segments"] == 4
     assert not list(tmp_path.glob(".*"))
