@@ -18,7 +18,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +68,15 @@ def main() -> None:
     videos = list_videos(args.videos)[: args.limit]
     device = choose_device(args.device)
     folder = find_model(args.model)
-    if not args.out.exists():
-        args.out.mkdir(parents=True)
-    with hold(args.out / JOURNAL) if args.out.is_dir() else nullcontext():
-        encode(args, videos, device, folder)
+    with ExitStack() as held:
+        if args.out.is_dir():  # or else when all is checked
+            held.enter_context(hold(args.out / JOURNAL))
+        encode(args, videos, device, folder, held)
 
 
-def encode(args: argparse.Namespace, videos: list[CaptionedVideo], device: torch.device, folder: Path) -> None:
+def encode(
+    args: argparse.Namespace, videos: list[CaptionedVideo], device: torch.device, folder: Path, held: ExitStack
+) -> None:
     card = Card(folder.name, "unknown", 16, (480, 832), "")  # Wan's, where a folder has none
     card = build(Card, folder / CARD) if (folder / CARD).is_file() else card
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -83,6 +85,8 @@ def encode(args: argparse.Namespace, videos: list[CaptionedVideo], device: torch
     sizes = tuple(parse_size(size) for size in args.size or ()) or (card.size,)
     settings = EncodeSettings(card.fps if args.fps is None else args.fps, sizes, args.latents, args.fit)
     encoder = FolderEncoder(videos, args.out, autoencoder, text, settings, f"{fingerprint_of(folder)} {dtype}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    held.enter_context(hold(args.out / JOURNAL))
 
     # captions, then videos
     console = Console(highlight=False, soft_wrap=True)

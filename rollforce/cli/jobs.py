@@ -87,7 +87,7 @@ def _plan(options: RenderOptions, held: ExitStack) -> RenderPlan:
     _check_changes(tasks, options)
     _make_folder(options)
     check_places(tasks, _sources(request, options), folder)
-    _lock(made, held)
+    _lock(tasks[0].path if folder is None else folder / MANIFEST, made.launch, held)
     looked = {task.path: task for task in places_of(made, options).look_at_all(made.mine)}
     return dataclasses.replace(made, tasks=tuple(looked.get(task.path, task) for task in tasks))
 
@@ -110,15 +110,14 @@ def _plan_resume(options: RenderOptions, held: ExitStack) -> RenderPlan:
         raise ConfigError(f"--resume goes on as the render was begun: leave out {', '.join(others)}.")
     video = _find_resumed(options.resume or Path())
     check_plain(video)
-    record, launch = read_record(record_path(video)), read_launch()
-    made = RenderPlan((RenderTask(record.request, video, begun=True),), record.settings(), record, launch=launch)
-    _lock(made, held)
-    if is_complete(video):
-        return dataclasses.replace(made, tasks=(dataclasses.replace(made.tasks[0], done=True),))
-    if made.mine:
+    launch = read_launch()
+    _lock(video, launch, held)
+    record = read_record(record_path(video))
+    task = RenderTask(record.request, video, done=is_complete(video), begun=True)
+    if not task.done and launch.rank == 0:
         read_unfinished(video)
         record.request.inputs()
-    return made
+    return RenderPlan((task,), record.settings(), record, launch=launch)
 
 
 def _name_video(typed: Path) -> Path:
@@ -271,9 +270,9 @@ def _check_changes(tasks: list[RenderTask], options: RenderOptions) -> None:
             raise ConfigError(f"{task.where}{': ' if task.where else ''}--{error}") from None
 
 
-def _lock(made: RenderPlan, held: ExitStack) -> None:
+def _lock(path: Path, launch: Launch, held: ExitStack) -> None:
     """Lock what will be written until the command ends: a video, or the list of a batch, whose videos have their turn.
 
     Of processes that were launched together, the first does."""
-    if made.launch.rank == 0:
-        held.enter_context(hold(made.tasks[0].path if made.folder is None else made.folder / MANIFEST))
+    if launch.rank == 0:
+        held.enter_context(hold(path))
