@@ -33,6 +33,7 @@ import torch
 
 from rollforce.cache.head_groups import write_labels
 from rollforce.cache.policies import Sink, Window
+from rollforce.checkpoints.outputs import write_whole
 from rollforce.engine.flow import linear, warped
 from rollforce.engine.settings import LayoutSettings, StreamSettings
 from rollforce.errors import RollforceError
@@ -40,6 +41,7 @@ from rollforce.evaluation.speed import floor, multi_stream, policies, report, st
 from rollforce.evaluation.speed.cases import FRAMES, MODELS, Case, Setting, parse_cases, parse_sizes, shrink
 from rollforce.evaluation.speed.training import measure_step
 from rollforce.models.transformer.transformer import TransformerConfig
+from rollforce.video.duration import duration_argument
 
 
 def main() -> None:
@@ -228,7 +230,7 @@ def steadiness(times: list[float], memory: list[float], minute: int) -> dict[str
 
 def keep(told: dict[str, Any], path: Path | None) -> None:
     if path:
-        path.write_text(json.dumps(told, indent=2) + "\n")
+        write_whole(path, json.dumps(told, indent=2) + "\n")
 
 
 def round_figures(value: Any) -> Any:
@@ -263,7 +265,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--no-ride", action="store_true", help="only that: every clean pass is a call of its own")
     parser.add_argument("--stream", help="stream preset for a model folder")
     parser.add_argument("--prompt", default="a red ball bounces over green hills")
-    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--seconds", type=duration_argument, default=20)
     for name, value in {"dim": 384, "layers": 12, "heads": 6, "ffn": 0, "tokens": 64, "steps": 5, "chunk": 3,
                         "sink": 3, "window": 3, "text": 24, "chunks": 0, "threads": 0, "warm": 8}.items():  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=value)

@@ -26,6 +26,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -33,6 +34,7 @@ from typing import Any
 
 import numpy as np
 
+from rollforce.checkpoints.outputs import check_plain, hold, write_whole
 from rollforce.config import build
 from rollforce.errors import ConfigError, RollforceError
 from rollforce.evaluation.judge import ENDS_S, WINDOW_S
@@ -49,6 +51,7 @@ from rollforce.evaluation.runner import (
 )
 from rollforce.evaluation.tables import format_differences, format_markdown, format_terminal
 from rollforce.video.contact_sheet import contact_sheet, unpack_frames
+from rollforce.video.duration import duration_argument
 from rollforce.world import caption, sample_scene
 
 SEED_STEP = 1_000_000  # between the seeds of one prompt's streams
@@ -63,6 +66,22 @@ class Runs:
 
 def main() -> None:
     args = arguments()
+    with lock(args):
+        evaluate(args)
+
+
+def lock(args: argparse.Namespace) -> AbstractContextManager[None]:
+    """Let no other process write the report and the journal beside it."""
+    for path in (args.json, args.markdown, args.plot, args.sheet):
+        if path:
+            check_plain(path)
+    if not args.json:
+        return nullcontext()
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    return hold(args.json)
+
+
+def evaluate(args: argparse.Namespace) -> None:
     runs = read_reports(args.compare) if args.compare else stream_runs(args)
     first = next(iter(runs))
     against_first = {name: compare(report, runs[first]) for name, report in runs.items() if name != first}
@@ -93,9 +112,9 @@ def save(runs: dict[str, Report], against_first: dict[str, Report], args: argpar
         content = {"command": command, "settings": {name: getattr(args, name) for name in names}}
         several = {"runs": runs, "differences": against_first}
         content |= several if len(runs) > 1 else next(iter(runs.values()))
-        args.json.write_text(json.dumps(content, indent=1) + "\n")
+        write_whole(args.json, json.dumps(content, indent=1) + "\n")
     if args.markdown:
-        args.markdown.write_text(format_markdown(command, runs, against_first))
+        write_whole(args.markdown, format_markdown(command, runs, against_first))
     if args.plot:
         save_curves(runs, args.plot)
 
@@ -205,7 +224,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=1, help="streams per prompt")
     parser.add_argument("--things", type=int, default=1, choices=(1, 2), help="things per prompt")
-    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--seconds", type=duration_argument, default=10)
     parser.add_argument("--prompt-seed", type=int, default=0, help="which prompts are drawn")
     parser.add_argument("--seed", type=int, default=0, help="noise of the first stream; the others count up from it")
     parser.add_argument("--together", type=int, default=1,

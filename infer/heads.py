@@ -16,6 +16,7 @@ import typer
 import rollforce
 from rollforce.cache.head_groups import write_labels
 from rollforce.evaluation.memory.head_profile import Profile, label_heads, measure_near_shares
+from rollforce.video.duration import parse_duration
 
 PROMPTS = ["a red ball rolls left", "a blue star drifts right over green hills"]
 
@@ -25,7 +26,7 @@ def main(
     out: Annotated[Path, typer.Option("--out", "-o", help="the JSON file")],
     stream: Annotated[str | None, typer.Option(help="preset whose layout is walked; default: the model's own")] = None,
     prompt: Annotated[list[str], typer.Option(help="may be given several times")] = PROMPTS,
-    seconds: Annotated[float, typer.Option(help="of each stream")] = 6.0,
+    seconds: Annotated[float, typer.Option(parser=parse_duration, metavar="TIME", help="of each stream: 6, 6s")] = 6.0,
     reach: Annotated[int, typer.Option(help="latents that a measured call attends to")] = Profile.reach,
     threshold: Annotated[float, typer.Option(help="share that makes a head a near one")] = Profile.threshold,
     plain: Annotated[int, typer.Option(help="lowest layers whose heads are all near")] = Profile.plain,

@@ -32,6 +32,7 @@ import torch
 from rollforce.cache.head_groups import HeadGroups
 from rollforce.cache.visibility import Anchored, RunningAhead
 from rollforce.checkpoints.catalog import presets
+from rollforce.checkpoints.outputs import write_whole
 from rollforce.config import build, resource
 from rollforce.engine.budget.model_sizes import sizes_of
 from rollforce.engine.budget.requirements import MemorySetup
@@ -57,7 +58,7 @@ def main() -> None:
         for path in getattr(args, kind) or ():
             results.setdefault(kind, {}).update(score_report(path))
     if args.cost or args.quality or args.tuned:
-        args.results.write_text(json.dumps(results, indent=1) + "\n")
+        write_whole(args.results, json.dumps(results, indent=1) + "\n")
     print(*lines(results), sep="\n")
 
 

@@ -9,7 +9,9 @@ import argparse
 from pathlib import Path
 
 import rollforce
+from rollforce.checkpoints.outputs import hold
 from rollforce.cli.prompt_files import read_jobs
+from rollforce.video.duration import duration_argument
 from rollforce.video.writer import VideoWriter, default_scale
 
 
@@ -17,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompts", type=Path, help="a .txt file (one prompt per line) or a .jsonl file")
     parser.add_argument("--out", type=Path, default=Path("videos"))
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--seconds", type=duration_argument, default=10.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default="tiny", help="a bundled model's name, or a folder with model.yaml")
     chosen = parser.parse_args()
@@ -30,6 +32,7 @@ def main() -> None:
     for job in jobs:
         path = chosen.out / f"{job.name}.mp4"
         with (
+            hold(path),
             model.session(job.prompt, seed=job.seed, cues=job.cues) as session,
             VideoWriter(path, model.fps, model.size, scale=default_scale(model.size)) as video,
         ):

@@ -22,10 +22,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 
 import rollforce
+from rollforce.checkpoints.outputs import hold, write_whole
 from rollforce.engine.layout import Layout
 from rollforce.engine.settings import LayoutSettings
 from rollforce.errors import ConfigError, RollforceError
@@ -42,6 +43,7 @@ from rollforce.evaluation.report import difference, interval
 from rollforce.streaming.model import Model
 from rollforce.streaming.search import Search, SearchSettings
 from rollforce.training.rewards import FrameReward, OracleReward, frame_reward, stillness
+from rollforce.video.duration import duration_argument
 from rollforce.world import caption, sample_scene
 from rollforce.world.oracle import differences, score
 
@@ -81,6 +83,13 @@ class Task:
 
 def main() -> None:
     args = arguments()
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+    with hold(args.json) if args.json else nullcontext():
+        compare(args)
+
+
+def compare(args: argparse.Namespace) -> None:
     oracle = frame_reward(OracleReward(REWARDED))
     models = Models(args)
     done = read_results(args, models[1])
@@ -92,7 +101,7 @@ def main() -> None:
     text = "\n".join(table(args, done["rows"]))
     print(f"\n{text}")
     if args.markdown:
-        args.markdown.write_text(text + "\n")
+        write_whole(args.markdown, text + "\n")
 
 
 def tasks(args: argparse.Namespace, runs: list[str]) -> Iterator[Task]:
@@ -209,9 +218,7 @@ def read_results(args: argparse.Namespace, model: Model) -> dict[str, Any]:
 def save_results(done: dict[str, Any], path: Path | None) -> None:
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(".part")
-        beside.write_text(json.dumps(done, indent=1) + "\n")
-        os.replace(beside, path)
+        write_whole(path, json.dumps(done, indent=1) + "\n")
 
 
 def table(args: argparse.Namespace, rows: dict[str, Row]) -> Iterator[str]:
@@ -250,7 +257,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--seeds", type=int, default=1, help="streams per prompt")
     parser.add_argument("--things", type=int, default=1, choices=(1, 2), help="things per prompt")
-    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--seconds", type=duration_argument, default=10)
     parser.add_argument("--branch", choices=("entering", "anew"), default="entering", help="where candidates differ")
     parser.add_argument("--span", type=int, help="chunks of a round; default: 1, or all in flight where noise enters")
     parser.add_argument("--lean", type=float, default=SearchSettings.lean, help="of noise on that of the chunk before")

@@ -22,6 +22,7 @@ from statistics import median
 from typing import Any
 
 import rollforce
+from rollforce.checkpoints.outputs import write_whole
 from rollforce.engine.transitions import check, transition
 from rollforce.evaluation.process import resident_mb
 from rollforce.world import caption, sample_scene
@@ -102,7 +103,7 @@ def verdict(args: argparse.Namespace, rows: list[dict[str, float]], chunks: list
             "time_growth": round(slower, 4), "flat": late / early <= GROWTH and slower <= SLOWER}
     print(json.dumps(told))
     if args.json:
-        args.json.write_text(json.dumps({**told, "rows": rows}, indent=1) + "\n")
+        write_whole(args.json, json.dumps({**told, "rows": rows}, indent=1) + "\n")
     return 0 if told["flat"] else 1
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from rollforce.checkpoints.outputs import write_whole
 from rollforce.evaluation.report import difference, interval
 from rollforce.video.contact_sheet import contact_sheet
 from rollforce.world import Scene, caption, sample_scene, wish_of
@@ -52,12 +53,12 @@ def main() -> None:
     text = "\n\n".join([f"`python {shlex.join(sys.argv)}`", *(often_table(rows) if args.often else tables(rows))])
     print(f"\n{text}")
     if args.markdown:
-        args.markdown.write_text(text + "\n")
+        write_whole(args.markdown, text + "\n")
     if args.sheet:
         save_sheet(rows, args.sheet)
     if args.json:
         plain = [{name: value for name, value in row.items() if name != "frames"} for row in rows]
-        args.json.write_text(json.dumps(plain, indent=1) + "\n")
+        write_whole(args.json, json.dumps(plain, indent=1) + "\n")
 
 
 # -- one switch ------------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 """`python -m rollforce` is the command `rollforce`."""
 
-from rollforce.cli.main import main
+from rollforce.cli.start import main
 
 main()

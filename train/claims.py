@@ -17,6 +17,7 @@ from pathlib import Path
 import yaml
 
 from rollforce.training.run import run_program, train_once
+from rollforce.video.duration import duration_argument
 
 ROOT = Path(__file__).resolve().parents[1]
 SINK = "cache=[{kind: sink, latents: 3}, {kind: window, latents: 6}]"  # as many as the window alone
@@ -78,7 +79,7 @@ def main() -> None:
     p.add_argument("--runs", nargs="*", choices=RUNS, default=list(RUNS), help="to evaluate; against the first")
     p.add_argument("--prompts", type=int, default=16)
     p.add_argument("--seeds", type=int, default=4)
-    p.add_argument("--seconds", type=int, default=60)
+    p.add_argument("--seconds", type=duration_argument, default=60)
     args = p.parse_args()
     if args.evaluate:
         evaluate(args)

@@ -18,6 +18,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from rich.progress import Progress
 
 from rollforce.checkpoints.catalog import CARD, Card, bundled
 from rollforce.checkpoints.hub import fetch, is_repository
+from rollforce.checkpoints.outputs import hold
 from rollforce.config import build, resource
 from rollforce.errors import ConfigError, RollforceError
 from rollforce.models.autoencoder.interface import Autoencoder
@@ -35,7 +37,7 @@ from rollforce.models.autoencoder.tiny import TinyAutoencoder
 from rollforce.models.autoencoder.wan import WanAutoencoder
 from rollforce.models.text.encoder import Text, TextEncoder
 from rollforce.models.text.umt5 import WanText, sample
-from rollforce.training.encode import CaptionedVideo, EncodedVideo, EncodeSettings, FolderEncoder
+from rollforce.training.encode import JOURNAL, CaptionedVideo, EncodedVideo, EncodeSettings, FolderEncoder
 from rollforce.video.size import parse_size
 
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".gif")
@@ -66,6 +68,15 @@ def main() -> None:
     videos = list_videos(args.videos)[: args.limit]
     device = choose_device(args.device)
     folder = find_model(args.model)
+    with ExitStack() as held:
+        if args.out.is_dir():  # or else when all is checked
+            held.enter_context(hold(args.out / JOURNAL))
+        encode(args, videos, device, folder, held)
+
+
+def encode(
+    args: argparse.Namespace, videos: list[CaptionedVideo], device: torch.device, folder: Path, held: ExitStack
+) -> None:
     card = Card(folder.name, "unknown", 16, (480, 832), "")  # Wan's, where a folder has none
     card = build(Card, folder / CARD) if (folder / CARD).is_file() else card
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -74,6 +85,8 @@ def main() -> None:
     sizes = tuple(parse_size(size) for size in args.size or ()) or (card.size,)
     settings = EncodeSettings(card.fps if args.fps is None else args.fps, sizes, args.latents, args.fit)
     encoder = FolderEncoder(videos, args.out, autoencoder, text, settings, f"{fingerprint_of(folder)} {dtype}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    held.enter_context(hold(args.out / JOURNAL))
 
     # captions, then videos
     console = Console(highlight=False, soft_wrap=True)

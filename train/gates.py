@@ -22,6 +22,7 @@ from rollforce.cache.visibility import Visibility
 from rollforce.engine.flow import Noise
 from rollforce.engine.rollout import Rollout
 from rollforce.training.head_gates import DualCache, Gating, label_heads
+from rollforce.video.duration import parse_duration
 
 PROMPTS = ["a red ball rolls left", "a blue star drifts right over green hills",
            "a green square bounces over a city", "a yellow star circles above the sea"]  # fmt: skip
@@ -37,7 +38,9 @@ def main(
     sink: Annotated[int, typer.Option(help="oldest latents that a streaming head remembers")] = 1,
     recent: Annotated[int, typer.Option(help="newest latents that a streaming head remembers")] = 2,
     share: Annotated[float, typer.Option(help="of heads that become retrieval heads")] = 0.25,
-    seconds: Annotated[float, typer.Option(help="after which a stream begins anew")] = 20.0,
+    seconds: Annotated[
+        float, typer.Option(parser=parse_duration, metavar="TIME", help="after which a stream begins anew: 20, 20s, 1m")
+    ] = 20.0,
     prompt: Annotated[list[str], typer.Option(help="may be given several times")] = PROMPTS,
     seed: int = 0,
 ) -> None:

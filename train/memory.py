@@ -16,6 +16,7 @@ import yaml
 
 from rollforce.checkpoints.catalog import presets
 from rollforce.training.run import run_program, train_once
+from rollforce.video.duration import duration_argument
 
 ROOT = Path(__file__).resolve().parents[1]
 # Presets whose students were trained with them. `causal_forcing` streams as `self_forcing` does.
@@ -32,7 +33,7 @@ def main() -> None:
     p.add_argument("--only", nargs="*", choices=presets(), default=presets(), metavar="PRESET")
     p.add_argument("--evaluate", nargs="+", choices=("plain", "tuned"), default=())
     p.add_argument("--prompts", type=int, default=8)
-    p.add_argument("--seconds", type=int, default=600)
+    p.add_argument("--seconds", type=duration_argument, default=600)
     args = p.parse_args()
     chosen = [name for name in args.only if name in TUNED]
     for kind in args.evaluate:

@@ -22,6 +22,7 @@ from torch import Tensor
 from rollforce.cache.commit_plan import Tier
 from rollforce.cache.kv_cache import CallMemory, KVCache, LatentGroup
 from rollforce.cache.region import Weights
+from rollforce.checkpoints.outputs import write_whole
 from rollforce.errors import ConfigError
 from rollforce.models.transformer.attention import Kernel, KVBlock, KVShape
 
@@ -186,5 +187,5 @@ def write_labels(path: Path, labels: Labels, description: str, **measured: Seque
     lines = [f'  "{name}": [\n' + ",\n".join(f"    {json.dumps(row)}" for row in table) + "\n  ]"
              for name, table in tables.items()]  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("{\n" + ",\n".join([f'  "description": {json.dumps(description)}', *lines]) + "\n}\n")
+    write_whole(path, "{\n" + ",\n".join([f'  "description": {json.dumps(description)}', *lines]) + "\n}\n")
     return path

@@ -28,6 +28,7 @@ from rollforce.checkpoints.catalog import CARD, Card, presets
 from rollforce.checkpoints.lazy_tensor import storing_dtype
 from rollforce.checkpoints.lora_changes import Change, add_up, changes_of, wide
 from rollforce.checkpoints.lora_scale import find_lora
+from rollforce.checkpoints.outputs import hold
 from rollforce.checkpoints.read import STREAM_CLASS, Checkpoint, expect, read_checkpoint, teacher_refusal
 from rollforce.checkpoints.releases import Release, release_of
 from rollforce.checkpoints.safetensors_folder import STEM, bytes_of, read_json, write_json, write_shards
@@ -159,9 +160,14 @@ def dtype_of(name: str | None) -> torch.dtype | None:
 
 
 def write(conversion: Conversion) -> Path:
-    """Write the folder: all of it, or nothing."""
+    """Write the folder: all of it, or nothing. ConfigError if another process does."""
     out = conversion.out.resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
+    with hold(out, folder=True):
+        return _write(conversion, out)
+
+
+def _write(conversion: Conversion, out: Path) -> Path:
     fresh, old = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("part", "old"))
     try:
         _fill(conversion, fresh)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rollforce.checkpoints.lazy_tensor import read_out, storing_dtype
+from rollforce.checkpoints.outputs import write_whole
 from rollforce.errors import CheckpointError, stand_in
 
 STEM = {"transformer": "diffusion_pytorch_model", "autoencoder": "diffusion_pytorch_model", "text": "model"}
@@ -141,4 +142,4 @@ def read_json(path: Path, default: Mapping[str, Any] | None = None) -> dict[str,
 def write_json(content: Mapping[str, Any], path: Path) -> None:
     """Write an object to a JSON file, whose folder is made if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(content, indent=2) + "\n")

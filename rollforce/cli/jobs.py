@@ -3,57 +3,73 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import math
 import re
+import secrets
 import sys
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from rollforce.checkpoints.outputs import check_plain, hold, write_whole
+from rollforce.checkpoints.safetensors_folder import read_json
+from rollforce.cli.launch import Launch, read_launch
 from rollforce.cli.options import RenderOptions
+from rollforce.cli.places import MANIFEST, Places, RenderTask, check_places
 from rollforce.cli.prompt_files import PromptJob, check_cues, parse_cue, read_jobs, slug
-from rollforce.cli.record import Record, Request, as_setting, is_complete, read_record, record_path
-from rollforce.cli.resume import read_unfinished, snapshot_path
-from rollforce.errors import ConfigError
+from rollforce.cli.record import Record, Request, as_setting, is_complete, read_record, record_path, segment_path
+from rollforce.cli.resume import read_unfinished
+from rollforce.cli.segments import SEGMENT_S
+from rollforce.errors import CheckpointError, ConfigError
+from rollforce.streaming.load import read_origin
+from rollforce.video.duration import parse_duration
 from rollforce.video.images import read_duration
 from rollforce.video.size import parse_size
-from rollforce.video.writer import check_folder, check_output
 
 _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 _WITH_RESUME = {"resume", "save_every", "quiet", "as_json", "debug"}
-
-
-@dataclass(frozen=True)
-class RenderTask:
-    """One video to make, or one that is there already (`done`), or a part of which is there (`begun`)."""
-
-    request: Request
-    path: Path
-    where: str = ""
-    done: bool = False
-    begun: bool = False
+_SEEDS = 2**32  # of which one is drawn
 
 
 @dataclass(frozen=True)
 class RenderPlan:
-    """All videos of a command. They share one model; `overrides` are what it is loaded with."""
+    """All videos of a command. They share one model; `overrides` are what it is loaded with.
+
+    Of several processes that were launched together, each makes `mine` and knows `tasks`."""
 
     tasks: tuple[RenderTask, ...]
     overrides: tuple[str, ...]
     record: Record | None = None
     folder: Path | None = None  # of a batch: holds manifest.jsonl
+    launch: Launch = field(default_factory=Launch)
 
     @property
     def request(self) -> Request:
         """Any one: model, stream, device and dtype are the same in all."""
         return self.tasks[0].request
 
+    @property
+    def mine(self) -> tuple[RenderTask, ...]:
+        """The share of this process."""
+        return self.tasks[self.launch.share]
 
-def plan(options: RenderOptions) -> RenderPlan:
-    """Return the checked plan of a render command. ConfigError says what cannot be used and what to type instead."""
-    if not options.save_every >= 0:
-        raise ConfigError(f"--save-every must be 0 (never) or a number of seconds, got {options.save_every:g}.")
-    if options.resume is not None:
-        return _plan_resume(options, options.resume)
+
+def plan(options: RenderOptions, held: ExitStack | None = None) -> RenderPlan:
+    """Return the checked plan of a render command. ConfigError says what cannot be used and what to type instead.
+
+    What is to be written is locked until `held` is closed, before it is looked at (None: for this look alone)."""
+    save_every = parse_duration(options.save_every, "--save-every")
+    if not save_every >= 0:
+        raise ConfigError(f"--save-every must be 0 (never) or a number of seconds, got {save_every:g}.")
+    with ExitStack() as look:
+        return (_plan if options.resume is None else _plan_resume)(options, held or look)
+
+
+def _plan(options: RenderOptions, held: ExitStack) -> RenderPlan:
+    if options.keep and options.overwrite:
+        raise ConfigError("--keep keeps what is there and --overwrite replaces it: use one of them.")
     overrides = tuple(word for word in options.words if _OVERRIDE.match(word))
     prompt = _pick_prompt([word for word in options.words if word not in overrides], options)
     record = read_record(options.record) if options.record else None
@@ -61,44 +77,98 @@ def plan(options: RenderOptions) -> RenderPlan:
     request.inputs()  # refuse now what cannot be given
     if prompt is not None:
         request = dataclasses.replace(request, prompt=prompt)
-    folder = _make_folder(options)
     if options.prompts is None:
-        tasks = [_single_task(options, request, record, folder)]
+        tasks, folder = [_single_task(options, request, record)], None
     else:
-        jobs = _read_prompts(options.prompts, request)
-        tasks = [_batch_task(options, request, job, folder) for job in jobs]
-    _check_changes(tasks, options)
-    _check_outputs(tasks, options)
+        tasks, folder = _batch_tasks(options, request), options.out or Path()
     recorded = record.settings() if record and options.stream is None else ()
-    return RenderPlan(tuple(tasks), (*recorded, *overrides) if record else request.overrides, record,
-                folder if options.prompts is not None else None)
+    made = RenderPlan(tuple(tasks), (*recorded, *overrides) if record else request.overrides, record, folder,
+                      read_launch())  # fmt: skip
+    _check_changes(tasks, options)
+    _make_folder(options)
+    check_places(tasks, _sources(request, options), folder)
+    _lock(tasks[0].path if folder is None else folder / MANIFEST, made.launch, held)
+    looked = {task.path: task for task in places_of(made, options).look_at_all(made.mine)}
+    return dataclasses.replace(made, tasks=tuple(looked.get(task.path, task) for task in tasks))
 
 
-def _plan_resume(options: RenderOptions, file: Path) -> RenderPlan:
+def places_of(made: RenderPlan, options: RenderOptions) -> Places:
+    """Return what a command may do with files that are there."""
+    request = made.request
+    find_origin = functools.cache(lambda: read_origin(request.model, request.stream, made.overrides, request.window))
+    return Places(options.keep, options.overwrite, find_origin)
+
+
+def _sources(request: Request, options: RenderOptions) -> dict[str, str | None]:
+    return {"--image": request.image, "--video": request.video, "--follow": request.follow,
+            "--prompts": options.prompts}  # fmt: skip
+
+
+def _plan_resume(options: RenderOptions, held: ExitStack) -> RenderPlan:
     """Return the plan of `--resume FILE`: all as its record says."""
     if others := [spelling for name, spelling in options.flags().items() if name not in _WITH_RESUME]:
         raise ConfigError(f"--resume goes on as the render was begun: leave out {', '.join(others)}.")
-    video = file.with_suffix(".mp4")
+    video = _find_resumed(options.resume or Path())
+    check_plain(video)
+    launch = read_launch()
+    _lock(video, launch, held)
     record = read_record(record_path(video))
-    if not video.exists():
-        raise ConfigError(f"{video} does not exist: there is nothing to continue.")
     task = RenderTask(record.request, video, done=is_complete(video), begun=True)
-    if not task.done:
+    if not task.done and launch.rank == 0:
         read_unfinished(video)
         record.request.inputs()
-    return RenderPlan((task,), record.settings(), record)
+    return RenderPlan((task,), record.settings(), record, launch=launch)
+
+
+def _name_video(typed: Path) -> Path:
+    """Return the video of a typed video, record, or file of a video in several."""
+    if typed.suffix.lower() == ".json":
+        with suppress(CheckpointError):
+            named = Path(str(read_json(typed, {}).get("video", ""))).name.replace("-%04d", "")
+            return typed.with_name(named) if named else typed.with_suffix(".mp4")
+    whole = typed.with_stem(re.sub(r"-\d{4,}$", "", typed.stem) or typed.stem)
+    return whole if record_path(whole).exists() and not record_path(typed).exists() else typed
+
+
+def _find_resumed(typed: Path) -> Path:
+    """Return the video that was typed, or that a typed record describes. ConfigError, which names what was typed."""
+    if not typed.name:
+        raise ConfigError(f"--resume {str(typed)!r} names no file: give the video that was stopped.")
+    video = _name_video(typed)
+    beside = record_path(video)
+    if not any(path.exists() for path in (video, segment_path(video, 0))):
+        there = f", though {beside} is" if beside.exists() else ""
+        raise ConfigError(f"--resume {typed}: {video} is not there{there}, so there is nothing to continue.")
+    if not beside.exists():
+        raise ConfigError(f"--resume {typed}: {beside}, the record of its render, is not there, so it cannot be "
+                          "continued. Make it again with another name.")  # fmt: skip
+    return video
 
 
 def write_manifest(plan_: RenderPlan, status: dict[Path, str]) -> None:
-    """List every video of a batch and how far it is, one JSON object per line, in manifest.jsonl."""
+    """List every video of a batch and how far it is, one JSON object per line, in manifest.jsonl.
+
+    Of several processes, each says how far its own are, and leaves the others' lines as they are."""
     if plan_.folder is None:
         return
-    lines = [json.dumps({"video": task.path.name, "status": "done" if task.done else status.get(task.path, "waiting"),
-                         "prompt": task.request.prompt, "seed": task.request.seed, "seconds": task.request.seconds},
-                        ensure_ascii=False) for task in plan_.tasks]
-    fresh = plan_.folder / "manifest.jsonl.part"
-    fresh.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    fresh.replace(plan_.folder / "manifest.jsonl")
+    path, mine = plan_.folder / MANIFEST, {task.path for task in plan_.mine}
+    with hold(path.with_stem("manifest-lines"), wait_s=60):
+        told = _read_manifest(path) if plan_.launch.size > 1 else {}
+        lines = []
+        for task in plan_.tasks:
+            name, request = task.path.name, task.request
+            own = "done" if task.done else status.get(task.path, "waiting")
+            lines.append({"video": name, "status": own if task.path in mine else told.get(name, "waiting"),
+                          "prompt": request.prompt, "seed": request.seed, "seconds": request.seconds})  # fmt: skip
+        write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _read_manifest(path: Path) -> dict[str, str]:
+    """Return the status of each video in a manifest; of one that is not there or not one, nothing."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return {line["video"]: line["status"] for line in map(json.loads, lines)}
+    return {}
 
 
 def _pick_prompt(words: list[str], options: RenderOptions) -> str | None:
@@ -123,8 +193,14 @@ def _read_request(options: RenderOptions, start: Request, overrides: tuple[str, 
     kept = {name: as_setting(value) for name, value in typed.items() if value is not None}
     if options.size:
         kept["size"] = parse_size(options.size)
-    if options.seconds is None and options.follow and (length := read_duration(options.follow)):
+    if options.seconds is not None:
+        kept["seconds"] = parse_duration(options.seconds, "--seconds", endless=True)
+    elif options.follow and not options.loop and (length := read_duration(options.follow)):
         kept["seconds"] = length
+    if options.segment is not None:
+        kept["segment"] = parse_duration(options.segment, "--segment")
+    elif math.isinf(kept.get("seconds", start.seconds)) and start.segment is None:
+        kept["segment"] = SEGMENT_S
     if options.at:
         kept["cues"] = tuple(sorted(map(parse_cue, options.at), key=lambda cue: cue.at))
     runtime = {name: as_setting(value) for name, value in options.running.items()}
@@ -132,14 +208,12 @@ def _read_request(options: RenderOptions, start: Request, overrides: tuple[str, 
                                running=dataclasses.replace(start.running, **runtime), **kept)  # fmt: skip
 
 
-def _make_folder(options: RenderOptions) -> Path:
-    folder = options.out or Path()
+def _make_folder(options: RenderOptions) -> None:
     if options.out is not None:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            options.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"--out {folder} cannot be made: {error.strerror}.") from error
-    return folder
+            raise ConfigError(f"--out {options.out} cannot be made: {error.strerror}.") from error
 
 
 def _read_prompts(source: str, request: Request) -> list[PromptJob]:
@@ -152,28 +226,39 @@ def _read_prompts(source: str, request: Request) -> list[PromptJob]:
     return read_jobs(content, source, seed=request.seed, seconds=request.seconds)
 
 
-def _single_task(options: RenderOptions, request: Request, record: Record | None, folder: Path) -> RenderTask:
+def _single_task(options: RenderOptions, request: Request, record: Record | None) -> RenderTask:
     if options.output and options.out:
         raise ConfigError("-o names a file and --out a folder; use one of them.")
-    path = options.output or folder / f"{slug(request.prompt)}.mp4"
+    path = options.output or (options.out or Path()) / f"{slug(request.prompt)}.mp4"
     if record and options.record and not (options.output or options.out):
         path = options.record.with_suffix(".mp4")
-    return _task(options, request, path)
+    if options.keep and request.segment is not None:
+        raise ConfigError("--keep keeps videos of one file; what was written in several goes on with --resume.")
+    if options.seed is None and record is None:
+        request = dataclasses.replace(request, seed=_choose_seed(path, options.keep))
+    return RenderTask(request, path)
 
 
-def _batch_task(options: RenderOptions, request: Request, job: PromptJob, folder: Path) -> RenderTask:
+def _choose_seed(path: Path, keep: bool) -> int:
+    """Draw a seed; of what is to be kept, it is the one that it was made with."""
+    if keep and path.exists():
+        with suppress(ConfigError):
+            return read_record(record_path(path)).request.seed
+    return secrets.randbelow(_SEEDS)
+
+
+def _batch_tasks(options: RenderOptions, request: Request) -> list[RenderTask]:
     if options.output:
         raise ConfigError("-o names one file; with --prompts use --out DIR.")
-    path = folder / f"{job.name}.mp4"
-    mine = dataclasses.replace(request, prompt=job.prompt, seed=job.seed, seconds=job.seconds,
-                               cues=job.cues or request.cues)  # fmt: skip
-    return _task(options, mine, path, job.where)
-
-
-def _task(options: RenderOptions, request: Request, path: Path, where: str = "") -> RenderTask:
-    done = options.keep and is_complete(path)
-    begun = options.keep and not done and path.exists() and snapshot_path(path).exists()
-    return RenderTask(request, path, where, done, begun)
+    if options.segment or math.isinf(request.seconds):
+        raise ConfigError("--segment and --seconds inf are for one video; those of --prompts have an end, and a file "
+                          "each.")  # fmt: skip
+    folder, tasks = options.out or Path(), []
+    for job in _read_prompts(options.prompts or "", request):
+        mine = dataclasses.replace(request, prompt=job.prompt, seed=job.seed, seconds=job.seconds,
+                                   cues=job.cues or request.cues)  # fmt: skip
+        tasks.append(RenderTask(mine, folder / f"{job.name}.mp4", job.where))
+    return tasks
 
 
 def _check_changes(tasks: list[RenderTask], options: RenderOptions) -> None:
@@ -185,24 +270,9 @@ def _check_changes(tasks: list[RenderTask], options: RenderOptions) -> None:
             raise ConfigError(f"{task.where}{': ' if task.where else ''}--{error}") from None
 
 
-def _check_outputs(tasks: list[RenderTask], options: RenderOptions) -> None:
-    waiting = [task.path for task in tasks if not task.done]
-    replace = options.overwrite or options.keep
-    if len(tasks) == 1:
-        for path in waiting:
-            check_output(path, replace)
-            _check_record(path, replace)
-        return
-    for folder in {path.parent for path in waiting}:
-        check_folder(folder)
-    there = [path for path in waiting if path.exists()]
-    if there and not replace:
-        raise ConfigError(f"{len(there)} of {len(tasks)} outputs exist, the first is {there[0]}; use --keep to keep "
-                          "those that are complete, or --overwrite to replace them.")
+def _lock(path: Path, launch: Launch, held: ExitStack) -> None:
+    """Lock what will be written until the command ends: a video, or the list of a batch, whose videos have their turn.
 
-
-def _check_record(path: Path, replace: bool) -> None:
-    """A .json beside the video that is not a record is somebody's own: do not write over it unasked."""
-    beside = record_path(path)
-    if beside.exists() and not replace and '"request"' not in beside.read_text(encoding="utf-8", errors="replace"):
-        raise ConfigError(f"{beside} exists and is not a record of a render; use --overwrite or another name with -o.")
+    Of processes that were launched together, the first does."""
+    if launch.rank == 0:
+        held.enter_context(hold(path))

@@ -16,10 +16,11 @@ from typing import Annotated, Any
 
 import typer
 
+from rollforce.cli.interrupt import INTERRUPT, INTERRUPTED
 from rollforce.cli.options import AsJson, Debug, PlanOptions, RenderOptions, accept
 from rollforce.errors import RollforceError
 
-USAGE, ENVIRONMENT, MEMORY, INTERRUPTED = 2, 3, 4, 130
+USAGE, ENVIRONMENT, MEMORY = 2, 3, 4
 
 app = typer.Typer(name="rollforce", help="Endless video from text.", no_args_is_help=True, add_completion=False,
                   pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
@@ -99,7 +100,7 @@ def plan(options: PlanOptions) -> None:
 @app.command()
 def inspect(
     stream: Annotated[str, typer.Option("--stream", help="A stream preset, or a YAML file.")],
-    seconds: Annotated[float, typer.Option("--seconds", "-s", help="How much of the stream to walk.")] = 20.0,
+    seconds: Annotated[str, typer.Option("--seconds", "-s", metavar="TIME", help="How much to walk: 20, 1:30.")] = "20",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="The .png (default: PRESET.png).")] = None,
     model: Annotated[str, typer.Option("--model", help="Whose sizes: a bundled name, a folder, wan-1.3b.")] = "tiny",
     settings: Annotated[list[str] | None, typer.Option("--set", help="Stream setting, e.g. layout.chunk=2.")] = None,
@@ -162,6 +163,8 @@ def _explain_errors(debug: bool) -> Iterator[None]:
     except KeyboardInterrupt:
         _fail("interrupted", INTERRUPTED, debug)
     except ImportError as error:
+        if INTERRUPT.asked:
+            _fail("interrupted", INTERRUPTED, debug)
         _fail(f"{error}. Install what is missing: pip install rollforce, or one of its extras. See: rollforce doctor",
               ENVIRONMENT, debug)  # fmt: skip
     except OSError as error:

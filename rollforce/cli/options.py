@@ -65,9 +65,14 @@ class RenderOptions(Options):
     at: Annotated[list[str], _what("--at", metavar="TIME[,HOW]:PROMPT", show_default=False,
         help='From then on another prompt: 10s:"a blue star", 1m30s,flush:"a car". HOW: keep, blend, recache, '
              "anchors, flush, cut, shot (default recache). Repeatable.")] = field(default_factory=list)
-    seconds: Annotated[float | None, _what("--seconds", "-s", help="Length of the video (default 20).")] = None
-    seed: Annotated[int | None, _what("--seed", help="Another seed, another video (default 0).")] = None
+    seconds: Annotated[str | None, _what("--seconds", "-s", metavar="TIME",
+        help="Length of the video: 20, 10s, 1:30, 2m, or inf for one without end (default 20).")] = None
+    seed: Annotated[int | None, _what("--seed",
+        help="Another seed, another video (default: one that is drawn and said; 0 with --prompts).")] = None
     scale: Annotated[int | None, _what("--scale", help="Enlarge N times (default: to 256 or more).")] = None
+
+    fps: Annotated[float | None, _what("--fps",
+        help="Play the same frames at another rate, faster or slower (default: the model's).")] = None
 
     output: Annotated[Path | None, _file("-o", "--output", help="The .mp4 (default: its prompt).")] = None
     prompts: Annotated[str | None, _file("--prompts", help="Many: a .txt or .jsonl file; - is stdin.")] = None
@@ -77,14 +82,18 @@ class RenderOptions(Options):
     keep: Annotated[bool, _file("--keep",
         help="Keep videos that are complete, continue those that are not, make the others.")] = False
     overwrite: Annotated[bool, _file("--overwrite", help="Replace files that exist.")] = False
-    save_every: Annotated[float, _file("--save-every", metavar="SECONDS",
-        help="How often to save what --resume needs; longer where saving is slow. 0: never.")] = 10.0
+    segment: Annotated[str | None, _file("--segment", metavar="TIME",
+        help="Write files of this length, NAME-0000.mp4 and so on (default with --seconds inf: 10m).")] = None
+    save_every: Annotated[str, _file("--save-every", metavar="TIME",
+        help="How often to save what --resume needs; longer where saving is slow. 0: never.")] = "10"
 
     image: Annotated[Path | None, _past("--image", help="Go on from this picture.")] = None
     video: Annotated[Path | None, _past("--video", help="Go on from this clip.")] = None
     follow: Annotated[Path | None, _past("--follow", help="Show the prompt in this video's place.")] = None
     strength: Annotated[float | None, _past("--strength",
         help="How much of --follow may change: 0.3 little, 0.9 nearly all (default 0.7).")] = None
+    loop: Annotated[bool | None, _past("--loop", help="Begin --follow again where it ends, for all of --seconds.",
+        show_default=False)] = None
     fit: Annotated[str | None, _past("--fit", help="Pictures of another size: crop, pad, stretch.")] = None
 
     threads: Annotated[int | None, _model("--threads", help="CPU threads (small models: 1).")] = None

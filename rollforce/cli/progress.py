@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from rollforce.cli.record import Request, record_path
+from rollforce.cli.record import Request, record_path, segment_path
 from rollforce.cli.render import Progress, Result
 from rollforce.cli.resume import snapshot_path
 from rollforce.streaming.events import Cue
@@ -47,11 +48,12 @@ class Terminal:
 
     def announce(self, request: Request, fps: float, path: Path, done: int = 0) -> None:
         """Print what will be made; `done` frames of it are there already."""
-        frames = max(1, round(request.seconds * fps))
         changes = f" · {_plural(len(request.cues), 'change')}" if request.cues else ""
         there = f", of which {done / fps:g} s are there" if done else ""
-        self.say(f"{request.seconds:g} s = {frames} frames of {request.prompt!r}{changes} · seed {request.seed} -> "
-                 f"{path}{there} (playable while it grows)")
+        rate = f" · played at {request.fps:g} fps" if request.fps not in (None, fps) else ""
+        files = path if request.segment is None else f"{segment_path(path, 0)}, ... of {request.segment:g} s each"
+        what = f"{_length(request, fps)} of {request.prompt!r}{changes}{rate} · seed {request.seed}"
+        self.say(f"{what} -> {files}{there} (playable while it grows)")
 
     @contextmanager
     def show_progress(self, seconds: float) -> Iterator[Report]:
@@ -62,7 +64,8 @@ class Terminal:
         bar = Bar(TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.fields[text]}"),
                   console=self.console, transient=True)
         with bar:
-            task = bar.add_task("rendering", total=seconds, text="waiting for the first frame")
+            total = None if math.isinf(seconds) else seconds
+            task = bar.add_task("rendering", total=total, text="waiting for the first frame")
             yield lambda progress: bar.update(task, completed=progress.video_s, text=_text(progress))
 
     def show_result(self, result: Result, request: Request, path: Path) -> None:
@@ -84,7 +87,7 @@ class Terminal:
 
 def _rows(result: Result, request: Request, path: Path) -> Iterator[tuple[str, str]]:
     if result.interrupted:
-        yield "interrupted", f"after {result.seconds:g} s of video; {path} plays"
+        yield "interrupted", f"after {result.seconds:g} s of video; {_files(result, path)} plays"
         if snapshot_path(path).exists():
             yield "to continue", f"rollforce render --resume {path}"
     else:
@@ -99,7 +102,7 @@ def _rows(result: Result, request: Request, path: Path) -> Iterator[tuple[str, s
     yield "peak memory", f"{result.peak_memory_mb:.0f} MB" + (f", device {device:.0f} MB" if device else "")
     if result.drift is not None and result.drift.window_s >= 2 and not request.cues:  # less is motion, others are meant
         yield "drift", result.drift.line()
-    yield "wrote", f"{path}, {record_path(path)} (every setting; `rollforce render --from` repeats it)"
+    yield "wrote", f"{_files(result, path)}, {record_path(path)} (every setting; `rollforce render --from` repeats it)"
 
 
 def _changes(result: Result, request: Request) -> Iterator[tuple[str, str]]:
@@ -122,8 +125,21 @@ def _describe_cue(cue: Cue) -> str:
     return " · ".join(part for part in (prompt, "" if cue.seed is None else f"seed {cue.seed}") if part)
 
 
+def _length(request: Request, fps: float) -> str:
+    if math.isinf(request.seconds):
+        return "endless (Ctrl-C ends it) video"
+    return f"{request.seconds:g} s = {max(1, round(request.seconds * fps))} frames"
+
+
+def _files(result: Result, path: Path) -> str:
+    if not result.segments:
+        return str(path)
+    return " to ".join(str(segment_path(path, number)) for number in sorted({0, result.segments - 1}))
+
+
 def _text(progress: Progress) -> str:
-    return (f"{progress.video_s:.1f}/{progress.total_s:g} s · {progress.fps:.1f} fps · first frame "
+    total = "" if math.isinf(progress.total_s) else f"/{progress.total_s:g}"
+    return (f"{progress.video_s:.1f}{total} s · {progress.fps:.1f} fps · first frame "
             f"{progress.first_frame_s:.2f} s · {progress.memory_mb:.0f} MB")
 
 

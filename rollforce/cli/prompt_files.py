@@ -8,6 +8,7 @@ A .txt file holds one prompt per line; a .jsonl file one object per line with `p
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,8 +18,9 @@ from rollforce.config import read_value
 from rollforce.engine.transitions import AnyTransition
 from rollforce.errors import ConfigError
 from rollforce.streaming.events import RECACHE, Cue
+from rollforce.video.duration import parse_duration
 
-_TIME = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
+_CLOCK_FIRST = re.compile(r"(\d+(?::[0-5]\d)+(?:\.\d+)?)(?=\s*[,:])")  # 1:30 before what follows it in --at
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class _Change:
         check_seed(self.seed or 0)
         prompt = None if self.prompt is None else _check_text("prompt", self.prompt)
         how = _read_transition(self.transition) if isinstance(self.transition, str) else self.transition
-        return Cue(parse_time(self.seconds) if isinstance(self.seconds, str) else self.seconds, prompt, how, self.seed)
+        return Cue(parse_duration(self.seconds), prompt, how, self.seed)
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,16 @@ class _Line:
     prompt: str
     id: str | None = None
     seed: int | None = None
-    seconds: float | None = None
+    seconds: float | str | None = None
     at: tuple[_Change, ...] = ()
 
     def job(self, index: int, where: str, seed: int, seconds: float) -> PromptJob:
         seed = seed if self.seed is None else self.seed
-        seconds = seconds if self.seconds is None else self.seconds
+        seconds = seconds if self.seconds is None else parse_duration(self.seconds, "seconds")
         check_seed(seed)
         check_seconds(seconds)
+        if math.isinf(seconds):
+            raise ConfigError("seconds must have an end in a prompt file; --seconds inf is for one video.")
         name = _check_text("prompt", self.prompt) if self.id is None else _check_text("id", self.id)
         cues = tuple(sorted((change.cue() for change in self.at), key=lambda cue: cue.at))
         check_cues(cues, seconds)
@@ -125,25 +129,18 @@ def _check_text(name: str, text: str) -> str:
 # -- what changes later ---------------------------------------------------------------------------------------------
 
 
-def parse_time(text: str) -> float:
-    """Return the seconds of "10", "10s", "2.5s", "1m30s" or "1h". ConfigError."""
-    match = _TIME.fullmatch(text.strip())
-    if not match or not any(match.groups()):
-        raise ConfigError(f"{text!r} is not a time; write seconds (10, 10s, 2.5s) or 1m30s.")
-    hours, minutes, seconds = (float(part or 0) for part in match.groups())
-    return 3600 * hours + 60 * minutes + seconds
-
-
 def parse_cue(text: str) -> Cue:
     """Return a change of prompt as it is typed, TIME:PROMPT or TIME,TRANSITION:PROMPT. ConfigError."""
-    head, colon, prompt = text.partition(":")
-    time, comma, how = head.partition(",")
+    clock = _CLOCK_FIRST.match(text.lstrip())
+    time, text_after = (clock[1], text.lstrip()[clock.end() :]) if clock else ("", text)
+    head, colon, prompt = text_after.partition(":")
+    before, comma, how = head.partition(",")
     try:
         if not colon:
             raise ConfigError("it is TIME:PROMPT or TIME,TRANSITION:PROMPT, such as 10s,flush:\"a blue star\".")
         if not prompt.strip():
             raise ConfigError("the prompt is empty. Say what to show from then on.")
-        return Cue(parse_time(time), prompt.strip(), _read_transition(how.strip()) if comma else RECACHE)
+        return Cue(parse_duration(time or before), prompt.strip(), _read_transition(how.strip()) if comma else RECACHE)
     except ConfigError as error:
         raise ConfigError(f"--at {text!r}: {error}") from None
 

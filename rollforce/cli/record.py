@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
+from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rollforce.checkpoints.outputs import write_whole
 from rollforce.checkpoints.safetensors_folder import read_json
 from rollforce.config import build, to_dict
 from rollforce.errors import CheckpointError, ConfigError
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from rollforce.streaming.model import Model
 
 
+LONGEST_S, FASTEST = 1e8, 240  # three years; frames per second
 OLD_NAMES = {"rung": "quality"}  # of settings, in records and snapshots that were written before
 
 
@@ -31,7 +34,8 @@ class Request:
 
     `threads` belongs here because sums are split over threads: another number of them gives another last digit.
     `image`, `video`, `follow`: files; see Model.session. A followed video ends the stream, if `seconds` do not.
-    `cues`: what changes on the way, by seconds of what is streamed."""
+    `cues`: what changes on the way, by seconds of what is streamed. `seconds` may be infinite; `segment`: seconds of
+    each file, where there are several. `fps`: at which the file plays; None: the model's. `loop`: `follow` repeats."""
 
     prompt: str
     seed: int = 0
@@ -53,17 +57,25 @@ class Request:
     fit: Fit = "crop"
     running: RuntimeOptions = field(default_factory=RuntimeOptions)
     cues: tuple[Cue, ...] = ()
+    loop: bool = False
+    fps: float | None = None
+    segment: float | None = None
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
         check_seconds(self.seconds)
-        for name, count in (("scale", self.scale), ("threads", self.threads)):
-            if count is not None and count < 1:
-                raise ConfigError(f"{name} must be a whole number of at least 1, got {count}.")
+        if self.segment is not None and not 0 < self.segment <= LONGEST_S:
+            raise ConfigError(f"segment must be above 0 seconds and at most {LONGEST_S:g}, got {self.segment:g}.")
+        if self.fps is not None and not 1 <= self.fps <= FASTEST:
+            raise ConfigError(f"fps must be from 1 to {FASTEST} frames per second, got {self.fps:g}.")
+        for name, value in (("scale", self.scale), ("threads", self.threads)):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be a whole number of at least 1, got {value}.")
 
     def inputs(self) -> StreamInputs:
         """Return what the stream takes besides its prompt; files are looked for, not yet read. ConfigError."""
-        inputs = StreamInputs(self.image, self.video, self.follow, FollowSettings.of_strength(self.strength), self.fit)
+        inputs = StreamInputs(self.image, self.video, self.follow, FollowSettings.of_strength(self.strength), self.fit,
+                              self.loop)  # fmt: skip
         for name in ("image", "video", "follow"):
             path = getattr(self, name)
             if path is not None and not Path(path).is_file():
@@ -79,9 +91,11 @@ def check_seed(seed: int) -> None:
 
 
 def check_seconds(seconds: float) -> None:
-    """ConfigError unless a video can have this length."""
-    if not 0 < seconds < math.inf:
+    """ConfigError unless a video can have this length, which may be infinite."""
+    if not seconds > 0:
         raise ConfigError(f"seconds must be above 0, got {seconds:g}.")
+    if LONGEST_S < seconds < math.inf:
+        raise ConfigError(f"seconds must be at most {LONGEST_S:g}, or inf for no end, got {seconds:g}.")
 
 
 def as_setting(value: Any) -> Any:
@@ -92,8 +106,8 @@ def as_setting(value: Any) -> Any:
 def describe(model: Model, request: Request, path: Path) -> dict[str, Any]:
     """Return the record of a render before it has run: `result` is null until it has."""
     return {
-        "video": path.name,
-        "request": to_dict(request),
+        "video": path.name if request.segment is None else segment_path(path).name,
+        "request": request_data(request),
         "model": {"name": model.name, "licence": model.licence, "parameters": model.parameters, "fps": model.fps,
                   "weights_sha256": model.fingerprint, "device": str(model.device), "dtype": str(model.dtype)},
         "stream": to_dict(model.stream_settings),
@@ -107,13 +121,24 @@ def record_path(video: Path) -> Path:
     return video.with_suffix(".json")
 
 
+def segment_path(video: Path, number: int | None = None) -> Path:
+    """Return the name of one file of a video that is written in several, or (None) the pattern of all names."""
+    return video.with_stem(f"{video.stem}-{'%04d' if number is None else f'{number:04d}'}")
+
+
+def segments_of(video: Path) -> list[Path]:
+    """Return the files of a video that was written in several: all from the first on, to the first that is missing."""
+    return list(takewhile(Path.exists, (segment_path(video, number) for number in count())))
+
+
 def is_complete(video: Path) -> bool:
-    """Return whether `video` was rendered to its end: a batch that keeps what is there skips it."""
+    """Return whether `video` was rendered to its end, and all its files are there."""
     try:
         result = read_json(record_path(video), {}).get("result") or {"interrupted": True}
     except CheckpointError:
         return False
-    return video.exists() and not result["interrupted"]
+    files = result.get("segments", 0)
+    return not result["interrupted"] and (len(segments_of(video)) >= files if files else video.exists())
 
 
 @dataclass(frozen=True)
@@ -150,12 +175,24 @@ def read_record(path: Path) -> Record:
         raise ConfigError(f"{path} is not JSON ({error}). --from takes the file that lies beside a video.") from error
     if not (isinstance(data, dict) and {"request", "stream", "model", "versions"} <= set(data)):
         raise ConfigError(f"{path} is no record of a render. --from takes the .json that lies beside a video.")
-    request = build(Request, upgrade(data["request"]))
+    request = read_request(data["request"])
     result = data.get("result") or {}
     whole = {} if result.get("interrupted") else result
     video = None if whole.get("continued_at") else whole.get("video_sha256")
     return Record(request, data["stream"], data["model"].get("weights_sha256", ""), data["versions"], video,
                   whole.get("frames_sha256"))  # fmt: skip
+
+
+def request_data(request: Request) -> dict[str, Any]:
+    """Return a request as plain data: JSON has no infinity, so that is a word."""
+    return {**to_dict(request), **({"seconds": "inf"} if math.isinf(request.seconds) else {})}
+
+
+def read_request(data: Any) -> Request:
+    """Return the request that `request_data` wrote, now or under older names. ConfigError."""
+    data = upgrade(data)
+    endless = isinstance(data, dict) and data.get("seconds") == "inf"
+    return build(Request, {**data, "seconds": math.inf} if endless else data)
 
 
 def upgrade(value: Any) -> Any:
@@ -167,7 +204,4 @@ def upgrade(value: Any) -> Any:
 
 def save_record(video: Path, record: dict[str, Any]) -> None:
     """Write what `describe` returned beside a video."""
-    target = record_path(video)
-    fresh = target.with_suffix(".json.part")
-    fresh.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    fresh.replace(target)
+    write_whole(record_path(video), json.dumps(record, indent=2, ensure_ascii=False) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rollforce.cli.record import Request, describe, save_record, upgrade
+from rollforce.cli.record import Request, describe, read_request, request_data, save_record, upgrade
 from rollforce.cli.resume import SAVE_EVERY_S, Keeper, read_unfinished
+from rollforce.cli.segments import SegmentedWriter
 from rollforce.config import build, to_dict
 from rollforce.errors import SnapshotError
 from rollforce.evaluation import process
@@ -55,7 +57,8 @@ class Result:
     before and the next frame's bytes, so that it can go on in another process. (Records of videos before 2026-11-21
     have one SHA-256 over all bytes; nothing compares the two.) `continued_at`: numbers of frames behind which another
     process went on; times are the sum of all, without what a killed one did after its last snapshot, and
-    `video_sha256` is then that of one file that was put together, not of every render of these frames."""
+    `video_sha256` is then that of one file that was put together, not of every render of these frames; of a video in
+    several files, whose number is `segments`, it is None."""
 
     frames: int
     seconds: float
@@ -72,9 +75,10 @@ class Result:
     peak_device_memory_mb: float | None
     drift: Drift | None
     frames_sha256: str
-    video_sha256: str
+    video_sha256: str | None
     events: tuple[Event, ...] = ()  # what became of the cues
     continued_at: tuple[int, ...] = ()
+    segments: int = 0
 
 
 class Tally:
@@ -99,6 +103,8 @@ class Tally:
     @property
     def left_s(self) -> float:
         """Seconds of video that are still to come: 0 at the end."""
+        if math.isinf(self.request.seconds):
+            return math.inf
         return (max(1, round(self.request.seconds * self.fps)) - self.streamed) / self.fps
 
     def add(self, chunk: Chunk) -> None:
@@ -119,8 +125,8 @@ class Tally:
         return Progress(self.streamed, self.streamed / self.fps, self.request.seconds, self.elapsed_s,
                         self.first_frame_s or 0.0, self.denoise_s, process.resident_mb())
 
-    def result(self, path: Path, interrupted: bool, model: Model) -> Result:
-        """Return the outcome, once the video at `path` is closed."""
+    def result(self, path: Path, interrupted: bool, model: Model, segments: int = 0) -> Result:
+        """Return the outcome, once the video at `path`, or its `segments`, are closed."""
         elapsed = self.elapsed_s
         fps = self.frames / max(elapsed, 1e-9)
         return Result(
@@ -129,15 +135,16 @@ class Tally:
             elapsed_s=elapsed, denoise_s=self.denoise_s, decode_s=self.decode_s,
             denoise_fps=self.frames / max(self.denoise_s, 1e-9), end_to_end_fps=fps, times_real_time=fps / self.fps,
             peak_memory_mb=process.peak_mb(), peak_device_memory_mb=process.device_peak_mb(model.device),
-            drift=self.meter.result(), frames_sha256=self.digest.hex(), video_sha256=process.file_sha256(path),
-            events=tuple(self.events), continued_at=tuple(self.continued_at))
+            drift=self.meter.result(), frames_sha256=self.digest.hex(), events=tuple(self.events),
+            video_sha256=None if segments else process.file_sha256(path), continued_at=tuple(self.continued_at),
+            segments=segments)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a snapshot keeps: counts, times, events, and the state of the drift meter."""
         plain = {name: getattr(self, name) for name in _PLAIN}
         meter = {name: torch.from_numpy(value) for name, value in self.meter.state_dict().items()}
         return {**plain, "elapsed_s": self.elapsed_s, "meter": meter, "digest": self.digest.hex(),
-                "events": [to_dict(event) for event in self.events], "request": to_dict(self.request)}  # fmt: skip
+                "events": [to_dict(event) for event in self.events], "request": request_data(self.request)}  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Count on from a `state_dict` of the same request."""
@@ -168,8 +175,7 @@ def render(model: Model, request: Request, path: Path, report: Callable[[Progres
     with (
         Keeper(path, save_every if request.follow is None else 0.0) as keeper,
         _session(model, request, go_on) as session,
-        VideoWriter(path, model.fps, _size(request), scale=request.scale or 1, codec=request.codec,
-                    after=tally.frames) as video,
+        _open(path, request, model.fps, tally.frames) as video,
     ):  # fmt: skip
         if go_on is None:
             keeper.forget()
@@ -181,22 +187,38 @@ def render(model: Model, request: Request, path: Path, report: Callable[[Progres
         except KeyboardInterrupt:
             pass
         tally.frames = video.frames  # Ctrl-C may come in the middle of a chunk
-    result = tally.result(path, not ended, model)
+    segments = video.count if isinstance(video, SegmentedWriter) else 0
+    result = tally.result(path, not ended, model, segments)
     save_record(path, {**record, "result": _round(to_dict(result))})
     if ended:
         keeper.forget()
     return result
 
 
-def _write(session: Session, video: VideoWriter, tally: Tally, keeper: Keeper, report: Callable[[Progress], None],
-           stopping: Callable[[], bool]) -> bool:  # fmt: skip
+def _open(path: Path, request: Request, fps: float, after: int) -> VideoWriter | SegmentedWriter:
+    """Return the writer of a request: of one file, or of several; `after`: behind so many frames that are there."""
+
+    def open_file(path: Path, after: int) -> VideoWriter:
+        if not after:
+            path.unlink(missing_ok=True)  # what plays or links the old file keeps it
+        return VideoWriter(path, request.fps or fps, _size(request), scale=request.scale or 1, codec=request.codec,
+                           after=after)  # fmt: skip
+
+    if request.segment is None:
+        return open_file(path, after)
+    return SegmentedWriter(open_file, path, max(1, round(request.segment * fps)), after)
+
+
+def _write(session: Session, video: VideoWriter | SegmentedWriter, tally: Tally, keeper: Keeper,
+           report: Callable[[Progress], None], stopping: Callable[[], bool]) -> bool:  # fmt: skip
     """Write chunk after chunk; return whether the end was reached."""
 
     def snapshot() -> Snapshot:
         taken = session.snapshot()
         return dataclasses.replace(taken, state={**taken.state, "render": tally.state_dict()})
 
-    for chunk in session.stream(seconds=tally.left_s) if tally.left_s > 0 else ():
+    left = None if math.isinf(tally.left_s) else tally.left_s
+    for chunk in session.stream(seconds=left) if tally.left_s > 0 else ():
         video.write(chunk.frames)
         tally.add(chunk)
         tally.frames = video.frames
@@ -227,8 +249,8 @@ def find_unfinished(model: Model, request: Request, path: Path) -> Snapshot:
     """Return where a render of this request to `path` was when it was stopped. SnapshotError if there is nothing, or it
     is of another request, model or settings."""
     snapshot = read_unfinished(path)
-    begun = upgrade(snapshot.state.get("render", {}).get("request"))
-    if begun != to_dict(resolve(model, request)):
+    begun = snapshot.state.get("render", {}).get("request")
+    if begun is None or read_request(begun) != resolve(model, request):
         raise SnapshotError(f"What lies beside {path} was saved by a render of something else. "
                             "Use --overwrite, or another name with -o.")  # fmt: skip
     model.check_snapshot(snapshot)

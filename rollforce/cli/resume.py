@@ -17,6 +17,7 @@ from typing import Self
 import torch
 from safetensors import SafetensorError
 
+from rollforce.cli.record import record_path
 from rollforce.errors import SnapshotError
 from rollforce.streaming.snapshot import Snapshot
 
@@ -36,7 +37,7 @@ def read_unfinished(video: Path) -> Snapshot:
     path = snapshot_path(video)
     if not path.exists():
         raise SnapshotError(f"{path} is not there, so {video} cannot be continued. Make it again: "
-                            f"rollforce render --from {video.with_suffix('.json')} --overwrite")  # fmt: skip
+                            f"rollforce render --from {record_path(video)} --overwrite")  # fmt: skip
     return Snapshot.load(path)
 
 
@@ -50,6 +51,7 @@ class Keeper:
         self._fresh = self.path.with_suffix(".safetensors.part")
         self._frames: int | None = None  # of the snapshot that waits
         self._due = time.monotonic()
+        self._warned = False
 
     def update(self, frames: int, safe: int, take: Callable[[], Snapshot]) -> None:
         """Save if it is time to: `frames` were written, `safe` of which are in the file whatever happens."""
@@ -59,18 +61,27 @@ class Keeper:
             self.save(frames, take)
 
     def save(self, frames: int, take: Callable[[], Snapshot]) -> None:
-        """Save now. An error is logged and ends all saving; it must not end the video."""
+        """Save now. An error is logged once, and saving tried again when it is due; it must not end the video."""
         if not self.every_s:
             return
         begun = time.monotonic()
         try:
             take().save(self._fresh)
         except (OSError, SafetensorError, torch.OutOfMemoryError) as error:
-            log.warning("%s cannot be saved, so this render cannot be continued from here: %s", self.path, error)
-            self.every_s, self._frames = 0.0, None
-            return
-        self._frames, now = frames, time.monotonic()
+            self._warn(error)
+            self._frames = None
+            self._fresh.unlink(missing_ok=True)  # half of it: room for the video
+        else:
+            self._frames, self._warned = frames, False
+        now = time.monotonic()
         self._due = now + max(self.every_s, (now - begun) / _SHARE)
+
+    def _warn(self, error: Exception) -> None:
+        """Say once what --resume will do, until saving works again."""
+        if not self._warned:
+            then = "--resume goes on from the one before" if self.path.exists() else "there is nothing to --resume from"
+            log.warning("%s cannot be saved now (%s): until it can, %s", self.path, error, then)
+        self._warned = True
 
     def forget(self) -> None:
         """Delete what was saved: the video is complete, or begins anew."""
@@ -87,5 +98,7 @@ class Keeper:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:  # fmt: skip
-        if self._frames is not None:  # the file is closed, and has all that was written
+        if isinstance(error, OSError):  # of the video, which may lack what the newest snapshot counts on
+            self._fresh.unlink(missing_ok=True)
+        elif self._frames is not None:  # the file is closed, and has all that was written
             self._settle()

@@ -6,20 +6,26 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from rollforce.cli.jobs import RenderPlan, RenderTask, plan, write_manifest
+from rollforce.checkpoints.outputs import hold
+from rollforce.cli.interrupt import INTERRUPT
+from rollforce.cli.jobs import RenderPlan, places_of, plan, write_manifest
 from rollforce.cli.options import RenderOptions
+from rollforce.cli.places import RenderTask
 from rollforce.cli.progress import Terminal
-from rollforce.cli.record import Request, record_path
+from rollforce.cli.record import Record, Request, record_path
 from rollforce.cli.render import Result, find_unfinished, render
+from rollforce.cli.resume import snapshot_path
 from rollforce.engine.transitions import check
 from rollforce.errors import ConfigError, SnapshotError
 from rollforce.streaming.load import load
 from rollforce.streaming.model import Model
 from rollforce.streaming.snapshot import Snapshot
+from rollforce.video.duration import parse_duration
 
 
 class Stop:
@@ -48,29 +54,38 @@ class Stop:
 
 def make(options: RenderOptions, terminal: Terminal, tell: Callable[[str], None]) -> bool:
     """Carry out a command; return whether it reached its end. `tell` takes records, where JSON is wanted."""
-    planned = plan(options)
-    waiting = [task for task in planned.tasks if not task.done]
-    if kept := len(planned.tasks) - len(waiting):
-        one = f"{planned.tasks[0].path} is complete and kept"
-        terminal.say(one if len(planned.tasks) == 1 else f"{kept} of {len(planned.tasks)} videos are complete and kept")
-    return not waiting or _render_all(planned, waiting, terminal, options, tell)
+    with ExitStack() as held:
+        planned = plan(options, held)
+        mine, launch = planned.mine, planned.launch
+        if launch.size > 1:
+            terminal.say(f"process {launch.rank + 1} of {launch.size}: {len(mine)} of {len(planned.tasks)} videos")
+        waiting = [task for task in mine if not task.done]
+        if kept := len(mine) - len(waiting):
+            one = f"{mine[0].path} is complete and kept"
+            terminal.say(one if len(planned.tasks) == 1 else f"{kept} of {len(mine)} videos are complete and kept")
+        if not waiting and mine:
+            write_manifest(planned, {})
+        return not waiting or _render_all(planned, waiting, terminal, options, tell)
 
 
 def _render_all(planned: RenderPlan, waiting: list[RenderTask], terminal: Terminal, options: RenderOptions,
                 tell: Callable[[str], None]) -> bool:  # fmt: skip
     """Make one video after the other; return whether all were made."""
-    model, status = _load(planned, waiting, terminal), dict[Path, str]()
+    model, status, places = _load(planned, waiting, terminal), dict[Path, str](), places_of(planned, options)
+    INTERRUPT.check()
     write_manifest(planned, status)
     with Stop(terminal) as stop:
         for task in waiting:
             if stop.asked:
                 return False
-            result = _render_one(planned, task, model, terminal, options.save_every, stop)
-            status[task.path] = "interrupted" if result.interrupted else "done"
+            with hold(task.path):
+                now = places.look(task) if planned.folder else task  # somebody may have written it meanwhile
+                whole = now.done or _render_one(planned, now, model, terminal, options, stop)
+            status[task.path] = "done" if whole else "interrupted"
             write_manifest(planned, status)
             if options.as_json:
                 tell(json.dumps(json.loads(record_path(task.path).read_text(encoding="utf-8"))))
-            if result.interrupted:
+            if not whole:
                 return False
     return True
 
@@ -78,7 +93,8 @@ def _render_all(planned: RenderPlan, waiting: list[RenderTask], terminal: Termin
 def _load(planned: RenderPlan, waiting: list[RenderTask], terminal: Terminal) -> Model:
     request, begun = planned.request, time.perf_counter()
     model = load(request.model, stream=request.stream, overrides=planned.overrides, window=request.window,
-                 device=request.device, dtype=request.dtype, threads=request.threads, running=request.running)
+                 device=planned.launch.device(request.device), dtype=request.dtype, threads=request.threads,
+                 running=request.running)  # fmt: skip
     _check_prompts(model, waiting)
     terminal.show_model(model, request.size or model.size, time.perf_counter() - begun)
     if planned.record and (reasons := planned.record.differences(model)):
@@ -115,25 +131,36 @@ def _problem(place: str, ask: Callable[..., None], *words: Any) -> Iterator[tupl
         yield place, str(error)
 
 
-def _render_one(planned: RenderPlan, task: RenderTask, model: Model, terminal: Terminal, save_every: float,
-                stop: Stop) -> Result:  # fmt: skip
-    """Make or continue one video, and compare it with its record, if it repeats one."""
+def _render_one(planned: RenderPlan, task: RenderTask, model: Model, terminal: Terminal, options: RenderOptions,
+                stop: Stop) -> bool:  # fmt: skip
+    """Make or continue one video, and compare it with its record, if it repeats one. Return whether it is whole."""
     start = _find_start(planned, task, model, terminal)
     done = 0 if start is None else int(start.state["render"]["streamed"])
+    save_every = parse_duration(options.save_every)
     terminal.announce(task.request, model.fps, task.path, done)
-    with terminal.show_progress(task.request.seconds) as report:
-        result = render(model, task.request, task.path, report, go_on=start, save_every=save_every,
-                        stopping=lambda: stop.asked)  # fmt: skip
+    try:
+        with terminal.show_progress(task.request.seconds) as report:
+            result = render(model, task.request, task.path, report, go_on=start, save_every=save_every,
+                            stopping=lambda: stop.asked)  # fmt: skip
+    except OSError:  # a full disk, most often
+        if snapshot_path(task.path).exists():
+            terminal.say(f"to continue, once the reason is gone: rollforce render --resume {task.path}")
+        raise
     terminal.show_result(result, task.request, task.path)
-    record = planned.record
-    if record is not None and not result.interrupted and record.frames_sha256:
-        if record.video_sha256 == result.video_sha256:
+    if planned.record is not None and not result.interrupted:
+        _compare(planned.record, result, terminal)
+    return not result.interrupted
+
+
+def _compare(record: Record, result: Result, terminal: Terminal) -> None:
+    """Say whether a video came out as it is recorded."""
+    if record.frames_sha256:
+        if record.video_sha256 and record.video_sha256 == result.video_sha256:
             terminal.say("the same bytes as recorded")
-        elif record.video_sha256 is None and record.frames_sha256 == result.frames_sha256:
-            terminal.say("the same frames as recorded (that file was put together from parts)")
+        elif None in (record.video_sha256, result.video_sha256) and record.frames_sha256 == result.frames_sha256:
+            terminal.say("the same frames as recorded (in files that were put together otherwise)")
         else:
             terminal.say("not the recorded bytes", "yellow")
-    return result
 
 
 def _find_start(planned: RenderPlan, task: RenderTask, model: Model, terminal: Terminal) -> Snapshot | None:

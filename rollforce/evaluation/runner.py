@@ -16,6 +16,7 @@ from zlib import crc32
 import numpy as np
 import torch
 
+from rollforce.checkpoints.outputs import write_whole
 from rollforce.config import to_dict
 from rollforce.engine.rollout_group import RolloutGroup
 from rollforce.errors import ConfigError
@@ -197,7 +198,7 @@ class EvaluationJournal:
             known = before | known
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [known, *(asdict(stream) for stream in self.streams)]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def add(self, stream: StreamedVideo) -> None:
         """Keep one more stream."""

@@ -61,13 +61,15 @@ class FollowSettings:
 
 @dataclass(frozen=True)
 class StreamInputs:
-    """What a stream goes on from (`image` or `video`) or follows (`follow`), as the user gave it: at most one."""
+    """What a stream goes on from (`image` or `video`) or follows (`follow`), as the user gave it: at most one. `loop`:
+    what is followed begins again where it ends."""
 
     image: Picture | None = None
     video: Clip | None = None
     follow: Clip | None = None
     following: FollowSettings = field(default_factory=FollowSettings)
     fit: Fit = "crop"
+    loop: bool = False
 
     def __post_init__(self) -> None:
         names = [name for name in ("image", "video", "follow") if getattr(self, name) is not None]
@@ -75,6 +77,11 @@ class StreamInputs:
             raise ConfigError(f"{' and '.join(f'{name}=' for name in names)} cannot be used together.")
         if self.fit not in ("crop", "pad", "stretch"):
             raise ConfigError(f"fit {self.fit!r} is not one of crop, pad, stretch.")
+        if self.loop and self.follow is None:
+            raise ConfigError("loop repeats what is followed: give the clip with follow (--follow FILE). An image or a "
+                              "video to go on from is shown once.")  # fmt: skip
+        if self.loop and isinstance(self.follow, Iterator):
+            raise ConfigError("loop cannot repeat an iterator, whose pictures come but once: give a file or an array.")
 
 
 def encode_past(inputs: StreamInputs, autoencoder: Autoencoder, size: tuple[int, int], fps: float) -> Tensor | None:
@@ -96,13 +103,23 @@ def encode_past(inputs: StreamInputs, autoencoder: Autoencoder, size: tuple[int,
     return autoencoder.encoder().encode(np.stack([fit_picture(p, size, inputs.fit) for p in pictures[spare:]]))
 
 
+def _repeat(inputs: StreamInputs, fps: float) -> Iterator[np.ndarray]:
+    """Yield the pictures of what is followed, again and again; none if it has none."""
+    shown = True
+    while shown:
+        shown = False
+        for picture in read_clip(inputs.follow, fps, "follow"):
+            shown = True
+            yield picture
+
+
 class Follower:
     """A video that a stream follows: its latents as it comes, and the noise level of each chunk (rollout.Source)."""
 
     def __init__(self, inputs: StreamInputs, autoencoder: Autoencoder, size: tuple[int, int], fps: float,
                  chunk: int) -> None:  # fmt: skip
         self.settings, self.chunk, self.size, self.fit = inputs.following, chunk, size, inputs.fit
-        self._pictures: Iterator[np.ndarray] = read_clip(inputs.follow, fps, "follow")
+        self._pictures = _repeat(inputs, fps) if inputs.loop else read_clip(inputs.follow, fps, "follow")
         self._autoencoder, self._encoder = autoencoder, autoencoder.encoder()
         self._level = inputs.following.strength
         self._last: np.ndarray | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -43,10 +44,7 @@ def load(model: str | Path = "tiny", *, stream: str | Path | None = None, overri
     number); `running` attention kernel, LoRAs, quantised weights, offloading.
     Raises ConfigError, CheckpointError, or DoesNotFit before anything is computed."""
     folder = _find_folder(model)
-    card = _read_card(folder, stream)
-    changes = card.changes if stream is None else ()  # those of the preset that the model was trained for
-    settings = build(StreamSettings, preset_file(stream or card.stream), overrides=(*changes, *overrides))
-    settings = settings if window is None else settings.with_window(window)
+    card, settings = _read_settings(folder, stream, overrides, window)
     place = _choose_device(device)
     number = pick_dtype(dtype, place)
     log.info("model %s, licence %s", card.name, card.licence)
@@ -65,6 +63,22 @@ def load(model: str | Path = "tiny", *, stream: str | Path | None = None, overri
     return Model(name=card.name, licence=card.licence, fps=card.fps, size=card.size, transformer=transformer, text=text,
                  autoencoder=autoencoder, stream_settings=settings, fingerprint=_fingerprint(folder),
                  threads=threads or threads_for(parameters, place), running=running, device=place)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a stream comes from: the model's card, the stream's settings, and a sha256 over the weights."""
+
+    card: Card
+    settings: StreamSettings
+    fingerprint: str
+
+
+def read_origin(model: str | Path, stream: str | Path | None = None, overrides: Sequence[str] = (),
+                window: int | None = None) -> Origin:  # fmt: skip
+    """Return what `load` with these arguments would stream from. Nothing is loaded; errors are those of `load`."""
+    folder = _find_folder(model)
+    return Origin(*_read_settings(folder, stream, overrides, window), _fingerprint(folder))
 
 
 def stream(prompt: str, seconds: float | None = None, *, model: str | Path | Model = "tiny", seed: int = 0,
@@ -113,6 +127,14 @@ def _read_card(folder: Path, stream: str | Path | None) -> Card:
                               "stream: --stream self_forcing, for one.")  # fmt: skip
     log.warning("%s has no %s: taken for a Wan student at 832x480, 16 fps; its licence is not known", folder, CARD)
     return Card(name=folder.name, licence="unknown", fps=16, size=(480, 832), stream=str(stream))
+
+
+def _read_settings(folder: Path, stream: str | Path | None, overrides: Sequence[str],
+                   window: int | None) -> tuple[Card, StreamSettings]:  # fmt: skip
+    card = _read_card(folder, stream)
+    changes = card.changes if stream is None else ()  # those of the preset that the model was trained for
+    settings = build(StreamSettings, preset_file(stream or card.stream), overrides=(*changes, *overrides))
+    return card, settings if window is None else settings.with_window(window)
 
 
 def _load_text(folder: Path, device: torch.device, dtype: torch.dtype) -> Text:

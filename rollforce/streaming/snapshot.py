@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from rollforce.checkpoints.outputs import replacing
 from rollforce.config import build, to_dict
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError, SnapshotError
@@ -60,12 +61,13 @@ class Snapshot:
     state: dict[str, Any]
 
     def save(self, path: str | Path) -> None:
-        """Write one file: tensors as safetensors, the rest as JSON in its header."""
+        """Write one file, whole or not at all: tensors as safetensors, the rest as JSON in its header."""
         from safetensors.torch import save_file
 
         tensors: dict[str, Tensor] = {}
         header = {**vars(self), "version": VERSION, "state": _take_tensors(self.state, "", tensors)}
-        save_file(tensors, path, metadata={"rollforce": json.dumps(header)})
+        with replacing(Path(path)) as file:
+            save_file(tensors, file, metadata={"rollforce": json.dumps(header)})
 
     @classmethod
     def load(cls, path: str | Path) -> Snapshot:

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,8 +17,10 @@ from typing import Any
 
 import torch
 
+from rollforce.checkpoints.outputs import replacing, write_whole
 from rollforce.errors import TrainingError
 
+POINTER = "latest"  # the file that names the newest
 FREE = ("run.tell_every", "run.save_every", "run.show_every", "run.keep", "run.recompute", "run.compile",
         "workers", "data.workers")  # fmt: skip
 """Settings that may differ on resuming: they do not change the numbers."""
@@ -32,7 +33,7 @@ def folder_of(out: Path, step: int) -> Path:
 
 def latest(out: Path) -> Path | None:
     """Return the newest whole checkpoint of a run, None if there is none."""
-    pointer = out / "latest"
+    pointer = out / POINTER
     return out / pointer.read_text().strip() if pointer.is_file() else None
 
 
@@ -40,7 +41,8 @@ def save_part(out: Path, step: int, part: int, state: Mapping[str, Any]) -> None
     """Write what belongs to one part of the batch. Any process may call this, before one calls `save`."""
     folder = folder_of(out, step)
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(dict(state), folder / f"part-{part}.pt")
+    with replacing(folder / f"part-{part}.pt") as file:
+        torch.save(dict(state), file)
 
 
 def save(out: Path, step: int, state: Mapping[str, Any], recipe: Mapping[str, Any], data: str, keep: int) -> Path:
@@ -50,11 +52,10 @@ def save(out: Path, step: int, state: Mapping[str, Any], recipe: Mapping[str, An
     number of processes; here any number that divides `run.parts` may go on."""
     folder = folder_of(out, step)
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save({**state, "step": step}, folder / "state.pt")
-    (folder / "recipe.json").write_text(json.dumps({"recipe": recipe, "data": data}, indent=1) + "\n")
-    pointer = out / "latest.part"
-    pointer.write_text(folder.name)
-    os.replace(pointer, out / "latest")
+    with replacing(folder / "state.pt") as file:
+        torch.save({**state, "step": step}, file)
+    write_whole(folder / "recipe.json", json.dumps({"recipe": recipe, "data": data}, indent=1) + "\n")
+    write_whole(out / POINTER, folder.name)
     whole = sorted(path for path in out.glob("checkpoint-*") if (path / "recipe.json").is_file())
     for old in whole[:-keep]:
         if old != folder:

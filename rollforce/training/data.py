@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
+from rollforce.checkpoints.outputs import write_whole
 from rollforce.config import resource
 from rollforce.errors import ConfigError
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
@@ -284,13 +284,6 @@ def write_clip(path: Path, latents: Tensor, text: Tensor, prompt: str) -> bytes:
     content = save({"latents": latents.contiguous(), "text": text.contiguous()}, {"prompt": prompt})
     write_whole(path, content)
     return hashlib.sha256(content).digest()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file beside its place and rename it, so that it is there whole or not at all."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    part.replace(path)
 
 
 def digest(parts: Iterable[bytes]) -> str:

@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rollforce.checkpoints.outputs import hold, write_whole
 from rollforce.errors import ConfigError, RollforceError
 from rollforce.models.autoencoder.interface import PATCH, Autoencoder
 from rollforce.models.text.encoder import Text
-from rollforce.training.data import digest, write_clip, write_whole
+from rollforce.training.data import digest, write_clip
 from rollforce.video.images import Fit, fit_picture, read_clip
 from rollforce.video.size import check_size
 
@@ -88,17 +89,27 @@ class FolderEncoder:
         self.frames = autoencoder.first_frames + (settings.latents - 1) * autoencoder.frames  # of a clip
         self._head = json.loads(json.dumps({**asdict(settings), "model": model}))
         self.videos = {video.key: video for video in videos}
-        names = {video.name for video in videos if video.path.is_file()}  # clips of a video that is gone stay
-        finished = (folder / "data.json").is_file()  # then what was skipped is tried again
-        self.done = {key: done for key, done in _read_journal(folder, self._head).items()
+        self._look()
+
+    def _look(self) -> None:
+        """Find what is done, and what is to do."""
+        names = {video.name for video in self.videos.values() if video.path.is_file()}  # others' clips stay
+        finished = (self.folder / "data.json").is_file()  # then what was skipped is tried again
+        self.done = {key: done for key, done in _read_journal(self.folder, self._head).items()
                      if (key in self.videos or done.name not in names) and (done.clips or not finished)}
         self.todo = [video for key, video in self.videos.items() if key not in self.done]
 
     def run(self) -> Iterator[EncodedVideo]:
         """Encode what is not done yet; yield how far a video is after each of its clips. A bad one never stops it.
 
-        ConfigError if nothing could be encoded, OSError if the folder cannot be written: run it again once it can."""
+        ConfigError if nothing could be encoded or another process encodes into this folder, OSError if it cannot be
+        written: run it again once it can."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        with hold(self.folder / JOURNAL):
+            self._look()  # another process may have been here
+            yield from self._run()
+
+    def _run(self) -> Iterator[EncodedVideo]:
         self._write_journal()
         for video in self.todo:
             (self.folder / "data.json").unlink(missing_ok=True)
@@ -185,10 +196,14 @@ def _clip_name(key: str, number: int) -> str:
     return f"clip-{key}-{number:05d}.safetensors"
 
 
+def _holds_files(folder: Path) -> bool:
+    return any(path.suffix != ".lock" for path in folder.iterdir())
+
+
 def _read_journal(folder: Path, settings: Mapping[str, Any]) -> dict[str, EncodedVideo]:
     """Return what was done, by key. A last line that was cut off in writing is left out."""
     path, lines = folder / JOURNAL, list[dict[str, Any]]()
-    if not path.is_file() and folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
+    if not path.is_file() and folder.exists() and not (folder.is_dir() and not _holds_files(folder)):
         raise ConfigError(f"{folder} is a file or holds other files: choose another folder for the clips.")
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:

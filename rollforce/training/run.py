@@ -7,11 +7,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rollforce.checkpoints.outputs import hold
 from rollforce.config import build, resource, to_dict
 from rollforce.errors import ConfigError, RollforceError
 from rollforce.training import checkpoint, optim
@@ -40,6 +42,7 @@ R = TypeVar("R", bound=AutoencoderRecipe | TeacherRecipe | CausalRecipe | Distil
 Validation = Callable[[], tuple[dict[str, float], np.ndarray]]
 """Returns figures and a contact sheet, uint8 [H, W, 3]."""
 log = logging.getLogger(__name__)
+HELD = ExitStack()  # locks of this program's runs
 
 
 class Run(Generic[R]):
@@ -51,8 +54,8 @@ class Run(Generic[R]):
     def __init__(self, recipe: type[R], description: str | None, default: str) -> None:
         """Read the command line. `default` names the recipe in configs/train that is used where none is given.
 
-        ConfigError if the recipe or an override is wrong, if --out holds a run that is not to be resumed, or if
-        run.parts cannot be shared out evenly among the processes."""
+        ConfigError if the recipe or an override is wrong, if --out holds a run that is not to be resumed or that
+        another process trains, or if run.parts cannot be shared out evenly among the processes."""
         args = _parse_arguments(description, default)
         named = not args.recipe.endswith(".yaml")
         path = resource(f"configs/train/{args.recipe}.yaml") if named else Path(args.recipe)
@@ -60,6 +63,7 @@ class Run(Generic[R]):
         self.settings = self.recipe.run
         self.out: Path = args.out
         self.exported: Path | None = args.export
+        _lock(self.out)
         self.newest = _find_checkpoint(self.out, args.resume)
         self.accelerator = optim.open_accelerator(self.settings, args.cpu)
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
@@ -164,8 +168,9 @@ class Run(Generic[R]):
             export(network, self.exported, data, stream, changes, self.is_main)
 
     def close(self) -> None:
-        """End the log and the process group."""
+        """End the log, the lock and the process group."""
         self.metrics.close()
+        HELD.close()
         self.accelerator.end_training()
 
 
@@ -178,6 +183,13 @@ def _parse_arguments(description: str | None, default: str) -> argparse.Namespac
     p.add_argument("--export", type=Path, help="write the result here at the end")
     p.add_argument("--cpu", action="store_true", help="stay on the CPU where there is a GPU")
     return p.parse_intermixed_args()  # settings may stand between the options
+
+
+def _lock(out: Path) -> None:
+    """Lock a run's folder until the program ends: the first of its processes does."""
+    out.mkdir(parents=True, exist_ok=True)
+    if os.environ.get("RANK", "0") == "0":
+        HELD.enter_context(hold(out / checkpoint.POINTER))
 
 
 def _find_checkpoint(out: Path, resume: str) -> Path | None:
@@ -194,7 +206,8 @@ def call_main(main: Callable[[], None]) -> None:
     """Run a script's main: errors of the user without a traceback, Ctrl-C without one too."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     try:
-        main()
+        with HELD:
+            main()
     except RollforceError as error:
         sys.exit(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt:

@@ -37,6 +37,7 @@ def run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     def invoke(*words: str, code: int = 0) -> Result:
         chosen = () if {"--model", "--from"} & set(words) else ("--model", str(folder))
+        chosen += () if {"--seed", "--from", "--prompts"} & set(words) else ("--seed", "0")
         result = CliRunner().invoke(app, ["render", *words, *chosen], env={"COLUMNS": "200"})
         assert result.exit_code == code, result.output
         return result
@@ -93,6 +94,44 @@ def test_a_clip_is_continued_started_from_and_followed(run: Run) -> None:
     assert (told["follow"], told["strength"]) == ("ball.mp4", 0.5)
     run("--from", "other.json", "-o", "again.mp4")
     assert Path("again.mp4").read_bytes() == Path("other.mp4").read_bytes()
+
+
+def test_what_is_followed_repeats(run: Run) -> None:
+    run(PROMPT, "--seconds", "1", "-o", "ball.mp4", "--scale", "1")
+    told = run(PROMPT, "--follow", "ball.mp4", "--loop", "-s", "2.5s", "-o", "long.mp4", "--scale", "1")
+    assert "2.5 s = 30 frames" in told.output and len(read_frames(Path("long.mp4"))) == 30
+    assert record("long.json")["request"]["loop"] is True
+    assert "the same bytes as recorded" in run("--from", "long.json", "-o", "again.mp4").output
+    for words in ((), ("--image", "ball.png"), ("--video", "ball.mp4")):
+        Image.fromarray(read_frames(Path("ball.mp4"))[0]).save("ball.png")
+        refused = run(PROMPT, "--loop", *words, "-o", "no.mp4", code=2)
+        assert "loop repeats what is followed: give the clip with follow (--follow FILE)" in refused.stderr
+
+
+def test_the_same_frames_play_at_another_rate(run: Run) -> None:
+    import av
+
+    run(PROMPT, "--seconds", "0:02", "-o", "slow.mp4", "--scale", "1")
+    told = run(PROMPT, "--seconds", "2s", "--fps", "30", "-o", "fast.mp4", "--scale", "1")
+    assert "2 s = 24 frames" in told.output and "played at 30 fps" in told.output
+    with av.open("fast.mp4") as file:
+        assert file.streams.video[0].average_rate == 30
+    assert record("fast.json")["result"]["frames_sha256"] == record("slow.json")["result"]["frames_sha256"]
+    for fps in ("0", "1000", "nan"):
+        assert "fps must be from 1 to 240" in run(PROMPT, "--fps", fps, "-o", "no.mp4", code=2).stderr
+
+
+def test_a_seed_is_drawn_said_and_recorded(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    seeds = set()
+    for name in ("a", "b"):
+        words = ["render", PROMPT, "-s", "1", "--scale", "1", "--model", str(folder), "-o", f"{name}.mp4"]
+        result = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
+        seeds.add(seed := record(f"{name}.json")["request"]["seed"])
+        assert f"seed {seed} ->" in result.output
+    assert len(seeds) == 2
+    again = CliRunner().invoke(app, ["render", "--from", "a.json", "-o", "c.mp4"], env={"COLUMNS": "200"})
+    assert "the same bytes as recorded" in again.output
 
 
 def test_how_it_runs_is_recorded(run: Run) -> None:
@@ -264,6 +303,28 @@ def test_a_stopped_render_leaves_a_playable_file(folder: Path, tmp_path: Path, k
         assert process.returncode == 130, errors
         assert told["result"]["interrupted"] is True and told["result"]["frames"] == len(read_frames(video))
         assert "interrupted" in output and "Traceback" not in errors
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.7])
+def test_it_can_be_interrupted_while_it_loads(tmp_path: Path, wait: float) -> None:
+    """Also where a shell has Ctrl-C ignored, as for what runs in the background."""
+    words = [sys.executable, "-m", "rollforce", "render", PROMPT, "-s", "600", "-o", str(tmp_path / "a.mp4")]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))  # fmt: skip
+    time.sleep(wait)
+    deadline = time.monotonic() + 60
+    while not _handles(process.pid, signal.SIGINT):
+        assert time.monotonic() < deadline
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert not list(tmp_path.iterdir())
+
+
+def _handles(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    caught = Path(f"/proc/{pid}/status").read_text().partition("SigCgt:")[2].split()[0]
+    return bool(int(caught, 16) >> (number - 1) & 1)
 
 
 def test_help_and_version_load_nothing_heavy() -> None:

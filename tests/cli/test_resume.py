@@ -28,6 +28,7 @@ from rollforce.streaming.events import Cue
 from rollforce.streaming.load import load
 from rollforce.streaming.model import Model
 from rollforce.streaming.snapshot import Snapshot
+from rollforce.video.writer import VideoWriter
 
 PROMPT = "a red ball bounces over the green hills"
 CUES = (Cue(2, "a blue star", Flush()), Cue(3, "the red hills", Blend(3)), Cue(5.2, seed=9), Cue(99, "a ball"))
@@ -61,11 +62,11 @@ def stopped(model: Model, request: Request, path: Path, chunks: int, go_on: Snap
 
 def test_a_killed_process_is_continued(folder: Path, tmp_path: Path) -> None:
     """SIGKILL in the middle, then `--resume`: the frames of a render that nobody disturbed."""
-    words = [PROMPT, "--at", "2s,flush:a blue star", "-s", "8", "--scale", "1", "--model", str(folder)]
+    words = [PROMPT, "--at", "2s,flush:a blue star", "-s", "8", "--seed", "0", "--scale", "1", "--model", str(folder)]
     slowly = ("import sys, time; from rollforce.video.writer import VideoWriter; "
               "from rollforce.cli.main import main\n"
               "write = VideoWriter.write\n"
-              "VideoWriter.write = lambda self, frames: (write(self, frames), time.sleep(0.2))[0]\n"
+              "VideoWriter.write = lambda self, frames: (write(self, frames), time.sleep(0.4))[0]\n"
               "main(sys.argv[1:])")  # so that there is time to kill it
     killed, whole = tmp_path / "killed.mp4", tmp_path / "whole.mp4"
     process = subprocess.Popen([sys.executable, "-c", slowly, "render", *words, "-o", killed, "--save-every", "0.01"])
@@ -232,7 +233,26 @@ def test_a_snapshot_waits_for_its_frames(tmp_path: Path, monkeypatch: pytest.Mon
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_ends_saving_and_not_the_video(
+def test_a_full_disk_spoils_no_snapshot(
+    model: Model, request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true_write = VideoWriter.write
+
+    def write(self: VideoWriter, frames: Any) -> None:
+        if self.frames >= 48:
+            raise OSError(28, "No space left on device")
+        true_write(self, frames)
+
+    path = tmp_path / "a.mp4"
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+        patched.setattr(VideoWriter, "write", write)
+        render(model, request_, path, save_every=1e-3)
+    assert 0 < frames_saved(path) < 48 and not list(tmp_path.glob("*.part")), "the newest may lack its frames"
+    again = render(model, request_, path, go_on=find_unfinished(model, request_, path))
+    assert same(again, render(model, request_, tmp_path / "whole.mp4"))
+
+
+def test_a_full_disk_does_not_end_the_video(
     model: Model, request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(self: Snapshot, path: Path) -> None:
@@ -241,7 +261,7 @@ def test_a_full_disk_ends_saving_and_not_the_video(
     monkeypatch.setattr(Snapshot, "save", full)
     result = render(model, replace(request_, seconds=3), tmp_path / "a.mp4", save_every=1e-3)
     assert not result.interrupted and result.frames == 36
-    assert caplog.text.count("cannot be continued from here") == 1
+    assert caplog.text.count("cannot be saved now") == caplog.text.count("there is nothing to --resume from") == 1
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ import torch
 
 from rollforce.cache.region import RegionTier
 from rollforce.checkpoints.catalog import Card, bundled, preset_file
+from rollforce.checkpoints.outputs import check_plain
 from rollforce.config import build, resource
 from rollforce.engine.budget.model_sizes import sizes_of
 from rollforce.engine.budget.requirements import MemorySetup
@@ -22,6 +23,7 @@ from rollforce.engine.settings import StreamSettings
 from rollforce.engine.transitions import NAMES, check, transition
 from rollforce.errors import ConfigError
 from rollforce.evaluation.memory.memory_map import Page, format_bytes, save_map
+from rollforce.video.duration import parse_duration
 
 FRAMES, WAN_FPS = 4, 16  # of a latent; of Wan
 LONGEST = 3600.0
@@ -39,9 +41,10 @@ class Inspection:
     calls: tuple[CallTrace, ...] = field(repr=False)
 
 
-def inspect(stream: str, seconds: float, model: str = "tiny", overrides: Sequence[str] = (),
+def inspect(stream: str, seconds: float | str, model: str = "tiny", overrides: Sequence[str] = (),
             events: Sequence[str] = ()) -> Inspection:  # fmt: skip
     """Walk a preset or YAML file at a model's sizes, with `events` such as "shot@10" (s). ConfigError if it cannot."""
+    seconds = parse_duration(seconds, "--seconds")
     if not 0 < seconds <= LONGEST:
         raise ConfigError(f"--seconds {seconds:g} must be above 0 and at most {LONGEST:g}.")
     settings, sizes = build(StreamSettings, preset_file(stream), overrides=overrides), sizes_of(model)
@@ -57,13 +60,9 @@ def inspect(stream: str, seconds: float, model: str = "tiny", overrides: Sequenc
 
 def _event(text: str, pace: float, settings: StreamSettings) -> tuple[int, StreamEvent]:
     name, _, at = text.partition("@")
-    try:
-        seconds = float(at)
-    except ValueError:
-        seconds = -1.0
-    if name not in NAMES or seconds < 0:
+    if name not in NAMES or not at:
         raise ConfigError(f"--event {text!r} must be one of {', '.join(NAMES)}, and when: shot@10 is after 10 s.")
-    change = transition(name)
+    change, seconds = transition(name), parse_duration(at, f"--event {text}:")
     check(change, settings.tiers)
     return round(seconds * pace), lambda rollout: change.begin(rollout, rollout.condition)
 
@@ -74,6 +73,7 @@ def save(inspection: Inspection, path: Path) -> None:
     """Write the picture as a PNG."""
     if path.suffix.lower() != ".png":
         raise ConfigError(f"{path}: the picture is a PNG; call it {path.with_suffix('.png')}.")
+    check_plain(path)
     save_map(inspection.calls, page(inspection), path)
 
 

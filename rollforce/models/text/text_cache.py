@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+
+from rollforce.checkpoints.outputs import write_whole
+from rollforce.errors import ConfigError
 
 log = logging.getLogger(__name__)
 HELD = 64  # prompts held in memory where the disk cannot hold them
@@ -68,16 +70,13 @@ class TextCache:
     def write(self, key: str, encoded: CachedText) -> None:
         """Keep `encoded`: on disk, or in memory with one warning if the disk refuses."""
         said = {"tokens": str(encoded.tokens), "cut": encoded.cut}
-        part = self.folder / f"{key}.{os.getpid()}-{threading.get_ident()}.part"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(save({"rows": encoded.rows_LD.cpu().contiguous()}, said))
-            part.replace(self.path(key))
-        except OSError as error:
+            write_whole(self.path(key), save({"rows": encoded.rows_LD.cpu().contiguous()}, said))
+        except (OSError, ConfigError) as error:
             self._hold(key, encoded, error)
-            _remove(part)
 
-    def _hold(self, key: str, encoded: CachedText, error: OSError) -> None:
+    def _hold(self, key: str, encoded: CachedText, error: Exception) -> None:
         if not self._warned:
             log.warning("text vectors cannot be kept in %s (%s): prompts will be encoded again next time. Set "
                         "ROLLFORCE_CACHE to a folder that can be written to.", self.folder, error)  # fmt: skip

@@ -1,0 +1,109 @@
+"""Where videos go: what a name may be, who may write there, and what is there already."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from rollforce.checkpoints.outputs import check_plain
+from rollforce.cli.keep import find_kept
+from rollforce.cli.record import Request, record_path, segment_path
+from rollforce.cli.resume import snapshot_path
+from rollforce.cli.segments import check_segments
+from rollforce.errors import ConfigError
+from rollforce.streaming.load import Origin
+from rollforce.video.writer import check_folder, check_output
+
+MANIFEST = "manifest.jsonl"
+
+
+@dataclass(frozen=True)
+class RenderTask:
+    """One video to make, or one that is there already (`done`), or a part of which is there (`begun`)."""
+
+    request: Request
+    path: Path
+    where: str = ""
+    done: bool = False
+    begun: bool = False
+
+
+@dataclass(frozen=True)
+class Places:
+    """What may be done with files that are there: `keep` those that this command would make, `overwrite` any.
+
+    `find_origin` says what the command's videos stream from, which decides whether one may be kept."""
+
+    keep: bool
+    overwrite: bool
+    find_origin: Callable[[], Origin]
+
+    def look(self, task: RenderTask) -> RenderTask:
+        """Return a task with what is there of it. ConfigError for a file that may not be replaced."""
+        path, segmented = task.path, task.request.segment is not None
+        if segmented:
+            check_segments(path, self.overwrite)
+        elif self.keep:
+            done, begun = find_kept(path, task.request, self.find_origin)
+            task = dataclasses.replace(task, done=done, begun=begun)
+        check_output(path, self.overwrite or self.keep or segmented)
+        if not (task.done or task.begun):
+            _check_record(path, self.overwrite)
+        return task
+
+    def look_at_all(self, tasks: Sequence[RenderTask]) -> tuple[RenderTask, ...]:
+        """Return tasks as `look` does; of several, one ConfigError says how many files are in the way."""
+        there = [task.path for task in tasks if task.path.exists()]
+        if len(tasks) > 1 and there and not (self.keep or self.overwrite):
+            raise ConfigError(f"{len(there)} of {len(tasks)} outputs exist, the first is {there[0]}; use --keep to "
+                              "keep those that are complete, or --overwrite to replace them.")  # fmt: skip
+        return tuple(map(self.look, tasks))
+
+
+def check_places(tasks: Sequence[RenderTask], sources: dict[str, str | None], folder: Path | None) -> None:
+    """Raise ConfigError for names that nothing can be written to, whatever is there: of another kind, in no folder,
+    links, devices, or what is read (`sources`: files by the option that names them)."""
+    for task in tasks[:1]:
+        check_output(task.path, overwrite=True)
+    for place in {task.path.parent for task in tasks}:
+        check_folder(place)
+    read = {option: Path(path) for option, path in sources.items() if path not in (None, "-")}
+    for task in tasks:
+        for path in _files_of(task, folder):
+            check_plain(path)
+            _check_unread(path, read)
+        _check_unread_segments(task, read)
+
+
+def _files_of(task: RenderTask, folder: Path | None) -> Iterator[Path]:
+    yield from (task.path, record_path(task.path), snapshot_path(task.path))
+    if folder is not None:
+        yield folder / MANIFEST
+
+
+def _check_unread(path: Path, read: dict[str, Path]) -> None:
+    for option, source in read.items():
+        same = path.resolve() == source.resolve()
+        with suppress(OSError):
+            same = same or os.path.samefile(path, source)
+        if same:
+            raise ConfigError(f"{path} would be written, and {option} {source} is the same file: choose another name "
+                              "for what is made.")  # fmt: skip
+
+
+def _check_unread_segments(task: RenderTask, read: dict[str, Path]) -> None:
+    for source in read.values() if task.request.segment is not None else ():
+        number = source.stem.removeprefix(f"{task.path.stem}-")
+        if number.isdigit():
+            _check_unread(segment_path(task.path, int(number)), read)
+
+
+def _check_record(path: Path, overwrite: bool) -> None:
+    """A .json beside the video that is not a record is somebody's own: do not write over it unasked."""
+    beside = record_path(path)
+    if beside.exists() and not overwrite and '"request"' not in beside.read_text(encoding="utf-8", errors="replace"):
+        raise ConfigError(f"{beside} exists and is not a record of a render; use --overwrite or another name with -o.")
