@@ -10,6 +10,8 @@
     └── TrainingError                training cannot go on: numbers that are not finite, a checkpoint of another run
 """
 
+from pathlib import Path
+
 
 class RollforceError(Exception):
     """Root of every error that rollforce raises for a user's mistake."""
@@ -41,3 +43,24 @@ class SessionClosed(RollforceError):
 
 class TrainingError(RollforceError):
     """Training cannot go on: numbers that are not finite, or a checkpoint of another run."""
+
+
+def stand_in(path: Path) -> str:
+    """Say what stands where a file's content should be (a Git LFS pointer, a web page, nothing), and how to get it.
+
+    Returns "" for anything else, a file that is not there too: it is asked before "damaged" is said of one."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+            empty = not head and file.seek(0, 2) == 0
+    except OSError:
+        return ""
+    if empty:
+        return f"{path} is an empty file: fetch it again."
+    if head.startswith(b"version https://git-lfs"):
+        return (f"{path} is a Git LFS pointer, a small text in place of the file: fetch the file itself with "
+                "`git lfs pull` in that folder, or `hf download`.")  # fmt: skip
+    if head.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+        return (f"{path} is a web page (HTML), saved under the name of a file: a login or a licence may stand before "
+                "the download. Fetch the file itself.")  # fmt: skip
+    return ""

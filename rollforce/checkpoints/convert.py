@@ -4,8 +4,9 @@
     OUT/model_index.json    the parts by diffusers' and transformers' own class names, so that either loads any part
     OUT/transformer/ vae/ text_encoder/ tokenizer/ ...        OUT/README.md    card with licence and origin
 
-The pipeline of a student is named RollforceStream, which diffusers refuses: its WanPipeline would run a causal student
-as a bidirectional model and make noise of it. A teacher's folder names WanPipeline and has no model.yaml.
+The pipeline of a student is named RollforceStream, which diffusers' DiffusionPipeline refuses; its WanPipeline does not look
+at that name, and refuses because no scheduler is there: it would run a causal student as a bidirectional model and make
+noise of it. A teacher's folder names WanPipeline, has its scheduler and no model.yaml.
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ from torch import Tensor
 from rollforce.checkpoints import base_model, hub
 from rollforce.checkpoints.catalog import CARD, Card, presets
 from rollforce.checkpoints.lora_names import merge_lora
-from rollforce.checkpoints.read import STREAM_CLASS, Checkpoint, expect, read_checkpoint, teacher_refusal
-from rollforce.checkpoints.releases import Release, release_of
+from rollforce.checkpoints.obstacles import EXPERTS, check, of_transformer
+from rollforce.checkpoints.origin import STREAM_CLASS, Origin, origin_of
+from rollforce.checkpoints.parts import ModelParts, experts_of, transformer_part
+from rollforce.checkpoints.releases import Release
+from rollforce.checkpoints.read import Checkpoint, expect, read_checkpoint, teacher_refusal
 from rollforce.checkpoints.safetensors_folder import STEM, bytes_of, read_json, write_json, write_shards
-from rollforce.checkpoints.shapes import check_whole, config_of
+from rollforce.checkpoints.shapes import BLOCKS, check_whole, config_of
 from rollforce.config import to_dict
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.video.size import check_size
@@ -51,11 +55,16 @@ class Conversion:
     lora: Checkpoint | None
     out: Path
     card: Card
-    origin: str  # of the parts
-    release: Release | None
+    base: str
+    origin: Origin  # of the transformer
     dtype: torch.dtype | None
     teacher: bool
     warnings: tuple[str, ...]
+
+    @property
+    def release(self) -> Release | None:
+        """The release that the transformer is of, if one is known."""
+        return self.origin.release
 
     @property
     def parameters(self) -> int:
@@ -72,13 +81,14 @@ class Conversion:
         checkpoint, config = self.checkpoint, self.config
         where = f" ({checkpoint.where})" if checkpoint.where else ""
         lora = f" with {self.lora.path.name}" if self.lora else ""
-        known = f", {self.release.name}: {self.release.page}" if self.release else ""
+        origin = self.origin
+        known = f", {origin.release.name}: {origin.release.page} ({origin.release_by})" if origin.release else ""
         stream = "a teacher: no stream" if self.teacher else f"stream {self.card.stream}"
         return [
             f"{checkpoint.path.name}{where}{lora}: {self.parameters / 1e9:.2f} billion parameters, "
             f"{config['num_layers']} blocks of width {config['num_attention_heads'] * config['attention_head_dim']}",
             f"licence {self.card.licence}{known}",
-            f"{', '.join(part.name for part in self.parts)} from {self.origin}",
+            f"{', '.join(part.name for part in self.parts)} from {self.base}",
             f"{self.out}: {self.bytes / 1e9:.2f} GB, {self.card.size[1]}x{self.card.size[0]}, {stream}",
         ]
 
@@ -99,19 +109,45 @@ def prepare(file: str | Path, base: str | Path, out: str | Path, *, lora: str | 
     other parts; `lora` baked into the weights; `name`, `licence`, `stream` and `size` (height, width) for the card,
     else known from the file's name; `dtype` to store (None: as in the file); `teacher` allows a bidirectional model.
     Raises CheckpointError, ConfigError, or OSError where the disk is too full."""
+    if teacher and stream is not None:
+        raise ConfigError("--teacher and --stream: a teacher has no stream. Use one of them.")
+    if experts_of(Path(file)) > 1:
+        raise CheckpointError(f"{file} is one expert of two. {EXPERTS}")
     checkpoint = expect(read_checkpoint(file, "transformer"), "transformer")
-    if checkpoint.causal is False and not teacher:
-        raise CheckpointError(teacher_refusal(checkpoint.name) + " --teacher converts it all the same.")
+    _check_streams(checkpoint, stream, teacher)
     folder = hub.fetch(str(base), base_model.HUB_PATTERNS) if hub.is_repository(base) else Path(base).expanduser()
-    found = base_model.find_parts(folder, image="condition_embedder.image_embedder.norm1.weight" in checkpoint.state)
+    found = base_model.find_parts(folder, teacher, image="condition_embedder.image_embedder.norm1.weight" in checkpoint.state)
     config = _config(checkpoint, base_model.settings_of(folder))
+    _check_whole_model(checkpoint, config, found, teacher)
     adapter = _adapter(lora, checkpoint)
-    release = release_of(Path(file).expanduser().absolute())  # not resolved: a hub's cache links to hashes
+    origin = origin_of(Path(file))  # not resolved: a hub's cache links to hashes
     out = Path(out).expanduser()
-    card, warnings = _card(checkpoint, release, name or out.resolve().name, licence, stream, size)
-    conversion = Conversion(checkpoint, config, found, adapter, out, card, str(base), release, dtype, teacher, warnings)
+    card, warnings = _card(checkpoint, origin, name or out.resolve().name, licence, stream, size)
+    conversion = Conversion(checkpoint, config, found, adapter, out, card, str(base), origin, dtype, teacher, warnings)
     _check_out(conversion, [Path(file), folder, *([Path(lora)] if lora else [])], overwrite)
     return conversion
+
+
+def _check_streams(checkpoint: Checkpoint, stream: str | None, teacher: bool) -> None:
+    """CheckpointError for what is known not to be a student, unless it is said to be one, or to be a teacher."""
+    known = checkpoint.known
+    if teacher or stream is not None or not (known.foreign or known.value is False):
+        return
+    said = (f"{checkpoint.name!r} is of another family ({known.by}), and nothing says that it streams." if known.foreign
+            else teacher_refusal(checkpoint.name, known.by))  # fmt: skip
+    raise CheckpointError(f"{said} --teacher converts it all the same; if it is a causal student, say what it was trained "
+                          "for: --stream self_forcing, for one.")  # fmt: skip
+
+
+def _check_whole_model(checkpoint: Checkpoint, config: Mapping[str, Any], found: tuple[base_model.ModelPart, ...],
+                       teacher: bool) -> None:  # fmt: skip
+    """CheckpointError unless the student and the parts of its base are one model, a student's one that can stream."""
+    parts = {part.name: part for part in found}
+    transformer = transformer_part(checkpoint.path, checkpoint.state, config)
+    if not teacher and (reasons := tuple(of_transformer(transformer))):
+        raise CheckpointError(f"{checkpoint.name!r} cannot stream. {' '.join(reasons)}")
+    tokenizer = any((parts["tokenizer"].source / name).is_file() for name in ("tokenizer.json", "spiece.model"))
+    check(ModelParts(checkpoint.name, transformer, parts["vae"].facts(), parts["text_encoder"].facts(), tokenizer), teacher)
 
 
 def dtype_of(name: str | None) -> torch.dtype | None:
@@ -174,9 +210,19 @@ def _config(checkpoint: Checkpoint, base: Mapping[str, Any]) -> dict[str, Any]:
         told, heads = {}, None
     config = config_of(checkpoint.state, heads)
     check_whole(checkpoint.state, checkpoint.name)
+    _check_blocks(checkpoint.name, config, told)
     return {"_class_name": base_model.CLASSES["transformer"][1], **config, "patch_size": list(config["patch_size"]),
             "eps": told.get("eps", 1e-6), "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads",
             "rope_max_seq_len": 1024}  # fmt: skip
+
+
+def _check_blocks(name: str, config: Mapping[str, Any], told: Mapping[str, Any]) -> None:
+    """CheckpointError for a state dict that lacks its last blocks: it would become a smaller model."""
+    width, blocks = config["num_attention_heads"] * config["attention_head_dim"], config["num_layers"]
+    wanted = told.get("num_layers") or BLOCKS.get(width, blocks)
+    if blocks != wanted:
+        raise CheckpointError(f"{name!r} holds {blocks} blocks of width {width}, and a model of this width has {wanted}: it "
+                              "is not whole. If it was made so, put a config.json with num_layers beside it.")
 
 
 def _adapter(lora: str | Path | None, checkpoint: Checkpoint) -> Checkpoint | None:
@@ -189,14 +235,14 @@ def _adapter(lora: str | Path | None, checkpoint: Checkpoint) -> Checkpoint | No
     return adapter
 
 
-def _card(checkpoint: Checkpoint, release: Release | None, name: str, licence: str | None, stream: str | None,
+def _card(checkpoint: Checkpoint, origin: Origin, name: str, licence: str | None, stream: str | None,
           size: tuple[int, int] | None) -> tuple[Card, tuple[str, ...]]:  # fmt: skip
     """The card, and what was guessed for it."""
     warnings = []
-    shipped = release.stream if release and release.stream in presets() else None
-    if licence is None and release is None:
-        warnings.append(f"the licence of {checkpoint.path.name} is not known from its name: the card says {UNKNOWN}. "
-                        "Say it with --licence.")  # fmt: skip
+    shipped = origin.stream if origin.stream in presets() else None
+    if licence is None and not origin.licence:
+        warnings.append(f"the licence of {checkpoint.path.name} is not known from its name or a card beside it: the card "
+                        f"says {UNKNOWN}. Say it with --licence.")  # fmt: skip
     if stream is None and shipped is None:
         warnings.append(f"no preset is known for {checkpoint.path.name}: the card says {STREAM}. Say what it was "
                         "trained for with --stream.")  # fmt: skip
@@ -206,7 +252,7 @@ def _card(checkpoint: Checkpoint, release: Release | None, name: str, licence: s
     if stream is not None and stream not in presets():
         raise ConfigError(f"There is no stream preset {stream!r}. Presets: {', '.join(presets())}.")
     check_size(size or SIZE, 16, " (autoencoder stride 8 x patch 2)")
-    card = Card(name, licence or (release.licence if release else UNKNOWN), FPS, size or SIZE,
+    card = Card(name, licence or origin.licence or UNKNOWN, FPS, size or SIZE,
                 stream or shipped or STREAM)  # fmt: skip
     return card, tuple(warnings)
 
@@ -240,7 +286,8 @@ def index_of(conversion: Conversion) -> dict[str, Any]:
 
 def readme_of(conversion: Conversion) -> str:
     """Return README.md: licence, origin and use, with the head that the hub reads."""
-    card, release, checkpoint = conversion.card, conversion.release, conversion.checkpoint
+    card, origin, checkpoint = conversion.card, conversion.origin, conversion.checkpoint
+    release, known = origin.release, f", {origin.licence_by}" if card.licence == origin.licence else ""
     free = card.licence == "Apache-2.0"
     where = f", `{checkpoint.where}`" if checkpoint.where else ""
     lora = f"\n- LoRA, baked in: `{conversion.lora.path.name}`" if conversion.lora else ""
@@ -253,7 +300,7 @@ def readme_of(conversion: Conversion) -> str:
 {licence}
 library_name: rollforce
 pipeline_tag: text-to-video
-base_model: {json.dumps(conversion.origin)}
+base_model: {json.dumps(conversion.base)}
 ---
 # {card.name}
 
@@ -263,12 +310,12 @@ base_model: {json.dumps(conversion.origin)}
 
 ## Licence
 
-{card.licence}{page}
+{card.licence}{page}{known}
 
 ## Origin
 
 - transformer: `{checkpoint.path.name}`{where}{lora}
-- {", ".join(part.name for part in conversion.parts)}: {conversion.origin}
+- {", ".join(part.name for part in conversion.parts)}: {conversion.base}
 
 Made by `rollforce convert`: names changed, numbers not{", but for the LoRA" if lora else ""}\
 {f"; stored as {str(conversion.dtype).removeprefix('torch.')}" if conversion.dtype else ""}.

@@ -13,6 +13,7 @@ from rollforce.checkpoints.names import NEVER_USED
 from rollforce.checkpoints.safetensors_folder import (
     LIMIT,
     STEM,
+    find_weights,
     read_json,
     read_safetensors,
     read_shards,
@@ -24,6 +25,7 @@ from rollforce.checkpoints.shapes import same_shape
 from rollforce.errors import CheckpointError, ConfigError
 
 CLASS = "WanTransformer3DModel"
+CLASSES = {CLASS, "CausalWanTransformer3DModel"}  # the latter: FastVideo's word for a student
 WEIGHTS = f"{STEM['transformer']}.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 
@@ -40,7 +42,7 @@ def read_config(folder: Path, known: set[str]) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no transformer: config.json is missing.")
     raw = read_json(path)
-    if (kind := raw.get("_class_name", CLASS)) != CLASS:
+    if (kind := raw.get("_class_name", CLASS)) not in CLASSES:
         raise CheckpointError(f"{path} describes a {kind}, not a {CLASS}. Original Wan files: rollforce convert.")
     for name, value in raw.items():
         if name in known or name in FREE or name.startswith("_"):
@@ -57,7 +59,7 @@ def read_config(folder: Path, known: set[str]) -> dict[str, Any]:
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Return all tensors of a folder in their own dtype, mapped from its files: nothing is read before it is used."""
-    first = next((folder / name for name in (INDEX, WEIGHTS) if (folder / name).is_file()), None)
+    first = find_weights(folder, STEM["transformer"])
     if first is None:
         raise CheckpointError(f"{folder} holds no weights: neither {WEIGHTS} nor its index is there.")
     return {name: tensor for name, tensor in read_shards(shards_of(first)).items() if not NEVER_USED.fullmatch(name)}

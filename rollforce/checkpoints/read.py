@@ -21,15 +21,15 @@ from torch import Tensor
 
 from rollforce.checkpoints.lora_names import adapter_settings, is_lora, lora_to_ours, with_alpha
 from rollforce.checkpoints.names import FAMILIES, plain, recognise, to_ours
-from rollforce.checkpoints.safetensors_folder import STEM, metadata_of, read_json, read_shards, shards_of
+from rollforce.checkpoints.origin import Causality, causality_of
+from rollforce.checkpoints.releases import GENERIC
+from rollforce.checkpoints.safetensors_folder import STEM, find_weights, metadata_of, read_json, read_shards, shards_of
 from rollforce.errors import CheckpointError
 
 PARTS = {"transformer": ("transformer",), "autoencoder": ("vae", "autoencoder"), "text": ("text_encoder",)}
 ORIGINAL = {"transformer": "diffusion_pytorch_model*", "autoencoder": "*VAE*.pth", "text": "models_t5*.pth"}
 WHAT = {**{family.kind: family.what for family in FAMILIES}, "lora": "a LoRA"}
-GENERIC = re.compile(r"diffusion_pytorch_model.*|transformer|vae|autoencoder|text_encoder|snapshots|[0-9a-f]{40}|")
 PICKLES = {".pt", ".pth", ".bin", ".ckpt"}
-STREAM_CLASS = "RollforceStream"  # a student's in model_index.json; diffusers' WanPipeline is the bidirectional model
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Checkpoint:
     """Weights in our names (those of diffusers and transformers), memory-mapped where the file allows.
 
     `kind` transformer, autoencoder, text or lora; `causal` True for a student that streams, False for a bidirectional
-    model, None where the file does not tell; `where` the container the weights were in, such as "generator_ema", or
-    ""; `config` the config.json beside the weights, {} without one."""
+    model, None where nothing tells, and `known` says how it is known; `where` the container the weights were in, such
+    as "generator_ema", or ""; `config` the config.json beside the weights, {} without one."""
 
     state: dict[str, Tensor] = field(repr=False)
     kind: str
@@ -46,6 +46,7 @@ class Checkpoint:
     where: str
     path: Path
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    known: Causality = field(default=Causality(None, ""))
 
     @property
     def name(self) -> str:
@@ -64,7 +65,7 @@ def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
     if not path.exists():
         raise CheckpointError(f"There is no file or folder {path}.{_near(path)}")
     source = _inside(path, kind) if path.is_dir() else path
-    where, state, wrapped = _tensors(source)
+    where, state = _tensors(source)
     config = read_json(source.parent / "config.json", {})
     if is_lora(state):
         config = {**read_json(source.parent / "adapter_config.json", {}), **adapter_settings(metadata_of(source))}
@@ -75,10 +76,8 @@ def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
                               f"{', '.join(list(state)[:5])}.")  # fmt: skip
     family, original = found
     state = to_ours(family.kind, state) if original else plain(state)
-    causal = None
-    if family.kind == "transformer":
-        causal = True if where in GENERATORS or wrapped else _causal(source, config, original)
-    return Checkpoint(state, family.kind, causal, where, path, config)
+    known = causality_of(source, config, original) if family.kind == "transformer" else Causality(None, "")
+    return Checkpoint(state, family.kind, known.value, where, path, config, known)
 
 
 def expect(checkpoint: Checkpoint, kind: str) -> Checkpoint:
@@ -89,9 +88,10 @@ def expect(checkpoint: Checkpoint, kind: str) -> Checkpoint:
     return checkpoint
 
 
-def teacher_refusal(name: str) -> str:
-    """Return what to say where a bidirectional model is asked to stream."""
-    return (f"{name!r} is a bidirectional teacher: it cannot stream. Use a causal student, or distil one: "
+def teacher_refusal(name: str, by: str = "") -> str:
+    """Return what to say where a bidirectional model is asked to stream; `by`: how it is known to be one."""
+    known = f" ({by})" if by else ""
+    return (f"{name!r} is a bidirectional teacher: it cannot stream{known}. Use a causal student, or distil one: "
             "train/causal.py, then train/distill.py.")  # fmt: skip
 
 
@@ -114,9 +114,8 @@ def _one(folder: Path, kind: str | None) -> Path:
     if kind in ORIGINAL and kind != "transformer" and (found := sorted(folder.glob(ORIGINAL[kind]))):
         return found[0]
     for stem in [STEM[kind]] if kind else STEM.values():
-        for name in (f"{stem}.safetensors.index.json", f"{stem}.safetensors"):
-            if (folder / name).is_file():
-                return folder / name
+        if (found_one := find_weights(folder, stem)) is not None:
+            return found_one
     found = sorted(folder.glob("*.safetensors")) or sorted(p for p in folder.iterdir() if p.suffix in PICKLES)
     if not found:
         raise CheckpointError(f"{folder} holds no weights: no .safetensors, .pt or .pth file.")
@@ -126,27 +125,15 @@ def _one(folder: Path, kind: str | None) -> Path:
     return found[0]
 
 
-def _tensors(source: Path) -> tuple[str, dict[str, Tensor], bool]:
-    """Container, tensors under bare names, and whether a student's own outer module `model.` was around them."""
+def _tensors(source: Path) -> tuple[str, dict[str, Tensor]]:
+    """Container, and tensors under bare names."""
     if source.suffix in PICKLES:
         where, state = unpack(read_pickle(source), source.name)
-        wrapped = all(key.startswith("model.") for key in state)
-        return where, stripped(state, source.name), wrapped
-    if source.suffix == ".safetensors" or source.name.endswith(".index.json"):
-        return "", stripped(read_shards(shards_of(source)), source.name), False
+        return where, stripped(state, source.name)
+    if source.suffix == ".safetensors" or ".safetensors.index." in source.name:
+        return "", stripped(read_shards(shards_of(source)), source.name)
     raise CheckpointError(f"{source.name}: weights are read from .safetensors, {', '.join(sorted(PICKLES))} and "
                           "folders of them.")  # fmt: skip
-
-
-def _causal(source: Path, config: Mapping[str, Any], original: bool) -> bool | None:
-    """Whether a transformer from safetensors, or bare, is known to stream or known not to."""
-    outer = source.parent.parent
-    pipeline = str(read_json(outer / "model_index.json", {}).get("_class_name", ""))
-    if pipeline == STREAM_CLASS or config.get("_class_name") == "CausalWanModel" or (outer / "model.yaml").is_file():
-        return True
-    if pipeline.startswith("Wan") or config.get("_class_name") == "WanModel":
-        return False
-    return False if original and source.name.startswith(STEM["transformer"]) else None
 
 
 def _near(path: Path) -> str:

@@ -51,7 +51,7 @@ def read_shards(paths: list[Path]) -> dict[str, Tensor]:
 
 def shards_of(path: Path) -> list[Path]:
     """Return all files that belong with `path`: an index, one numbered shard, or a file of its own."""
-    if path.name.endswith(".index.json"):
+    if ".safetensors.index." in path.name and path.suffix == ".json":
         where = read_json(path).get("weight_map")
         if not isinstance(where, dict):
             raise CheckpointError(f"{path} is not an index of safetensors: it has no weight_map.")
@@ -59,6 +59,22 @@ def shards_of(path: Path) -> list[Path]:
     if match := _NUMBERED.fullmatch(path.name):
         return [path.parent / f"{match[1]}-{n + 1:05}-of-{match[2]}.safetensors" for n in range(int(match[2]))]
     return [path]
+
+
+def find_weights(folder: Path, stem: str) -> Path | None:
+    """Return the file or index of a folder's weights: {stem}.safetensors, whole or in shards, else those of its one
+    variant, such as {stem}.fp16.safetensors; None if there are none. CheckpointError names several variants."""
+    for name in (f"{stem}.safetensors.index.json", f"{stem}.safetensors"):
+        if (folder / name).is_file():
+            return folder / name
+    found = {path.name.split(".")[-2]: path for path in sorted(folder.glob(f"{stem}.safetensors.index.*.json"))}
+    for path in sorted(folder.glob(f"{stem}.*.safetensors")):
+        if not _NUMBERED.fullmatch(path.name):
+            found.setdefault(path.name.split(".")[-2], path)
+    if len(found) > 1:
+        raise CheckpointError(f"{folder} holds its weights in the variants {', '.join(found)}, and none without a word in "
+                              f"its name: leave one of them there, called {stem}.safetensors.")  # fmt: skip
+    return next(iter(found.values()), None)
 
 
 def write_shards(state: Mapping[str, Tensor], folder: Path, stem: str, *, dtype: torch.dtype | None = None,

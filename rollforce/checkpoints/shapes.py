@@ -14,6 +14,7 @@ from rollforce.errors import CheckpointError
 
 HEAD = 128  # of every public Wan transformer; a state dict does not tell
 SIZES = {1536: "1.3B", 5120: "14B"}  # width -> what people call it
+BLOCKS = {1536: 30, 5120: 40}  # width -> transformer blocks, in every public model
 
 
 def config_of(state: Mapping[str, Tensor], heads: int | None = None) -> dict[str, Any]:

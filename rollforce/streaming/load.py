@@ -6,16 +6,20 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
 from rollforce.checkpoints.catalog import CARD, Card, bundled, preset_file
+from rollforce.checkpoints.decoders import KnownDecoder, find_decoder
+from rollforce.checkpoints.obstacles import check
+from rollforce.checkpoints.parts import read_model
 from rollforce.config import build, resource
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import CheckpointError, ConfigError
-from rollforce.models.autoencoder.interface import Autoencoder, PairedAutoencoder
+from rollforce.models.autoencoder.interface import Autoencoder, ClipAutoencoder, PairedAutoencoder
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
 from rollforce.models.runtime.choices import pick_device, pick_dtype
 from rollforce.models.runtime.options import RuntimeOptions
@@ -25,6 +29,9 @@ from rollforce.streaming.bundle import threads_for
 from rollforce.streaming.events import Chunk
 from rollforce.streaming.model import Model
 from rollforce.streaming.session import Session
+
+if TYPE_CHECKING:
+    from rollforce.models.autoencoder.wan import WanAutoencoder
 
 log = logging.getLogger(__name__)
 HUB_PARTS = (CARD, "model_index.json", "README.md", "transformer/*", "text/*", "autoencoder/*", "text_encoder/*",
@@ -42,15 +49,15 @@ def load(model: str | Path = "tiny", *, stream: str | Path | None = None, overri
     `dtype` auto, float32, bfloat16, float16; `threads` of the CPU (default: one for a small model, else torch's own
     number); `running` attention kernel, LoRAs, quantised weights, offloading.
     Raises ConfigError, CheckpointError, or DoesNotFit before anything is computed."""
-    folder = _find_folder(model)
+    folder, running = _find_folder(model), running or RuntimeOptions()
     card = _read_card(folder, stream)
+    check(read_model(folder, running.decoder))
     changes = card.changes if stream is None else ()  # those of the preset that the model was trained for
     settings = build(StreamSettings, preset_file(stream or card.stream), overrides=(*changes, *overrides))
     settings = settings if window is None else settings.with_window(window)
     place = _choose_device(device)
     number = pick_dtype(dtype, place)
     log.info("model %s, licence %s", card.name, card.licence)
-    running = running or RuntimeOptions()
     if place.type == "cuda":
         _check_fits(folder, card, settings, place, number, running)
     transformer = running.set_up(VideoTransformer.load(folder / "transformer"), place, number, settings.masked)
@@ -125,7 +132,7 @@ def _load_text(folder: Path, device: torch.device, dtype: torch.dtype) -> Text:
 
 def _load_autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, running: RuntimeOptions) -> Autoencoder:
     if (folder / "autoencoder").is_dir():
-        if running.decoder or running.tiling:
+        if running.tiling:
             raise ConfigError("--decoder and --tiling are for Wan's autoencoder; this model's is small itself.")
         return TinyAutoencoder.load(folder / "autoencoder").to(device)
     from rollforce.models.autoencoder.tiling import Tiling
@@ -134,12 +141,20 @@ def _load_autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, ru
     full = WanAutoencoder.load(folder / "vae", dtype, Tiling() if running.tiling else None).to(device)
     if running.decoder is None:
         return full
-    from rollforce.models.autoencoder.taehv import TaehvAutoencoder
-
-    small = TaehvAutoencoder.load(running.decoder, dtype).to(device)
+    small = _load_decoder(running.decoder, find_decoder(running.decoder), full, dtype).to(device)
     if (small.channels, small.stride, small.frames) != (full.channels, full.stride, full.frames):
         raise CheckpointError(f"{running.decoder} decodes other latents than those of {folder / 'vae'}.")
     return PairedAutoencoder(full, small)
+
+
+def _load_decoder(file: str, known: KnownDecoder, full: WanAutoencoder, dtype: torch.dtype) -> ClipAutoencoder:
+    """A small decoder in TAEHV's format, or the full autoencoder with fewer channels inside (LightX2V's lightvae)."""
+    from rollforce.models.autoencoder.taehv import TaehvAutoencoder
+    from rollforce.models.autoencoder.wan import WanAutoencoder
+
+    if known.pruned:
+        return WanAutoencoder.load(file, dtype)
+    return TaehvAutoencoder.load(file, dtype, None if known.normalised else full.moments)
 
 
 def _check_fits(folder: Path, card: Card, settings: StreamSettings, device: torch.device, dtype: torch.dtype,

@@ -170,16 +170,18 @@ def test_stored_in_another_dtype(bases: Bases, student: State, file: Path, tmp_p
     assert equal(state_of(out, "transformer"), {key: value.bfloat16() for key, value in student.items()})
 
 
-def test_an_image_to_video_student(bases: Bases, tmp_path: Path) -> None:
+def test_an_image_to_video_model_is_a_teacher_only(bases: Bases, tmp_path: Path) -> None:
     state = random_state(wan_transformer(**IMAGE))
     torch.save({"generator": prefixed(to_original("transformer", state), "model.")}, tmp_path / "i2v.pt")
     with pytest.raises(CheckpointError, match="holds no image_encoder"):
-        prepare(tmp_path / "i2v.pt", bases["diffusers"][0], tmp_path / "out")
+        prepare(tmp_path / "i2v.pt", bases["diffusers"][0], tmp_path / "out", teacher=True)
     base = tmp_path / "base"
     write_diffusers(base)
     (base / "image_encoder").mkdir()
     (base / "image_encoder" / "config.json").write_text("{}")
-    out = convert(tmp_path / "i2v.pt", base, tmp_path / "out")
+    with pytest.raises(CheckpointError, match="is an image-to-video model"):
+        prepare(tmp_path / "i2v.pt", base, tmp_path / "out")
+    out = convert(tmp_path / "i2v.pt", base, tmp_path / "out", teacher=True)
     loaded: Any = type(wan_transformer()).from_pretrained(out / "transformer")
     assert equal(dict(loaded.state_dict()), state) and (out / "image_encoder" / "config.json").is_file()
     assert equal(dict(VideoTransformer.load(out / "transformer").state_dict()), state)

@@ -22,7 +22,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rollforce.checkpoints.safetensors_folder import read_json, shards_of
+from rollforce.checkpoints.origin import CARD
+from rollforce.checkpoints.safetensors_folder import STEM, find_weights, read_json, shards_of
 from rollforce.checkpoints.shapes import same_shape
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.models.text.text_cache import CachedText, TextCache
@@ -62,7 +63,7 @@ class WanText:
         if kind != "umt5":
             raise CheckpointError(f"{folder / ENCODER / 'config.json'} describes {kind!r}; Wan reads text with 'umt5'.")
         if not any((folder / TOKENIZER / name).is_file() for name in ("tokenizer.json", "spiece.model")):
-            raise CheckpointError(f"no tokenizer in {folder}: {TOKENIZER}/tokenizer.json is missing. {REMEDY}")
+            raise CheckpointError(f"no tokenizer in {folder}: {TOKENIZER}/tokenizer.json is missing. {remedy(folder)}")
         return found
 
     def check(self, prompt: str) -> None:
@@ -212,22 +213,27 @@ def _transformers() -> Any:
 
 
 ENCODER, TOKENIZER = "text_encoder", "tokenizer"
-INDEX = "model.safetensors.index.json"
 TIED = ("shared.weight", "encoder.embed_tokens.weight")  # two names of one table; files hold either or both
 SAMPLES, SAMPLE = 16, 4096  # of each weight file: pieces and their bytes that go into the fingerprint
-REMEDY = "A model folder in diffusers' layout holds text_encoder/ and tokenizer/; `rollforce convert` makes one."
+
+
+def remedy(folder: Path) -> str:
+    """Return what to do for a model folder that lacks its text encoder or tokenizer."""
+    if (folder / CARD).is_file():
+        return "The folder was made here and has lost it: copy it from its base, or make the folder again."
+    return "A model folder in diffusers' layout holds text_encoder/ and tokenizer/; `rollforce convert` makes one."
 
 
 def weight_files(folder: Path) -> list[Path]:
     """Return the weight files. CheckpointError names what is missing."""
     where = folder / ENCODER
     if not (where / "config.json").is_file():
-        raise CheckpointError(f"no text encoder in {folder}: {ENCODER}/config.json is missing. {REMEDY}")
-    shards = shards_of(where / (INDEX if (where / INDEX).is_file() else INDEX.removesuffix(".index.json")))
+        raise CheckpointError(f"no text encoder in {folder}: {ENCODER}/config.json is missing. {remedy(folder)}")
+    shards = shards_of(find_weights(where, STEM["text"]) or where / f"{STEM['text']}.safetensors")
     missing = [path.name for path in shards if not path.is_file()]
     if missing or not shards:
         what = ", ".join(missing) or "every weight file"
-        raise CheckpointError(f"the text encoder in {where} is not whole: {what} missing. {REMEDY}")
+        raise CheckpointError(f"the text encoder in {where} is not whole: {what} missing. {remedy(folder)}")
     return shards
 
 
