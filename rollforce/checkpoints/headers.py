@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rollforce.checkpoints.formats import format_of
-from rollforce.checkpoints.names import plain, recognise, to_ours
+from rollforce.checkpoints.names import plain, recognise, translate
 from rollforce.checkpoints.read import PICKLES, read_pickle, stripped, unpack
 from rollforce.checkpoints.safetensors_folder import shards_of
 from rollforce.errors import CheckpointError, stand_in
@@ -51,13 +51,17 @@ class Header:
         return self.quantised or ", ".join(sorted(found))
 
     def ours(self) -> tuple[str, dict[str, Tensor]] | None:
-        """Return the kind of these weights (a family of names.py) and them under our names; None if of no family."""
+        """Return the kind of these weights (a family of names.py) and them under our names, without those that have no
+        name there; None if they are of no family."""
         bare = {name: tensor for name, tensor in self.tensors.items() if not name.endswith(BESIDE)}
         found = recognise(bare)
         if found is None:
             return None
         family, original = found
-        return family.kind, to_ours(family.kind, bare) if original else plain(bare)
+        if not original:
+            return family.kind, plain(bare)
+        named = {translate(name, family.table): tensor for name, tensor in bare.items()}
+        return family.kind, {name: tensor for name, tensor in named.items() if name is not None}
 
 
 def read_header(path: Path) -> Header:

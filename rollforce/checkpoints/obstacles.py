@@ -104,9 +104,7 @@ def _together(model: ModelParts) -> Iterator[str]:
     elif transformer and text and transformer.text_width != text.text_width:
         yield (f"Its transformer reads text vectors of {transformer.text_width} numbers, and {text.path} makes "
                f"{text.text_width}: they are not of one model. Take the text encoder that it was trained with.")
-    if autoencoder and model.decoder and autoencoder.family == BUNDLED:
-        yield "--decoder and --tiling are for Wan's autoencoder; this model's is small itself."
-    elif autoencoder and model.decoder and model.decoder.family != autoencoder.family:
+    if autoencoder and model.decoder and model.decoder.family != autoencoder.family:
         yield wrong_decoder(model.decoder, autoencoder.family)
 
 

@@ -18,7 +18,7 @@ from rollforce.checkpoints.headers import Header, read_header
 from rollforce.checkpoints.origin import CARD, model_folder_of
 from rollforce.checkpoints.releases import is_expert
 from rollforce.checkpoints.safetensors_folder import STEM, find_weights, read_json
-from rollforce.checkpoints.shapes import SIZES, autoencoder_config_of, config_of, text_config_of
+from rollforce.checkpoints.shapes import HEAD, SIZES, autoencoder_config_of, config_of, text_config_of
 from rollforce.errors import CheckpointError
 
 FAMILIES = {"": WAN, "AutoencoderKLWan": WAN, "AutoencoderKLHunyuanVideo": "HunyuanVideo", "AutoencoderKLCogVideoX": "CogVideoX",
@@ -126,14 +126,13 @@ def transformer_part(path: Path, state: Mapping[str, Tensor] | None, config: Map
                      faults: tuple[str, ...] = ()) -> Part:  # fmt: skip
     """Tell the facts of a transformer from its weights' shapes (under our names), else from its config.json."""
     told = in_our_words(config)
-    heads = told.get("num_attention_heads")
-    facts = {**told, **(config_of(state, _heads_for(state, told)) if state else {})}
+    facts = {**told, **(measure(state, told) if state else {})}
     heads, each = facts.get("num_attention_heads"), facts.get("attention_head_dim")
     channels = facts.get("out_channels") or facts.get("in_channels") or 16
     packing = quantised if quantised not in LOADABLE else ""
     packing = packing or str((config.get("quantization_config") or {}).get("quant_method", ""))
     return Part("transformer", path, _family_of(channels), str(config.get("_class_name", "")), channels,
-                facts.get("in_channels") or 16, facts.get("num_layers"), heads, heads and each and heads * each,
+                facts.get("in_channels") or 16, facts.get("num_layers"), heads, heads and each and heads * each or facts.get("width"),
                 facts.get("text_dim", 4096), facts.get("image_dim") is not None, packing,
                 (*faults, *_differences(path, told, facts, TOLD["transformer"])))  # fmt: skip
 
@@ -196,11 +195,16 @@ def in_our_words(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in told.items() if value is not None}
 
 
-def _heads_for(state: Mapping[str, Tensor], told: Mapping[str, Any]) -> int | None:
-    """How many heads settings say, if they are of these weights: a state dict does not tell."""
+def measure(state: Mapping[str, Tensor], told: Mapping[str, Any]) -> dict[str, Any]:
+    """Measure the settings of a transformer. Its heads are those that are told, if they are of this width, else of 128
+    channels; where neither can be, they are left out and `width` is there instead."""
     heads, each = told.get("num_attention_heads"), told.get("attention_head_dim")
-    width = state["patch_embedding.weight"].shape[0] if "patch_embedding.weight" in state else None
-    return heads if heads and each and heads * each == width else None
+    width = state["patch_embedding.weight"].shape[0] if "patch_embedding.weight" in state else 0
+    if heads and each and heads * each == width or width % HEAD == 0:
+        return config_of(state, heads if heads and each and heads * each == width else None)
+    measured = config_of(state, 1)
+    return {name: value for name, value in measured.items() if name not in ("num_attention_heads", "attention_head_dim")} | {
+        "width": width}  # fmt: skip
 
 
 def _family_of(channels: int) -> str:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
-from rollforce.checkpoints.catalog import preset_file
+from rollforce.checkpoints.catalog import bundled, preset_file
+from rollforce.checkpoints.decoders import WAN, KnownDecoder, find_decoder
+from rollforce.checkpoints.hub import is_repository
+from rollforce.checkpoints.obstacles import wrong_decoder
+from rollforce.checkpoints.parts import decoder_part
 from rollforce.cli.options import PlanOptions
 from rollforce.cli.record import as_setting
 from rollforce.config import build
 from rollforce.engine.budget.fit import TILES, Fit
-from rollforce.engine.budget.model_sizes import sizes_of
+from rollforce.engine.budget.model_sizes import CONFIGS, sizes_of
 from rollforce.engine.budget.requirements import MemorySetup, needs_with_prompt
 from rollforce.engine.settings import StreamSettings
+from rollforce.errors import CheckpointError
 from rollforce.models.runtime.choices import pick_device, pick_dtype
 from rollforce.models.runtime.options import RuntimeOptions
+from rollforce.streaming.load import find_model
 from rollforce.video.size import parse_size
 
 
@@ -22,15 +29,28 @@ def setup_of(options: PlanOptions) -> MemorySetup:
     """Return what was typed as a setup. ConfigError.
 
     A device that is not here may be planned for if its free memory is given; so may a decoder whose file is not."""
-    runtime = {name: value for name, value in options.running.items() if name not in ("loras", "decoder")}
-    running = RuntimeOptions(**{name: as_setting(value) for name, value in runtime.items()})
-    sizes, device = sizes_of(options.model or "tiny"), pick_device(options.device or "auto")
+    name, decoder = options.model or "tiny", options.running.get("decoder")
+    runtime = {field: value for field, value in options.running.items() if field not in ("loras", "decoder")}
+    running = RuntimeOptions(**{field: as_setting(value) for field, value in runtime.items()})
+    known = _check_streams(name, options.stream, running, decoder)
+    sizes, device = sizes_of(name), pick_device(options.device or "auto")
     changes = () if options.stream else sizes.changes
     stream = build(StreamSettings, preset_file(options.stream or sizes.stream), overrides=changes)
     setup = MemorySetup(sizes, stream, parse_size(options.size) if options.size else sizes.size,
                         pick_dtype(options.dtype or "auto", device), device, running.offload, running.quantize,
-                        TILES if running.tiling else None, small="decoder" in options.running)  # fmt: skip
+                        TILES if running.tiling else None, small=known is not None and not known.pruned,
+                        pruned=known is not None and known.pruned)  # fmt: skip
     return setup if options.window is None else setup.with_window(options.window)
+
+
+def _check_streams(name: str, stream: str | None, running: RuntimeOptions, decoder: str | None) -> KnownDecoder | None:
+    """Raise what `load` would of a model that is here, and return what its decoder is. CheckpointError, ConfigError."""
+    known = find_decoder(decoder) if decoder else None
+    if name in bundled() or Path(name).exists() or is_repository(name):
+        find_model(name, stream, running.tiling, decoder, CONFIGS)
+    elif known and known.family != WAN:
+        raise CheckpointError(wrong_decoder(decoder_part(decoder or ""), WAN))
+    return known
 
 
 def describe(found: Fit) -> dict[str, Any]:

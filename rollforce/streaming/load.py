@@ -24,7 +24,7 @@ from rollforce.models.autoencoder.tiny import TinyAutoencoder
 from rollforce.models.runtime.choices import pick_device, pick_dtype
 from rollforce.models.runtime.options import RuntimeOptions
 from rollforce.models.text.encoder import Text, TextEncoder
-from rollforce.models.transformer.transformer import VideoTransformer
+from rollforce.models.transformer.transformer import TransformerConfig, VideoTransformer
 from rollforce.streaming.bundle import threads_for
 from rollforce.streaming.events import Chunk
 from rollforce.streaming.model import Model
@@ -49,9 +49,8 @@ def load(model: str | Path = "tiny", *, stream: str | Path | None = None, overri
     `dtype` auto, float32, bfloat16, float16; `threads` of the CPU (default: one for a small model, else torch's own
     number); `running` attention kernel, LoRAs, quantised weights, offloading.
     Raises ConfigError, CheckpointError, or DoesNotFit before anything is computed."""
-    folder, running = _find_folder(model), running or RuntimeOptions()
-    card = _read_card(folder, stream)
-    check(read_model(folder, running.decoder))
+    running = running or RuntimeOptions()
+    folder, card = find_model(model, stream, running.tiling, running.decoder)
     changes = card.changes if stream is None else ()  # those of the preset that the model was trained for
     settings = build(StreamSettings, preset_file(stream or card.stream), overrides=(*changes, *overrides))
     settings = settings if window is None else settings.with_window(window)
@@ -89,22 +88,39 @@ def _yield_frames(session: Session, chunks: Iterator[Chunk]) -> Iterator[np.ndar
             yield from chunk.frames
 
 
-def _find_folder(model: str | Path) -> Path:
+def find_model(model: str | Path, stream: str | Path | None, tiling: bool = False, decoder: str | None = None,
+               fetched: Sequence[str] = HUB_PARTS) -> tuple[Path, Card]:  # fmt: skip
+    """Return a model's folder and its card, after comparing all its parts: what comes back can stream.
+
+    `decoder` a file that is to draw, `tiling` whether in tiles; `fetched` which of a hub's files to download; where those are settings only, weights are not looked at.
+    Raises ConfigError or CheckpointError with everything that is in the way."""
+    folder = _find_folder(model, fetched)
+    card = _read_card(folder, stream)
+    if (decoder or tiling) and (folder / "autoencoder").is_dir():
+        raise ConfigError("--decoder and --tiling are for Wan's autoencoder; this model's is small itself.")
+    check(read_model(folder, decoder, weights=fetched is HUB_PARTS or Path(model).is_dir()))
+    TransformerConfig.read(folder / "transformer")
+    return folder, card
+
+
+def _find_folder(model: str | Path, fetched: Sequence[str]) -> Path:
     """Return the folder of a bundled model, a local one, or one fetched from the hub. ConfigError if there is none."""
     from rollforce.checkpoints.hub import fetch, is_repository
-    from rollforce.checkpoints.read import raw_advice
+    from rollforce.checkpoints.read import expect, raw_advice, read_checkpoint
 
     if isinstance(model, str) and model in bundled():
         return resource(f"assets/{model}")
     folder = Path(model)
     if folder.is_file():
+        expect(read_checkpoint(folder), "transformer")  # what cannot be converted is not sent there
         raise CheckpointError(raw_advice(folder))
     if is_repository(model):
-        folder = fetch(str(model), HUB_PARTS)
+        folder = fetch(str(model), fetched)
     if (folder / CARD).is_file() or (folder / "model_index.json").is_file():
         return folder
     if folder.is_dir():
-        raise CheckpointError(f"{folder} is a folder without {CARD} or model_index.json: not a model.")
+        raise CheckpointError(f"{folder} is a folder without {CARD} or model_index.json: not a model. What is it? "
+                              f"rollforce identify {folder}")  # fmt: skip
     raise ConfigError(f"There is no model {str(model)!r}. Bundled: {', '.join(bundled()) or 'none'}. Or give a folder "
                       f"that holds {CARD}, or a hub id (owner/name).")  # fmt: skip
 
@@ -132,8 +148,6 @@ def _load_text(folder: Path, device: torch.device, dtype: torch.dtype) -> Text:
 
 def _load_autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, running: RuntimeOptions) -> Autoencoder:
     if (folder / "autoencoder").is_dir():
-        if running.tiling:
-            raise ConfigError("--decoder and --tiling are for Wan's autoencoder; this model's is small itself.")
         return TinyAutoencoder.load(folder / "autoencoder").to(device)
     from rollforce.models.autoencoder.tiling import Tiling
     from rollforce.models.autoencoder.wan import WanAutoencoder
@@ -164,8 +178,10 @@ def _check_fits(folder: Path, card: Card, settings: StreamSettings, device: torc
     from rollforce.engine.budget.requirements import MemorySetup
     from rollforce.models.autoencoder.tiling import Tiling
 
+    known = find_decoder(running.decoder) if running.decoder else None
     check_fits(MemorySetup(sizes_of(folder), settings, card.size, dtype, device, running.offload, running.quantize,
-                     Tiling() if running.tiling else None, small=running.decoder is not None))  # fmt: skip
+                     Tiling() if running.tiling else None, small=known is not None and not known.pruned,
+                     pruned=known is not None and known.pruned))  # fmt: skip
 
 
 def _choose_device(name: str) -> torch.device:
