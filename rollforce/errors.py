@@ -10,7 +10,7 @@
     └── TrainingError                training cannot go on: numbers that are not finite, a checkpoint of another run
 """
 
-from pathlib import Path
+import pathlib
 
 
 class RollforceError(Exception):
@@ -45,7 +45,7 @@ class TrainingError(RollforceError):
     """Training cannot go on: numbers that are not finite, or a checkpoint of another run."""
 
 
-def stand_in(path: Path) -> str:
+def stand_in(path: pathlib.Path) -> str:
     """Say what stands where a file's content should be (a Git LFS pointer, a web page, nothing), and how to get it.
 
     Returns "" for anything else, a file that is not there too: it is asked before "damaged" is said of one."""

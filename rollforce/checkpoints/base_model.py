@@ -121,7 +121,8 @@ def _files(source: Path) -> list[Path]:
         safe = any(path.suffix == ".safetensors" for path in files)
         return [path for path in files if not safe or path.suffix not in WEIGHTS - {".safetensors"}]
     weights = {chosen, *shards_of(chosen)}
-    return [path for path in files if path in weights or path.suffix not in WEIGHTS and ".safetensors." not in path.name]
+    return [path for path in files if path in weights
+            or (path.suffix not in WEIGHTS and ".safetensors." not in path.name)]
 
 
 def _take(source: Path, target: Path) -> None:

@@ -4,9 +4,9 @@
     OUT/model_index.json    the parts by diffusers' and transformers' own class names, so that either loads any part
     OUT/transformer/ vae/ text_encoder/ tokenizer/ ...        OUT/README.md    card with licence and origin
 
-The pipeline of a student is named RollforceStream, which diffusers' DiffusionPipeline refuses; its WanPipeline does not look
-at that name, and refuses because no scheduler is there: it would run a causal student as a bidirectional model and make
-noise of it. A teacher's folder names WanPipeline, has its scheduler and no model.yaml.
+The pipeline of a student is named RollforceStream, which diffusers' DiffusionPipeline refuses; its WanPipeline does
+not look at that name, and refuses because no scheduler is there: it would run a causal student as a bidirectional
+model and make noise of it. A teacher's folder names WanPipeline, has its scheduler and no model.yaml.
 """
 
 from __future__ import annotations
@@ -27,15 +27,14 @@ from torch import Tensor
 from rollforce.checkpoints import base_model, hub
 from rollforce.checkpoints.catalog import CARD, Card, presets
 from rollforce.checkpoints.lora_names import merge_lora
-from rollforce.checkpoints.obstacles import EXPERTS, check, of_transformer
 from rollforce.checkpoints.origin import STREAM_CLASS, Origin, origin_of
-from rollforce.checkpoints.parts import ModelParts, experts_of, transformer_part
+from rollforce.checkpoints.read import Checkpoint, expect, read_checkpoint
 from rollforce.checkpoints.releases import Release
-from rollforce.checkpoints.read import Checkpoint, expect, read_checkpoint, teacher_refusal
 from rollforce.checkpoints.safetensors_folder import STEM, bytes_of, read_json, write_json, write_shards
-from rollforce.checkpoints.shapes import BLOCKS, check_whole, config_of
+from rollforce.checkpoints.shapes import check_whole, config_of
+from rollforce.checkpoints.student import check_blocks, check_expert, check_student, check_together
 from rollforce.config import to_dict
-from rollforce.errors import CheckpointError, ConfigError
+from rollforce.errors import ConfigError
 from rollforce.video.size import check_size
 
 log = logging.getLogger(__name__)
@@ -111,14 +110,14 @@ def prepare(file: str | Path, base: str | Path, out: str | Path, *, lora: str | 
     Raises CheckpointError, ConfigError, or OSError where the disk is too full."""
     if teacher and stream is not None:
         raise ConfigError("--teacher and --stream: a teacher has no stream. Use one of them.")
-    if experts_of(Path(file)) > 1:
-        raise CheckpointError(f"{file} is one expert of two. {EXPERTS}")
+    check_expert(Path(file))
     checkpoint = expect(read_checkpoint(file, "transformer"), "transformer")
-    _check_streams(checkpoint, stream, teacher)
+    check_student(checkpoint, teacher or stream is not None)
     folder = hub.fetch(str(base), base_model.HUB_PATTERNS) if hub.is_repository(base) else Path(base).expanduser()
-    found = base_model.find_parts(folder, teacher, image="condition_embedder.image_embedder.norm1.weight" in checkpoint.state)
+    image = "condition_embedder.image_embedder.norm1.weight" in checkpoint.state
+    found = base_model.find_parts(folder, teacher, image)
     config = _config(checkpoint, base_model.settings_of(folder))
-    _check_whole_model(checkpoint, config, found, teacher)
+    check_together(checkpoint, config, found, teacher)
     adapter = _adapter(lora, checkpoint)
     origin = origin_of(Path(file))  # not resolved: a hub's cache links to hashes
     out = Path(out).expanduser()
@@ -126,28 +125,6 @@ def prepare(file: str | Path, base: str | Path, out: str | Path, *, lora: str | 
     conversion = Conversion(checkpoint, config, found, adapter, out, card, str(base), origin, dtype, teacher, warnings)
     _check_out(conversion, [Path(file), folder, *([Path(lora)] if lora else [])], overwrite)
     return conversion
-
-
-def _check_streams(checkpoint: Checkpoint, stream: str | None, teacher: bool) -> None:
-    """CheckpointError for what is known not to be a student, unless it is said to be one, or to be a teacher."""
-    known = checkpoint.known
-    if teacher or stream is not None or not (known.foreign or known.value is False):
-        return
-    said = (f"{checkpoint.name!r} is of another family ({known.by}), and nothing says that it streams." if known.foreign
-            else teacher_refusal(checkpoint.name, known.by))  # fmt: skip
-    raise CheckpointError(f"{said} --teacher converts it all the same; if it is a causal student, say what it was trained "
-                          "for: --stream self_forcing, for one.")  # fmt: skip
-
-
-def _check_whole_model(checkpoint: Checkpoint, config: Mapping[str, Any], found: tuple[base_model.ModelPart, ...],
-                       teacher: bool) -> None:  # fmt: skip
-    """CheckpointError unless the student and the parts of its base are one model, a student's one that can stream."""
-    parts = {part.name: part for part in found}
-    transformer = transformer_part(checkpoint.path, checkpoint.state, config)
-    if not teacher and (reasons := tuple(of_transformer(transformer))):
-        raise CheckpointError(f"{checkpoint.name!r} cannot stream. {' '.join(reasons)}")
-    tokenizer = any((parts["tokenizer"].source / name).is_file() for name in ("tokenizer.json", "spiece.model"))
-    check(ModelParts(checkpoint.name, transformer, parts["vae"].facts(), parts["text_encoder"].facts(), tokenizer), teacher)
 
 
 def dtype_of(name: str | None) -> torch.dtype | None:
@@ -210,19 +187,10 @@ def _config(checkpoint: Checkpoint, base: Mapping[str, Any]) -> dict[str, Any]:
         told, heads = {}, None
     config = config_of(checkpoint.state, heads)
     check_whole(checkpoint.state, checkpoint.name)
-    _check_blocks(checkpoint.name, config, told)
+    check_blocks(checkpoint.name, config, told)
     return {"_class_name": base_model.CLASSES["transformer"][1], **config, "patch_size": list(config["patch_size"]),
             "eps": told.get("eps", 1e-6), "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads",
             "rope_max_seq_len": 1024}  # fmt: skip
-
-
-def _check_blocks(name: str, config: Mapping[str, Any], told: Mapping[str, Any]) -> None:
-    """CheckpointError for a state dict that lacks its last blocks: it would become a smaller model."""
-    width, blocks = config["num_attention_heads"] * config["attention_head_dim"], config["num_layers"]
-    wanted = told.get("num_layers") or BLOCKS.get(width, blocks)
-    if blocks != wanted:
-        raise CheckpointError(f"{name!r} holds {blocks} blocks of width {width}, and a model of this width has {wanted}: it "
-                              "is not whole. If it was made so, put a config.json with num_layers beside it.")
 
 
 def _adapter(lora: str | Path | None, checkpoint: Checkpoint) -> Checkpoint | None:
@@ -241,8 +209,8 @@ def _card(checkpoint: Checkpoint, origin: Origin, name: str, licence: str | None
     warnings = []
     shipped = origin.stream if origin.stream in presets() else None
     if licence is None and not origin.licence:
-        warnings.append(f"the licence of {checkpoint.path.name} is not known from its name or a card beside it: the card "
-                        f"says {UNKNOWN}. Say it with --licence.")  # fmt: skip
+        warnings.append(f"the licence of {checkpoint.path.name} is not known from its name or a card beside it: the "
+                        f"card says {UNKNOWN}. Say it with --licence.")  # fmt: skip
     if stream is None and shipped is None:
         warnings.append(f"no preset is known for {checkpoint.path.name}: the card says {STREAM}. Say what it was "
                         "trained for with --stream.")  # fmt: skip

@@ -60,11 +60,12 @@ def find_decoder(path: str | Path, state: Mapping[str, Tensor] | None = None) ->
     if named is None and len(shaped) == 1:
         return KnownDecoder("", shaped[0])
     if named is None:
-        raise CheckpointError(f"--decoder {path}: this name is not known, and the shapes in such a file do not tell whose "
-                              f"latents it draws (HunyuanVideo's and CogVideoX's are the same as Wan's). {REMEDY}")
+        raise CheckpointError(f"--decoder {path}: this name is not known, and the shapes in such a file do not tell "
+                              "whose latents it draws (HunyuanVideo's and CogVideoX's are the same as Wan's). "
+                              f"{REMEDY}")
     if shaped and named.family not in shaped:
-        raise CheckpointError(f"--decoder {path} is called as one for {named.family}, and its weights have the shapes of "
-                              f"one for {' or '.join(shaped)}. {REMEDY}")  # fmt: skip
+        raise CheckpointError(f"--decoder {path} is called as one for {named.family}, and its weights have the shapes "
+                              f"of one for {' or '.join(shaped)}. {REMEDY}")  # fmt: skip
     return named
 
 

@@ -112,5 +112,5 @@ def _licence_in(folder: Path) -> str:
         return ""
     if not isinstance(head, dict) or not isinstance(head.get("license"), str):
         return ""
-    told = head["license"]
+    told = str(head["license"])
     return str(head.get("license_name") or "") if told == "other" else SAID.get(told, told)

@@ -21,8 +21,9 @@ from rollforce.checkpoints.safetensors_folder import STEM, find_weights, read_js
 from rollforce.checkpoints.shapes import HEAD, SIZES, autoencoder_config_of, config_of, text_config_of
 from rollforce.errors import CheckpointError
 
-FAMILIES = {"": WAN, "AutoencoderKLWan": WAN, "AutoencoderKLHunyuanVideo": "HunyuanVideo", "AutoencoderKLCogVideoX": "CogVideoX",
-            "AutoencoderKLLTXVideo": "LTX-Video", "AutoencoderKLMochi": "Mochi"}  # fmt: skip
+FAMILIES = {"": WAN, "AutoencoderKLWan": WAN, "AutoencoderKLHunyuanVideo": "HunyuanVideo",
+            "AutoencoderKLCogVideoX": "CogVideoX", "AutoencoderKLLTXVideo": "LTX-Video",
+            "AutoencoderKLMochi": "Mochi"}  # fmt: skip
 LOADABLE = {"", "fp8"}  # how the weights of a transformer may be packed to be loaded as they are
 
 
@@ -132,7 +133,8 @@ def transformer_part(path: Path, state: Mapping[str, Tensor] | None, config: Map
     packing = quantised if quantised not in LOADABLE else ""
     packing = packing or str((config.get("quantization_config") or {}).get("quant_method", ""))
     return Part("transformer", path, _family_of(channels), str(config.get("_class_name", "")), channels,
-                facts.get("in_channels") or 16, facts.get("num_layers"), heads, heads and each and heads * each or facts.get("width"),
+                facts.get("in_channels") or 16, facts.get("num_layers"), heads,
+                (heads and each and heads * each) or facts.get("width"),
                 facts.get("text_dim", 4096), facts.get("image_dim") is not None, packing,
                 (*faults, *_differences(path, told, facts, TOLD["transformer"])))  # fmt: skip
 
@@ -174,7 +176,7 @@ def _is_umt5(state: Mapping[str, Tensor] | None) -> bool:
 
 
 def decoder_part(file: str | Path) -> Part:
-    """Tell the facts of a small decoder's file, which need not be here. CheckpointError if none is known by its name."""
+    """Tell the facts of a small decoder's file, which need not be here. CheckpointError if its name tells nothing."""
     path = Path(file).expanduser()
     state = read_header(path).tensors if path.is_file() else None
     known = find_decoder(path, state)
@@ -182,7 +184,8 @@ def decoder_part(file: str | Path) -> Part:
 
 
 BUILDERS = {"transformer": transformer_part, "autoencoder": autoencoder_part, "text": text_part}
-TOLD = {"transformer": ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels", "text_dim", "ffn_dim"),
+TOLD = {"transformer": ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels", "text_dim",
+                        "ffn_dim"),
         "autoencoder": ("z_dim", "base_dim"), "text": ("d_model", "num_layers", "num_heads", "vocab_size")}  # fmt: skip
 
 
@@ -200,11 +203,11 @@ def measure(state: Mapping[str, Tensor], told: Mapping[str, Any]) -> dict[str, A
     channels; where neither can be, they are left out and `width` is there instead."""
     heads, each = told.get("num_attention_heads"), told.get("attention_head_dim")
     width = state["patch_embedding.weight"].shape[0] if "patch_embedding.weight" in state else 0
-    if heads and each and heads * each == width or width % HEAD == 0:
+    if (heads and each and heads * each == width) or width % HEAD == 0:
         return config_of(state, heads if heads and each and heads * each == width else None)
-    measured = config_of(state, 1)
-    return {name: value for name, value in measured.items() if name not in ("num_attention_heads", "attention_head_dim")} | {
-        "width": width}  # fmt: skip
+    unknown = ("num_attention_heads", "attention_head_dim")
+    measured = {name: value for name, value in config_of(state, 1).items() if name not in unknown}
+    return measured | {"width": width}
 
 
 def _family_of(channels: int) -> str:
@@ -213,11 +216,12 @@ def _family_of(channels: int) -> str:
 
 def _differences(path: Path, told: Mapping[str, Any], found: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
     """Where a part's settings differ from what its weights are."""
-    return [f"{path / 'config.json'} says {name} {told[name]}, and the weights beside it have {found[name]}: they are not of "
-            "one model. Fetch the folder again." for name in names
+    return [f"{path / 'config.json'} says {name} {told[name]}, and the weights beside it have {found[name]}: they are "
+            "not of one model. Fetch the folder again." for name in names
             if told.get(name) is not None and name in found and told[name] != found[name]]  # fmt: skip
 
 
 def _moments(path: Path, config: Mapping[str, Any], channels: int) -> list[str]:
     return [f"{path / 'config.json'}: {name} has {len(config[name])} numbers, but latents have {channels} channels."
-            for name in ("latents_mean", "latents_std") if name in config and len(config[name]) != channels]  # fmt: skip
+            for name in ("latents_mean", "latents_std")
+            if name in config and len(config[name]) != channels]  # fmt: skip

@@ -72,8 +72,8 @@ def find_weights(folder: Path, stem: str) -> Path | None:
         if not _NUMBERED.fullmatch(path.name):
             found.setdefault(path.name.split(".")[-2], path)
     if len(found) > 1:
-        raise CheckpointError(f"{folder} holds its weights in the variants {', '.join(found)}, and none without a word in "
-                              f"its name: leave one of them there, called {stem}.safetensors.")  # fmt: skip
+        raise CheckpointError(f"{folder} holds its weights in the variants {', '.join(found)}, and none without a "
+                              f"word in its name: leave one of them there, called {stem}.safetensors.")  # fmt: skip
     return next(iter(found.values()), None)
 
 

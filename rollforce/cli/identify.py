@@ -1,4 +1,4 @@
-"""What `rollforce identify` shows: what a file is, whether it streams on this machine, and the command to go on with."""
+"""What `rollforce identify` shows: what a file is, whether it streams here, and the command to go on with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rollforce.checkpoints.catalog import preset_file
-from rollforce.checkpoints.identify import Identity
+from rollforce.checkpoints.identity import Identity
 from rollforce.config import build
 from rollforce.engine.budget.fit import Fit, fit
 from rollforce.engine.budget.model_sizes import UMT5_XXL, WAN_TEXT, ModelSizes, WanDecoding, sizes_of
@@ -55,7 +55,8 @@ def show(found: Identity, memory: Fit | None) -> None:
 def _rows(found: Identity, memory: Fit | None) -> Iterator[tuple[str, str]]:
     yield from ((name, value) for name, value in (("family", found.family), ("format", found.format)) if value)
     if found.kind in ("model", "transformer"):
-        yield "causal", {True: "yes", False: "no", None: "not known: nothing in it tells"}[found.causal] + _by(found.causal_by)
+        causal = {True: "yes", False: "no", None: "not known: nothing in it tells"}[found.causal]
+        yield "causal", causal + _by(found.causal_by)
     if found.kind in ("model", "transformer", "lora", "record"):
         yield "licence", (found.licence or "not known: say it with --licence") + _by(found.licence_by)
     if found.stream:

@@ -92,7 +92,8 @@ def find_model(model: str | Path, stream: str | Path | None, tiling: bool = Fals
                fetched: Sequence[str] = HUB_PARTS) -> tuple[Path, Card]:  # fmt: skip
     """Return a model's folder and its card, after comparing all its parts: what comes back can stream.
 
-    `decoder` a file that is to draw, `tiling` whether in tiles; `fetched` which of a hub's files to download; where those are settings only, weights are not looked at.
+    Args: `decoder` a file that is to draw, `tiling` whether in tiles; `fetched` which of a hub's files to download;
+    where those are settings only, weights are not looked at.
     Raises ConfigError or CheckpointError with everything that is in the way."""
     folder = _find_folder(model, fetched)
     card = _read_card(folder, stream)

@@ -147,8 +147,8 @@ def _explain_nan(model: ModelBundle) -> str:
     if model.dtype == torch.float32:
         return (f"The first chunk is not a number, in float32 and from weights that are: {model.name} does not go with "
                 "these settings of the stream, or its text vectors are broken. Try --stream, or --dtype bfloat16.")
-    return (f"The first chunk is not a number: {model.dtype} does not hold what these weights make. Use --dtype float32, "
-            "or bfloat16 where there is some.")  # fmt: skip
+    return (f"The first chunk is not a number: {model.dtype} does not hold what these weights make. Use --dtype "
+            "float32, or bfloat16 where there is some.")  # fmt: skip
 
 
 @dataclass

@@ -127,9 +127,10 @@ class ClipAutoencoder(CausalAutoencoder):
 
 
 class Moments:
-    """Mean and deviation of each channel of a latent, float32 [C, 1, 1]: a transformer sees (latent - mean) / deviation.
+    """Mean and deviation of each channel of a latent, float32 [C, 1, 1].
 
-    They are no buffers of a module: casting it to bfloat16 would round them."""
+    A transformer sees (latent - mean) / deviation. They are no buffers of a module: casting it to bfloat16 would round
+    them."""
 
     def __init__(self, mean: Tensor, deviation: Tensor) -> None:
         self._pair = (mean, deviation)
