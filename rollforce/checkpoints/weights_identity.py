@@ -39,7 +39,10 @@ def identify_weights(path: Path, header: Header) -> Identity:
     kind, state = found
     _, unread = _try(path)
     look = {"transformer": _transformer, "autoencoder": _autoencoder, "text": _text}[kind]
-    return look(Identity(path, kind, "", _format(header), obstacles=unread), header, state)
+    try:
+        return look(Identity(path, kind, "", _format(header), obstacles=unread), header, state)
+    except CheckpointError as error:  # of what is measured
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _try(path: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:

@@ -119,6 +119,22 @@ def test_every_part_loads_with_the_libraries_own_classes(
         DiffusionPipeline.from_pretrained(out)
 
 
+def test_no_pipeline_of_diffusers_runs_a_student(file: Path, tmp_path: Path) -> None:
+    """WanPipeline does not look at the class that a folder names: it would make noise of a causal student."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+    from tiny_wan import make_wan_folder
+
+    base = make_wan_folder(tmp_path / "base")
+    FlowMatchEulerDiscreteScheduler().save_pretrained(base / "scheduler")
+    index = {"_class_name": "WanPipeline", "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+             "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}  # fmt: skip
+    (base / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="expected .*scheduler"):
+        WanPipeline.from_pretrained(convert(file, base, tmp_path / "student"))
+    teacher = convert(base, base, tmp_path / "teacher", teacher=True)
+    assert WanPipeline.from_pretrained(teacher).scheduler is not None
+
+
 def test_our_network_loads_it(bases: Bases, student: State, file: Path, tmp_path: Path) -> None:
     model = VideoTransformer.load(convert(file, bases["diffusers"][0], tmp_path / "sf") / "transformer")
     assert equal(dict(model.state_dict()), student)

@@ -28,7 +28,8 @@ from rollforce.streaming.load import load
 
 CARD = "name: tiny-wan\nlicence: Apache-2.0\nfps: 16\nsize: [32, 48]\nstream: self_forcing\n"
 FIVE_B = {"z_dim": 48, "decoder_base_dim": 4, "is_residual": True, "in_channels": 12, "out_channels": 12,
-          "patch_size": 2, "latents_mean": [0.0] * 48, "latents_std": [1.0] * 48, "scale_factor_spatial": 16}  # fmt: skip
+          "patch_size": 2, "latents_mean": [0.0] * 48, "latents_std": [1.0] * 48,
+          "scale_factor_spatial": 16}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +50,8 @@ def settings(path: Path, **changes: Any) -> None:
 
 
 def float8(path: Path) -> None:
-    save_file({key: value.to(torch.float8_e4m3fn) if value.dim() == 2 else value for key, value in load_file(path).items()},
-              path, metadata={"format": "pt"})  # fmt: skip
+    state = {key: value.to(torch.float8_e4m3fn) if value.dim() > 1 else value for key, value in load_file(path).items()}
+    save_file(state, path, metadata={"format": "pt"})
 
 
 def scaled(path: Path) -> None:
@@ -69,23 +70,28 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
                       remake(f, "transformer", wan_transformer(in_channels=48, out_channels=48))), "Wan 2.2 TI2V 5B"),
     "the 5B autoencoder": (lambda f: remake(f, "vae", wan_autoencoder(**FIVE_B)), "makes latents of 16 channels.* 48"),
     "A14B": (lambda f: shutil.copytree(f / "transformer", f / "transformer_2"), "two transformers, as Wan 2.2 A14B"),
-    "A14B by its index": (lambda f: settings(f / "model_index.json", transformer_2=["diffusers", "X"]), "two transformers"),
+    "A14B by its index": (lambda f: settings(f / "model_index.json", transformer_2=["diffusers", "X"]),
+                          "two transformers"),
     "2.2 image to video": (lambda f: remake(f, "transformer", wan_transformer(in_channels=36)), "reads 36 channels"),
     "VACE": (lambda f: settings(f / "transformer/config.json", _class_name="WanVACETransformer3DModel"), "WanVACE"),
-    "SkyReels": (lambda f: settings(f / "transformer/config.json", _class_name="SkyReelsV2Transformer3DModel"), "SkyReels"),
+    "SkyReels": (lambda f: settings(f / "transformer/config.json", _class_name="SkyReelsV2Transformer3DModel"),
+                 "SkyReels"),
     "quantised by settings": (lambda f: settings(f / "transformer/config.json", quantization_config={
         "quant_method": "bitsandbytes"}), r"transformer are quantised \(bitsandbytes\)"),
     "quantised by names": (lambda f: scaled(f / "transformer" / STEM), r"quantised \(fp8_scaled"),
-    "a float8 text encoder": (lambda f: float8(f / "text_encoder/model.safetensors"), r"text encoder are quantised \(fp8\)"),
+    "a float8 text encoder": (lambda f: float8(f / "text_encoder/model.safetensors"),
+                              r"text encoder are quantised \(fp8\)"),
     "a foreign text encoder": (lambda f: settings(f / "text_encoder/config.json", model_type="llama"), "kind 'llama'"),
     "a foreign autoencoder": (lambda f: settings(f / "vae/config.json", _class_name="AutoencoderKLHunyuanVideo"),
                               "an autoencoder of HunyuanVideo"),
-    "another text width": (lambda f: remake(f, "transformer", wan_transformer(text_dim=12)), "text vectors of 12 numbers"),
+    "another text width": (lambda f: remake(f, "transformer", wan_transformer(text_dim=12)),
+                           "text vectors of 12 numbers"),
     "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "has no tokenizer: make it again"),
     "no text encoder": (lambda f: shutil.rmtree(f / "text_encoder"), "has no text encoder"),
     "no weights": (lambda f: (f / "vae" / STEM).unlink(), "vae holds no weights"),
     "other settings": (lambda f: settings(f / "transformer/config.json", num_layers=5), "says num_layers 5.* have 2"),
-    "moments of others": (lambda f: settings(f / "vae/config.json", latents_mean=[0.0] * 3), "latents_mean has 3 numbers"),
+    "moments of others": (lambda f: settings(f / "vae/config.json", latents_mean=[0.0] * 3),
+                          "latents_mean has 3 numbers"),
 }  # fmt: skip
 
 

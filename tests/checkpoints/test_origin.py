@@ -69,14 +69,16 @@ def test_what_says_the_licence_is_told(tmp_path: Path) -> None:
     assert origin_of(cached / "deep" / "er" / "model.pt").licence == "Apache-2.0"
 
 
-@pytest.mark.parametrize("damaged", ["---\nlicense: [\n---\n", "---\nlicense: 3\n---\n", "---\n- a\n---\n", "no head", ""])
+@pytest.mark.parametrize("damaged", [
+    "---\nlicense: [\n---\n", "---\nlicense: 3\n---\n", "---\n- a\n---\n", "no head", ""])
 def test_a_card_that_says_nothing(damaged: str, tmp_path: Path) -> None:
     write(tmp_path / "README.md", damaged)
     assert origin_of(tmp_path / "x.pt").licence == ""
 
 
 @pytest.mark.parametrize("name", [
-    "wan2.2_t2v_high_noise_14B_fp16.safetensors", "Wan2_2-T2V-A14B-LOW_fp8.safetensors", "Wan2.2-T2V-A14B-HighNoise-Q4_K_M.gguf",
-    "low_noise_model/diffusion_pytorch_model.safetensors", "Wan-AI/Wan2.2-T2V-A14B-Diffusers"])  # fmt: skip
+    "wan2.2_t2v_high_noise_14B_fp16.safetensors", "Wan2_2-T2V-A14B-LOW_fp8.safetensors",
+    "Wan2.2-T2V-A14B-HighNoise-Q4_K_M.gguf", "low_noise_model/diffusion_pytorch_model.safetensors",
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers"])  # fmt: skip
 def test_names_of_experts(name: str) -> None:
     assert is_expert(name) and not is_expert("self_forcing_dmd.pt")
