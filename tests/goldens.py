@@ -28,8 +28,9 @@ FORWARD, ROLLOUT = 5e-5, 1e-4  # tolerances of the goldens' README, for values o
 
 
 def golden_folders() -> list[Path]:
-    """The subset in the repository, the full set beside it if present, and the one named by ROLLFORCE_GOLDENS."""
-    folders = [ROOT / "tests" / "golden", ROOT.parent / "shared" / "goldens"]
+    """The subset in the repository, the full sets beside it if present, and the one named by ROLLFORCE_GOLDENS."""
+    beside = ROOT.parent / "shared"
+    folders = [ROOT / "tests" / "golden", beside / "goldens", beside / "goldens-2026"]
     if "ROLLFORCE_GOLDENS" in os.environ:
         folders.append(Path(os.environ["ROLLFORCE_GOLDENS"]))
     return [folder for folder in folders if folder.is_dir()]

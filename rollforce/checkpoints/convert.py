@@ -32,7 +32,7 @@ from rollforce.checkpoints.read import Checkpoint, expect, read_checkpoint
 from rollforce.checkpoints.releases import Release
 from rollforce.checkpoints.safetensors_folder import STEM, bytes_of, read_json, write_json, write_shards
 from rollforce.checkpoints.shapes import check_whole, config_of
-from rollforce.checkpoints.student import check_blocks, check_expert, check_student, check_together
+from rollforce.checkpoints.student import check_expert, check_student, check_together
 from rollforce.config import to_dict
 from rollforce.errors import ConfigError
 from rollforce.video.size import check_size
@@ -79,13 +79,15 @@ class Conversion:
         """Say what it is and what will be made, in lines for a person."""
         checkpoint, config = self.checkpoint, self.config
         where = f" ({checkpoint.where})" if checkpoint.where else ""
+        others = f"; it also holds {', '.join(checkpoint.others)} (--container)" if checkpoint.others else ""
         lora = f" with {self.lora.path.name}" if self.lora else ""
         origin = self.origin
         known = f", {origin.release.name}: {origin.release.page} ({origin.release_by})" if origin.release else ""
         stream = "a teacher: no stream" if self.teacher else f"stream {self.card.stream}"
         return [
             f"{checkpoint.path.name}{where}{lora}: {self.parameters / 1e9:.2f} billion parameters, "
-            f"{config['num_layers']} blocks of width {config['num_attention_heads'] * config['attention_head_dim']}",
+            f"{config['num_layers']} blocks of width {config['num_attention_heads'] * config['attention_head_dim']}, "
+            f"{checkpoint.format}{others}",
             f"licence {self.card.licence}{known}",
             f"{', '.join(part.name for part in self.parts)} from {self.base}",
             f"{self.out}: {self.bytes / 1e9:.2f} GB, {self.card.size[1]}x{self.card.size[0]}, {stream}",
@@ -101,17 +103,18 @@ def existing(folder: Path) -> Path:
 def prepare(file: str | Path, base: str | Path, out: str | Path, *, lora: str | Path | None = None,
             name: str | None = None, licence: str | None = None, stream: str | None = None,
             size: tuple[int, int] | None = None, dtype: torch.dtype | None = None, teacher: bool = False,
-            overwrite: bool = False) -> Conversion:  # fmt: skip
+            overwrite: bool = False, container: str | None = None) -> Conversion:  # fmt: skip
     """Read and check everything, write nothing.
 
     Args: `file` a transformer in any public form (see `read_checkpoint`); `base` a folder or a hub id that has the
     other parts; `lora` baked into the weights; `name`, `licence`, `stream` and `size` (height, width) for the card,
-    else known from the file's name; `dtype` to store (None: as in the file); `teacher` allows a bidirectional model.
+    else known from the file's name; `dtype` to store (None: as in the file, codes as bfloat16); `teacher` allows a
+    bidirectional model; `container` which of several state dicts in the file.
     Raises CheckpointError, ConfigError, or OSError where the disk is too full."""
     if teacher and stream is not None:
         raise ConfigError("--teacher and --stream: a teacher has no stream. Use one of them.")
     check_expert(Path(file))
-    checkpoint = expect(read_checkpoint(file, "transformer"), "transformer")
+    checkpoint = expect(read_checkpoint(file, "transformer", container), "transformer")
     check_student(checkpoint, teacher or stream is not None)
     folder = hub.fetch(str(base), base_model.HUB_PATTERNS) if hub.is_repository(base) else Path(base).expanduser()
     image = "condition_embedder.image_embedder.norm1.weight" in checkpoint.state
@@ -186,8 +189,7 @@ def _config(checkpoint: Checkpoint, base: Mapping[str, Any]) -> dict[str, Any]:
     if measured is None or width != measured.shape[0]:
         told, heads = {}, None
     config = config_of(checkpoint.state, heads)
-    check_whole(checkpoint.state, checkpoint.name)
-    check_blocks(checkpoint.name, config, told)
+    check_whole(checkpoint.state, checkpoint.name, told.get("num_layers"))
     return {"_class_name": base_model.CLASSES["transformer"][1], **config, "patch_size": list(config["patch_size"]),
             "eps": told.get("eps", 1e-6), "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads",
             "rope_max_seq_len": 1024}  # fmt: skip

@@ -9,6 +9,7 @@ from shlex import quote
 from typing import Any
 
 from rollforce.checkpoints.catalog import CARD, Card, bundled
+from rollforce.checkpoints.distributed import METADATA
 from rollforce.checkpoints.formats import format_of
 from rollforce.checkpoints.headers import read_header
 from rollforce.checkpoints.identity import Identity, facts_of, render_with
@@ -40,7 +41,8 @@ def _folder(folder: Path) -> Identity:
     if (folder / "latest").is_file() or any(folder.glob("checkpoint-*/state.pt")):
         return _training(folder)
     stems = (find_weights(folder, stem) for stem in dict.fromkeys(STEM.values()))
-    if (found := next((found for found in stems if found is not None), None)) is not None:
+    distributed = folder / METADATA if (folder / METADATA).is_file() else None
+    if (found := distributed or next((found for found in stems if found is not None), None)) is not None:
         inside = identify_weights(found, read_header(found))
         return replace(inside, path=folder, then=inside.then.replace(quote(str(found)), quote(str(folder))))
     if inner := [each for each in ("transformer", "high_noise_model") if (folder / each).is_dir()]:

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from rollforce.checkpoints.comfy_quant import is_scaled
+from rollforce.checkpoints.containers import tensors_of
 from rollforce.checkpoints.names import NEVER_USED
 from rollforce.checkpoints.safetensors_folder import (
     LIMIT,
@@ -16,16 +18,17 @@ from rollforce.checkpoints.safetensors_folder import (
     find_weights,
     read_json,
     read_safetensors,
-    read_shards,
     shards_of,
     write_json,  # fmt: skip
     write_shards,
 )
 from rollforce.checkpoints.shapes import same_shape
+from rollforce.checkpoints.unread import refuse_quantised
+from rollforce.checkpoints.weight_file import read_files
 from rollforce.errors import CheckpointError, ConfigError
 
 CLASS = "WanTransformer3DModel"
-CLASSES = {CLASS, "CausalWanTransformer3DModel"}  # the latter: FastVideo's word for a student
+CAUSAL_CLASSES = {"CausalWanTransformer3DModel"}  # FastVideo's, with the same names of weights
 WEIGHTS = f"{STEM['transformer']}.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 
@@ -33,6 +36,9 @@ INDEX = f"{WEIGHTS}.index.json"
 BUILT: dict[str, Any] = {"cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "pos_embed_seq_len": None,
                          "window_size": [-1, -1], "add_img_emb": False}  # fmt: skip
 FREE = {"rope_max_seq_len"}  # length of a table that rope.py does without
+STREAMED = {"local_attn_size", "sink_size", "num_frames_per_block", "num_frame_per_block", "sliding_window_num_frames",
+            "independent_first_frame"}
+"""Settings of FastVideo's class that a stream preset says here."""
 
 
 def read_config(folder: Path, known: set[str]) -> dict[str, Any]:
@@ -42,10 +48,10 @@ def read_config(folder: Path, known: set[str]) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no transformer: config.json is missing.")
     raw = read_json(path)
-    if (kind := raw.get("_class_name", CLASS)) not in CLASSES:
+    if (kind := raw.get("_class_name", CLASS)) != CLASS and kind not in CAUSAL_CLASSES:
         raise CheckpointError(f"{path} describes a {kind}, not a {CLASS}. Original Wan files: rollforce convert.")
     for name, value in raw.items():
-        if name in known or name in FREE or name.startswith("_"):
+        if name in known or name in FREE or name.startswith("_") or (kind != CLASS and name in STREAMED):
             continue
         if name not in BUILT:
             raise ConfigError(f"{path}: {name} = {value!r} is not a setting of this transformer.")
@@ -62,7 +68,12 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     first = find_weights(folder, STEM["transformer"])
     if first is None:
         raise CheckpointError(f"{folder} holds no weights: neither {WEIGHTS} nor its index is there.")
-    return {name: tensor for name, tensor in read_shards(shards_of(first)).items() if not NEVER_USED.fullmatch(name)}
+    state = tensors_of(read_files(shards_of(first)).content)
+    refuse_quantised(state, str(folder))
+    if is_scaled(state):
+        raise CheckpointError(f"{folder} holds ComfyUI's codes: `rollforce convert` makes a model folder with bfloat16 "
+                              "of them.")  # fmt: skip
+    return {name: tensor for name, tensor in state.items() if not NEVER_USED.fullmatch(name)}
 
 
 def write_folder(folder: Path, fields: Mapping[str, Any], state: Mapping[str, Tensor], limit: int = LIMIT) -> None:

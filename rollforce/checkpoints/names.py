@@ -6,10 +6,10 @@ One table per family. In a template {n} is a number, {qkv} q k or v, {w} weight 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
+from itertools import islice, product
 from typing import TypeVar
 
 from rollforce.errors import CheckpointError
@@ -127,9 +127,10 @@ def recognise(state: Mapping[str, object]) -> tuple[Family, bool] | None:
     return None
 
 
-def to_ours(kind: str, state: Mapping[str, T]) -> dict[str, T]:
-    """Return weights of a "transformer", "autoencoder" or "text" in our names. CheckpointError for an unknown name."""
-    return rename(state, KINDS[kind].table, KINDS[kind].what)
+def to_ours(kind: str, state: Mapping[str, T], file: str = "") -> dict[str, T]:
+    """Return weights of a "transformer", "autoencoder" or "text" in our names. CheckpointError, which names their
+    `file`, for an unknown name."""
+    return rename(state, KINDS[kind].table, KINDS[kind].what, file)
 
 
 def plain(state: Mapping[str, T]) -> dict[str, T]:
@@ -152,12 +153,23 @@ def _expanded(template: str, layers: int) -> list[str]:
     return [template.format(**dict(zip(used, chosen, strict=True))) for chosen in product(*choices)]
 
 
-def rename(state: Mapping[str, T], table: Table, what: str) -> dict[str, T]:
+def rename(state: Mapping[str, T], table: Table, what: str, file: str = "") -> dict[str, T]:
     """Return `state` under the right-hand names of a table. CheckpointError if it holds names that are not `what`'s."""
     names = {key: translate(key, table) for key in state}
     if unknown := [key for key, name in names.items() if name is None]:
-        raise CheckpointError(f"{len(unknown)} names are not those of {what}, e.g. {', '.join(unknown[:5])}.")
+        raise CheckpointError(f"{file}{': ' if file else ''}{len(unknown)} names are not those of {what}, e.g. "
+                              f"{first_of(unknown)}.")  # fmt: skip
     return {name: state[key] for key, name in names.items() if name is not None}
+
+
+def first_of(names: Iterable[str]) -> str:
+    """Return the first five names, for messages."""
+    return ", ".join(printable(name, 60) for name in islice(names, 5))
+
+
+def printable(text: str, length: int = 200) -> str:
+    """Return a text of a file for messages: cut where it is long, without what no terminal should be sent."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:length])
 
 
 def translate(name: str, table: Table) -> str | None:

@@ -2,34 +2,41 @@
 
     checkpoint = read_checkpoint("self_forcing_dmd.pt")        # .state, .kind, .causal, .where, .config
 
-Known: diffusers folders (sharded or not), the original Wan files, students' .pt files, LoRAs. Tensors are
-memory-mapped: reading costs nothing until they are used.
+Known: diffusers folders (sharded or not, variants, .bin), the original Wan files, students' .pt files and folders of
+torch.distributed.checkpoint, ComfyUI's fp8_scaled and comfy_quant, GGUF, LoRAs. Tensors are memory-mapped, or decoded
+whenever they are used: reading costs nothing until then.
 """
 
 from __future__ import annotations
 
 import difflib
-import pickle
-import re
-import zipfile
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
 
+from rollforce.checkpoints.comfy_quant import dequantise, is_scaled
+from rollforce.checkpoints.containers import describe, state_dicts, stripped, unpack
+from rollforce.checkpoints.distributed import METADATA, read_distributed
 from rollforce.checkpoints.lora_names import adapter_settings, is_lora, lora_to_ours, with_alpha
-from rollforce.checkpoints.names import FAMILIES, plain, recognise, to_ours
+from rollforce.checkpoints.names import FAMILIES, first_of, plain, recognise, to_ours
 from rollforce.checkpoints.origin import Causality, causality_of
+from rollforce.checkpoints.pickles import SUFFIXES, read_pickle
 from rollforce.checkpoints.releases import GENERIC
-from rollforce.checkpoints.safetensors_folder import STEM, find_weights, metadata_of, read_json, read_shards, shards_of
-from rollforce.errors import CheckpointError
+from rollforce.checkpoints.safetensors_folder import STEM, find_weights, read_json, shards_of
+from rollforce.checkpoints.unread import refuse_codes, refuse_quantised
+from rollforce.checkpoints.weight_file import WeightFile, read_files
+from rollforce.errors import CheckpointError, stand_in
 
 PARTS = {"transformer": ("transformer",), "autoencoder": ("vae", "autoencoder"), "text": ("text_encoder",)}
 ORIGINAL = {"transformer": "diffusion_pytorch_model*", "autoencoder": "*VAE*.pth", "text": "models_t5*.pth"}
 WHAT = {**{family.kind: family.what for family in FAMILIES}, "lora": "a LoRA"}
-PICKLES = {".pt", ".pth", ".bin", ".ckpt"}
+SPIECE = "spiece_model"  # SentencePiece's vocabulary, which ComfyUI puts among the weights of a text encoder
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,9 @@ class Checkpoint:
 
     `kind` transformer, autoencoder, text or lora; `causal` True for a student that streams, False for a bidirectional
     model, None where nothing tells, and `known` says how it is known; `where` the container the weights were in, such
-    as "generator_ema", or ""; `config` the config.json beside the weights, {} without one."""
+    as "generator_ema", or ""; `config` the config.json beside the weights, {} without one; `format` what the file is,
+    in words, such as "ComfyUI fp8_scaled" or "GGUF (Q4_K, Q8_0)"; `others` the state dicts that were not taken; `vocabulary` the
+    SentencePiece model that ComfyUI's text encoders hold, b"" without one."""
 
     state: dict[str, Tensor] = field(repr=False)
     kind: str
@@ -47,6 +56,9 @@ class Checkpoint:
     path: Path
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     known: Causality = field(default=Causality(None, ""))
+    format: str = "safetensors"
+    others: tuple[str, ...] = ()
+    vocabulary: bytes = field(default=b"", repr=False)
 
     @property
     def name(self) -> str:
@@ -56,28 +68,52 @@ class Checkpoint:
         return next(telling, self.path.name).rsplit("--", 1)[-1]  # a hub's cache: models--owner--name
 
 
-def read_checkpoint(path: str | Path, kind: str | None = None) -> Checkpoint:
-    """Read weights from a file or a folder. `kind`: which part of a folder with several (else its transformer).
+def read_checkpoint(path: str | Path, kind: str | None = None, container: str | None = None) -> Checkpoint:
+    """Read weights from a file or a folder. `kind`: which part of a folder with several (else its transformer);
+    `container`: which of several state dicts, such as "generator" (else an average over training, if there is one).
 
-    Raises CheckpointError if there is nothing, if it is not a Wan model's, if it is damaged, or if it is a pickle that
-    would have to run code."""
+    Raises CheckpointError if there is nothing, if it is not a Wan model's, if it is damaged, if it is quantised in a
+    way that is not read here, or if it is a pickle that would have to run code."""
     path = Path(path).expanduser()
     if not path.exists():
         raise CheckpointError(f"There is no file or folder {path}.{_near(path)}")
     source = _inside(path, kind) if path.is_dir() else path
-    where, state = _tensors(source)
+    found = read_distributed(source.parent) if source.name == METADATA else read_files(shards_of(source))
+    where, others, state = _choose(found, source.name, container)
     config = read_json(source.parent / "config.json", {})
     if is_lora(state):
-        config = {**read_json(source.parent / "adapter_config.json", {}), **adapter_settings(metadata_of(source))}
+        config = {**read_json(source.parent / "adapter_config.json", {}), **adapter_settings(found.metadata)}
         lora = with_alpha(lora_to_ours(state, path.name), config, path.name)
-        return Checkpoint(lora, "lora", None, where, path, config)
-    if (found := recognise(state)) is None:
+        return Checkpoint(lora, "lora", None, where, path, config, format=found.format, others=others)
+    state, form, vocabulary = _plain_numbers(state, found, path.name)
+    if (known := recognise(state)) is None:
         raise CheckpointError(f"{path.name} is none of {', '.join(WHAT.values())}. Its first names: "
-                              f"{', '.join(list(state)[:5])}.")  # fmt: skip
-    family, original = found
-    state = to_ours(family.kind, state) if original else plain(state)
-    known = causality_of(source, config, original) if family.kind == "transformer" else Causality(None, "")
-    return Checkpoint(state, family.kind, known.value, where, path, config, known)
+                              f"{first_of(state)}.")  # fmt: skip
+    family, original = known
+    state = to_ours(family.kind, state, path.name) if original else plain(state)
+    refuse_codes(state, config, path.name)
+    origin = causality_of(source, config, original) if family.kind == "transformer" else Causality(None, "")
+    return Checkpoint(state, family.kind, origin.value, where, path, config, origin, form, others, vocabulary)
+
+
+def _choose(found: WeightFile, name: str, container: str | None) -> tuple[str, tuple[str, ...], dict[str, Tensor]]:
+    """The state dict to take, under bare names, with the word of its container, and what else there was."""
+    state: dict[str, Tensor]
+    where, state = unpack(found.content, name, container)
+    others = tuple(each for each in state_dicts(found.content, name) if each != where)
+    if others:
+        log.info("%s: %s is taken, not %s", name, where or "what is in no container", ", ".join(map(repr, others)))
+    return where, others, stripped(state, name)
+
+
+def _plain_numbers(state: dict[str, Tensor], found: WeightFile, name: str) -> tuple[dict[str, Tensor], str, bytes]:
+    """Weights as numbers, decoded when they are used, the format in words, and a vocabulary that was among them."""
+    refuse_quantised(state, name)
+    vocabulary = state.pop(SPIECE, None)
+    spiece = b"" if vocabulary is None else bytes(vocabulary.flatten().tolist())
+    if not is_scaled(state):
+        return state, found.format, spiece
+    return *dequantise(state, found.metadata, name), spiece
 
 
 def expect(checkpoint: Checkpoint, kind: str) -> Checkpoint:
@@ -98,8 +134,10 @@ def teacher_refusal(name: str, by: str = "") -> str:
 def raw_advice(path: str | Path) -> str:
     """Return what to say where a file is given instead of a model folder."""
     path = Path(path)
+    if told := stand_in(path):
+        return told
     held = f"{path.name} is a file of weights, not a model folder"
-    if path.suffix in PICKLES:
+    if path.suffix in SUFFIXES:
         held = describe(read_pickle(path), path.name)
     return f"{held}. Convert once: rollforce convert {path} --base Wan-AI/Wan2.1-T2V-1.3B-Diffusers --out FOLDER"
 
@@ -111,109 +149,27 @@ def _inside(folder: Path, kind: str | None) -> Path:
 
 
 def _one(folder: Path, kind: str | None) -> Path:
+    if (folder / METADATA).is_file():
+        return folder / METADATA
     if kind in ORIGINAL and kind != "transformer" and (found := sorted(folder.glob(ORIGINAL[kind]))):
         return found[0]
-    for stem in [STEM[kind]] if kind else STEM.values():
-        if (found_one := find_weights(folder, stem)) is not None:
-            return found_one
-    found = sorted(folder.glob("*.safetensors")) or sorted(p for p in folder.iterdir() if p.suffix in PICKLES)
+    for stem in dict.fromkeys([STEM[kind]] if kind else STEM.values()):
+        if known := find_weights(folder, stem):
+            return known
+    found = [path for suffixes in ({".safetensors"}, SUFFIXES, {".gguf"}) for path in sorted(folder.iterdir())
+             if path.suffix in suffixes]  # fmt: skip
+    found = [path for path in found if path.suffix == found[0].suffix or {path.suffix, found[0].suffix} <= SUFFIXES]
     if not found:
-        raise CheckpointError(f"{folder} holds no weights: no .safetensors, .pt or .pth file.")
+        raise CheckpointError(f"{folder} holds no weights: no .safetensors, .pt, .pth or .gguf file.")
     if len({tuple(shards_of(path)) for path in found}) > 1:
         names = ", ".join(path.name for path in found[:5])
         raise CheckpointError(f"{folder} holds {len(found)} files of weights ({names}). Give the one you want.")
     return found[0]
 
 
-def _tensors(source: Path) -> tuple[str, dict[str, Tensor]]:
-    """Container, and tensors under bare names."""
-    if source.suffix in PICKLES:
-        where, state = unpack(read_pickle(source), source.name)
-        return where, stripped(state, source.name)
-    if source.suffix == ".safetensors" or ".safetensors.index." in source.name:
-        return "", stripped(read_shards(shards_of(source)), source.name)
-    raise CheckpointError(f"{source.name}: weights are read from .safetensors, {', '.join(sorted(PICKLES))} and "
-                          "folders of them.")  # fmt: skip
 
 
 def _near(path: Path) -> str:
     there = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, there, n=3)
     return f" Nearest: {', '.join(near)}." if near else ""
-
-
-# -- files before any name is translated: which part to take, and what to strip of names -------------------------------
-
-
-T = TypeVar("T")
-
-GENERATORS = ("generator_ema", "generator", "model")  # of students' training code; the average is the better model
-CONTAINERS = (*GENERATORS, "generator_lora", "lora", "state_dict")
-WRAPPERS = {"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"}  # segments anywhere in a name
-PREFIXES = {"model", "module", "base_model", "diffusion_model", "generator", "transformer"}  # only in front
-
-
-def read_pickle(path: Path) -> Any:
-    """Read a .pt or .pth as plain containers of tensors, memory-mapped where its format allows; no code is run."""
-    import torch
-
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, EOFError) as error:
-        found = re.search(r"GLOBAL ([\w.]+)|(?:class|global|call to) ([\w.]+\.[\w.]+)", str(error))
-        if found is None:
-            raise CheckpointError(f"{path.name} is damaged, or is not a file that torch.save wrote.") from error
-        raise CheckpointError(f"{path.name} is a pickle; loading with weights_only=True failed (object "
-                              f"{found[1] or found[2]}). Refusing: it could run code. Ask for a safetensors file, or "
-                              "save its tensors alone with torch.save.") from error  # fmt: skip
-    except RuntimeError as error:  # torch's word for a cut-off zip
-        if "PytorchStreamReader" not in str(error) and "archive" not in str(error):
-            raise
-        raise CheckpointError(f"{path.name} is damaged or not complete: {str(error).splitlines()[0]}") from error
-
-
-def unpack(content: Any, name: str) -> tuple[str, dict[str, Tensor]]:
-    """Return the state dict inside what a pickle held, and the word of the container it was in ("" if in none)."""
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{name} holds a {type(content).__name__}, not a state dict.")
-    for word in CONTAINERS:
-        inside = content.get(word)
-        if isinstance(inside, Mapping) and (tensors := tensors_of(inside)):
-            return word, tensors
-    if bare := tensors_of(content):
-        return "", bare
-    words = ", ".join(str(key) for key in list(content)[:5]) or "nothing"
-    raise CheckpointError(f"{name} holds {words}: none of {', '.join(CONTAINERS)}, and no tensors of its own.")
-
-
-def tensors_of(content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-
-
-def stripped(state: Mapping[str, T], name: str) -> dict[str, T]:
-    """Return a state dict under names without what FSDP, DDP, torch.compile, peft and outer modules put around them."""
-    clean: dict[str, T] = {}
-    for key, value in state.items():
-        short = strip(key)
-        if short in clean:
-            raise CheckpointError(f"{name} holds {short} twice, once as {key}: two models in one state dict.")
-        clean[short] = value
-    return clean
-
-
-def strip(key: str) -> str:
-    segments = [segment for segment in key.split(".") if segment not in WRAPPERS]
-    while len(segments) > 1 and segments[0] in PREFIXES:
-        segments = segments[1:]
-    return ".".join(segments)
-
-
-def describe(content: Any, name: str) -> str:
-    """Say what a pickle holds, in a few words: "sf.pt holds generator, critic (FSDP prefixes)"."""
-    if not isinstance(content, Mapping):
-        return f"{name} holds a {type(content).__name__}"
-    words = [str(key) for key, value in content.items() if isinstance(value, Mapping)]
-    held = ", ".join(words[:8]) if words else f"{len(tensors_of(content))} bare tensors"
-    inner = (str(key) for value in content.values() if isinstance(value, Mapping) for key in value)
-    wrapped = any(not WRAPPERS.isdisjoint(key.split(".")) for key in inner)
-    return f"{name} holds {held}{' (FSDP prefixes)' if wrapped else ''}"

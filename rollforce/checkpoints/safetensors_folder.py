@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rollforce.errors import CheckpointError
+from rollforce.checkpoints.lazy_tensor import read_out, storing_dtype
+from rollforce.errors import CheckpointError, stand_in
 
 STEM = {"transformer": "diffusion_pytorch_model", "autoencoder": "diffusion_pytorch_model", "text": "model"}
 LIMIT = 5_000_000_000  # bytes of one file
-_NUMBERED = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
+_NUMBERED = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.safetensors|\.bin|\.gguf)")
+_INDEX = re.compile(r".+\.index(\.\w+)?\.json")
 
 Change = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
@@ -27,73 +29,89 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
     try:
         return load_file(path)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path.name} is damaged, not complete, or not safetensors: {error}.") from error
+    except (SafetensorError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(stand_in(path) or f"{path.name} is damaged, not complete, or not safetensors: {error}. "
+                              "Fetch it again.") from error  # fmt: skip
+    except OSError as error:
+        raise CheckpointError(stand_in(path) or f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """Return the words that a file of safetensors carries beside its tensors; {} for other files."""
+    """Return the words that a file of safetensors carries beside its tensors."""
     from safetensors import safe_open
 
-    if path.suffix != ".safetensors":
-        return {}
     with safe_open(path, framework="pt") as file:
         return file.metadata() or {}
 
 
 def read_shards(paths: list[Path]) -> dict[str, Tensor]:
     """Return the tensors of all files, memory-mapped. CheckpointError if one is missing."""
-    if absent := [path.name for path in paths if not path.is_file()]:
-        raise CheckpointError(f"{len(absent)} of {len(paths)} shards are missing in {paths[0].parent}: "
-                              f"{', '.join(absent[:5])}. Download them again.")  # fmt: skip
+    check_shards(paths)
     return {name: tensor for path in paths for name, tensor in read_safetensors(path).items()}
 
 
-def shards_of(path: Path) -> list[Path]:
-    """Return all files that belong with `path`: an index, one numbered shard, or a file of its own."""
-    if ".safetensors.index." in path.name and path.suffix == ".json":
-        where = read_json(path).get("weight_map")
-        if not isinstance(where, dict):
-            raise CheckpointError(f"{path} is not an index of safetensors: it has no weight_map.")
-        return [path.parent / name for name in sorted(set(where.values()))]
-    if match := _NUMBERED.fullmatch(path.name):
-        return [path.parent / f"{match[1]}-{n + 1:05}-of-{match[2]}.safetensors" for n in range(int(match[2]))]
-    return [path]
+def check_shards(paths: list[Path]) -> None:
+    """Raise CheckpointError if one of the files that belong together is missing."""
+    if absent := [path.name for path in paths if not path.is_file()]:
+        raise CheckpointError(f"{len(absent)} of {len(paths)} shards are missing in {paths[0].parent}: "
+                              f"{', '.join(absent[:5])}. Download them again.")  # fmt: skip
 
 
 def find_weights(folder: Path, stem: str) -> Path | None:
-    """Return the file or index of a folder's weights: {stem}.safetensors, whole or in shards, else those of its one
-    variant, such as {stem}.fp16.safetensors; None if there are none. CheckpointError names several variants."""
-    for name in (f"{stem}.safetensors.index.json", f"{stem}.safetensors"):
-        if (folder / name).is_file():
-            return folder / name
-    found = {path.name.split(".")[-2]: path for path in sorted(folder.glob(f"{stem}.safetensors.index.*.json"))}
-    for path in sorted(folder.glob(f"{stem}.*.safetensors")):
+    """Return the file or index of a folder's weights as diffusers and transformers name them: {stem}.safetensors, whole
+    or in shards, else its one variant, such as {stem}.fp16.safetensors, else the same as .bin; None if there are none.
+    CheckpointError names several variants."""
+    for ending, known in (("safetensors", (stem,)), ("bin", (stem, "pytorch_model"))):
+        for each in dict.fromkeys(known):
+            for path in (folder / f"{each}.{ending}.index.json", folder / f"{each}.{ending}"):
+                if path.is_file():
+                    return path
+            if variants := _variants(folder, each, ending):
+                return variants
+    return None
+
+
+def _variants(folder: Path, stem: str, ending: str) -> Path | None:
+    found = {path.name.split(".")[-2]: path for path in sorted(folder.glob(f"{stem}.{ending}.index.*.json"))}
+    for path in sorted(folder.glob(f"{stem}.*.{ending}")):
         if not _NUMBERED.fullmatch(path.name):
             found.setdefault(path.name.split(".")[-2], path)
     if len(found) > 1:
         raise CheckpointError(f"{folder} holds its weights in the variants {', '.join(found)}, and none without a "
-                              f"word in its name: leave one of them there, called {stem}.safetensors.")  # fmt: skip
+                              f"word in its name: leave one of them there, called {stem}.{ending}.")  # fmt: skip
     return next(iter(found.values()), None)
+
+
+def shards_of(path: Path) -> list[Path]:
+    """Return all files that belong with `path`: an index, one numbered shard, or a file of its own."""
+    if _INDEX.fullmatch(path.name):
+        where = read_json(path).get("weight_map")
+        if not isinstance(where, dict) or not where or not all(isinstance(name, str) for name in where.values()):
+            raise CheckpointError(f"{path} is not an index of safetensors: it has no weight_map.")
+        return [path.parent / name for name in sorted(set(where.values()))]
+    if match := _NUMBERED.fullmatch(path.name):
+        return [path.parent / f"{match[1]}-{n + 1:05}-of-{match[2]}{match[3]}" for n in range(int(match[2]))] or [path]
+    return [path]
 
 
 def write_shards(state: Mapping[str, Tensor], folder: Path, stem: str, *, dtype: torch.dtype | None = None,
                  change: Change | None = None, limit: int = LIMIT) -> None:  # fmt: skip
     """Write `state` as {stem}.safetensors, or as numbered files of at most `limit` bytes with an index.
 
-    Only one file's tensors are in memory at a time, if `state` is memory-mapped; `change` is done to each file's, then
-    they are cast to `dtype` (None: each keeps its own)."""
+    Only one file's tensors are in memory at a time, if `state` is memory-mapped or decoded when used; `change` is done
+    to each file's, then they are cast to `dtype` (None: each keeps its own)."""
     from huggingface_hub import split_torch_state_dict_into_shards
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = {key: tensor.to("meta", dtype or tensor.dtype) for key, tensor in state.items()}
+    sizes = {key: tensor.to("meta", storing_dtype(tensor, dtype)) for key, tensor in state.items()}
     split = split_torch_state_dict_into_shards(sizes, filename_pattern=f"{stem}{{suffix}}.safetensors",
                                                max_shard_size=limit)  # fmt: skip
     for name, keys in split.filename_to_tensors.items():
         tensors = {key: state[key] for key in keys}
+        kinds = {key: storing_dtype(tensor, dtype) for key, tensor in tensors.items()}
         tensors = change(tensors) if change else tensors
-        tensors = {key: value.to(dtype or value.dtype).contiguous() for key, value in tensors.items()}
+        tensors = {key: read_out(value).to(kinds[key]).contiguous() for key, value in tensors.items()}
         save_file(tensors, folder / name, metadata={"format": "pt"})
         (folder / name).chmod(folder.stat().st_mode & 0o666)  # safetensors makes them for the owner alone
     if split.is_sharded:
@@ -103,7 +121,7 @@ def write_shards(state: Mapping[str, Tensor], folder: Path, stem: str, *, dtype:
 
 def bytes_of(tensor: Tensor, dtype: torch.dtype | None = None) -> int:
     """Return the bytes of a tensor as it is, or cast to `dtype`."""
-    return tensor.numel() * (dtype.itemsize if dtype else tensor.element_size())
+    return tensor.numel() * storing_dtype(tensor, dtype).itemsize
 
 
 def read_json(path: Path, default: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -113,8 +131,8 @@ def read_json(path: Path, default: Mapping[str, Any] | None = None) -> dict[str,
         return dict(default)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(stand_in(path) or f"{path} cannot be read as JSON: {error}.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; an object was expected.")
     return content

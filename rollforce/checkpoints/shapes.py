@@ -14,7 +14,8 @@ from rollforce.errors import CheckpointError
 
 HEAD = 128  # of every public Wan transformer; a state dict does not tell
 SIZES = {1536: "1.3B", 5120: "14B"}  # width -> what people call it
-BLOCKS = {1536: 30, 5120: 40}  # width -> transformer blocks, in every public model
+BLOCKS = {1536: 30, 3072: 30, 5120: 40}  # width -> blocks of every public Wan transformer of it
+UMT5_BLOCKS = {4096: 24}
 
 
 def config_of(state: Mapping[str, Tensor], heads: int | None = None) -> dict[str, Any]:
@@ -60,6 +61,7 @@ def text_config_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     attention = "encoder.block.0.layer.0.SelfAttention"
     vocabulary, width = _shape(state, "shared.weight")
     buckets, heads = _shape(state, f"{attention}.relative_attention_bias.weight")
+    _check_blocks(_count(state, "encoder.block."), UMT5_BLOCKS.get(width), "this text encoder")
     return {"vocab_size": vocabulary, "d_model": width, "d_kv": _shape(state, f"{attention}.q.weight")[0] // heads,
             "d_ff": _shape(state, "encoder.block.0.layer.1.DenseReluDense.wi_0.weight")[0],
             "num_layers": _count(state, "encoder.block."), "num_heads": heads,
@@ -71,8 +73,10 @@ def blocks_of(state: Mapping[str, Any]) -> int:
     return _count(state, "blocks.")
 
 
-def check_whole(state: Mapping[str, Tensor], name: str) -> None:
-    """Raise CheckpointError unless all blocks are there with equal shapes, and nothing that no Wan transformer has."""
+def check_whole(state: Mapping[str, Tensor], name: str, blocks: int | None = None) -> None:
+    """Raise CheckpointError unless all blocks are there with equal shapes, and nothing that no Wan transformer has.
+    `blocks`: how many a config.json says there are; else as many as every public transformer of this width has."""
+    _check_blocks(blocks_of(state), blocks or BLOCKS.get(_shape(state, "patch_embedding.weight")[0]), name)
     image = "condition_embedder.image_embedder.norm1.weight" in state
     wanted = transformer_names(blocks_of(state), image)
     extra = [each for each in state if not each.endswith("image_embedder.pos_embed")]
@@ -119,11 +123,20 @@ def _refuse_names(missing: set[str], unexpected: set[str], what: str) -> None:
         raise CheckpointError(f"{what}: these weights do not fit. {'; '.join(found)}.")
 
 
+def _check_blocks(found: int, wanted: int | None, name: str) -> None:
+    """A state dict that was cut off looks like a smaller model."""
+    if wanted is not None and found < wanted:
+        raise CheckpointError(f"{name} holds {found} of {wanted} blocks: the last {wanted - found} are missing. It is "
+                              "not complete, or one of several shards: fetch it again.")  # fmt: skip
+
+
 def _count(state: Mapping[str, Any], prefix: str) -> int:
-    numbers = {key.removeprefix(prefix).split(".", 1)[0] for key in state if key.startswith(prefix)}
-    if not numbers:
-        raise CheckpointError(f"these weights are not whole: there is no {prefix}0.")
-    return max(map(int, numbers)) + 1
+    words = {key.removeprefix(prefix).split(".", 1)[0] for key in state if key.startswith(prefix)}
+    numbers = sorted(int(word) for word in words if word.isdecimal())
+    if numbers != list(range(len(numbers))) or not numbers:
+        absent = next((n for n, number in enumerate(numbers) if n != number), 0)
+        raise CheckpointError(f"these weights are not whole: there is no {prefix}{absent}.")
+    return len(numbers)
 
 
 def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:

@@ -10,7 +10,6 @@ from rollforce.checkpoints.base_model import ModelPart
 from rollforce.checkpoints.obstacles import EXPERTS, check, of_transformer
 from rollforce.checkpoints.parts import ModelParts, experts_of, transformer_part
 from rollforce.checkpoints.read import Checkpoint, teacher_refusal
-from rollforce.checkpoints.shapes import BLOCKS
 from rollforce.errors import CheckpointError
 
 
@@ -38,16 +37,5 @@ def check_together(checkpoint: Checkpoint, config: Mapping[str, Any], found: tup
     transformer = transformer_part(checkpoint.path, checkpoint.state, config)
     if not teacher and (reasons := tuple(of_transformer(transformer))):
         raise CheckpointError(f"{checkpoint.name!r} cannot stream. {' '.join(reasons)}")
-    tokenizer = any((parts["tokenizer"].source / name).is_file() for name in ("tokenizer.json", "spiece.model"))
     autoencoder, text = parts["vae"].facts(), parts["text_encoder"].facts()
-    check(ModelParts(checkpoint.name, transformer, autoencoder, text, tokenizer), teacher)
-
-
-def check_blocks(name: str, config: Mapping[str, Any], told: Mapping[str, Any]) -> None:
-    """CheckpointError for a state dict that lacks its last blocks: it would become a smaller model."""
-    width, blocks = config["num_attention_heads"] * config["attention_head_dim"], config["num_layers"]
-    wanted = told.get("num_layers") or BLOCKS.get(width, blocks)
-    if blocks != wanted:
-        raise CheckpointError(f"{name!r} holds {blocks} blocks of width {width}, and a model of this width has "
-                              f"{wanted}: it is not whole. If it was made so, put a config.json with num_layers "
-                              "beside it.")  # fmt: skip
+    check(ModelParts(checkpoint.name, transformer, autoencoder, text, parts["tokenizer"].has_words()), teacher)

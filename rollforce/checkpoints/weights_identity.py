@@ -55,7 +55,7 @@ def _try(path: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:
 
 def _format(header: Header) -> str:
     inside = f", in {header.where!r}" if header.where else ""
-    return f"a pickle of torch.save{inside}" if header.format == "pickle" else header.format
+    return f"{header.format}{inside}"
 
 
 def _snapshot(path: Path, header: Header) -> Identity:

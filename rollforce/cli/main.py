@@ -51,7 +51,7 @@ def render(options: RenderOptions) -> None:
 
 @app.command()
 def convert(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A student: .pt, .safetensors, or a folder.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A student: .pt, .safetensors, .gguf, a folder.")],
     base: Annotated[str, typer.Option("--base", help="Where the other parts are: a Wan folder, or a hub id.")],
     out: Annotated[Path, typer.Option("--out", help="The model folder to make.")],
     lora: Annotated[Path | None, typer.Option("--lora", help="A LoRA to bake into the weights.")] = None,
@@ -59,7 +59,8 @@ def convert(
     licence: Annotated[str | None, typer.Option("--licence", help="Its licence, if no name tells.")] = None,
     stream: Annotated[str | None, typer.Option("--stream", help="The preset it was trained for.")] = None,
     size: Annotated[str | None, typer.Option("--size", help="WIDTHxHEIGHT of training (default 832x480).")] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="Store as (default: as in FILE).")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Store as (default: as FILE; codes bfloat16).")] = None,
+    container: Annotated[str | None, typer.Option("--container", help="Which of FILE's state dicts.")] = None,
     teacher: Annotated[bool, typer.Option("--teacher", help="FILE is bidirectional: a teacher.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a model folder that exists.")] = False,
     debug: Debug = False,
@@ -71,7 +72,7 @@ def convert(
 
         conversion = prepare(file, base, out, lora=lora, name=name, licence=licence, stream=stream,
                              size=parse_size(size) if size else None, dtype=dtype_of(dtype), teacher=teacher,
-                             overwrite=overwrite)  # fmt: skip
+                             overwrite=overwrite, container=container)  # fmt: skip
         for line in conversion.summary():
             typer.echo(line)
         for warning in conversion.warnings:

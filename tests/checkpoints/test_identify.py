@@ -148,7 +148,7 @@ def test_folders_records_and_snapshots(tmp_path: Path) -> None:
     ("a.json", b"{}", "no record of a render"), ("a.json", b'{"request": 1', "cannot be read as JSON"),
     ("a.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
     ("a.pt", b"<html>", "web page"), ("a.bin", b"\x80\x02x", "damaged"), ("a.gguf", b"GGUF", "GGUF"),
-    ("a", b"\x00\x01\x02", "no file of weights"),
+    ("a", b"\x00\x01\x02", "weights are read from"),
 ])  # fmt: skip
 def test_what_is_nothing_is_said_in_words(name: str, content: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)

@@ -35,9 +35,10 @@ from public_weights import (
 )
 from safetensors.torch import save_file
 
+from rollforce.checkpoints.containers import PREFIXES, WRAPPERS, strip
 from rollforce.checkpoints.lora_names import merge_lora, targets_of
 from rollforce.checkpoints.names import to_ours, transformer_names
-from rollforce.checkpoints.read import PREFIXES, WRAPPERS, expect, raw_advice, read_checkpoint, strip
+from rollforce.checkpoints.read import expect, raw_advice, read_checkpoint
 from rollforce.checkpoints.safetensors_folder import write_shards
 from rollforce.checkpoints.shapes import autoencoder_config_of, check_whole, config_of, same_shape, text_config_of
 from rollforce.errors import CheckpointError
@@ -377,20 +378,20 @@ def test_damaged_files(states: dict[str, State], tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:-3000])
         refused(path, path.name, "damaged")
     (tmp_path / "text.pt").write_text("<html>not found</html>")
-    refused(tmp_path / "text.pt", "text.pt is damaged, or is not a file that torch.save wrote")
+    refused(tmp_path / "text.pt", "text.pt is a web page (HTML), saved under the name of a file")
     (tmp_path / "empty.pt").write_bytes(b"")
-    refused(tmp_path / "empty.pt", "damaged")
+    refused(tmp_path / "empty.pt", "is an empty file: fetch it again")
 
 
 def test_not_there_and_not_weights(states: dict[str, State], tmp_path: Path) -> None:
     torch.save(states["transformer"], tmp_path / "self_forcing.pt")
     refused(tmp_path / "self_forcng.pt", "There is no file or folder", "Nearest: self_forcing.pt")
-    (tmp_path / "x.gguf").write_bytes(b"GGUF")
-    refused(tmp_path / "x.gguf", "x.gguf: weights are read from .safetensors")
+    (tmp_path / "x.h5").write_bytes(b"HDF5")
+    refused(tmp_path / "x.h5", "x.h5: weights are read from .safetensors, .gguf, .bin")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "holds no weights")
     torch.save({"critic": states["transformer"], "step": 1}, tmp_path / "critic.pt")
-    refused(tmp_path / "critic.pt", "critic.pt holds critic, step: none of generator_ema, generator, model")
+    refused(tmp_path / "critic.pt", "critic.pt holds critic, step: none of generator_ema, student_ema", "--container")
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pt")
     refused(tmp_path / "other.pt", "other.pt is none of a Wan transformer", "first names: weight")
     torch.save([1, 2], tmp_path / "list.pt")

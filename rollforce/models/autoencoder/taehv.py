@@ -19,9 +19,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rollforce.checkpoints.read import read_pickle, unpack
-from rollforce.checkpoints.safetensors_folder import read_safetensors
+from rollforce.checkpoints.containers import unpack
+from rollforce.checkpoints.lazy_tensor import read_all
 from rollforce.checkpoints.shapes import same_shape
+from rollforce.checkpoints.weight_file import read_file
 from rollforce.errors import CheckpointError
 from rollforce.models.autoencoder.interface import ClipAutoencoder, Features, FeatureStream, Moments
 
@@ -130,7 +131,7 @@ class TaehvAutoencoder(ClipAutoencoder):
         path = Path(path).expanduser()
         if not path.is_file():
             raise CheckpointError(f"There is no file {path}.")
-        state = read_safetensors(path) if path.suffix == ".safetensors" else unpack(read_pickle(path), path.name)[1]
+        state = read_all(unpack(read_file(path).content, path.name)[1])
         if dtype is not None:
             state = {name: tensor.to(dtype) for name, tensor in state.items()}
         return cls.from_state(state, path.name, moments)

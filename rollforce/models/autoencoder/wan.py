@@ -14,6 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from rollforce.checkpoints.lazy_tensor import read_all
 from rollforce.checkpoints.names import recognise, to_ours
 from rollforce.checkpoints.read import expect, read_checkpoint
 from rollforce.checkpoints.shapes import autoencoder_config_of, same_shape
@@ -58,6 +59,7 @@ class WanAutoencoder(ClipAutoencoder):
 
         if (found := recognise(state)) and found[1]:
             state = to_ours("autoencoder", state)
+        state = read_all(state)
         given = {name: value for name, value in (config or {}).items() if not name.startswith("_")}
         _refuse_other(given)
         try:
@@ -66,7 +68,7 @@ class WanAutoencoder(ClipAutoencoder):
         except TypeError as error:
             raise CheckpointError(f"config.json does not describe a Wan autoencoder: {error}.") from error
         same_shape(state, vae, "vae")
-        vae.load_state_dict(dict(state), assign=True)
+        vae.load_state_dict(state, assign=True)
         return cls(vae.requires_grad_(False), tiling)
 
     def save(self, folder: str | Path) -> None:

@@ -22,10 +22,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rollforce.checkpoints.comfy_quant import is_scaled
 from rollforce.checkpoints.origin import CARD
-from rollforce.checkpoints.safetensors_folder import STEM, find_weights, read_json, shards_of
+from rollforce.checkpoints.safetensors_folder import find_weights, read_json, shards_of
 from rollforce.checkpoints.shapes import same_shape
-from rollforce.errors import CheckpointError, ConfigError
+from rollforce.checkpoints.unread import refuse_quantised
+from rollforce.errors import CheckpointError, ConfigError, stand_in
 from rollforce.models.text.text_cache import CachedText, TextCache
 
 log = logging.getLogger(__name__)
@@ -229,7 +231,11 @@ def weight_files(folder: Path) -> list[Path]:
     where = folder / ENCODER
     if not (where / "config.json").is_file():
         raise CheckpointError(f"no text encoder in {folder}: {ENCODER}/config.json is missing. {remedy(folder)}")
-    shards = shards_of(find_weights(where, STEM["text"]) or where / f"{STEM['text']}.safetensors")
+    found = find_weights(where, "model")
+    if found is not None and ".bin" in found.name:
+        raise CheckpointError(f"the text encoder in {where} is a pickle ({found.name}): `rollforce convert` makes a "
+                              "model folder with safetensors of it.")  # fmt: skip
+    shards = shards_of(found or where / "model.safetensors")
     missing = [path.name for path in shards if not path.is_file()]
     if missing or not shards:
         what = ", ".join(missing) or "every weight file"
@@ -260,7 +266,11 @@ def read_weights(files: Sequence[Path], network: nn.Module, device: torch.device
             with safe_open(path, framework="pt", device=str(device)) as file:
                 state |= {name: _cast(name, file.get_tensor(name), dtype) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error}): fetch it again.") from error
+            raise CheckpointError(stand_in(path) or f"{path} cannot be read ({error}): fetch it again.") from error
+    refuse_quantised(state, files[0].name)
+    if is_scaled(state):
+        raise CheckpointError(f"{files[0]} holds ComfyUI's codes: `rollforce convert` makes a model folder with "
+                              "bfloat16 of them.")  # fmt: skip
     for one, other in (TIED, TIED[::-1]):
         if one in state and other not in state:
             state[other] = state[one]
@@ -269,6 +279,6 @@ def read_weights(files: Sequence[Path], network: nn.Module, device: torch.device
 
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """The feed-forward's way out overflows in float16: UMT5 keeps it in float32."""
-    dtype = dtype or tensor.dtype
+    """The feed-forward's way out overflows in float16: UMT5 keeps it in float32. No product is made of 8-bit floats."""
+    dtype = dtype or (torch.bfloat16 if tensor.is_floating_point() and tensor.itemsize == 1 else tensor.dtype)
     return tensor.to(torch.float32 if dtype == torch.float16 and name.endswith("wo.weight") else dtype)

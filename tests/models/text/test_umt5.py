@@ -162,7 +162,7 @@ def test_original_files_become_the_same_encoder(folder: Path, tmp_path: Path) ->
     (tmp_path / "base").mkdir()
     torch.save(to_original("text", weights), tmp_path / "base" / "models_t5_umt5-xxl-enc-bf16.pth")
     make_tokenizer(tmp_path / "base" / "google" / "umt5-xxl")
-    (tmp_path / "base" / "Wan2.1_VAE.pth").touch()
+    (tmp_path / "base" / "Wan2.1_VAE.pth").write_bytes(b"not looked at")
     for part in find_parts(tmp_path / "base"):
         if part.name != "vae":
             part.place(tmp_path / "out")
