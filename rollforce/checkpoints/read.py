@@ -46,8 +46,8 @@ class Checkpoint:
     `kind` transformer, autoencoder, text or lora; `causal` True for a student that streams, False for a bidirectional
     model, None where nothing tells, and `known` says how it is known; `where` the container the weights were in, such
     as "generator_ema", or ""; `config` the config.json beside the weights, {} without one; `format` what the file is,
-    in words, such as "ComfyUI fp8_scaled" or "GGUF (Q4_K, Q8_0)"; `others` the state dicts that were not taken; `vocabulary` the
-    SentencePiece model that ComfyUI's text encoders hold, b"" without one."""
+    in words, such as "ComfyUI fp8_scaled" or "GGUF (Q4_K, Q8_0)"; `others` the state dicts that were not taken;
+    `vocabulary` the SentencePiece model that ComfyUI's text encoders hold, b"" without one."""
 
     state: dict[str, Tensor] = field(repr=False)
     kind: str

@@ -44,7 +44,8 @@ def test_plain_float8_and_integers() -> None:
 
 @pytest.mark.parametrize(("content", "words"), [
     (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5\n", "Git LFS pointer"),
-    (b"<!DOCTYPE html><html>", "web page"), (b"", "empty"), (b"\x01\x02nothing at all", "damaged, not complete, or not|weights are read from"),
+    (b"<!DOCTYPE html><html>", "web page"), (b"", "empty"),
+    (b"\x01\x02nothing at all", "damaged, not complete, or not|weights are read from"),
     (b"GGUF\x03\x00\x00\x00cut", "GGUF"),
 ])  # fmt: skip
 @pytest.mark.parametrize("suffix", ["safetensors", "gguf", ""])
