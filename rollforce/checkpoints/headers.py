@@ -24,7 +24,7 @@ EXACT = {torch.float64, torch.float32, torch.bfloat16, torch.float16}
 
 
 @dataclass(frozen=True)
-class Header:
+class WeightHeader:
     """What a file of weights, or all of its shards, says before its numbers.
 
     `format` safetensors, pickle or gguf; `where` the container that a pickle's weights are in; `tensors` by bare names,
@@ -62,7 +62,7 @@ class Header:
         return family.kind, {name: tensor for name, tensor in named.items() if name is not None}
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path) -> WeightHeader:
     """Read the header of a file of weights, those of all shards of an index, or the .metadata of a distributed folder:
     tensors are mapped, and no number is read. CheckpointError if there is none, or it is damaged."""
     found = read_distributed(path.parent) if path.name == METADATA else read_files(shards_of(path))
@@ -70,7 +70,7 @@ def read_header(path: Path) -> Header:
     where, state = unpack(found.content, path.name)
     quantised = found.format if found.format.startswith("GGUF") and "BF16" not in found.format else packing_of(state)
     tensors = {name: tensor.to("meta") for name, tensor in stripped(state, path.name).items()}
-    return Header(path, found.format, where, tensors, quantised, dict(found.metadata))
+    return WeightHeader(path, found.format, where, tensors, quantised, dict(found.metadata))
 
 
 def packing_of(tensors: Mapping[str, Tensor]) -> str:

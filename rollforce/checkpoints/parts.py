@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from rollforce.checkpoints.decoders import BUNDLED, CHANNELS, WAN, WAN_5B, find_decoder
-from rollforce.checkpoints.headers import Header, read_header
+from rollforce.checkpoints.headers import WeightHeader, read_header
 from rollforce.checkpoints.origin import CARD, model_folder_of
 from rollforce.checkpoints.releases import is_expert
 from rollforce.checkpoints.safetensors_folder import STEM, find_weights, read_json
@@ -100,7 +100,7 @@ def read_part(place: Path, kind: str, weights: bool = True) -> Part | None:
     return BUILDERS[kind](place, _named(header, kind) if header else None, config, header.quantised if header else "")
 
 
-def _named(header: Header, kind: str) -> Mapping[str, Tensor] | None:
+def _named(header: WeightHeader, kind: str) -> Mapping[str, Tensor] | None:
     """Weights of a public part under our names; None for those of the bundled model, which has settings of its own."""
     found = header.ours()
     if found is not None and found[0] != kind:

@@ -12,7 +12,7 @@ from shlex import quote
 from torch import Tensor
 
 from rollforce.checkpoints.decoders import WAN, WAN_5B, find_decoder
-from rollforce.checkpoints.headers import Header
+from rollforce.checkpoints.headers import WeightHeader
 from rollforce.checkpoints.identity import Identity, facts_of, render_with
 from rollforce.checkpoints.obstacles import BASE, EXPERTS, of_transformer
 from rollforce.checkpoints.origin import Causality, causality_of, origin_of
@@ -28,7 +28,7 @@ RESIDUAL = "decoder.upsamples.0.upsamples.0.residual.0.gamma"  # of the original
 ONE_PART = ("a student: it is one part of a base, for convert --base FOLDER",)
 
 
-def identify_weights(path: Path, header: Header) -> Identity:
+def identify_weights(path: Path, header: WeightHeader) -> Identity:
     """Say what a file of weights is. CheckpointError if its names are none that are known."""
     if "rollforce" in header.metadata:
         return _snapshot(path, header)
@@ -53,12 +53,12 @@ def _try(path: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:
         return None, (str(error),)
 
 
-def _format(header: Header) -> str:
+def _format(header: WeightHeader) -> str:
     inside = f", in {header.where!r}" if header.where else ""
     return f"{header.format}{inside}"
 
 
-def _snapshot(path: Path, header: Header) -> Identity:
+def _snapshot(path: Path, header: WeightHeader) -> Identity:
     try:
         told = dict(json.loads(header.metadata["rollforce"]))
     except (ValueError, TypeError) as error:
@@ -70,7 +70,7 @@ def _snapshot(path: Path, header: Header) -> Identity:
     return Identity(path, "snapshot", "a snapshot of a stream", "safetensors", facts=facts, needs=needs, then=then)
 
 
-def _lora(path: Path, header: Header) -> Identity:
+def _lora(path: Path, header: WeightHeader) -> Identity:
     ranks = {min(tensor.shape) for name, tensor in header.tensors.items()
              if re.search(r"lora[._](A|B|up|down)\b", name) and tensor.dim() > 1}  # fmt: skip
     origin, (checkpoint, unread) = origin_of(path), _try(path)
@@ -82,7 +82,7 @@ def _lora(path: Path, header: Header) -> Identity:
                     needs=("the model that it was trained on: --model FOLDER",))  # fmt: skip
 
 
-def _other(path: Path, header: Header) -> Identity:
+def _other(path: Path, header: WeightHeader) -> Identity:
     if RESIDUAL in header.tensors:
         reason = f"It is of {WAN_5B}, which works in patches and does not stream here. Take that of Wan 2.1."
         what = f"the autoencoder of {WAN_5B}"
@@ -93,7 +93,7 @@ def _other(path: Path, header: Header) -> Identity:
                           f"snapshot. Its first names: {', '.join(list(header.tensors)[:5])}.")  # fmt: skip
 
 
-def _decoder(path: Path, header: Header) -> Identity:
+def _decoder(path: Path, header: WeightHeader) -> Identity:
     found = Identity(path, "decoder", "a small decoder in TAEHV's format", _format(header),
                      facts={"parameters": header.parameters, "numbers": header.numbers})  # fmt: skip
     try:
@@ -108,7 +108,7 @@ def _decoder(path: Path, header: Header) -> Identity:
                    then=render_with("--model FOLDER --decoder", path))  # fmt: skip
 
 
-def _transformer(found: Identity, header: Header, state: Mapping[str, Tensor]) -> Identity:
+def _transformer(found: Identity, header: WeightHeader, state: Mapping[str, Tensor]) -> Identity:
     path, config = found.path, read_json(found.path.parent / "config.json", {})
     origin, known = origin_of(path), causality_of(path, config, "text_embedding.0.weight" in header.tensors)
     part, expert = transformer_part(path, state, config), experts_of(path) > 1
@@ -145,7 +145,7 @@ def _convert(path: Path, known: Causality, stream: str) -> str:
     return f"rollforce convert {quote(str(path))} --base {BASE} --out {out}{extra}"
 
 
-def _autoencoder(found: Identity, header: Header, state: Mapping[str, Tensor]) -> Identity:
+def _autoencoder(found: Identity, header: WeightHeader, state: Mapping[str, Tensor]) -> Identity:
     try:
         config = autoencoder_config_of(state)
     except CheckpointError as error:
@@ -157,7 +157,7 @@ def _autoencoder(found: Identity, header: Header, state: Mapping[str, Tensor]) -
     return replace(found, what=what, family=WAN, facts=facts, needs=ONE_PART, then=then)
 
 
-def _text(found: Identity, header: Header, state: Mapping[str, Tensor]) -> Identity:
+def _text(found: Identity, header: WeightHeader, state: Mapping[str, Tensor]) -> Identity:
     part = text_part(found.path, state, {"model_type": "umt5"})
     wrong = ("Wan reads text with UMT5, and this is T5: its vectors mean something else.",)
     facts = {"blocks": part.blocks, "width": part.text_width, "numbers": header.numbers}
