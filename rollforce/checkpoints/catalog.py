@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from rollforce.checkpoints.origin import CARD as CARD
 from rollforce.config import resource
 from rollforce.errors import ConfigError
-
-CARD = "model.yaml"
 
 
 @dataclass(frozen=True)

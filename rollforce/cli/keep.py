@@ -12,7 +12,7 @@ from rollforce.cli.resume import snapshot_path
 from rollforce.config import to_dict
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.evaluation.process import file_sha256
-from rollforce.streaming.load import Origin
+from rollforce.streaming.load import StreamOrigin
 from rollforce.training.checkpoint import differences
 from rollforce.video.writer import available, default_scale
 
@@ -21,7 +21,7 @@ _TYPED = ("threads", "device")  # of the machine, unless they were asked for
 _LISTED = 4
 
 
-def find_kept(path: Path, request: Request, find_origin: Callable[[], Origin]) -> tuple[bool, bool]:
+def find_kept(path: Path, request: Request, find_origin: Callable[[], StreamOrigin]) -> tuple[bool, bool]:
     """Return whether `path` holds this request's whole video, and whether it holds the beginning of one.
 
     `find_origin` is asked what the request would stream from. ConfigError if the file is anything else."""
@@ -59,7 +59,7 @@ def _may_be_video(path: Path) -> bool:
     return path.suffix.lower() != ".mp4" or not head or head[4:] == b"ftyp"
 
 
-def _differences(record: Record, request: Request, origin: Origin) -> Iterator[str]:
+def _differences(record: Record, request: Request, origin: StreamOrigin) -> Iterator[str]:
     """Yield in words what is not the same in a record and in what would be made now."""
     then, now = record.request, request
     size = now.size or origin.card.size

@@ -132,6 +132,25 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
 
 
 @app.command()
+def identify(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A file or folder, or a bundled model's name.")],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a file or folder is, how that is known, whether it streams here, and the command to go on with."""
+    with _explain_errors(debug):
+        from rollforce.checkpoints.identify import identify as look_at
+        from rollforce.cli.identify import describe, memory_of, show
+
+        found = look_at(path)
+        memory = memory_of(found)
+        if as_json:
+            typer.echo(json.dumps(describe(found, memory), indent=2))
+        else:
+            show(found, memory)
+
+
+@app.command()
 def models(debug: Debug = False) -> None:
     """List the bundled models and the stream presets."""
     with _explain_errors(debug):

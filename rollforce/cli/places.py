@@ -15,7 +15,7 @@ from rollforce.cli.record import Request, record_path, segment_path
 from rollforce.cli.resume import snapshot_path
 from rollforce.cli.segments import check_segments
 from rollforce.errors import ConfigError
-from rollforce.streaming.load import Origin
+from rollforce.streaming.load import StreamOrigin
 from rollforce.video.writer import check_folder, check_output
 
 MANIFEST = "manifest.jsonl"
@@ -40,7 +40,7 @@ class Places:
 
     keep: bool
     overwrite: bool
-    find_origin: Callable[[], Origin]
+    find_origin: Callable[[], StreamOrigin]
 
     def look(self, task: RenderTask) -> RenderTask:
         """Return a task with what is there of it. ConfigError for a file that may not be replaced."""
