@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,7 +69,7 @@ def read_header(path: Path) -> WeightHeader:
     found = read_distributed(path.parent) if path.name == METADATA else read_files(shards_of(path))
     state: dict[str, Tensor]
     where, state = unpack(found.content, path.name)
-    quantised = found.format if found.format.startswith("GGUF") and "BF16" not in found.format else packing_of(state)
+    quantised = found.format if re.match(r"GGUF.*\bI?Q\d", found.format) else packing_of(state)
     tensors = {name: tensor.to("meta") for name, tensor in stripped(state, path.name).items()}
     return WeightHeader(path, found.format, where, tensors, quantised, dict(found.metadata))
 
