@@ -1,0 +1,188 @@
+"""Video files as people have them: read by FFmpeg, by time, shown as players show them.
+
+Turned as the container says, with square pixels, over black where transparent, HDR for a common screen; what cannot be
+decoded is left out, and said."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from rollforce.errors import ConfigError
+from rollforce.video.clips import Timed, say
+from rollforce.video.colour import TRANSFERS, map_picture
+from rollforce.video.stills import over_black
+
+log = logging.getLogger(__name__)
+
+ERRORS = (av.error.FFmpegError, OSError, ValueError, IndexError)
+_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders of these leave transparency out
+_UNREADABLE = {14: "ICtCp", 15: "Dolby Vision's IPT"}  # colour spaces, as H.273 and FFmpeg number them
+_GAP_S = 600.0  # times that jump by more, or back, are a cut, not a picture that stands so long
+_WIDEST = 8  # pixels wider or higher than that many times are a mistake of the file
+
+
+def read_container(path: Path, name: str) -> Iterator[Timed]:
+    """Yield the pictures of a video file, upright, as they come. ConfigError if none can be read."""
+    try:
+        container = av.open(str(path))
+    except ERRORS as error:
+        raise ConfigError(f"{name}={path} cannot be read as a video.") from error
+    with container:
+        if not container.streams.video:
+            raise ConfigError(f"{name}={path} cannot be read as a video: there are no pictures in it.")
+        stream, damage, seen = container.streams.video[0], list[str](), 0
+        view, clock = None, _Clock(stream)
+        for frame in _decode(container, stream, damage):
+            view = view or _View.of(frame, stream, path, name)
+            time = clock.read(frame)
+            if not seen:
+                say(path, *view.words(), *clock.words())
+            seen += 1
+            yield Timed(time, clock.step, partial(view.draw, frame))
+        if not seen:
+            raise ConfigError(f"{name}={path} cannot be read as a video: none of its pictures can be decoded.")
+        _warn_of_damage(path, len(damage), clock.now + clock.step, container)
+
+
+def container_seconds(path: Path) -> float | None:
+    """Return how long a video file is: as it says, else by its time stamps; None if it is none."""
+    with suppress(*ERRORS), av.open(str(path)) as container:
+        if container.duration:
+            return container.duration / av.time_base
+        packets = (packet for packet in container.demux(container.streams.video[0]) if packet.pts is not None)
+        times = [(float(packet.pts * packet.time_base), float((packet.duration or 0) * packet.time_base))
+                 for packet in packets]  # fmt: skip
+        return max(sum(each) for each in times) - min(times)[0] if times else None
+    return None
+
+
+class _Clock:
+    """Times of pictures from the first on, in seconds: their own, else one `step` behind the one before."""
+
+    def __init__(self, stream: Any) -> None:
+        self.rate = stream.average_rate or getattr(stream, "guessed_rate", None) or stream.base_rate or 25
+        self.step = 1 / float(self.rate)
+        self.now, self.offset, self.blind = -self.step, None, False
+
+    def read(self, frame: Any) -> float:
+        stamp = frame.dts if frame.pts is None else frame.pts
+        ahead = self.now + self.step
+        if stamp is None or frame.time_base is None:
+            self.blind, self.now = True, ahead
+            return ahead
+        time = float(stamp * frame.time_base)
+        self.offset = ahead - time if self.offset is None else self.offset
+        if not self.now <= time + self.offset <= self.now + _GAP_S:
+            self.offset = ahead - time
+        self.now = time + self.offset
+        return self.now
+
+    def words(self) -> list[str]:
+        return [f"no time stamps, so taken for {float(self.rate):g} fps"] if self.blind else []
+
+
+@dataclass(frozen=True)
+class _View:
+    """How the pictures of a video are to be shown: size in square pixels (width, height) before they are turned."""
+
+    stored: tuple[int, int]
+    size: tuple[int, int]
+    matrix: tuple[int, int, int, int]
+    alpha: bool
+    transfer: int
+    reformatter: VideoReformatter
+
+    @classmethod
+    def of(cls, frame: Any, stream: Any, path: Path, name: str) -> _View:
+        if space := _UNREADABLE.get(int(frame.colorspace)):
+            raise ConfigError(f"{name}={path} has colours in {space}, which cannot be shown here: export it as SDR, "
+                              "HDR10 or HLG.")  # fmt: skip
+        alpha = any(part.is_alpha for part in frame.format.components)
+        transfer = int(getattr(frame, "color_trc", None) or stream.codec_context.color_trc or 0)
+        return cls((frame.width, frame.height), _square(frame, stream), _matrix(frame), alpha, transfer,
+                   VideoReformatter())  # fmt: skip
+
+    def draw(self, frame: Any) -> np.ndarray:
+        """Return a picture as it is to be seen, uint8 [H, W, 3]."""
+        pixels = self.reformatter.reformat(frame, *self.size, "rgba" if self.alpha else "rgb24").to_ndarray()
+        picture_HWC = over_black(pixels)[0] if self.alpha else pixels
+        if curve := TRANSFERS.get(self.transfer):
+            picture_HWC = map_picture(picture_HWC, curve)
+        return np.ascontiguousarray(_turn(picture_HWC, self.matrix))
+
+    def words(self) -> list[str]:
+        """Return what is done to the pictures."""
+        a, b, c, d = self.matrix
+        turned = ["turned upright"] if a <= 0 or d <= 0 else []
+        square = [f"pixels made square: {'x'.join(map(str, self.size))}"] if self.size != self.stored else []
+        over = ["transparent parts over black"] if self.alpha else []
+        curve = TRANSFERS.get(self.transfer)
+        return [*turned, *square, *over, *([f"HDR ({curve}) brought to SDR"] if curve else [])]
+
+
+def _decode(container: Any, stream: Any, damage: list[str]) -> Iterator[Any]:
+    """Yield the frames that can be decoded; `damage` gets what goes wrong."""
+    own, packets = _alpha_decoder(stream), container.demux(stream)
+    while True:
+        try:
+            if (packet := next(packets, None)) is None:
+                return
+            frames = (own or stream).decode(packet if packet.size or own is None else None)
+        except ERRORS as error:
+            damage.append(str(error))
+            continue
+        yield from frames
+
+
+def _alpha_decoder(stream: Any) -> Any:
+    """Return a decoder that knows of transparency where FFmpeg's own does not, else None."""
+    name = _ALPHA.get(stream.codec_context.codec.canonical_name)
+    if name is None or stream.metadata.get("alpha_mode") != "1" or name not in av.codecs_available:
+        return None
+    return av.CodecContext.create(name, "r")
+
+
+def _square(frame: Any, stream: Any) -> tuple[int, int]:
+    """Return width and height in square pixels, never fewer than there are."""
+    aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1
+    if not 1 / _WIDEST <= aspect <= _WIDEST:
+        aspect = 1
+    return round(frame.width * max(aspect, 1)), round(frame.height / min(aspect, 1))
+
+
+def _matrix(frame: Any) -> tuple[int, int, int, int]:
+    """Return signs of the display matrix [[a, b], [c, d]], to the nearest quarter turn: the picture's x goes by (a, b)
+    and its y by (c, d), right and down."""
+    side = frame.side_data.get("DISPLAYMATRIX")
+    if side is None:
+        return 1, 0, 0, 1
+    values = np.frombuffer(bytes(side), "<i4")[[0, 1, 3, 4]].astype(np.float64)
+    lying = abs(values[0]) < abs(values[1])
+    a, b, c, d = (int(sign) for sign in np.sign(values * ([0, 1, 1, 0] if lying else [1, 0, 0, 1])))
+    return (a, b, c, d) if (b and c if lying else a and d) else (1, 0, 0, 1)
+
+
+def _turn(picture_HWC: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
+    a, b, c, d = matrix
+    if b:
+        picture_HWC = picture_HWC.transpose(1, 0, 2)
+    return picture_HWC[:: b or d, :: c or a]
+
+
+def _warn_of_damage(path: Path, damaged: int, seconds: float, container: Any) -> None:
+    """Say what of a file was left out, or is not there."""
+    said = (container.duration or 0) / av.time_base
+    if damaged:
+        log.warning("%s is damaged: %d of its parts cannot be decoded and are left out", path, damaged)
+    elif said > seconds + 1:
+        log.warning("%s is cut off: it has %.1f of the %.1f seconds that it says", path, seconds, said)
