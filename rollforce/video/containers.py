@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,22 +56,28 @@ def read_container(path: Path, name: str) -> Iterator[Timed]:
 
 
 def container_seconds(path: Path) -> float | None:
-    """Return how long a video file is: as it says, else by its time stamps; None if it is none."""
+    """Return how long a video file is: as it says, else by its packets; None if it is none."""
     with suppress(*ERRORS), av.open(str(path)) as container:
         if container.duration:
             return container.duration / av.time_base
-        packets = (packet for packet in container.demux(container.streams.video[0]) if packet.pts is not None)
-        times = [(float(packet.pts * packet.time_base), float((packet.duration or 0) * packet.time_base))
-                 for packet in packets]  # fmt: skip
-        return max(sum(each) for each in times) - min(times)[0] if times else None
+        stream = container.streams.video[0]
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        times = [float(packet.pts * packet.time_base) for packet in packets if packet.pts is not None]
+        step = 1 / float(_rate(stream))
+        return (max(times) - min(times) + step) if times else len(packets) * step or None
     return None
+
+
+def _rate(stream: Any) -> Fraction:
+    """Return the frames per second of a video, by what it says or FFmpeg guesses."""
+    return stream.average_rate or getattr(stream, "guessed_rate", None) or stream.base_rate or Fraction(25)
 
 
 class _Clock:
     """Times of pictures from the first on, in seconds: their own, else one `step` behind the one before."""
 
     def __init__(self, stream: Any) -> None:
-        self.rate = stream.average_rate or getattr(stream, "guessed_rate", None) or stream.base_rate or 25
+        self.rate = _rate(stream)
         self.step = 1 / float(self.rate)
         self.now, self.offset, self.blind = -self.step, None, False
 

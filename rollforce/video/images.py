@@ -90,6 +90,14 @@ def fit_picture(picture_HWC: np.ndarray, size: tuple[int, int], fit: Fit = "crop
     return np.asarray(changes[fit](Image.fromarray(picture_HWC), size[::-1], Image.Resampling.LANCZOS))
 
 
+def fit_clip(pictures: Iterable[np.ndarray], size: tuple[int, int], fit: Fit, name: str) -> Iterator[np.ndarray]:
+    """Yield pictures at `size` (height, width), and log of the first what was done to it."""
+    for number, picture_HWC in enumerate(pictures):
+        if not number:
+            log_fit(picture_HWC.shape, size, fit, name)
+        yield fit_picture(picture_HWC, size, fit)
+
+
 def log_fit(shape: tuple[int, ...], size: tuple[int, int], fit: Fit, name: str) -> None:
     """Log what was done to a picture of another size, and what else could be."""
     if tuple(shape[:2]) != size:
