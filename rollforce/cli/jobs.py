@@ -15,11 +15,20 @@ from rollforce.cli.record import Record, Request, as_setting, is_complete, read_
 from rollforce.cli.resume import read_unfinished, snapshot_path
 from rollforce.errors import ConfigError
 from rollforce.video.images import read_duration
+from rollforce.video.outputs import (
+    STDOUT,
+    can_resume,
+    cannot_resume,
+    check_folder,
+    check_output,
+    find_video,
+    parse_output,
+)
 from rollforce.video.size import parse_size
-from rollforce.video.writer import check_folder, check_output
+from rollforce.video.thumbnail import thumbnail_path
 
 _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
-_WITH_RESUME = {"resume", "save_every", "quiet", "as_json", "debug"}
+_WITH_RESUME = {"resume", "save_every", "thumbnail", "quiet", "as_json", "debug"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,9 @@ def _plan_resume(options: RenderOptions, file: Path) -> RenderPlan:
     """Return the plan of `--resume FILE`: all as its record says."""
     if others := [spelling for name, spelling in options.flags().items() if name not in _WITH_RESUME]:
         raise ConfigError(f"--resume goes on as the render was begun: leave out {', '.join(others)}.")
-    video = file.with_suffix(".mp4")
+    video = find_video(file)
+    if not can_resume(video):
+        raise ConfigError(cannot_resume(video))
     record = read_record(record_path(video))
     if not video.exists():
         raise ConfigError(f"{video} does not exist: there is nothing to continue.")
@@ -155,9 +166,13 @@ def _read_prompts(source: str, request: Request) -> list[PromptJob]:
 def _single_task(options: RenderOptions, request: Request, record: Record | None, folder: Path) -> RenderTask:
     if options.output and options.out:
         raise ConfigError("-o names a file and --out a folder; use one of them.")
-    path = options.output or folder / f"{slug(request.prompt)}.mp4"
-    if record and options.record and not (options.output or options.out):
-        path = options.record.with_suffix(".mp4")
+    path = folder / f"{slug(request.prompt)}.mp4"
+    if options.output is not None:
+        path = parse_output(str(options.output))
+    elif record and options.record and not options.out:
+        path = find_video(options.record)
+    if path == STDOUT and (options.as_json or options.thumbnail):
+        raise ConfigError("-o - writes the video to stdout: leave out --json and --thumbnail.")
     return _task(options, request, path)
 
 
@@ -191,7 +206,9 @@ def _check_outputs(tasks: list[RenderTask], options: RenderOptions) -> None:
     if len(tasks) == 1:
         for path in waiting:
             check_output(path, replace)
-            _check_record(path, replace)
+            if path != STDOUT:
+                _check_record(path, replace)
+            _check_thumbnail(path, options)
         return
     for folder in {path.parent for path in waiting}:
         check_folder(folder)
@@ -199,6 +216,12 @@ def _check_outputs(tasks: list[RenderTask], options: RenderOptions) -> None:
     if there and not replace:
         raise ConfigError(f"{len(there)} of {len(tasks)} outputs exist, the first is {there[0]}; use --keep to keep "
                           "those that are complete, or --overwrite to replace them.")
+
+
+def _check_thumbnail(path: Path, options: RenderOptions) -> None:
+    still = thumbnail_path(path)
+    if options.thumbnail and still.exists() and not (options.overwrite or options.keep):
+        raise ConfigError(f"{still} exists; use --overwrite to replace it, or -o for another name.")
 
 
 def _check_record(path: Path, replace: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from rollforce.cli.record import Request, record_path
 from rollforce.cli.render import Progress, Result
 from rollforce.cli.resume import snapshot_path
 from rollforce.streaming.events import Cue
+from rollforce.video.outputs import STDOUT, is_folder
 
 if TYPE_CHECKING:
     from rollforce.streaming.model import Model
@@ -24,13 +26,14 @@ if TYPE_CHECKING:
 Report = Callable[[Progress], None]
 _EVERY_S = 10.0  # between two plain lines
 _CHANGES = 8  # are listed at the end
+_ABOUT_INPUTS = ("rollforce.video", "rollforce.streaming.inputs")  # loggers
 
 
 class Terminal:
-    """Speaks to a person on stdout; says nothing when `quiet`."""
+    """Speaks to a person on stdout, or on stderr if `aside`; says nothing when `quiet`."""
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+    def __init__(self, quiet: bool = False, aside: bool = False) -> None:
+        self.console = Console(quiet=quiet, stderr=aside, highlight=False, soft_wrap=True)
 
     def say(self, text: str, style: str = "") -> None:
         """Print one line."""
@@ -50,8 +53,26 @@ class Terminal:
         frames = max(1, round(request.seconds * fps))
         changes = f" · {_plural(len(request.cues), 'change')}" if request.cues else ""
         there = f", of which {done / fps:g} s are there" if done else ""
-        self.say(f"{request.seconds:g} s = {frames} frames of {request.prompt!r}{changes} · seed {request.seed} -> "
-                 f"{path}{there} (playable while it grows)")
+        given = request.video or request.image
+        new, behind = ("new ", f" behind {Path(given).name}") if given else ("", "")
+        place = "stdout" if path == STDOUT else f"{path}{'/' if is_folder(path) else ''}"
+        self.say(f"{request.seconds:g} s = {frames} {new}frames of {request.prompt!r}{behind}{changes} · seed "
+                 f"{request.seed} -> {place}{there} (playable while it grows)")
+
+    @contextmanager
+    def tell_of_inputs(self) -> Iterator[None]:
+        """Within it, what is logged about pictures, clips and sound is said."""
+        handler, loggers = _Speaker(self), [logging.getLogger(name) for name in _ABOUT_INPUTS]
+        levels = [each.level for each in loggers]
+        for each in loggers:
+            each.addHandler(handler)
+            each.setLevel(min(each.level or logging.INFO, logging.INFO))
+        try:
+            yield
+        finally:
+            for each, level in zip(loggers, levels, strict=True):
+                each.removeHandler(handler)
+                each.setLevel(level)
 
     @contextmanager
     def show_progress(self, seconds: float) -> Iterator[Report]:
@@ -82,13 +103,28 @@ class Terminal:
         return report
 
 
+class _Speaker(logging.Handler):
+    """Says what is logged: warnings in any case."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        super().__init__(logging.INFO)
+        self._terminal = terminal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING and self._terminal.console.quiet:
+            Console(stderr=True, soft_wrap=True, highlight=False).print(Text(record.getMessage(), style="yellow"))
+        else:
+            self._terminal.say(record.getMessage(), "yellow" if record.levelno >= logging.WARNING else "")
+
+
 def _rows(result: Result, request: Request, path: Path) -> Iterator[tuple[str, str]]:
     if result.interrupted:
         yield "interrupted", f"after {result.seconds:g} s of video; {path} plays"
         if snapshot_path(path).exists():
             yield "to continue", f"rollforce render --resume {path}"
     else:
-        yield "done", f"{result.frames} frames = {result.seconds:g} s of video in {result.elapsed_s:.1f} s"
+        given = f", {result.given} of them given," if result.given else ""
+        yield "done", f"{result.frames} frames = {result.seconds:g} s of video{given} in {result.elapsed_s:.1f} s"
     yield from _changes(result, request)
     if result.first_frame_s is not None and result.first_frame_since_command_s is not None:
         since = f"{result.first_frame_since_command_s:.1f} s after the command"
@@ -99,7 +135,8 @@ def _rows(result: Result, request: Request, path: Path) -> Iterator[tuple[str, s
     yield "peak memory", f"{result.peak_memory_mb:.0f} MB" + (f", device {device:.0f} MB" if device else "")
     if result.drift is not None and result.drift.window_s >= 2 and not request.cues:  # less is motion, others are meant
         yield "drift", result.drift.line()
-    yield "wrote", f"{path}, {record_path(path)} (every setting; `rollforce render --from` repeats it)"
+    if path != STDOUT:
+        yield "wrote", f"{path}, {record_path(path)} (every setting; `rollforce render --from` repeats it)"
 
 
 def _changes(result: Result, request: Request) -> Iterator[tuple[str, str]]:

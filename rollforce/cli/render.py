@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,9 @@ from rollforce.evaluation import process
 from rollforce.streaming.events import Event
 from rollforce.streaming.inputs import SessionOptions
 from rollforce.video.drift import Drift, DriftMeter
-from rollforce.video.writer import VideoWriter, available, default_scale
+from rollforce.video.outputs import Output, can_resume, digest_output, open_output
+from rollforce.video.sound import find_sound
+from rollforce.video.writer import available, default_scale
 
 if TYPE_CHECKING:
     from rollforce.streaming.events import Chunk
@@ -55,7 +58,8 @@ class Result:
     before and the next frame's bytes, so that it can go on in another process. (Records of videos before 2026-11-21
     have one SHA-256 over all bytes; nothing compares the two.) `continued_at`: numbers of frames behind which another
     process went on; times are the sum of all, without what a killed one did after its last snapshot, and
-    `video_sha256` is then that of one file that was put together, not of every render of these frames."""
+    `video_sha256` is then that of one file that was put together, not of every render of these frames. `given`: how
+    many of the `frames` the stream went on from; no rate counts them."""
 
     frames: int
     seconds: float
@@ -75,15 +79,18 @@ class Result:
     video_sha256: str
     events: tuple[Event, ...] = ()  # what became of the cues
     continued_at: tuple[int, ...] = ()
+    given: int = 0
 
 
 class Tally:
-    """Collects times, counts and events while chunks come in. `streamed`: frames but those the stream began with."""
+    """Collects times, counts and events while chunks come in. `streamed`: frames but those the stream began with, which
+    are `given`; `skipped` frames of a clip are before those."""
 
     def __init__(self, request: Request, fps: float) -> None:
         self.request, self.fps = request, fps
         self.start = time.perf_counter()
         self.frames, self.streamed, self.denoise_s, self.decode_s = 0, 0, 0.0, 0.0
+        self.given, self.skipped = 0, 0
         self.first_frame_s: float | None = None
         self.first_frame_since_command_s: float | None = None
         self.meter = DriftMeter(fps)
@@ -121,16 +128,16 @@ class Tally:
 
     def result(self, path: Path, interrupted: bool, model: Model) -> Result:
         """Return the outcome, once the video at `path` is closed."""
-        elapsed = self.elapsed_s
-        fps = self.frames / max(elapsed, 1e-9)
+        elapsed, made = self.elapsed_s, self.frames - self.given
+        fps = made / max(elapsed, 1e-9)
         return Result(
             frames=self.frames, seconds=self.frames / self.fps, interrupted=interrupted,
             first_frame_s=self.first_frame_s, first_frame_since_command_s=self.first_frame_since_command_s,
             elapsed_s=elapsed, denoise_s=self.denoise_s, decode_s=self.decode_s,
-            denoise_fps=self.frames / max(self.denoise_s, 1e-9), end_to_end_fps=fps, times_real_time=fps / self.fps,
+            denoise_fps=made / max(self.denoise_s, 1e-9), end_to_end_fps=fps, times_real_time=fps / self.fps,
             peak_memory_mb=process.peak_mb(), peak_device_memory_mb=process.device_peak_mb(model.device),
-            drift=self.meter.result(), frames_sha256=self.digest.hex(), video_sha256=process.file_sha256(path),
-            events=tuple(self.events), continued_at=tuple(self.continued_at))
+            drift=self.meter.result(), frames_sha256=self.digest.hex(), video_sha256=digest_output(path),
+            events=tuple(self.events), continued_at=tuple(self.continued_at), given=self.given)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a snapshot keeps: counts, times, events, and the state of the drift meter."""
@@ -142,7 +149,7 @@ class Tally:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Count on from a `state_dict` of the same request."""
         for name in _PLAIN:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, 0))  # those of older snapshots have no `given`
         self.start = time.perf_counter() - state["elapsed_s"]
         self.meter.load_state_dict({name: value.numpy() for name, value in state["meter"].items()})
         self.digest = bytes.fromhex(state["digest"])
@@ -150,26 +157,26 @@ class Tally:
         self.continued_at = [*state["continued_at"], state["frames"]]
 
 
-_PLAIN = ("frames", "streamed", "denoise_s", "decode_s", "first_frame_s", "first_frame_since_command_s", "continued_at")
+_PLAIN = ("frames", "streamed", "denoise_s", "decode_s", "first_frame_s", "first_frame_since_command_s", "continued_at",
+          "given", "skipped")  # fmt: skip
 
 
 def render(model: Model, request: Request, path: Path, report: Callable[[Progress], None] | None = None, *,
            go_on: Snapshot | None = None, save_every: float = SAVE_EVERY_S,
            stopping: Callable[[], bool] = lambda: False) -> Result:  # fmt: skip
-    """Write `request` to `path` (.mp4) and its record beside it (.json); Ctrl-C ends early with both files whole.
+    """Write `request` to `path` (see video/outputs.py) and its record beside it; Ctrl-C ends early with both whole.
 
     `model` must have been loaded as the request says. `report` is called after each chunk has reached the file.
     `go_on`: what `find_unfinished` found, to continue that video. `save_every`: seconds between two snapshots beside
     the video, 0 for none. `stopping` is asked after each chunk: to end there, so that the video goes on from there."""
-    request = resolve(model, request)
+    request = resolve(model, request, path)
     tally, ended = Tally(request, model.fps), False
     if go_on is not None:
         tally.load_state_dict(go_on.state["render"])
     with (
-        Keeper(path, save_every if request.follow is None else 0.0) as keeper,
+        Keeper(path, save_every if request.follow is None and can_resume(path) else 0.0) as keeper,
         _session(model, request, go_on) as session,
-        VideoWriter(path, model.fps, _size(request), scale=request.scale or 1, codec=request.codec,
-                    after=tally.frames) as video,
+        _open(session, request, path, tally, model.fps) as video,
     ):  # fmt: skip
         if go_on is None:
             keeper.forget()
@@ -188,7 +195,7 @@ def render(model: Model, request: Request, path: Path, report: Callable[[Progres
     return result
 
 
-def _write(session: Session, video: VideoWriter, tally: Tally, keeper: Keeper, report: Callable[[Progress], None],
+def _write(session: Session, video: Output, tally: Tally, keeper: Keeper, report: Callable[[Progress], None],
            stopping: Callable[[], bool]) -> bool:  # fmt: skip
     """Write chunk after chunk; return whether the end was reached."""
 
@@ -216,11 +223,21 @@ def _session(model: Model, request: Request, go_on: Snapshot | None) -> Session:
     return model.begin(request.prompt, request.seed, request.size, how)
 
 
-def resolve(model: Model, request: Request) -> Request:
-    """Return the request with all that it left open, as this model and machine make it."""
+def _open(session: Session, request: Request, path: Path, tally: Tally, fps: float) -> Output:
+    """Begin the video, or go on with it, with the sound of the clip that it shows or shows first."""
+    if not tally.frames:
+        tally.given, tally.skipped = len(session.given_frames), session.skipped_frames
+    seconds = math.inf if request.video is None else tally.given / fps
+    sound = find_sound(request.video or request.follow, path, tally.skipped / fps, seconds)
+    return open_output(path, fps, _size(request), scale=request.scale or 1, codec=request.codec, after=tally.frames,
+                       sound=sound)  # fmt: skip
+
+
+def resolve(model: Model, request: Request, path: Path) -> Request:
+    """Return the request with all that it left open, as this model and machine make it in a file of this kind."""
     size = request.size or model.size
     return dataclasses.replace(request, size=size, scale=request.scale or default_scale(size), threads=model.threads,
-                               codec=available(request.codec))  # fmt: skip
+                               codec=available(request.codec, path))  # fmt: skip
 
 
 def find_unfinished(model: Model, request: Request, path: Path) -> Snapshot:
@@ -228,7 +245,7 @@ def find_unfinished(model: Model, request: Request, path: Path) -> Snapshot:
     is of another request, model or settings."""
     snapshot = read_unfinished(path)
     begun = upgrade(snapshot.state.get("render", {}).get("request"))
-    if begun != to_dict(resolve(model, request)):
+    if begun != to_dict(resolve(model, request, path)):
         raise SnapshotError(f"What lies beside {path} was saved by a render of something else. "
                             "Use --overwrite, or another name with -o.")  # fmt: skip
     model.check_snapshot(snapshot)

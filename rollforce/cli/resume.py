@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from rollforce.errors import SnapshotError
 from rollforce.streaming.snapshot import Snapshot
+from rollforce.video.outputs import beside
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ _SHARE = 0.02  # of the time may go into saving
 
 def snapshot_path(video: Path) -> Path:
     """Return where the snapshot of an unfinished video lies."""
-    return video.with_suffix(".resume.safetensors")
+    return beside(video, ".resume.safetensors")
 
 
 def read_unfinished(video: Path) -> Snapshot:
@@ -36,7 +37,7 @@ def read_unfinished(video: Path) -> Snapshot:
     path = snapshot_path(video)
     if not path.exists():
         raise SnapshotError(f"{path} is not there, so {video} cannot be continued. Make it again: "
-                            f"rollforce render --from {video.with_suffix('.json')} --overwrite")  # fmt: skip
+                            f"rollforce render --from {beside(video, '.json')} --overwrite")  # fmt: skip
     return Snapshot.load(path)
 
 

@@ -20,6 +20,7 @@ from rollforce.errors import ConfigError, SnapshotError
 from rollforce.streaming.load import load
 from rollforce.streaming.model import Model
 from rollforce.streaming.snapshot import Snapshot
+from rollforce.video.thumbnail import write_thumbnail
 
 
 class Stop:
@@ -65,7 +66,10 @@ def _render_all(planned: RenderPlan, waiting: list[RenderTask], terminal: Termin
         for task in waiting:
             if stop.asked:
                 return False
-            result = _render_one(planned, task, model, terminal, options.save_every, stop)
+            with terminal.tell_of_inputs():
+                result = _render_one(planned, task, model, terminal, options.save_every, stop)
+            if options.thumbnail and result.frames:
+                terminal.say(f"{'thumbnail':<12} {write_thumbnail(task.path)}")
             status[task.path] = "interrupted" if result.interrupted else "done"
             write_manifest(planned, status)
             if options.as_json:

@@ -9,6 +9,7 @@ moves is not lost (StreamDiffusionV2, arXiv 2511.07399, section 3.2).
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 
@@ -23,6 +24,8 @@ from rollforce.streaming.batch import Batch
 from rollforce.streaming.events import Cue
 from rollforce.streaming.pace import Pace
 from rollforce.video.images import Clip, Fit, Picture, fit_clip, fit_picture, log_fit, read_clip, read_picture
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class StreamInputs:
 
 @dataclass(frozen=True)
 class Past:
-    """What a stream goes on from: latents [1, T, C, h, w], and how many pictures of a clip are before them, left out."""
+    """What a stream goes on from: latents [1, T, C, h, w], and how many pictures of its clip come before them."""
 
     latents: Tensor
     skipped: int = 0
@@ -100,6 +103,8 @@ def encode_past(inputs: StreamInputs, autoencoder: Autoencoder, size: tuple[int,
     if len(frames) < first:
         raise ConfigError(f"video= has {len(frames)} frames; this model needs {first} to go on from.")
     skipped, encoder = (len(frames) - first) % each, autoencoder.encoder()
+    given = len(frames) - skipped
+    log.info("%s: %d frames (%g s) come first", "Video" if inputs.image is None else "Image", given, given / fps)
     cuts = [skipped, *range(skipped + first, len(frames) + 1, each)]
     return Past(torch.cat([encoder.encode(np.stack(frames[a:b])) for a, b in pairwise(cuts)], dim=1), skipped)
 

@@ -45,9 +45,9 @@ def sample(pictures: Iterator[Timed], fps: float) -> Iterator[np.ndarray]:
         yield from _repeat(shown, max(_ticks(shown.time + shown.seconds, fps) - ticks, 0 if ticks else 1))
 
 
-def read_animation(path: Path, name: str) -> Iterator[Timed]:
+def read_animation(path: Path, name: str, tell: bool = True) -> Iterator[Timed]:
     """Yield the pictures of a moving image file, laid over black. ConfigError if none can be read; a file that is cut
-    gives what is whole, with a warning."""
+    gives what is whole. `tell`: log that, and what was done to them."""
     with open_still(path, name) as image:
         time, number = 0.0, int(bool(image.info.get("default_image")))  # what shows where APNG is not known
         while True:
@@ -57,11 +57,14 @@ def read_animation(path: Path, name: str) -> Iterator[Timed]:
             except EOFError:
                 return
             except DAMAGE as error:
-                _warn_of_damage(path, name, number, error)
+                if not time:
+                    raise ConfigError(f"{name}={path} cannot be read as an image: it is cut off or damaged.") from error
+                if tell:
+                    log.warning("%s is cut off or damaged: its first %d pictures are used", path, number)
                 return
             seconds = float(image.info.get("duration") or 0) / 1000
             seconds = _BROWSERS_S if seconds < _SHORTEST_S else seconds
-            if not time:
+            if tell and not time:
                 say(path, *done)
             yield Timed(time, seconds, partial(_same, picture_HWC))
             time, number = time + seconds, number + 1
@@ -78,10 +81,7 @@ def is_animation(path: Path, name: str) -> bool:
 
 def animation_seconds(path: Path) -> float:
     """Return how long a moving image file takes."""
-    last = Timed(0.0, 0.0, lambda: np.empty(0))
-    for last in read_animation(path, "clip"):
-        pass
-    return last.time + last.seconds
+    return sum(picture.seconds for picture in read_animation(path, "clip", tell=False))
 
 
 def list_pictures(folder: Path, name: str) -> list[Path]:
@@ -134,8 +134,3 @@ def _repeat(picture: Timed, count: int) -> Iterator[np.ndarray]:
 def _same(picture_HWC: np.ndarray) -> np.ndarray:
     return picture_HWC
 
-
-def _warn_of_damage(path: Path, name: str, number: int, error: Exception) -> None:
-    if not number:
-        raise ConfigError(f"{name}={path} cannot be read as an image: it is cut off or damaged.") from error
-    log.warning("%s is cut off or damaged: its first %d pictures are used", path, number)

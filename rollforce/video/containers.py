@@ -5,6 +5,7 @@ decoded is left out, and said."""
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Iterator
 from contextlib import suppress
@@ -35,7 +36,7 @@ _WIDEST = 8  # pixels wider or higher than that many times are a mistake of the 
 def read_container(path: Path, name: str) -> Iterator[Timed]:
     """Yield the pictures of a video file, upright, as they come. ConfigError if none can be read."""
     try:
-        container = av.open(str(path))
+        container = open_container(path)
     except ERRORS as error:
         raise ConfigError(f"{name}={path} cannot be read as a video.") from error
     with container:
@@ -55,9 +56,48 @@ def read_container(path: Path, name: str) -> Iterator[Timed]:
         _warn_of_damage(path, len(damage), clock.now + clock.step, container)
 
 
+def open_container(path: Path) -> Any:
+    """Return a video file, opened by FFmpeg; of an .mp4 that was cut within the head of a fragment, which FFmpeg
+    refuses as a whole, what comes before that. Raises what PyAV raises."""
+    try:
+        return av.open(str(path))
+    except av.error.InvalidDataError:
+        end = _end_of_boxes(path)
+        if not 0 < end < path.stat().st_size:
+            raise
+        return av.open(_Head(path, end))
+
+
+class _Head(io.FileIO):
+    """A file as if it ended earlier."""
+
+    def __init__(self, path: Path, end: int) -> None:
+        super().__init__(path)
+        self._end = end
+
+    def read(self, size: int | None = -1) -> bytes:  # type: ignore[override]
+        rest = max(0, self._end - self.tell())
+        return super().read(rest if size is None or size < 0 else min(size, rest)) or b""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return super().seek(*((self._end + offset, 0) if whence == 2 else (offset, whence)))
+
+
+def _end_of_boxes(path: Path) -> int:
+    """Return where the last whole box of an .mp4 ends; 0 if it is none."""
+    size, end = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while len(head := file.read(8)) == 8 and (length := int.from_bytes(head[:4])) >= 8 and head[4:].isalnum():
+            if end + length > size:
+                break
+            end += length
+            file.seek(end)
+    return end
+
+
 def container_seconds(path: Path) -> float | None:
     """Return how long a video file is: as it says, else by its packets; None if it is none."""
-    with suppress(*ERRORS), av.open(str(path)) as container:
+    with suppress(*ERRORS), open_container(path) as container:
         if container.duration:
             return container.duration / av.time_base
         stream = container.streams.video[0]
@@ -79,7 +119,8 @@ class _Clock:
     def __init__(self, stream: Any) -> None:
         self.rate = _rate(stream)
         self.step = 1 / float(self.rate)
-        self.now, self.offset, self.blind = -self.step, None, False
+        self.now, self.blind = -self.step, False
+        self.offset: float | None = None
 
     def read(self, frame: Any) -> float:
         stamp = frame.dts if frame.pts is None else frame.pts
@@ -88,10 +129,10 @@ class _Clock:
             self.blind, self.now = True, ahead
             return ahead
         time = float(stamp * frame.time_base)
-        self.offset = ahead - time if self.offset is None else self.offset
-        if not self.now <= time + self.offset <= self.now + _GAP_S:
-            self.offset = ahead - time
-        self.now = time + self.offset
+        offset = ahead - time if self.offset is None else self.offset
+        if not self.now <= time + offset <= self.now + _GAP_S:
+            offset = ahead - time
+        self.now, self.offset = time + offset, offset
         return self.now
 
     def words(self) -> list[str]:
@@ -129,8 +170,7 @@ class _View:
 
     def words(self) -> list[str]:
         """Return what is done to the pictures."""
-        a, b, c, d = self.matrix
-        turned = ["turned upright"] if a <= 0 or d <= 0 else []
+        turned = ["turned upright"] if self.matrix != (1, 0, 0, 1) else []
         square = [f"pixels made square: {'x'.join(map(str, self.size))}"] if self.size != self.stored else []
         over = ["transparent parts over black"] if self.alpha else []
         curve = TRANSFERS.get(self.transfer)

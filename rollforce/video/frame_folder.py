@@ -12,14 +12,13 @@ from rollforce.errors import ConfigError
 from rollforce.video.writer import Enlarger, VideoCodec, check_frames
 
 _NAME = re.compile(r"frame-\d{6,}\.png(\.part)?")
-BESIDE = ("record.json", "record.json.part", "record.resume.safetensors", "record.resume.safetensors.part")
-"""What else a render keeps in such a folder."""
+_RECORD = re.compile(r"record\.(json|jpg|resume\.safetensors)(\.part)?")
 
 
 def foreign_file(folder: Path) -> Path | None:
     """Return a file in a folder that no render of ours put there, if there is one."""
     return next((path for path in sorted(folder.iterdir()) if not _NAME.fullmatch(path.name)
-                 and path.name not in BESIDE), None)  # fmt: skip
+                 and not _RECORD.fullmatch(path.name)), None)  # fmt: skip
 
 
 def frame_paths(folder: Path) -> list[Path]:

@@ -17,14 +17,15 @@ FASTEST = 50  # pictures a second: browsers show what says it is faster at 10
 
 
 class GifWriter:
-    """One growing GIF that repeats for ever; see VideoWriter. Times are whole hundredths of a second, so that pictures of
-    12 a second stand for 8 or 9. It cannot be gone on with. ConfigError above 50 frames a second."""
+    """One growing GIF that repeats for ever; see VideoWriter. Times are whole hundredths of a second, so that of 12
+    pictures a second each stands for 8 or 9. It cannot be gone on with. ConfigError above 50 frames a second."""
 
     def __init__(self, path: Path, fps: float, size: tuple[int, int], *, scale: int = 1,
                  codec: VideoCodec | None = None) -> None:  # fmt: skip
         self.path, self.fps, self.size, self.scale, self.frames = Path(path), fps, size, scale, 0
         if fps > FASTEST:
-            raise ConfigError(f"{path}: a GIF shows at most {FASTEST} pictures a second, not {fps:g}. Take .mp4 or .webm.")
+            raise ConfigError(f"{path}: a GIF shows at most {FASTEST} pictures a second, not {fps:g}. Take .mp4 or "
+                              ".webm.")  # fmt: skip
         self._rate = Fraction(fps).limit_denominator(1001)
         self._enlarge = Enlarger(size, scale, (codec or VideoCodec()).enlarge, "rgb24")
         self._source, self._sink = self._build_graph()

@@ -12,7 +12,15 @@ from typing import Any, Literal
 import numpy as np
 
 from rollforce.errors import ConfigError, ShapeError
-from rollforce.video.clips import animation_seconds, is_animation, list_pictures, read_animation, read_folder, sample, say
+from rollforce.video.clips import (
+    animation_seconds,
+    is_animation,
+    list_pictures,
+    read_animation,
+    read_folder,
+    sample,
+    say,
+)
 from rollforce.video.stills import IMAGES, make_plain, read_still
 
 log = logging.getLogger(__name__)

@@ -48,18 +48,33 @@ def parse_output(text: str) -> Path:
     """Return what -o names: a file with a known ending, "frames/" (a slash, or a folder that is there) for a folder of
     PNG files, "-" for stdout. ConfigError."""
     path = Path(text)
-    if not text.strip():
-        raise ConfigError("-o is empty; name a file, such as -o ball.mp4.")
-    folder = text.endswith(("/", os.sep)) or path.is_dir()
-    if path != STDOUT and not folder and path.suffix.lower() not in FILES:
-        raise ConfigError(f"{text}: only {', '.join(FILES)} can be written, and a folder of PNG files where a slash ends "
-                          f"the name. Try {path.with_suffix('.mp4')} or {path.with_suffix('')}/.")  # fmt: skip
+    if not text.strip() or not path.name:
+        raise ConfigError(f"-o {text!r} names no file; write one, such as -o ball.mp4.")
+    if path.suffix == "" and path != STDOUT and not (text.endswith(("/", os.sep)) or path.is_dir()):
+        raise ConfigError(_endings(path))
     return path
 
 
 def is_folder(path: Path) -> bool:
-    """Return whether an output is a folder of PNG files: it has none of the endings of files."""
-    return path != STDOUT and path.suffix.lower() not in FILES
+    """Return whether an output is a folder of PNG files: a name without an ending."""
+    return path != STDOUT and not path.suffix
+
+
+def beside(video: Path, ending: str) -> Path:
+    """Return where what belongs to a video lies: "ball.json" for ball.mp4, "ball.webm.json", "frames/record.json"."""
+    if is_folder(video):
+        return video / f"record{ending}"
+    return video.with_suffix(ending) if video.suffix.lower() == ".mp4" else video.with_name(f"{video.name}{ending}")
+
+
+def find_video(path: Path) -> Path:
+    """Return the video that a path names: itself, or what its record or its name without an ending belongs to."""
+    if path.suffix.lower() in FILES or path.is_dir():
+        return path
+    if path.name == beside(Path("frames"), ".json").name:
+        return path.parent
+    whole = path.with_suffix("")
+    return whole if path.suffix == ".json" and whole.suffix.lower() in FILES else path.with_suffix(".mp4")
 
 
 def can_resume(path: Path) -> bool:
@@ -76,6 +91,8 @@ def check_output(path: Path, overwrite: bool = False) -> None:
     if is_folder(path):
         _check_frame_folder(path, overwrite)
         return
+    if path.suffix.lower() not in FILES:
+        raise ConfigError(_endings(path))
     if path.is_dir():
         raise ConfigError(f"{path} is a folder; name a file in it, such as {path / 'video.mp4'}.")
     check_folder(path.parent)
@@ -108,6 +125,11 @@ def open_output(path: Path, fps: float, size: tuple[int, int], *, scale: int = 1
 
     pipe: Any = Pipe() if path == STDOUT else None
     return VideoWriter(path, fps, size, scale=scale, codec=codec, after=after, sound=sound, file=pipe)
+
+
+def _endings(path: Path) -> str:
+    return (f"{path}: only {', '.join(FILES)} can be written, and folders of PNG files: a name without a dot, and a "
+            f"slash. Try {path.with_suffix('.mp4')} or {path.with_suffix('')}/.")  # fmt: skip
 
 
 def cannot_resume(path: Path) -> str:

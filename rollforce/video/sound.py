@@ -25,6 +25,18 @@ def has_sound(path: Path) -> bool:
     return False
 
 
+def find_sound(clip: str | None, into: Path, start: float, seconds: float) -> SoundTrack | None:
+    """Return the sound of a clip for a video that is written to `into`, or None if there is none to carry over. What is
+    done is logged."""
+    if clip is None or not has_sound(Path(clip)):
+        return None
+    if into.suffix.lower() not in (".mp4", "") or into.is_dir() or "aac" not in av.codecs_available:
+        log.info("%s: its sound is left out, which is carried over into .mp4 only", Path(clip).name)
+        return None
+    log.info("%s: its sound is carried over", Path(clip).name)
+    return SoundTrack(Path(clip), start, seconds)
+
+
 class SoundTrack:
     """The sound of a clip from `start` seconds behind its first picture on, for `seconds`, read as it is needed."""
 

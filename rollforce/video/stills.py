@@ -1,4 +1,4 @@
-"""Stills as people have them: any mode that Pillow reads, made upright, 8 bits a colour, over black where transparent."""
+"""Stills as people have them: any mode that Pillow reads, upright, 8 bits a colour, over black where transparent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from rollforce.errors import ConfigError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL.Image import Image, Transpose
 
 IMAGES = (".png", ".apng", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
 DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, ArithmeticError, struct.error,
@@ -81,7 +81,7 @@ def over_black(rgba_HWC: np.ndarray) -> tuple[np.ndarray, bool]:
     return ((rgba_HWC[..., :3].astype(np.uint16) * alpha + 127) // 255).astype(np.uint8), True
 
 
-def _turn(image: Image) -> int | None:
+def _turn(image: Image) -> Transpose | None:
     """Return how to transpose a picture so that it stands upright; None if it does, or its EXIF data are damaged."""
     from PIL.Image import Transpose as Turn
 
@@ -111,7 +111,7 @@ def _depth(mode: str) -> str:
 
 
 def _to_srgb(image: Image) -> tuple[Image, list[str]]:
-    """Return a picture in sRGB where its profile is another, such as the Display P3 of phones; a bad one is no profile."""
+    """Return a picture in sRGB where its profile is another, as phones' Display P3; a bad one is no profile."""
     profile = image.info.get("icc_profile")
     if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
         return image, []

@@ -25,6 +25,7 @@ from av.bitstream import BitStreamFilterContext
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
 from rollforce.errors import ConfigError, ShapeError
+from rollforce.video.containers import open_container
 from rollforce.video.sound import SoundTrack
 
 log = logging.getLogger(__name__)
@@ -37,8 +38,8 @@ _BT709 = 1  # the number of ITU-R BT.709 in H.264's colour fields
 
 @dataclass(frozen=True)
 class VideoCodec:
-    """How pictures become bytes. `quality` is H.264's CRF: 0 is lossless, 16 looks so, 28 is small; VP9's, which goes to
-    63, is in proportion."""
+    """How pictures become bytes. `quality` is H.264's CRF: 0 is lossless, 16 looks so, 28 is small; VP9's, which goes
+    to 63, is in proportion."""
 
     name: Literal["libx264", "mpeg4", "libvpx-vp9"] = "libx264"
     quality: int = 16
@@ -109,9 +110,12 @@ class VideoWriter:
     Raises ShapeError for sizes the codec cannot hold and for frames of another size, ConfigError if there are fewer
     than `after` frames, OSError when the disk is full."""
 
-    def __init__(self, path: Path, fps: float, size: tuple[int, int], *, scale: int = 1, codec: VideoCodec | None = None,
-                 after: int = 0, sound: SoundTrack | None = None, file: BinaryIO | None = None) -> None:
+    def __init__(self, path: Path, fps: float, size: tuple[int, int], *, scale: int = 1,
+                 codec: VideoCodec | None = None, after: int = 0, sound: SoundTrack | None = None,
+                 file: BinaryIO | None = None) -> None:  # fmt: skip
         self.path, self.fps, self.size, self.scale = Path(path), fps, size, scale
+        if file is None and self.path.suffix.lower() not in (".mp4", ".webm"):
+            raise ConfigError(f"{path}: a video that can be gone on with is .mp4 or .webm.")
         self.codec, self._sound = available(codec or VideoCodec(), self.path), sound
         self._rate = Fraction(fps).limit_denominator(1001)
         self._gop = max(1, round(float(fps) * self.codec.keyframe_s))
@@ -207,7 +211,7 @@ class VideoWriter:
     def _copy(self, count: int) -> None:
         """The first `count` frames of the old file, as they were coded."""
         self._container.start_encoding()
-        with av.open(str(self.path)) as old:
+        with open_container(self.path) as old:
             source = old.streams.video[0]
             # MP4 has the length of a unit before it, encoders a start code, and the muxer takes what the encoder says
             whole = BitStreamFilterContext("h264_mp4toannexb" if self.codec.name == "libx264" else "null", source)

@@ -58,7 +58,7 @@ def test_a_prompt_and_its_overrides() -> None:
         (RenderOptions(words=["a"], seed=-1), "seed must be from 0"),
         (RenderOptions(words=["a"], size="64"), "--size '64' must be WIDTHxHEIGHT in pixels, such as 64x64"),
         (RenderOptions(words=["a"], scale=0), "scale must be a whole number of at least 1"),
-        (RenderOptions(words=["a"], output=Path("a.gif")), "only .mp4 can be written. Try a.mp4"),
+        (RenderOptions(words=["a"], output=Path("a.mov")), "only .mp4, .webm, .gif can be written, and folders"),
         (RenderOptions(words=["a"], output=Path("no/a.mp4")), "the folder no does not exist: mkdir -p no"),
         (RenderOptions(words=["a"], output=Path("/proc/a.mp4")), "cannot write into /proc"),
         (RenderOptions(words=["a"], output=Path("a.mp4"), out=Path("x")), "-o names a file and --out a folder"),
