@@ -42,7 +42,8 @@ class CaptionedVideo:
     @property
     def key(self) -> str:
         """A short name that another caption, or another file under this name, would not have."""
-        size = self.path.stat().st_size if self.path.is_file() else 0
+        files = self.path.iterdir() if self.path.is_dir() else [self.path]
+        size = sum(file.stat().st_size for file in files if file.is_file())
         return digest([f"{self.name}\0{size}\0{self.caption}".encode(errors="surrogateescape")])
 
 
@@ -88,7 +89,7 @@ class FolderEncoder:
         self.frames = autoencoder.first_frames + (settings.latents - 1) * autoencoder.frames  # of a clip
         self._head = json.loads(json.dumps({**asdict(settings), "model": model}))
         self.videos = {video.key: video for video in videos}
-        names = {video.name for video in videos if video.path.is_file()}  # clips of a video that is gone stay
+        names = {video.name for video in videos if video.path.exists()}  # clips of a video that is gone stay
         finished = (folder / "data.json").is_file()  # then what was skipped is tried again
         self.done = {key: done for key, done in _read_journal(folder, self._head).items()
                      if (key in self.videos or done.name not in names) and (done.clips or not finished)}

@@ -67,6 +67,7 @@ def make_plain(image: Image) -> tuple[np.ndarray, list[str]]:
         return _from_levels(np.asarray(image)), [*done, f"{_depth(image.mode)} brought to 8"]
     image, changes = _to_srgb(image)
     done += changes
+    image = image.convert("LA") if image.mode == "La" else image  # the only way that Pillow knows from there
     if image.mode in _TRANSPARENT or "transparency" in image.info:
         picture_HWC, seen = over_black(np.asarray(image.convert("RGBA")))
         return picture_HWC, [*done, *(["transparent parts over black"] if seen else [])]
