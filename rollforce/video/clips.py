@@ -19,7 +19,7 @@ from rollforce.video.stills import DAMAGE, IMAGES, make_plain, open_still, read_
 
 log = logging.getLogger(__name__)
 
-_SLACK_S = 0.002  # some containers give times in whole milliseconds, so two of them do not count
+_SLACK_S = 0.006  # GIF counts hundredths of a second, some containers thousandths: half a unit does not count
 _SHORTEST_S, _BROWSERS_S = 0.011, 0.1  # browsers show for the second what says that it is shorter than the first
 
 

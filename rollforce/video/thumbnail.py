@@ -41,9 +41,9 @@ def _middle(video: Path) -> Image:
             container.seek(round(half * av.time_base), backward=True)
         last = None
         for frame in container.decode(stream):
-            last = frame
-            if frame.time is not None and frame.time >= half:
+            if last is not None and frame.time is not None and frame.time > half + 1e-3:
                 break
+            last = frame
         if last is None:
             raise ConfigError(f"{video} has no frames, so there is no still of it.")
         return last.to_image()
