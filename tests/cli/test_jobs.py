@@ -79,6 +79,11 @@ def test_a_prompt_and_its_overrides() -> None:
         (RenderOptions(words=["a"], at=["3:a car"], seconds=2), "a change at 3 s, but the video ends at 2 s"),
         (RenderOptions(words=["a"], save_every=-1), "--save-every must be 0 (never) or a number of seconds, got -1"),
         (RenderOptions(resume=Path("none.mp4")), "none.json cannot be read"),
+        (RenderOptions(resume=Path("none.webm")), "none.webm.json cannot be read"),
+        (RenderOptions(resume=Path("a.gif")), "a.gif cannot be continued: a GIF is made in one go"),
+        (RenderOptions(words=["a"], output=""), "-o '' names no file; write one, such as -o ball.mp4"),
+        (RenderOptions(words=["a"], output="frames"), "only .mp4, .webm, .gif can be written, and folders"),
+        (RenderOptions(words=["a"], image=Path()), "--image . is a folder; name a file in it"),
         (
             RenderOptions(words=["a"], resume=Path("a.mp4"), seconds=3),
             "as the render was begun: leave out a prompt, --seconds.",
