@@ -203,12 +203,14 @@ def _check_changes(tasks: list[RenderTask], options: RenderOptions) -> None:
 def _check_outputs(tasks: list[RenderTask], options: RenderOptions) -> None:
     waiting = [task.path for task in tasks if not task.done]
     replace = options.overwrite or options.keep
+    for path in waiting if options.thumbnail and not replace else ():
+        if (still := thumbnail_path(path)).exists():
+            raise ConfigError(f"{still} exists; use --overwrite to replace it, or another name with -o.")
     if len(tasks) == 1:
         for path in waiting:
             check_output(path, replace)
             if path != STDOUT:
                 _check_record(path, replace)
-            _check_thumbnail(path, options)
         return
     for folder in {path.parent for path in waiting}:
         check_folder(folder)
@@ -216,12 +218,6 @@ def _check_outputs(tasks: list[RenderTask], options: RenderOptions) -> None:
     if there and not replace:
         raise ConfigError(f"{len(there)} of {len(tasks)} outputs exist, the first is {there[0]}; use --keep to keep "
                           "those that are complete, or --overwrite to replace them.")
-
-
-def _check_thumbnail(path: Path, options: RenderOptions) -> None:
-    still = thumbnail_path(path)
-    if options.thumbnail and still.exists() and not (options.overwrite or options.keep):
-        raise ConfigError(f"{still} exists; use --overwrite to replace it, or -o for another name.")
 
 
 def _check_record(path: Path, replace: bool) -> None:

@@ -56,7 +56,8 @@ class Terminal:
         given = request.video or request.image
         new, behind = ("new ", f" behind {Path(given).name}") if given else ("", "")
         place = "stdout" if path == STDOUT else f"{path}{'/' if is_folder(path) else ''}"
-        self.say(f"{request.seconds:g} s = {frames} {new}frames of {request.prompt!r}{behind}{changes} · seed "
+        most = "at most " if request.follow and Path(request.follow).is_dir() else ""  # it says not how long it is
+        self.say(f"{most}{request.seconds:g} s = {frames} {new}frames of {request.prompt!r}{behind}{changes} · seed "
                  f"{request.seed} -> {place}{there} (playable while it grows)")
 
     @contextmanager

@@ -54,7 +54,7 @@ def read_animation(path: Path, name: str, tell: bool = True) -> Iterator[Timed]:
             try:
                 image.seek(number)
                 picture_HWC, done = make_plain(image)  # also reads the times of WebP
-            except EOFError:
+            except EOFError:  # the end
                 return
             except DAMAGE as error:
                 if not time:

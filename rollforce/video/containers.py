@@ -17,7 +17,7 @@ from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Colorspace, VideoReformatter
 
 from rollforce.errors import ConfigError
 from rollforce.video.clips import Timed, say
@@ -28,8 +28,10 @@ log = logging.getLogger(__name__)
 
 ERRORS = (av.error.FFmpegError, OSError, ValueError, IndexError)
 _ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders of these leave transparency out
+_MATRICES = (1, 4, 7, 9)  # BT.709, FCC, SMPTE 240M, BT.2020, as H.273 and swscale number them
 _UNREADABLE = {14: "ICtCp", 15: "Dolby Vision's IPT"}  # colour spaces, as H.273 and FFmpeg number them
 _GAP_S = 600.0  # times that jump by more, or back, are a cut, not a picture that stands so long
+_QUARTERS = ((1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0))  # display matrices, turned clockwise
 _WIDEST = 8  # pixels wider or higher than that many times are a mistake of the file
 
 
@@ -40,9 +42,10 @@ def read_container(path: Path, name: str) -> Iterator[Timed]:
     except ERRORS as error:
         raise ConfigError(f"{name}={path} cannot be read as a video.") from error
     with container:
-        if not container.streams.video:
+        streams = [stream for stream in container.streams.video if stream.codec_context is not None]
+        if not streams:
             raise ConfigError(f"{name}={path} cannot be read as a video: there are no pictures in it.")
-        stream, damage, seen = container.streams.video[0], list[str](), 0
+        stream, damage, seen = streams[0], list[str](), 0
         view, clock = None, _Clock(stream)
         for frame in _decode(container, stream, damage):
             view = view or _View.of(frame, stream, path, name)
@@ -61,7 +64,7 @@ def open_container(path: Path) -> Any:
     refuses as a whole, what comes before that. Raises what PyAV raises."""
     try:
         return av.open(str(path))
-    except av.error.InvalidDataError:
+    except (av.error.InvalidDataError, av.error.EOFError):
         end = _end_of_boxes(path)
         if not 0 < end < path.stat().st_size:
             raise
@@ -162,7 +165,7 @@ class _View:
 
     def draw(self, frame: Any) -> np.ndarray:
         """Return a picture as it is to be seen, uint8 [H, W, 3]."""
-        pixels = self.reformatter.reformat(frame, *self.size, "rgba" if self.alpha else "rgb24").to_ndarray()
+        pixels = to_rgb(frame, self.size, "rgba" if self.alpha else "rgb24", self.reformatter)
         picture_HWC = over_black(pixels)[0] if self.alpha else pixels
         if curve := TRANSFERS.get(self.transfer):
             picture_HWC = map_picture(picture_HWC, curve)
@@ -175,6 +178,16 @@ class _View:
         over = ["transparent parts over black"] if self.alpha else []
         curve = TRANSFERS.get(self.transfer)
         return [*turned, *square, *over, *([f"HDR ({curve}) brought to SDR"] if curve else [])]
+
+
+def to_rgb(frame: Any, size: tuple[int, int], pixels: str, reformatter: VideoReformatter) -> np.ndarray:
+    """Return a frame as RGB of `size` (width, height), by the matrix that it says, else BT.601; `pixels` is rgb24 or
+    rgba."""
+    source = int(frame.colorspace) if int(frame.colorspace) in _MATRICES else Colorspace.ITU601
+    other = Colorspace.ITU601 if source == Colorspace.ITU709 else Colorspace.ITU709
+    # RGB has no matrix, but PyAV before 15 looks at that of the source only where the two differ
+    return reformatter.reformat(frame, *size, pixels, src_colorspace=source, dst_colorspace=other,
+                                src_color_range=frame.color_range).to_ndarray()  # fmt: skip
 
 
 def _decode(container: Any, stream: Any, damage: list[str]) -> Iterator[Any]:
@@ -193,7 +206,7 @@ def _decode(container: Any, stream: Any, damage: list[str]) -> Iterator[Any]:
 
 def _alpha_decoder(stream: Any) -> Any:
     """Return a decoder that knows of transparency where FFmpeg's own does not, else None."""
-    name = _ALPHA.get(stream.codec_context.codec.canonical_name)
+    name = _ALPHA.get(stream.codec_context.name)
     if name is None or stream.metadata.get("alpha_mode") != "1" or name not in av.codecs_available:
         return None
     return av.CodecContext.create(name, "r")
@@ -210,7 +223,10 @@ def _square(frame: Any, stream: Any) -> tuple[int, int]:
 def _matrix(frame: Any) -> tuple[int, int, int, int]:
     """Return signs of the display matrix [[a, b], [c, d]], to the nearest quarter turn: the picture's x goes by (a, b)
     and its y by (c, d), right and down."""
-    side = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        side = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV 18 knows not all kinds of side data (EXIF), and then gives none; this is without mirrors
+        return _QUARTERS[round(frame.rotation / -90) % 4]
     if side is None:
         return 1, 0, 0, 1
     values = np.frombuffer(bytes(side), "<i4")[[0, 1, 3, 4]].astype(np.float64)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image, Transpose
 
 IMAGES = (".png", ".apng", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
-DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, ArithmeticError, struct.error,
-          zlib.error)  # fmt: skip
+DAMAGE = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, ArithmeticError, RuntimeError,
+          struct.error, zlib.error)  # fmt: skip
 """What Pillow raises for files that are cut or damaged."""
 _ORIENTATION = 0x0112  # of EXIF
 _TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")

@@ -34,6 +34,9 @@ def _middle(video: Path) -> Image:
         frames = frame_paths(video)
         return Image.open(frames[len(frames) // 2])
     import av
+    from av.video.reformatter import VideoReformatter
+
+    from rollforce.video.containers import to_rgb
 
     with av.open(str(video)) as container:
         stream, half = container.streams.video[0], (container.duration or 0) / av.time_base / 2
@@ -46,4 +49,4 @@ def _middle(video: Path) -> Image:
             last = frame
         if last is None:
             raise ConfigError(f"{video} has no frames, so there is no still of it.")
-        return last.to_image()
+        return Image.fromarray(to_rgb(last, (last.width, last.height), "rgb24", VideoReformatter()))

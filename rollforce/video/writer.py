@@ -120,6 +120,7 @@ class VideoWriter:
         self._rate = Fraction(fps).limit_denominator(1001)
         self._gop = max(1, round(float(fps) * self.codec.keyframe_s))
         self.frames = self._safe = self._key = 0
+        self._after = after
         self._enlarge = Enlarger(size, scale, self.codec.enlarge)
         height, width = self._enlarge.height, self._enlarge.width
         if (height % 2 or width % 2) and self.codec.name != "libvpx-vp9":
@@ -151,7 +152,7 @@ class VideoWriter:
             for packet in self._stream.encode(picture):
                 self._mux(packet)
             self.frames += 1
-        if self._place != self.path and self._safe:
+        if self._place != self.path and self._safe >= self._after:
             self._move()
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from rollforce.errors import ConfigError
 from rollforce.video.containers import container_seconds
@@ -162,3 +163,15 @@ def test_sound_alone_is_no_clip(tmp_path: Path) -> None:
         container.mux(stream.encode())
     with pytest.raises(ConfigError, match="there are no pictures in it"):
         next(read_clip(tmp_path / "a.m4a", 12))
+
+
+@pytest.mark.parametrize("tag", [3, 6, 8])
+def test_pictures_with_exif_in_a_container_are_upright(tmp_path: Path, tag: int) -> None:
+    """As cameras write into MJPEG clips; PyAV 18 then gives no side data at all."""
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    lying = {3: corners()[::-1, ::-1], 6: np.rot90(corners()), 8: np.rot90(corners(), -1)}[tag]
+    Image.fromarray(np.ascontiguousarray(lying)).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    (tmp_path / "a.mjpeg").write_bytes((tmp_path / "a.jpg").read_bytes() * 3)
+    seen = next(read_clip(tmp_path / "a.mjpeg", 25))
+    assert seen.shape == (32, 64, 3) and np.abs(seen.astype(int) - corners()).mean() < 12
