@@ -185,7 +185,7 @@ def to_rgb(frame: Any, size: tuple[int, int], pixels: str, reformatter: VideoRef
     rgba."""
     source = int(frame.colorspace) if int(frame.colorspace) in _MATRICES else Colorspace.ITU601
     other = Colorspace.ITU601 if source == Colorspace.ITU709 else Colorspace.ITU709
-    # RGB has no matrix, but PyAV before 15 looks at that of the source only where the two differ
+    # RGB has no matrix, but PyAV 14.1 looks at that of the source only where the two differ
     return reformatter.reformat(frame, *size, pixels, src_colorspace=source, dst_colorspace=other,
                                 src_color_range=frame.color_range).to_ndarray()  # fmt: skip
 
