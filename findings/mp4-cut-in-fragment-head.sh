@@ -3,8 +3,9 @@
 #
 # Packages: av 18.1.0 with the FFmpeg it brings, numpy 2.4.6 (Python 3.11).
 # Guess: fragments are there so that a file can be read while it grows: wherever it ends for now, the whole fragments before are read.
-# Seen:  that holds for an end within the pictures (mdat) and for most ends within a head (moof), but where the table of the last fragment's
-#        pictures (trun) is cut, opening fails with "Invalid data found" or "End of file", though whole fragments are before it. Read up to the last whole box, the same file gives them all.
+# Seen:  that holds for an end within the pictures (mdat) and for most ends within a head (moof), but at some of them, where a box in it
+#        has just begun, opening fails with "Invalid data found" or "End of file", though whole fragments are before it. Read up to the
+#        last whole box, the same file gives them all.
 # It installs into a temporary folder, opens parts of a file that it makes itself, and fails if that changes.
 set -euo pipefail
 folder=$(mktemp -d)
