@@ -29,8 +29,9 @@ from rollforce.engine.transitions import NAMES, transition
 from rollforce.errors import RollforceError
 from rollforce.streaming.events import RECACHE, Chunk, Event
 from rollforce.streaming.pace import Pace
+from rollforce.video.outputs import check_output
 from rollforce.video.screen import Screen
-from rollforce.video.writer import VideoWriter, check_output, default_scale
+from rollforce.video.writer import VideoWriter, default_scale
 
 COMMANDS = {
     "TRANSITION PROMPT": f"a new prompt by {', '.join(NAMES[:-1])} or {NAMES[-1]} (a plain line: recache)",

@@ -104,7 +104,7 @@ def _video(report: dict[str, Any]) -> dict[str, Any]:
     except (ImportError, OSError) as error:
         report["problems"].append(f"PyAV cannot be imported ({error}). pip install av")
         return {"usable": False}
-    codecs = [name for name in ("libx264", "mpeg4") if name in av.codecs_available]
+    codecs = [name for name in ("libx264", "mpeg4", "libvpx-vp9") if name in av.codecs_available]
     if "libx264" not in codecs:
         report["warnings"].append("this FFmpeg has no libx264: videos are written as mpeg4. pip install -U av")
     if not {"libx264", "mpeg4"} & set(codecs):

@@ -1,6 +1,7 @@
 """The command `rollforce`. Heavy things are imported inside the commands: --help answers at once.
 
-Exit codes: 2 something typed cannot be used · 3 this machine lacks something · 4 out of memory · 130 interrupted.
+Exit codes: 2 something typed cannot be used · 3 this machine lacks something · 4 out of memory · 130 interrupted ·
+141 nobody reads stdout any more (as of a process that SIGPIPE ends).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from rollforce.cli.interrupt import INTERRUPT, INTERRUPTED
 from rollforce.cli.options import AsJson, Debug, PlanOptions, RenderOptions, accept
 from rollforce.errors import RollforceError
 
-USAGE, ENVIRONMENT, MEMORY = 2, 3, 4
+USAGE, ENVIRONMENT, MEMORY, UNREAD = 2, 3, 4, 141
 
 app = typer.Typer(name="rollforce", help="Endless video from text.", no_args_is_help=True, add_completion=False,
                   pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
@@ -46,7 +47,8 @@ def render(options: RenderOptions) -> None:
         from rollforce.cli.progress import Terminal
         from rollforce.cli.run import make
 
-        whole = make(options, Terminal(options.quiet or options.as_json), typer.echo)
+        aside = options.output == "-"  # where the video takes stdout
+        whole = make(options, Terminal(options.quiet or options.as_json, aside), typer.echo)
         raise typer.Exit(0 if whole else INTERRUPTED)
 
 
@@ -186,6 +188,11 @@ def _explain_errors(debug: bool) -> Iterator[None]:
             _fail("interrupted", INTERRUPTED, debug)
         _fail(f"{error}. Install what is missing: pip install rollforce, or one of its extras. See: rollforce doctor",
               ENVIRONMENT, debug)  # fmt: skip
+    except BrokenPipeError:
+        from rollforce.video.outputs import silence_stdout
+
+        silence_stdout()
+        raise typer.Exit(UNREAD) from None
     except OSError as error:
         _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", ENVIRONMENT, debug)
     except (MemoryError, RuntimeError) as error:
