@@ -65,7 +65,7 @@ class Keeper:
         begun = time.monotonic()
         try:
             take().save(self._fresh)
-        except (OSError, SafetensorError, torch.OutOfMemoryError) as error:
+        except (OSError, SafetensorError, SnapshotError, torch.OutOfMemoryError) as error:
             log.warning("%s cannot be saved, so this render cannot be continued from here: %s", self.path, error)
             self.every_s, self._frames = 0.0, None
             return

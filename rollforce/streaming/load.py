@@ -25,6 +25,16 @@ from rollforce.streaming.bundle import threads_for
 from rollforce.streaming.events import Chunk
 from rollforce.streaming.model import Model
 from rollforce.streaming.session import Session
+from rollforce.video.values import (
+    check_kind,
+    check_path,
+    check_picture_size,
+    check_prompt,
+    check_seconds,
+    check_seed,
+    check_texts,
+    check_threads,
+)
 
 log = logging.getLogger(__name__)
 HUB_PARTS = (CARD, "model_index.json", "README.md", "transformer/*", "text/*", "autoencoder/*", "text_encoder/*",
@@ -42,17 +52,18 @@ def load(model: str | Path = "tiny", *, stream: str | Path | None = None, overri
     `dtype` auto, float32, bfloat16, float16; `threads` of the CPU (default: one for a small model, else torch's own
     number); `running` attention kernel, LoRAs, quantised weights, offloading.
     Raises ConfigError, CheckpointError, or DoesNotFit before anything is computed."""
+    overrides = check_texts(overrides, "overrides", "layout.levels=[1,0.75]")
+    threads = None if threads is None else check_threads(threads)
+    place = _choose_device(device)
+    number = pick_dtype(dtype, place)
+    running = check_kind(running or RuntimeOptions(), RuntimeOptions, "running", "a RuntimeOptions")
     folder = _find_folder(model)
     card = _read_card(folder, stream)
     changes = card.changes if stream is None else ()  # those of the preset that the model was trained for
     settings = build(StreamSettings, preset_file(stream or card.stream), overrides=(*changes, *overrides))
     settings = settings if window is None else settings.with_window(window)
-    place = _choose_device(device)
-    number = pick_dtype(dtype, place)
     log.info("model %s, licence %s", card.name, card.licence)
-    running = running or RuntimeOptions()
-    if place.type == "cuda":
-        _check_fits(folder, card, settings, place, number, running)
+    _check_fits(folder, card, settings, place, number, running)
     transformer = running.set_up(VideoTransformer.load(folder / "transformer"), place, number, settings.masked)
     for tier in transformer.unlearned(settings.tiers):
         log.warning("model %s was not trained with %s: its weights are zeros, so it adds nothing", card.name, tier.kind)
@@ -67,10 +78,18 @@ def load(model: str | Path = "tiny", *, stream: str | Path | None = None, overri
                  threads=threads or threads_for(parameters, place), running=running, device=place)  # fmt: skip
 
 
-def stream(prompt: str, seconds: float | None = None, *, model: str | Path | Model = "tiny", seed: int = 0,
+def stream(prompt: str, seconds: float | None = None, *, model: str | Path | Model = "tiny", seed: int | None = 0,
            size: tuple[int, int] | None = None, preset: str | Path | None = None,
            overrides: Sequence[str] = ()) -> Iterator[np.ndarray]:  # fmt: skip
-    """Yield frames, uint8 [H, W, 3], each as soon as it exists; endless unless `seconds` is given."""
+    """Yield frames, uint8 [H, W, 3], each as soon as it exists; endless unless `seconds` is given. `seed` None draws
+    one. ConfigError for what cannot be used, before a model is loaded for it."""
+    check_prompt(prompt)
+    if seconds is not None:
+        check_seconds(seconds, endless=True)
+    if seed is not None:
+        check_seed(seed)
+    if size is not None:
+        check_picture_size(size)
     loaded = model if isinstance(model, Model) else load(model, stream=preset, overrides=overrides)
     session = loaded.session(prompt, seed=seed, size=size)
     return _yield_frames(session, session.stream(seconds))
@@ -89,7 +108,7 @@ def _find_folder(model: str | Path) -> Path:
 
     if isinstance(model, str) and model in bundled():
         return resource(f"assets/{model}")
-    folder = Path(model)
+    folder = check_path(model, "model")
     if folder.is_file():
         raise CheckpointError(raw_advice(folder))
     if is_repository(model):
