@@ -10,6 +10,8 @@ from pathlib import Path
 
 import rollforce
 from rollforce.cli.prompt_files import read_jobs
+from rollforce.errors import call_main
+from rollforce.video.values import check_arguments, make_folder
 from rollforce.video.writer import VideoWriter, default_scale
 
 
@@ -22,11 +24,12 @@ def main() -> None:
     parser.add_argument("--model", default="tiny", help="a bundled model's name, or a folder with model.yaml")
     chosen = parser.parse_args()
 
+    check_arguments(chosen, seconds=("seconds",), seeds=("seed",))
     jobs = read_jobs(chosen.prompts.read_bytes(), str(chosen.prompts), seed=chosen.seed, seconds=chosen.seconds)
     model = rollforce.load(chosen.model)
     for job in jobs:  # all of them before the first is made
         model.check_prompt(job.prompt)
-    chosen.out.mkdir(parents=True, exist_ok=True)
+    make_folder(chosen.out, "--out")
     for job in jobs:
         path = chosen.out / f"{job.name}.mp4"
         with (
@@ -39,4 +42,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    call_main(main)

@@ -16,6 +16,7 @@ from rollforce.cli.resume import read_unfinished, snapshot_path
 from rollforce.errors import ConfigError
 from rollforce.video.images import read_duration
 from rollforce.video.size import parse_size
+from rollforce.video.values import check_file_name, check_path, check_prompt, check_seconds, make_folder
 from rollforce.video.writer import check_folder, check_output
 
 _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
@@ -50,8 +51,9 @@ class RenderPlan:
 
 def plan(options: RenderOptions) -> RenderPlan:
     """Return the checked plan of a render command. ConfigError says what cannot be used and what to type instead."""
-    if not options.save_every >= 0:
-        raise ConfigError(f"--save-every must be 0 (never) or a number of seconds, got {options.save_every:g}.")
+    check_seconds(options.save_every, "--save-every", zero=True, remedy="0 is never.")
+    if options.output is not None:
+        check_file_name(options.output, "-o", "video.mp4")
     if options.resume is not None:
         return _plan_resume(options, options.resume)
     overrides = tuple(word for word in options.words if _OVERRIDE.match(word))
@@ -59,6 +61,7 @@ def plan(options: RenderOptions) -> RenderPlan:
     record = read_record(options.record) if options.record else None
     request = _read_request(options, record.request if record else Request(prompt or ""), overrides)
     request.inputs()  # refuse now what cannot be given
+    _check_effect(options, request)
     if prompt is not None:
         request = dataclasses.replace(request, prompt=prompt)
     folder = _make_folder(options)
@@ -78,7 +81,7 @@ def _plan_resume(options: RenderOptions, file: Path) -> RenderPlan:
     """Return the plan of `--resume FILE`: all as its record says."""
     if others := [spelling for name, spelling in options.flags().items() if name not in _WITH_RESUME]:
         raise ConfigError(f"--resume goes on as the render was begun: leave out {', '.join(others)}.")
-    video = file.with_suffix(".mp4")
+    video = check_file_name(file, "--resume", "video.mp4").with_suffix(".mp4")
     record = read_record(record_path(video))
     if not video.exists():
         raise ConfigError(f"{video} does not exist: there is nothing to continue.")
@@ -112,9 +115,15 @@ def _pick_prompt(words: list[str], options: RenderOptions) -> str | None:
     if len(words) > 1:
         raise ConfigError(f"got {len(words)} prompts; put one prompt in quotes: {' '.join(words)!r}. "
                           "Overrides look like key=value.")
-    if words and not words[0].strip():
-        raise ConfigError('The prompt is empty. Say what to show, e.g. "a red ball bounces over green hills".')
-    return words[0] if words else None
+    return check_prompt(words[0]) if words else None
+
+
+def _check_effect(options: RenderOptions, request: Request) -> None:
+    """ConfigError for an option that nothing would come of."""
+    if options.strength is not None and request.follow is None:
+        raise ConfigError(f"--strength {options.strength:g} is of a video to follow, and there is none: give --follow.")
+    if options.fit is not None and not (request.image or request.video or request.follow):
+        raise ConfigError(f"--fit {options.fit} is of pictures, and there are none: give --image, --video or --follow.")
 
 
 def _read_request(options: RenderOptions, start: Request, overrides: tuple[str, ...]) -> Request:
@@ -134,19 +143,14 @@ def _read_request(options: RenderOptions, start: Request, overrides: tuple[str, 
 
 def _make_folder(options: RenderOptions) -> Path:
     folder = options.out or Path()
-    if options.out is not None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"--out {folder} cannot be made: {error.strerror}.") from error
-    return folder
+    return folder if options.out is None else make_folder(folder, "--out")
 
 
 def _read_prompts(source: str, request: Request) -> list[PromptJob]:
     if source == "-":
         return read_jobs(sys.stdin.buffer.read(), "stdin", seed=request.seed, seconds=request.seconds)
     try:
-        content = Path(source).read_bytes()
+        content = check_path(source, "--prompts").read_bytes()
     except OSError as error:
         raise ConfigError(f"--prompts {source} cannot be read: {error.strerror}.") from error
     return read_jobs(content, source, seed=request.seed, seconds=request.seconds)

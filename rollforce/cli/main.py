@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from rollforce.cli.options import AsJson, Debug, PlanOptions, RenderOptions, accept
-from rollforce.errors import RollforceError
+from rollforce.errors import RollforceError, leave_pipe, spell_out
 
 USAGE, ENVIRONMENT, MEMORY, INTERRUPTED = 2, 3, 4, 130
 
@@ -86,8 +86,11 @@ def plan(options: PlanOptions) -> None:
     with _explain_errors(options.debug):
         from rollforce.cli.plan_table import describe, setup_of, show
         from rollforce.engine.budget.fit import fit
+        from rollforce.video.values import check_number
 
-        found = fit(setup_of(options), None if options.free is None else int(options.free * 1e9))
+        free = None if options.free is None else int(1e9 * check_number(options.free, "--free", 0, 1e6, above=True,
+                                                                        remedy="Gigabytes."))  # fmt: skip
+        found = fit(setup_of(options), free)
         if options.as_json:
             typer.echo(json.dumps(describe(found), indent=2))
         else:
@@ -163,13 +166,16 @@ def _explain_errors(debug: bool) -> Iterator[None]:
     except ImportError as error:
         _fail(f"{error}. Install what is missing: pip install rollforce, or one of its extras. See: rollforce doctor",
               ENVIRONMENT, debug)  # fmt: skip
+    except BrokenPipeError:
+        leave_pipe()
     except OSError as error:
         _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", ENVIRONMENT, debug)
     except (MemoryError, RuntimeError) as error:
         if not _is_memory(error):
             raise
-        _fail("Out of memory. What was written so far plays, and --resume goes on. Try a smaller --size, or fewer "
-              "latents in the cache; `rollforce doctor` shows what is free.", MEMORY, debug)  # fmt: skip
+        _fail("Out of memory. If a video was begun, what was written so far plays, and --resume goes on. Try a "
+              "smaller --size, or fewer latents in the cache; `rollforce plan` says what is needed.",
+              MEMORY, debug)  # fmt: skip
 
 
 def _is_memory(error: BaseException) -> bool:
@@ -191,4 +197,5 @@ def _fail(message: str, code: int, debug: bool) -> None:
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point of the console script."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    spell_out()
     return app(arguments)

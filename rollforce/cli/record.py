@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from rollforce.models.runtime.options import RuntimeOptions
 from rollforce.streaming.events import Cue
 from rollforce.streaming.inputs import FollowSettings, StreamInputs
 from rollforce.video.images import Fit
+from rollforce.video.values import SIDE, check_count, check_picture_size, check_seconds, check_seed, check_threads
 from rollforce.video.writer import VideoCodec
 
 if TYPE_CHECKING:
@@ -57,9 +57,15 @@ class Request:
     def __post_init__(self) -> None:
         check_seed(self.seed)
         check_seconds(self.seconds)
-        for name, count in (("scale", self.scale), ("threads", self.threads)):
-            if count is not None and count < 1:
-                raise ConfigError(f"{name} must be a whole number of at least 1, got {count}.")
+        if self.size is not None:
+            check_picture_size(self.size)
+        if self.scale is not None:
+            side = max(self.size or (1, 1))
+            check_count(self.scale, "scale", most=SIDE // side, remedy=f"A video's sides have at most {SIDE} pixels.")
+        if self.threads is not None:
+            check_threads(self.threads)
+        if self.window is not None:
+            check_count(self.window, "window")
 
     def inputs(self) -> StreamInputs:
         """Return what the stream takes besides its prompt; files are looked for, not yet read. ConfigError."""
@@ -70,18 +76,6 @@ class Request:
                 raise ConfigError(f"--{name} {path} does not exist." if not Path(path).is_dir()
                                   else f"--{name} {path} is a folder; name a file in it.")
         return inputs
-
-
-def check_seed(seed: int) -> None:
-    """ConfigError unless a generator takes this seed."""
-    if not 0 <= seed < 2**63:
-        raise ConfigError(f"seed must be from 0 to 2^63 - 1, got {seed}.")
-
-
-def check_seconds(seconds: float) -> None:
-    """ConfigError unless a video can have this length."""
-    if not 0 < seconds < math.inf:
-        raise ConfigError(f"seconds must be above 0, got {seconds:g}.")
 
 
 def as_setting(value: Any) -> Any:

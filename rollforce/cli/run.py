@@ -78,7 +78,8 @@ def _render_all(planned: RenderPlan, waiting: list[RenderTask], terminal: Termin
 def _load(planned: RenderPlan, waiting: list[RenderTask], terminal: Terminal) -> Model:
     request, begun = planned.request, time.perf_counter()
     model = load(request.model, stream=request.stream, overrides=planned.overrides, window=request.window,
-                 device=request.device, dtype=request.dtype, threads=request.threads, running=request.running)
+                 device=request.device, dtype=request.dtype, threads=request.threads, running=request.running,
+                 size=request.size)
     _check_prompts(model, waiting)
     terminal.show_model(model, request.size or model.size, time.perf_counter() - begun)
     if planned.record and (reasons := planned.record.differences(model)):

@@ -19,7 +19,6 @@ from rollforce.errors import ConfigError
 from rollforce.models.transformer.attention import KVShape
 from rollforce.video.values import check_count, check_number
 
-
 CHUNK, STEPS = 1000, 1000  # at most
 SHIFTS = (0.01, 100.0)  # of noise levels: released models use 1 to 17
 
@@ -41,8 +40,8 @@ class LayoutSettings:
         check_number(self.shift, "layout.shift", SHIFTS[0], SHIFTS[1], remedy="1 leaves the levels as they are.")
         check_count(self.micro, "layout.micro", most=len(self.levels))
         if self.micro != 1 and self.kind != "partitioned":
-            raise ConfigError(f"layout.micro {self.micro} has no effect: only the layout partitioned reads it, and this "
-                              f"is {self.kind}. Leave it out, or use layout.kind=partitioned.")
+            raise ConfigError(f"layout.micro {self.micro} has no effect: only the layout partitioned reads it, and "
+                              f"this is {self.kind}. Leave it out, or use layout.kind=partitioned.")
         self.build()  # refuse now what cannot stream
 
     @property
@@ -126,7 +125,7 @@ class StreamSettings:
     def __post_init__(self) -> None:
         for tiers in self.memories:
             for number, tier in enumerate(tiers):
-                check_count(tier.latents, f"cache.{number}.latents ({tier.kind})", most=LATENTS)
+                check_count(tier.latents, f"cache.{number}.latents ({tier.kind})", least=0, most=LATENTS)
         if self.heads is not None:
             if self.cache not in ((), PLAIN):
                 raise ConfigError("cache and heads.groups both give tiers: with heads, leave cache out.")

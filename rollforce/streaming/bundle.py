@@ -137,8 +137,8 @@ def compute_on(threads: int) -> Iterator[None]:
 
 def _set(threads: int) -> None:
     if _forked and threads > 1:
-        raise ConfigError(f"threads {threads}: this process was forked, and the threads that compute did not come along; "
-                          'load the model with threads=1, or begin processes by "spawn".')  # fmt: skip
+        raise ConfigError(f"threads {threads}: this process was forked, and threads that compute did not come along. "
+                          'Load the model with threads=1, or begin processes by "spawn".')  # fmt: skip
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
 

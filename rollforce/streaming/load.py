@@ -44,13 +44,14 @@ WHOLE, END = 256_000_000, 4_000_000  # bytes: files up to WHOLE are hashed whole
 
 def load(model: str | Path = "tiny", *, stream: str | Path | None = None, overrides: Sequence[str] = (),
          window: int | None = None, device: str = "auto", dtype: str = "auto", threads: int | None = None,
-         running: RuntimeOptions | None = None) -> Model:  # fmt: skip
+         running: RuntimeOptions | None = None, size: tuple[int, int] | None = None) -> Model:  # fmt: skip
     """Load a model: a bundled name, a local folder (ours or of diffusers' layout), or a hub id.
 
     Args: `stream` a preset name or a YAML file (default: the one the model was trained for); `overrides` such as
     "layout.levels=[1,0.75]"; `window` latents that the memory's window holds; `device` auto, cpu, cuda, cuda:1, mps;
     `dtype` auto, float32, bfloat16, float16; `threads` of the CPU (default: one for a small model, else torch's own
-    number); `running` attention kernel, LoRAs, quantised weights, offloading.
+    number); `running` attention kernel, LoRAs, quantised weights, offloading; `size` (height, width) of the streams to
+    come, if not the model's own: whether it can be, and fits, is said before weights are read.
     Raises ConfigError, CheckpointError, or DoesNotFit before anything is computed."""
     overrides = check_texts(overrides, "overrides", "layout.levels=[1,0.75]")
     threads = None if threads is None else check_threads(threads)
@@ -63,7 +64,7 @@ def load(model: str | Path = "tiny", *, stream: str | Path | None = None, overri
     settings = build(StreamSettings, preset_file(stream or card.stream), overrides=(*changes, *overrides))
     settings = settings if window is None else settings.with_window(window)
     log.info("model %s, licence %s", card.name, card.licence)
-    _check_fits(folder, card, settings, place, number, running)
+    _check_fits(folder, settings, place, number, running, card.size if size is None else size)
     transformer = running.set_up(VideoTransformer.load(folder / "transformer"), place, number, settings.masked)
     for tier in transformer.unlearned(settings.tiers):
         log.warning("model %s was not trained with %s: its weights are zeros, so it adds nothing", card.name, tier.kind)
@@ -161,15 +162,16 @@ def _load_autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, ru
     return PairedAutoencoder(full, small)
 
 
-def _check_fits(folder: Path, card: Card, settings: StreamSettings, device: torch.device, dtype: torch.dtype,
-                running: RuntimeOptions) -> None:  # fmt: skip
+def _check_fits(folder: Path, settings: StreamSettings, device: torch.device, dtype: torch.dtype,
+                running: RuntimeOptions, size: tuple[int, int]) -> None:  # fmt: skip
     from rollforce.engine.budget.fit import check_fits
     from rollforce.engine.budget.model_sizes import sizes_of
     from rollforce.engine.budget.requirements import MemorySetup
     from rollforce.models.autoencoder.tiling import Tiling
 
-    check_fits(MemorySetup(sizes_of(folder), settings, card.size, dtype, device, running.offload, running.quantize,
-                     Tiling() if running.tiling else None, small=running.decoder is not None))  # fmt: skip
+    check_fits(MemorySetup(sizes_of(folder), settings, check_picture_size(size), dtype, device, running.offload,
+                     running.quantize, Tiling() if running.tiling else None,
+                           small=running.decoder is not None))  # fmt: skip
 
 
 def _choose_device(name: str) -> torch.device:

@@ -40,16 +40,16 @@ def check_session(model: ModelBundle, size: tuple[int, int] | None = None) -> No
 class Model(ModelBundle):
     """A loaded model, and the sessions that stream from it."""
 
-    def session(self, prompt: str, seed: int | None = 0, size: tuple[int, int] | None = None, *, image: Picture | None = None,
-                video: Clip | None = None, follow: Clip | None = None, strength: float | None = None,
-                fit: Fit = "crop", ahead: bool = False, cues: Sequence[Cue] = (), remember: float = 0.0,
-                pace: Pace | None = None, batch: Batch | None = None) -> Session:  # fmt: skip
-        """Start a stream. `size` is (height, width) in pixels; default the trained one. `seed`: a whole number from 0 to
-        2^63 - 1, also NumPy's; None draws one, which `Session.seed` tells.
+    def session(self, prompt: str, seed: int | None = 0, size: tuple[int, int] | None = None, *,
+                image: Picture | None = None, video: Clip | None = None, follow: Clip | None = None,
+                strength: float | None = None, fit: Fit = "crop", ahead: bool = False, cues: Sequence[Cue] = (),
+                remember: float = 0.0, pace: Pace | None = None, batch: Batch | None = None) -> Session:  # fmt: skip
+        """Start a stream. `size` is (height, width) in pixels; default the trained one. `seed`: a whole number from 0
+        to 2^63 - 1, also NumPy's; None draws one, which `Session.seed` tells.
 
         Args: `image`, `video` what the stream goes on from: a path, uint8 arrays, PIL; `follow` a video (a path, an
-        array, an iterator that yields pictures while they come) whose chunks enter at noise level `strength` (.7), so that
-        the stream shows the prompt in its place, and ends with it; `fit` crop, pad or stretch, for pictures of
+        array, an iterator that yields pictures while they come) whose chunks enter at noise level `strength` (.7), so
+        that the stream shows the prompt in its place, and ends with it; `fit` crop, pad or stretch, for pictures of
         another size; `ahead` compute the next chunk while this one is decoded and used; `cues` what changes later;
         `remember` seconds that `rewind` can go back: each chunk of them keeps a memory of its own;
         `pace` how the stream does less when it is late, and more when it has time: see streaming/pace.py; `batch` what
@@ -69,8 +69,7 @@ class Model(ModelBundle):
         if seed is None:
             seed = draw_seed()
             log.info("seed %d was drawn", seed)
-        if self.device.type == "cuda" or size is not None:
-            check_session(self, size)
+        check_session(self, size)
         return Session(self, prompt, seed, size, options)
 
     def batch(self, limit: int = 8, ahead: bool = True, lanes: int = 1) -> Batch:

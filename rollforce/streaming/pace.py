@@ -55,7 +55,7 @@ class Pace:
         check_kind(self.clock, Callable, "pace.clock", "a function that returns seconds")
         check_seconds(self.grace, "pace.grace", zero=True)
         check_count(self.among, "pace.among", most=RECENT)
-        check_count(self.misses, "pace.misses", most=self.among, remedy=f"It counts among the last {self.among} chunks.")
+        check_count(self.misses, "pace.misses", most=self.among, remedy="It counts among the last pace.among chunks.")
         check_number(self.ample, "pace.ample", 0, 1, above=True, below=True)
         check_count(self.calm, "pace.calm")
         if self.levels is not None:

@@ -43,7 +43,6 @@ from rollforce.streaming.stream_state import (
 )
 from rollforce.video.values import check_seconds, check_seed
 
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -56,14 +55,14 @@ def alone(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any,
         with self._lock:
             return method(self, *args, **kwargs)
 
-    return run
+    return run  # type: ignore[return-value]
 
 
 class Session:
-    """One stream, which threads may share: each pull hands out the next chunk to one of them. Pull-driven: nothing is computed until a chunk is asked for (but with `ahead`, one chunk more than
-    that), and nothing is kept that is not needed. Use it as a context manager, or call `close()`; either frees its
-    memory. `given_frames` are the frames that the stream goes on from, uint8 [F, H, W, 3], as its autoencoder draws
-    them; `stream` hands out what comes after them."""
+    """One stream. Pull-driven: nothing is computed until a chunk is asked for (but with `ahead`, one chunk more than
+    that), and nothing is kept that is not needed. Threads may share it: each pull hands the next chunk to one of them.
+    Use it as a context manager, or call `close()`; either frees its memory. `given_frames` are the frames that the
+    stream goes on from, uint8 [F, H, W, 3], as its autoencoder draws them; `stream` hands out what comes after them."""
 
     def __init__(self, model: ModelBundle, prompt: str, seed: int, size: tuple[int, int] | None,
                  options: SessionOptions | None = None) -> None:  # fmt: skip

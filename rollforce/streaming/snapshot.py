@@ -75,7 +75,7 @@ class Snapshot:
         try:
             save_file(tensors, target, metadata={"rollforce": json.dumps(header)})
         except (SafetensorError, OSError) as error:
-            raise SnapshotError(f"{target} cannot be written ({error}): free some space, or name another place.") from error
+            raise SnapshotError(f"{target} cannot be written ({error}): free space, or name another place.") from error
 
     @classmethod
     def load(cls, path: str | Path) -> Snapshot:

@@ -10,7 +10,10 @@ import math
 import numbers
 import os
 import secrets
+import tempfile
 import unicodedata
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,7 @@ def refuse(name: str, right: str, value: Any, remedy: str = "") -> ConfigError:
 
 def show(value: Any) -> str:
     """Return a value as an error text shows it, shortened."""
-    text = f"{value:g}" if isinstance(value, float) else "null" if value is None else repr(value)
+    text = f"{value:g}" if isinstance(value, float) else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -122,6 +125,34 @@ def check_file_name(path: Any, name: str, example: str) -> Path:
     if found.is_dir():
         raise ConfigError(f"{name} {found} is a folder; name a file in it, such as {found / example}.")
     return found
+
+
+def make_folder(path: Any, name: str) -> Path:
+    """Return a folder that files can be written into, made where it is missing. ConfigError."""
+    folder = check_path(path, name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except FileExistsError as error:
+        raise ConfigError(f"{name} {folder} is a file; name a folder.") from error
+    except OSError as error:
+        raise ConfigError(f"{name} {folder} cannot be written into: {error.strerror}. Name another folder.") from error
+    return folder
+
+
+def check_arguments(args: Namespace, counts: Sequence[str] = (), seconds: Sequence[str] = (),
+                    seeds: Sequence[str] = ()) -> None:  # fmt: skip
+    """Check what a script was given under these names: whole numbers from 1, seconds, seeds; None is what was not. And
+    each prompt, and each folder that a file shall be written into. ConfigError."""
+    checks: dict[str, Callable[..., object]] = {
+        **dict.fromkeys(counts, check_count), **dict.fromkeys(seconds, check_seconds),
+        **dict.fromkeys(seeds, check_seed)}  # fmt: skip
+    for name, check in checks.items():
+        if (value := getattr(args, name)) is not None:
+            check(value, f"--{name.replace('_', '-')}")
+    for name in ("json", "markdown", "sheet", "plot"):
+        if (path := getattr(args, name, None)) is not None:
+            make_folder(check_file_name(path, f"--{name}", f"{name}.out").parent, f"the folder of --{name}")
 
 
 def check_kind(value: Any, kind: Any, name: str, right: str) -> Any:

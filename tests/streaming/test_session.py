@@ -184,7 +184,7 @@ def test_what_a_session_refuses(small, wrong, error, words):
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan")])
 def test_seconds_must_be_positive(small, seconds):
-    with small.session(PROMPT) as session, pytest.raises(ConfigError, match="positive"):
+    with small.session(PROMPT) as session, pytest.raises(ConfigError, match="seconds must be above 0"):
         session.stream(seconds)
 
 

@@ -44,8 +44,8 @@ class RuntimeOptions:
     def __post_init__(self) -> None:
         from rollforce.models.transformer.attention import NAMES
 
-        for name in ("loras", "offload"):
-            object.__setattr__(self, name, check_texts(getattr(self, name), name, {"loras": "film.safetensors"}.get(name, "text")))
+        for name, example in (("loras", "film.safetensors=0.8"), ("offload", "text")):
+            object.__setattr__(self, name, check_texts(getattr(self, name), name, example))
         if self.decoder is not None:
             check_path(self.decoder, "decoder")
         check_kind(self.tiling, bool, "tiling", "true or false")
