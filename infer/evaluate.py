@@ -49,7 +49,7 @@ from rollforce.evaluation.runner import (
 )
 from rollforce.evaluation.tables import format_differences, format_markdown, format_terminal
 from rollforce.video.contact_sheet import contact_sheet, unpack_frames
-from rollforce.video.values import check_arguments
+from rollforce.video.values import check_arguments, check_path
 from rollforce.world import caption, sample_scene
 
 SEED_STEP = 1_000_000  # between the seeds of one prompt's streams
@@ -66,6 +66,7 @@ def main() -> None:
     args = arguments()
     check_arguments(args, counts=("prompts", "seeds", "workers", "together"), seconds=("seconds",),
                     seeds=("seed", "prompt_seed"))
+    check_path(args.model, "--model")
     runs = read_reports(args.compare) if args.compare else stream_runs(args)
     first = next(iter(runs))
     against_first = {name: compare(report, runs[first]) for name, report in runs.items() if name != first}

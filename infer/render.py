@@ -25,6 +25,8 @@ def main() -> None:
     chosen = parser.parse_args()
 
     check_arguments(chosen, seconds=("seconds",), seeds=("seed",))
+    if not chosen.prompts.is_file():
+        raise rollforce.ConfigError(f"{chosen.prompts} is not a file: name one with a prompt in each line.")
     jobs = read_jobs(chosen.prompts.read_bytes(), str(chosen.prompts), seed=chosen.seed, seconds=chosen.seconds)
     model = rollforce.load(chosen.model)
     for job in jobs:  # all of them before the first is made

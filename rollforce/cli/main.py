@@ -11,18 +11,40 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from rollforce.cli.options import AsJson, Debug, PlanOptions, RenderOptions, accept
 from rollforce.errors import RollforceError, leave_pipe, spell_out
 
 USAGE, ENVIRONMENT, MEMORY, INTERRUPTED = 2, 3, 4, 130
 
-app = typer.Typer(name="rollforce", help="Endless video from text.", no_args_is_help=True, add_completion=False,
-                  pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
+
+class Commands(TyperGroup):
+    """The commands; where a value is of the wrong kind, typer's error does not say which it was, so this does."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Keep the words as they were typed, and parse them."""
+        ctx.meta["words"] = [part for word in args for part in (word.split("=", 1) if word[:1] == "-" else [word])]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Call the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            words, names = ctx.meta["words"], getattr(error.param, "opts", [])
+            got = [repr(value) for name, value in pairwise(words) if name in names]
+            error.message = f"{error.message.rstrip('.')}, got {', '.join(got)}." if got else error.message
+            raise
+
+
+app = typer.Typer(name="rollforce", cls=Commands, help="Endless video from text.", no_args_is_help=True,
+                  add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
 
 ModelName = Annotated[str, typer.Option("--model", help="A bundled model's name, or a folder with model.yaml.")]
 

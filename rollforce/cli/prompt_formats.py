@@ -38,7 +38,8 @@ def _read_json(text: str, source: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{source} is not valid JSON ({error}). One object a line is a .jsonl file.") from error
+        raise ConfigError(f"{source} is not valid JSON ({error}). Write a list, or one object a line in a "
+                          ".jsonl file.") from error
 
 
 def _read_yaml(text: str, source: str) -> Any:

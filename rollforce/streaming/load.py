@@ -57,11 +57,13 @@ def load(model: str | Path = "tiny", *, stream: str | Path | None = None, overri
     threads = None if threads is None else check_threads(threads)
     place = _choose_device(device)
     number = pick_dtype(dtype, place)
-    running = check_kind(running or RuntimeOptions(), RuntimeOptions, "running", "a RuntimeOptions")
+    running = RuntimeOptions() if running is None else running
+    check_kind(running, RuntimeOptions, "running", "a RuntimeOptions")
     folder = _find_folder(model)
     card = _read_card(folder, stream)
     changes = card.changes if stream is None else ()  # those of the preset that the model was trained for
-    settings = build(StreamSettings, preset_file(stream or card.stream), overrides=(*changes, *overrides))
+    preset = preset_file(card.stream if stream is None else stream)
+    settings = build(StreamSettings, preset, overrides=(*changes, *overrides))
     settings = settings if window is None else settings.with_window(window)
     log.info("model %s, licence %s", card.name, card.licence)
     _check_fits(folder, settings, place, number, running, card.size if size is None else size)
@@ -146,7 +148,8 @@ def _load_text(folder: Path, device: torch.device, dtype: torch.dtype) -> Text:
 def _load_autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, running: RuntimeOptions) -> Autoencoder:
     if (folder / "autoencoder").is_dir():
         if running.decoder or running.tiling:
-            raise ConfigError("--decoder and --tiling are for Wan's autoencoder; this model's is small itself.")
+            raise ConfigError("--decoder and --tiling are for Wan's autoencoder; this model's is small itself: leave "
+                              "them out.")
         return TinyAutoencoder.load(folder / "autoencoder").to(device)
     from rollforce.models.autoencoder.tiling import Tiling
     from rollforce.models.autoencoder.wan import WanAutoencoder

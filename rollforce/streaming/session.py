@@ -41,7 +41,7 @@ from rollforce.streaming.stream_state import (
     run_stepper,
     step_to_commit,
 )
-from rollforce.video.values import check_seconds, check_seed
+from rollforce.video.values import check_prompt, check_seconds, check_seed
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -211,6 +211,7 @@ class Session:
         of video or later; perhaps with another seed. May be called from any thread. `transition`: a name or settings,
         see engine/transitions.py. Chunks say in their `events` when it was applied, and from which frame on it is seen.
         ConfigError if the prompt, or the transition for this stream, cannot be."""
+        check_prompt(text)
         cue = Cue(self.seconds if at is None else at, text, find_transition(transition), seed)
         return self.state.steering.add(cue, now=at is None)
 

@@ -88,7 +88,7 @@ class Snapshot:
                 header = (file.metadata() or {}).get("rollforce")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError) as error:
-            raise SnapshotError(f"{path} is not a snapshot: {error}") from error
+            raise SnapshotError(f"{path} is not a snapshot: {error}. Name a file that one was saved to.") from error
         if header is None:
             raise SnapshotError(f"{path} is a safetensors file, but not a snapshot of a stream.")
         data = _read_header(header, path)

@@ -19,7 +19,7 @@ CHOICES = {"quantize": ("int8", "fp8"), "offload": ("text", "blocks"), "compile"
 
 def check_choice(name: str, value: str | tuple[str, ...] | None) -> None:
     """ConfigError unless every value of the option `name` is one of its CHOICES; None is no value."""
-    for choice in value if isinstance(value, tuple) else (value,):
+    for choice in value if isinstance(value, tuple) and name == "offload" else (value,):
         if choice is not None and (not isinstance(choice, str) or choice not in CHOICES[name]):
             raise ConfigError(f"{name} {choice!r} is not known. Use {' or '.join(CHOICES[name])}.")
 
