@@ -224,7 +224,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sheet", type=Path, help="write a contact sheet (PNG) here; several runs: and NAME_RUN.png")
     args = parser.parse_intermixed_args()
     if args.seconds < 1:
-        parser.error("--seconds must be at least 1")
+        parser.error(f"--seconds must be at least 1, got {args.seconds:g}")
     if args.ends and (args.seconds < 2 * ENDS_S or args.plot):
         parser.error(f"--ends needs --seconds {2 * ENDS_S} or more, and has no curve to --plot")
     if args.plot and not args.compare and args.seconds < 2 * WINDOW_S:

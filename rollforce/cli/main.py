@@ -44,7 +44,8 @@ class Commands(TyperGroup):
 
 
 app = typer.Typer(name="rollforce", cls=Commands, help="Endless video from text.", no_args_is_help=True,
-                  add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
+                  add_completion=False, pretty_exceptions_enable=False,
+                  context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
 
 ModelName = Annotated[str, typer.Option("--model", help="A bundled model's name, or a folder with model.yaml.")]
 
