@@ -37,27 +37,57 @@ def test_what_may_pass_is_returned_as_the_program_wants_it() -> None:
     assert check_texts(["a"], "overrides", "b") == ("a",) and 0 <= values.draw_seed() < 2**32
 
 
-@pytest.mark.parametrize(("check", "value", "said"), [
-    (check_seed, 2.0, "seed must be from 0 to 2^63 - 1, a whole number, got 2."),
-    (check_seed, np.bool_(True), "seed must be from 0"), (check_seed, 2**63, "got 9223372036854775808."),
-    (check_seconds, "3", "seconds must be above 0 and at most 31536000 (a year), got '3'."),
-    (check_seconds, 4e7, "got 4e+07."), (check_seconds, float("inf"), "got inf."), (check_seconds, False, "got False."),
-    (check_picture_size, (480, 832.0), "size must be height and width in pixels, 1 to 16384 each, got (480, 832.0). Such"),
-    (check_picture_size, (16385, 8), "got (16385, 8)"), (check_picture_size, "480x832", "got '480x832'"),
-    (check_prompt, 3, "The prompt must be text, got 3. Say what to show"), (check_prompt, " \n", "The prompt is empty. Say"),
-    (check_prompt, "?!", "The prompt '?!' has no word in it. Say"), (check_prompt, "a \udcff", "is not UTF-8 text"),
-    (check_threads, 1025, "threads must be a whole number from 1 to 1024, got 1025. This machine has"),
-    (lambda v: check_count(v, "n", least=0), 1.0, "n must be a whole number of at least 0, got 1."),
-    (lambda v: check_number(v, "level", 0, 1, below=True), 1, "level must be a number of at least 0 and below 1, got 1."),
-    (lambda v: check_number(v, "rate", above=True), 0.0, "rate must be a number above 0, got 0."),
-    (lambda v: check_path(v, "model"), "", "model must be the path of a file or folder, got ''."),
-    (lambda v: check_path(v, "model"), b"x", "got b'x'"), (lambda v: check_path(v, "model"), "a\0", "got 'a\\x00'"),
-    (lambda v: check_file_name(v, "-o", "video.mp4"), Path(), "-o must be the name of a file, of at most 250 bytes, got '.'."),
-    (lambda v: check_file_name(v, "-o", "video.mp4"), "/tmp", "-o /tmp is a folder; name a file in it, such as /tmp/video"),
-    (lambda v: check_texts(v, "overrides", "a=1"), "b=2", "overrides must be a list of texts, such as ['a=1'], got 'b=2'."),
-    (lambda v: make_folder(v, "--out"), __file__, "is a file; name a folder"),
-    (lambda v: make_folder(v, "--out"), "/proc/none", "cannot be written into"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("check", "value", "said"),
+    [
+        (check_seed, 2.0, "seed must be from 0 to 2^63 - 1, a whole number, got 2."),
+        (check_seed, np.bool_(True), "seed must be from 0"),
+        (check_seed, 2**63, "got 9223372036854775808."),
+        (check_seconds, "3", "seconds must be above 0 and at most 31536000 (a year), got '3'."),
+        (check_seconds, 4e7, "got 4e+07."),
+        (check_seconds, float("inf"), "got inf."),
+        (check_seconds, False, "got False."),
+        (
+            check_picture_size,
+            (480, 832.0),
+            "size must be height and width in pixels, 1 to 16384 each, got (480, 832.0). Such",
+        ),
+        (check_picture_size, (16385, 8), "got (16385, 8)"),
+        (check_picture_size, "480x832", "got '480x832'"),
+        (check_prompt, 3, "The prompt must be text, got 3. Say what to show"),
+        (check_prompt, " \n", "The prompt is empty. Say"),
+        (check_prompt, "?!", "The prompt '?!' has no word in it. Say"),
+        (check_prompt, "a \udcff", "is not UTF-8 text"),
+        (check_threads, 1025, "threads must be a whole number from 1 to 1024, got 1025. This machine has"),
+        (lambda v: check_count(v, "n", least=0), 1.0, "n must be a whole number of at least 0, got 1."),
+        (
+            lambda v: check_number(v, "level", 0, 1, below=True),
+            1,
+            "level must be a number of at least 0 and below 1, got 1.",
+        ),
+        (lambda v: check_number(v, "rate", above=True), 0.0, "rate must be a number above 0, got 0."),
+        (lambda v: check_path(v, "model"), "", "model must be the path of a file or folder, got ''."),
+        (lambda v: check_path(v, "model"), b"x", "got b'x'"),
+        (lambda v: check_path(v, "model"), "a\0", "got 'a\\x00'"),
+        (
+            lambda v: check_file_name(v, "-o", "video.mp4"),
+            Path(),
+            "-o must be the name of a file, of at most 250 bytes, got '.'.",
+        ),
+        (
+            lambda v: check_file_name(v, "-o", "video.mp4"),
+            "/tmp",
+            "-o /tmp is a folder; name a file in it, such as /tmp/video",
+        ),
+        (
+            lambda v: check_texts(v, "overrides", "a=1"),
+            "b=2",
+            "overrides must be a list of texts, such as ['a=1'], got 'b=2'.",
+        ),
+        (lambda v: make_folder(v, "--out"), __file__, "is a file; name a folder"),
+        (lambda v: make_folder(v, "--out"), "/proc/none", "cannot be written into"),
+    ],
+)
 def test_what_may_not_pass_is_answered(check, value, said):
     with pytest.raises(ConfigError) as caught:
         check(value)
