@@ -238,7 +238,7 @@ def test_labels_that_do_not_fit_are_refused(tmp_path: Path, layers: Any, message
 
 
 def test_files_that_are_none_are_refused(tmp_path: Path):
-    with pytest.raises(ConfigError, match="none ships with rollforce"):
+    with pytest.raises(ConfigError, match="is not shipped with rollforce"):
         stream("configs/heads/nobody.json").memory(shape())
     for text in ("not json", "[]", "{}"):
         (tmp_path / "heads.json").write_text(text)
