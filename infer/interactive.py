@@ -26,10 +26,11 @@ from threading import Thread
 import rollforce
 from rollforce.cli.record import Request, describe, record_path, save_record
 from rollforce.engine.transitions import NAMES, transition
-from rollforce.errors import RollforceError
+from rollforce.errors import RollforceError, call_main
 from rollforce.streaming.events import RECACHE, Chunk, Event
 from rollforce.streaming.pace import Pace
 from rollforce.video.screen import Screen
+from rollforce.video.values import check_arguments, check_file_name, check_prompt, check_seconds
 from rollforce.video.writer import VideoWriter, check_output, default_scale
 
 COMMANDS = {
@@ -266,6 +267,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("live.mp4"), help="the video (none that exists is replaced)")
     parser.add_argument("--back", type=float, default=20.0, metavar="SECONDS", help="how far :back can go (20)")
     chosen = parser.parse_args()
+    check_prompt(chosen.prompt)
+    check_arguments(chosen, seconds=("seconds",), seeds=("seed",))
+    check_seconds(chosen.back, "--back", zero=True)
+    chosen.out = check_file_name(chosen.out, "--out", "live.mp4")
     chosen.out = free(chosen.out)
     typing, watching = sys.stdin.isatty(), sys.stdout.isatty()
     chosen.live = typing or watching
@@ -305,4 +310,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    call_main(main)

@@ -11,19 +11,42 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from rollforce.cli.interrupt import INTERRUPT, INTERRUPTED
 from rollforce.cli.options import AsJson, Debug, PlanOptions, RenderOptions, accept
-from rollforce.errors import RollforceError
+from rollforce.errors import RollforceError, leave_pipe, spell_out
 
 USAGE, ENVIRONMENT, MEMORY = 2, 3, 4
 
-app = typer.Typer(name="rollforce", help="Endless video from text.", no_args_is_help=True, add_completion=False,
-                  pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
+
+class Commands(TyperGroup):
+    """The commands; where a value is of the wrong kind, typer's error does not say which it was, so this does."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Keep the words as they were typed, and parse them."""
+        ctx.meta["words"] = [part for word in args for part in (word.split("=", 1) if word[:1] == "-" else [word])]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Call the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            words, names = ctx.meta["words"], getattr(error.param, "opts", [])
+            got = [repr(value) for name, value in pairwise(words) if name in names]
+            error.message = f"{error.message.rstrip('.')}, got {', '.join(got)}." if got else error.message
+            raise
+
+
+app = typer.Typer(name="rollforce", cls=Commands, help="Endless video from text.", no_args_is_help=True,
+                  add_completion=False, pretty_exceptions_enable=False,
+                  context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
 
 ModelName = Annotated[str, typer.Option("--model", help="A bundled model's name, or a folder with model.yaml.")]
 
@@ -88,8 +111,11 @@ def plan(options: PlanOptions) -> None:
     with _explain_errors(options.debug):
         from rollforce.cli.plan_table import describe, setup_of, show
         from rollforce.engine.budget.fit import fit
+        from rollforce.video.values import check_number
 
-        found = fit(setup_of(options), None if options.free is None else int(options.free * 1e9))
+        free = None if options.free is None else int(1e9 * check_number(options.free, "--free", 0, 1e6, above=True,
+                                                                        remedy="Gigabytes."))  # fmt: skip
+        found = fit(setup_of(options), free)
         if options.as_json:
             typer.echo(json.dumps(describe(found), indent=2))
         else:
@@ -167,13 +193,16 @@ def _explain_errors(debug: bool) -> Iterator[None]:
             _fail("interrupted", INTERRUPTED, debug)
         _fail(f"{error}. Install what is missing: pip install rollforce, or one of its extras. See: rollforce doctor",
               ENVIRONMENT, debug)  # fmt: skip
+    except BrokenPipeError:
+        leave_pipe()
     except OSError as error:
         _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", ENVIRONMENT, debug)
     except (MemoryError, RuntimeError) as error:
         if not _is_memory(error):
             raise
-        _fail("Out of memory. What was written so far plays, and --resume goes on. Try a smaller --size, or fewer "
-              "latents in the cache; `rollforce doctor` shows what is free.", MEMORY, debug)  # fmt: skip
+        _fail("Out of memory. If a video was begun, what was written so far plays, and --resume goes on. Try a "
+              "smaller --size, or fewer latents in the cache; `rollforce plan` says what is needed.",
+              MEMORY, debug)  # fmt: skip
 
 
 def _is_memory(error: BaseException) -> bool:
@@ -195,4 +224,5 @@ def _fail(message: str, code: int, debug: bool) -> None:
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point of the console script."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    spell_out()
     return app(arguments)

@@ -75,7 +75,8 @@ class RenderOptions(Options):
         help="Play the same frames at another rate, faster or slower (default: the model's).")] = None
 
     output: Annotated[Path | None, _file("-o", "--output", help="The .mp4 (default: its prompt).")] = None
-    prompts: Annotated[str | None, _file("--prompts", help="Many: a .txt or .jsonl file; - is stdin.")] = None
+    prompts: Annotated[str | None, _file("--prompts",
+        help="Many: a .txt, .jsonl, .json, .yaml, .csv or .tsv file; - is stdin.")] = None
     out: Annotated[Path | None, _file("--out", help="Folder for what is made (default: here).")] = None
     record: Annotated[Path | None, _file("--from", help="Repeat the render that this .json describes.")] = None
     resume: Annotated[Path | None, _file("--resume", help="Continue this .mp4, whose render was stopped.")] = None

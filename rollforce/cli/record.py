@@ -18,13 +18,22 @@ from rollforce.models.runtime.options import RuntimeOptions
 from rollforce.streaming.events import Cue
 from rollforce.streaming.inputs import FollowSettings, StreamInputs
 from rollforce.video.images import Fit
+from rollforce.video.values import (
+    SIDE,
+    check_count,
+    check_number,
+    check_picture_size,
+    check_seconds,
+    check_seed,
+    check_threads,
+)
 from rollforce.video.writer import VideoCodec
 
 if TYPE_CHECKING:
     from rollforce.streaming.model import Model
 
 
-LONGEST_S, FASTEST = 1e8, 240  # three years; frames per second
+FASTEST = 240  # frames per second
 OLD_NAMES = {"rung": "quality"}  # of settings, in records and snapshots that were written before
 
 
@@ -63,14 +72,20 @@ class Request:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        check_seconds(self.seconds)
-        if self.segment is not None and not 0 < self.segment <= LONGEST_S:
-            raise ConfigError(f"segment must be above 0 seconds and at most {LONGEST_S:g}, got {self.segment:g}.")
-        if self.fps is not None and not 1 <= self.fps <= FASTEST:
-            raise ConfigError(f"fps must be from 1 to {FASTEST} frames per second, got {self.fps:g}.")
-        for name, value in (("scale", self.scale), ("threads", self.threads)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be a whole number of at least 1, got {value}.")
+        check_seconds(self.seconds, endless=True)
+        if self.size is not None:
+            check_picture_size(self.size)
+        if self.scale is not None:
+            side = max(self.size or (1, 1))
+            check_count(self.scale, "scale", most=SIDE // side, remedy=f"A video's sides have at most {SIDE} pixels.")
+        if self.threads is not None:
+            check_threads(self.threads)
+        if self.window is not None:
+            check_count(self.window, "window")
+        if self.segment is not None:
+            check_seconds(self.segment, "segment")
+        if self.fps is not None:
+            check_number(self.fps, "fps", 1, FASTEST, remedy="Frames per second.")
 
     def inputs(self) -> StreamInputs:
         """Return what the stream takes besides its prompt; files are looked for, not yet read. ConfigError."""
@@ -82,20 +97,6 @@ class Request:
                 raise ConfigError(f"--{name} {path} does not exist." if not Path(path).is_dir()
                                   else f"--{name} {path} is a folder; name a file in it.")
         return inputs
-
-
-def check_seed(seed: int) -> None:
-    """ConfigError unless a generator takes this seed."""
-    if not 0 <= seed < 2**63:
-        raise ConfigError(f"seed must be from 0 to 2^63 - 1, got {seed}.")
-
-
-def check_seconds(seconds: float) -> None:
-    """ConfigError unless a video can have this length, which may be infinite."""
-    if not seconds > 0:
-        raise ConfigError(f"seconds must be above 0, got {seconds:g}.")
-    if LONGEST_S < seconds < math.inf:
-        raise ConfigError(f"seconds must be at most {LONGEST_S:g}, or inf for no end, got {seconds:g}.")
 
 
 def as_setting(value: Any) -> Any:

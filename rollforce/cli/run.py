@@ -94,7 +94,7 @@ def _load(planned: RenderPlan, waiting: list[RenderTask], terminal: Terminal) ->
     request, begun = planned.request, time.perf_counter()
     model = load(request.model, stream=request.stream, overrides=planned.overrides, window=request.window,
                  device=planned.launch.device(request.device), dtype=request.dtype, threads=request.threads,
-                 running=request.running)  # fmt: skip
+                 running=request.running, size=request.size)  # fmt: skip
     _check_prompts(model, waiting)
     terminal.show_model(model, request.size or model.size, time.perf_counter() - begun)
     if planned.record and (reasons := planned.record.differences(model)):

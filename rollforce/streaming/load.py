@@ -26,6 +26,16 @@ from rollforce.streaming.bundle import threads_for
 from rollforce.streaming.events import Chunk
 from rollforce.streaming.model import Model
 from rollforce.streaming.session import Session
+from rollforce.video.values import (
+    check_kind,
+    check_path,
+    check_picture_size,
+    check_prompt,
+    check_seconds,
+    check_seed,
+    check_texts,
+    check_threads,
+)
 
 log = logging.getLogger(__name__)
 HUB_PARTS = (CARD, "model_index.json", "README.md", "transformer/*", "text/*", "autoencoder/*", "text_encoder/*",
@@ -35,22 +45,25 @@ WHOLE, END = 256_000_000, 4_000_000  # bytes: files up to WHOLE are hashed whole
 
 def load(model: str | Path = "tiny", *, stream: str | Path | None = None, overrides: Sequence[str] = (),
          window: int | None = None, device: str = "auto", dtype: str = "auto", threads: int | None = None,
-         running: RuntimeOptions | None = None) -> Model:  # fmt: skip
+         running: RuntimeOptions | None = None, size: tuple[int, int] | None = None) -> Model:  # fmt: skip
     """Load a model: a bundled name, a local folder (ours or of diffusers' layout), or a hub id.
 
     Args: `stream` a preset name or a YAML file (default: the one the model was trained for); `overrides` such as
     "layout.levels=[1,0.75]"; `window` latents that the memory's window holds; `device` auto, cpu, cuda, cuda:1, mps;
     `dtype` auto, float32, bfloat16, float16; `threads` of the CPU (default: one for a small model, else torch's own
-    number); `running` attention kernel, LoRAs, quantised weights, offloading.
+    number); `running` attention kernel, LoRAs, quantised weights, offloading; `size` (height, width) of the streams to
+    come, if not the model's own: whether it can be, and fits, is said before weights are read.
     Raises ConfigError, CheckpointError, or DoesNotFit before anything is computed."""
-    folder = _find_folder(model)
-    card, settings = _read_settings(folder, stream, overrides, window)
+    overrides = check_texts(overrides, "overrides", "layout.levels=[1,0.75]")
+    threads = None if threads is None else check_threads(threads)
     place = _choose_device(device)
     number = pick_dtype(dtype, place)
+    running = RuntimeOptions() if running is None else running
+    check_kind(running, RuntimeOptions, "running", "a RuntimeOptions")
+    folder = _find_folder(model)
+    card, settings = _read_settings(folder, stream, overrides, window)
     log.info("model %s, licence %s", card.name, card.licence)
-    running = running or RuntimeOptions()
-    if place.type == "cuda":
-        _check_fits(folder, card, settings, place, number, running)
+    _check_fits(folder, settings, place, number, running, card.size if size is None else size)
     transformer = running.set_up(VideoTransformer.load(folder / "transformer"), place, number, settings.masked)
     for tier in transformer.unlearned(settings.tiers):
         log.warning("model %s was not trained with %s: its weights are zeros, so it adds nothing", card.name, tier.kind)
@@ -81,10 +94,18 @@ def read_origin(model: str | Path, stream: str | Path | None = None, overrides: 
     return Origin(*_read_settings(folder, stream, overrides, window), _fingerprint(folder))
 
 
-def stream(prompt: str, seconds: float | None = None, *, model: str | Path | Model = "tiny", seed: int = 0,
+def stream(prompt: str, seconds: float | None = None, *, model: str | Path | Model = "tiny", seed: int | None = 0,
            size: tuple[int, int] | None = None, preset: str | Path | None = None,
            overrides: Sequence[str] = ()) -> Iterator[np.ndarray]:  # fmt: skip
-    """Yield frames, uint8 [H, W, 3], each as soon as it exists; endless unless `seconds` is given."""
+    """Yield frames, uint8 [H, W, 3], each as soon as it exists; endless unless `seconds` is given. `seed` None draws
+    one. ConfigError for what cannot be used, before a model is loaded for it."""
+    check_prompt(prompt)
+    if seconds is not None:
+        check_seconds(seconds, endless=True)
+    if seed is not None:
+        check_seed(seed)
+    if size is not None:
+        check_picture_size(size)
     loaded = model if isinstance(model, Model) else load(model, stream=preset, overrides=overrides)
     session = loaded.session(prompt, seed=seed, size=size)
     return _yield_frames(session, session.stream(seconds))
@@ -103,7 +124,7 @@ def _find_folder(model: str | Path) -> Path:
 
     if isinstance(model, str) and model in bundled():
         return resource(f"assets/{model}")
-    folder = Path(model)
+    folder = check_path(model, "model")
     if folder.is_file():
         raise CheckpointError(raw_advice(folder))
     if is_repository(model):
@@ -133,7 +154,8 @@ def _read_settings(folder: Path, stream: str | Path | None, overrides: Sequence[
                    window: int | None) -> tuple[Card, StreamSettings]:  # fmt: skip
     card = _read_card(folder, stream)
     changes = card.changes if stream is None else ()  # those of the preset that the model was trained for
-    settings = build(StreamSettings, preset_file(stream or card.stream), overrides=(*changes, *overrides))
+    preset = preset_file(card.stream if stream is None else stream)
+    settings = build(StreamSettings, preset, overrides=(*changes, *overrides))
     return card, settings if window is None else settings.with_window(window)
 
 
@@ -148,7 +170,8 @@ def _load_text(folder: Path, device: torch.device, dtype: torch.dtype) -> Text:
 def _load_autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, running: RuntimeOptions) -> Autoencoder:
     if (folder / "autoencoder").is_dir():
         if running.decoder or running.tiling:
-            raise ConfigError("--decoder and --tiling are for Wan's autoencoder; this model's is small itself.")
+            raise ConfigError("--decoder and --tiling are for Wan's autoencoder; this model's is small itself: leave "
+                              "them out.")
         return TinyAutoencoder.load(folder / "autoencoder").to(device)
     from rollforce.models.autoencoder.tiling import Tiling
     from rollforce.models.autoencoder.wan import WanAutoencoder
@@ -164,15 +187,16 @@ def _load_autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, ru
     return PairedAutoencoder(full, small)
 
 
-def _check_fits(folder: Path, card: Card, settings: StreamSettings, device: torch.device, dtype: torch.dtype,
-                running: RuntimeOptions) -> None:  # fmt: skip
+def _check_fits(folder: Path, settings: StreamSettings, device: torch.device, dtype: torch.dtype,
+                running: RuntimeOptions, size: tuple[int, int]) -> None:  # fmt: skip
     from rollforce.engine.budget.fit import check_fits
     from rollforce.engine.budget.model_sizes import sizes_of
     from rollforce.engine.budget.requirements import MemorySetup
     from rollforce.models.autoencoder.tiling import Tiling
 
-    check_fits(MemorySetup(sizes_of(folder), settings, card.size, dtype, device, running.offload, running.quantize,
-                     Tiling() if running.tiling else None, small=running.decoder is not None))  # fmt: skip
+    check_fits(MemorySetup(sizes_of(folder), settings, check_picture_size(size), dtype, device, running.offload,
+                     running.quantize, Tiling() if running.tiling else None,
+                           small=running.decoder is not None))  # fmt: skip
 
 
 def _choose_device(name: str) -> torch.device:

@@ -26,6 +26,7 @@ from av.bitstream import BitStreamFilterContext
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
 from rollforce.errors import ConfigError, ShapeError
+from rollforce.video.values import SIDE, check_count
 
 log = logging.getLogger(__name__)
 
@@ -101,8 +102,7 @@ class VideoWriter:
         self.codec = available(codec or VideoCodec())
         self._rate = Fraction(fps).limit_denominator(1001)
         self.frames = self._safe = 0
-        if scale < 1:
-            raise ConfigError(f"scale must be a whole number of at least 1, got {scale}.")
+        check_count(scale, "scale", most=SIDE // max(size), remedy=f"A video's sides have at most {SIDE} pixels.")
         height, width = (side * scale for side in size)
         if height % 2 or width % 2:
             raise ShapeError(f"{width}x{height}: H.264 needs even sides. Use an even scale, such as --scale 2.")

@@ -235,7 +235,7 @@ def test_a_batch_goes_on_with_what_was_cut_short(run: Run, monkeypatch: pytest.M
     ((PROMPT, "--model", "nothing"), ["There is no model 'nothing'", "Bundled: tiny", "folder"]),
     (("a red balloon",), ["balloon", "ball", "bounces"]),
     (("",), ["The prompt is empty"]),
-    ((PROMPT, "--seconds", "0"), ["seconds must be above 0, got 0"]),
+    ((PROMPT, "--seconds", "0"), ["seconds must be above 0", "got 0"]),
     ((PROMPT, "--size", "50x32"), ["width 50 is not a multiple of 16", "Nearest: 48 or 64"]),
     ((PROMPT, "--stream", "rollign"), ["no stream preset 'rollign'", "rolling"]),
     ((PROMPT, "layout.chnk=2"), ["layout.chnk: unknown setting; did you mean 'chunk'?"]),
