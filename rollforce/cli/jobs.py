@@ -127,6 +127,8 @@ def _read_request(options: RenderOptions, start: Request, overrides: tuple[str, 
         kept["seconds"] = length
     if options.at:
         kept["cues"] = tuple(sorted(map(parse_cue, options.at), key=lambda cue: cue.at))
+    if options.enhance or options.enhance_model:
+        kept["wording"] = {}  # what a record says was another's
     runtime = {name: as_setting(value) for name, value in options.running.items()}
     return dataclasses.replace(start, overrides=(*start.overrides, *overrides),
                                running=dataclasses.replace(start.running, **runtime), **kept)  # fmt: skip

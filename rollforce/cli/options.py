@@ -66,6 +66,11 @@ class RenderOptions(Options):
         help='From then on another prompt: 10s:"a blue star", 1m30s,flush:"a car". HOW: keep, blend, recache, '
              "anchors, flush, cut, shot (default recache). Repeatable.")] = field(default_factory=list)
     seconds: Annotated[float | None, _what("--seconds", "-s", help="Length of the video (default 20).")] = None
+    enhance: Annotated[str | None, _what("--enhance", metavar="URL", show_default=False,
+        help="Let a language model rewrite prompts: an OpenAI-compatible endpoint, e.g. http://localhost:11434/v1. "
+             "Its key, if it wants one, is $ROLLFORCE_ENHANCE_KEY.")] = None
+    enhance_model: Annotated[str | None, _what("--enhance-model", metavar="NAME", show_default=False,
+        help="What the endpoint calls its model.")] = None
     seed: Annotated[int | None, _what("--seed", help="Another seed, another video (default 0).")] = None
     scale: Annotated[int | None, _what("--scale", help="Enlarge N times (default: to 256 or more).")] = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from rollforce.config import build, to_dict
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.evaluation import process
 from rollforce.models.runtime.options import RuntimeOptions
+from rollforce.models.text.enhance import Enhancer
 from rollforce.streaming.events import Cue
 from rollforce.streaming.inputs import FollowSettings, StreamInputs
 from rollforce.video.images import Fit
@@ -31,7 +32,9 @@ class Request:
 
     `threads` belongs here because sums are split over threads: another number of them gives another last digit.
     `image`, `video`, `follow`: files; see Model.session. A followed video ends the stream, if `seconds` do not.
-    `cues`: what changes on the way, by seconds of what is streamed."""
+    `cues`: what changes on the way, by seconds of what is streamed. `enhance`, `enhance_model`: the endpoint that
+    prompts were handed to, see models/text/enhance.py. `wording`: of each prompt that is shown otherwise than it was
+    typed, what it is shown as."""
 
     prompt: str
     seed: int = 0
@@ -53,6 +56,9 @@ class Request:
     fit: Fit = "crop"
     running: RuntimeOptions = field(default_factory=RuntimeOptions)
     cues: tuple[Cue, ...] = ()
+    enhance: str | None = None
+    enhance_model: str | None = None
+    wording: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -60,6 +66,26 @@ class Request:
         for name, count in (("scale", self.scale), ("threads", self.threads)):
             if count is not None and count < 1:
                 raise ConfigError(f"{name} must be a whole number of at least 1, got {count}.")
+        if self.enhance is not None:
+            Enhancer(self.enhance, self.enhance_model)  # refuses what is no address
+        elif self.enhance_model is not None:
+            raise ConfigError(f"--enhance-model {self.enhance_model} needs --enhance URL, whose model it names.")
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every prompt that was typed, the first and those of changes, each once."""
+        return tuple(dict.fromkeys([self.prompt, *(cue.prompt for cue in self.cues if cue.prompt is not None)]))
+
+    @property
+    def shown(self) -> str:
+        """What is shown at first."""
+        return self.wording.get(self.prompt, self.prompt)
+
+    @property
+    def shown_cues(self) -> tuple[Cue, ...]:
+        """The changes, with prompts as they are shown."""
+        return tuple(cue if cue.prompt is None else replace(cue, prompt=self.wording.get(cue.prompt, cue.prompt))
+                     for cue in self.cues)
 
     def inputs(self) -> StreamInputs:
         """Return what the stream takes besides its prompt; files are looked for, not yet read. ConfigError."""
