@@ -54,8 +54,8 @@ def plan(options: RenderOptions) -> RenderPlan:
         raise ConfigError(f"--save-every must be 0 (never) or a number of seconds, got {options.save_every:g}.")
     if options.resume is not None:
         return _plan_resume(options, options.resume)
-    overrides = tuple(word for word in options.words if _OVERRIDE.match(word))
-    prompt = _pick_prompt([word for word in options.words if word not in overrides], options)
+    words, overrides = split_overrides(options.words)
+    prompt = _pick_prompt(words, options)
     record = read_record(options.record) if options.record else None
     request = _read_request(options, record.request if record else Request(prompt or ""), overrides)
     request.inputs()  # refuse now what cannot be given
@@ -72,6 +72,12 @@ def plan(options: RenderOptions) -> RenderPlan:
     recorded = record.settings() if record and options.stream is None else ()
     return RenderPlan(tuple(tasks), (*recorded, *overrides) if record else request.overrides, record,
                 folder if options.prompts is not None else None)
+
+
+def split_overrides(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Return the prompts among words of a command line, and the stream settings (KEY=VALUE)."""
+    overrides = tuple(word for word in words if _OVERRIDE.match(word))
+    return [word for word in words if word not in overrides], overrides
 
 
 def _plan_resume(options: RenderOptions, file: Path) -> RenderPlan:

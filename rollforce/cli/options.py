@@ -21,6 +21,12 @@ _model = partial(typer.Option, rich_help_panel="Model and machine")
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and log details.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines, and nothing else.")]
 
+Enhance = Annotated[str | None, _what("--enhance", metavar="URL", show_default=False,
+    help="Let a language model rewrite prompts: an OpenAI-compatible endpoint, e.g. http://localhost:11434/v1. Its "
+         "key, if it wants one, is $ROLLFORCE_ENHANCE_KEY.")]  # fmt: skip
+EnhanceModel = Annotated[str | None, _what("--enhance-model", metavar="NAME", show_default=False,
+    help="What the endpoint calls its model.")]  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Options:
@@ -66,11 +72,8 @@ class RenderOptions(Options):
         help='From then on another prompt: 10s:"a blue star", 1m30s,flush:"a car". HOW: keep, blend, recache, '
              "anchors, flush, cut, shot (default recache). Repeatable.")] = field(default_factory=list)
     seconds: Annotated[float | None, _what("--seconds", "-s", help="Length of the video (default 20).")] = None
-    enhance: Annotated[str | None, _what("--enhance", metavar="URL", show_default=False,
-        help="Let a language model rewrite prompts: an OpenAI-compatible endpoint, e.g. http://localhost:11434/v1. "
-             "Its key, if it wants one, is $ROLLFORCE_ENHANCE_KEY.")] = None
-    enhance_model: Annotated[str | None, _what("--enhance-model", metavar="NAME", show_default=False,
-        help="What the endpoint calls its model.")] = None
+    enhance: Enhance = None
+    enhance_model: EnhanceModel = None
     seed: Annotated[int | None, _what("--seed", help="Another seed, another video (default 0).")] = None
     scale: Annotated[int | None, _what("--scale", help="Enlarge N times (default: to 256 or more).")] = None
 
@@ -94,6 +97,21 @@ class RenderOptions(Options):
 
     threads: Annotated[int | None, _model("--threads", help="CPU threads (small models: 1).")] = None
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something is wrong.")] = False
+
+
+@dataclass(frozen=True)
+class LiveOptions(Options):
+    """Options of `rollforce live`."""
+
+    words: Annotated[list[str], typer.Argument(metavar="PROMPT [KEY=VALUE]...", show_default=False,
+        help="What to show at first; then stream settings.")] = field(default_factory=list)
+    seconds: Annotated[str | None, _what("--seconds", "-s", show_default=False,
+        help="How long: 90, 10s, 1m30s (default: until it is ended; from a pipe, 20).")] = None
+    seed: Annotated[int | None, _what("--seed", help="Another seed, another video (default 0).")] = None
+    back: Annotated[float, _what("--back", metavar="SECONDS", help="How far :back can go.")] = 20.0
+    enhance: Enhance = None
+    enhance_model: EnhanceModel = None
+    output: Annotated[Path, _file("-o", "--output", help="The video; none that exists is replaced.")] = Path("live.mp4")
 
 
 T = TypeVar("T", bound=Options)

@@ -38,11 +38,11 @@ def word(model: Model, request: Request) -> Request:
     """Return a request that says what its prompts are shown as. ConfigError for one that cannot be shown."""
     wording = dict(request.wording)
     for text in request.texts:
-        _word(model, request, text, wording)
+        add_wording(model, request, text, wording)
     return replace(request, wording=wording)
 
 
-def _word(model: Model, request: Request, text: str, wording: dict[str, str]) -> None:
+def add_wording(model: Model, request: Request, text: str, wording: dict[str, str]) -> None:
     """Write into `wording` what a text is shown as, if that is something else. What stands there already, holds."""
     if text in wording:
         model.check_prompt(wording[text])
@@ -56,11 +56,11 @@ def _word(model: Model, request: Request, text: str, wording: dict[str, str]) ->
 
 def _problems(model: Model, request: Request, wording: dict[str, str]) -> Iterator[tuple[str, str]]:
     """Yield where in a request something cannot be, and why."""
-    yield from _problem("", _word, model, request, request.prompt, wording)
+    yield from _problem("", add_wording, model, request, request.prompt, wording)
     for cue in request.cues:
         place = f"at {cue.at:g} s"
         if cue.prompt is not None:
-            yield from _problem(place, _word, model, request, cue.prompt, wording)
+            yield from _problem(place, add_wording, model, request, cue.prompt, wording)
         yield from _problem(place, check, cue.transition, model.stream_settings.tiers, request.follow is not None)
 
 

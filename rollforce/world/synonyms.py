@@ -52,19 +52,22 @@ ABSENT = {
 }  # fmt: skip
 """What the world has none of -> words for it; the nearest is a ball."""
 NUMBERS = {"two": 2, "pair": 2, "couple": 2, "both": 2, "three": 3, "four": 4, "five": 5, "six": 6,
-           "seven": 7, "eight": 8, "nine": 9, "ten": 10, "dozen": 12, "hundred": 100, "many": 3, "several": 3, "few": 3}  # fmt: skip
+           "seven": 7, "eight": 8, "nine": 9, "ten": 10, "dozen": 12, "hundred": 100, "many": 3, "several": 3,
+           "few": 3}  # fmt: skip
 JOINTS = {"and", "with", "plus", "beside", "behind", "next", "a", "an", "another"}
 """Words with which another thing may begin."""
 FILLERS = """
-    above across all along also animated animation around as at back background be become becomes been being big bigger bit by camera
-    change clip coloured colored colors colour color cute down during each endless every everywhere flat for forth from front
-    gently giant great has have here high i image in into is it its just landscape large let's like little long lot low
-    me my near nice not object of off on onto or other our out over past picture please pretty quickly render scene
-    scenery see shape shaped shiny show showing shows simple sky slowly small smooth smoothly some something soft softly
-    still that the their them then there they thing this through tiny to together toward towards under until up upwards
-    very video view want we when where which while whole wide world you your snowy fast slow beautiful
+    above across all along also animated animation around as at back background be beautiful become becomes been
+    being big bigger bit by camera change clip color colored colors colour coloured cute down during each endless
+    every everywhere fast flat for forth from front gently giant great has have here high i image in into is it its
+    just landscape large let's like little long lot low me my near nice not object of off on onto or other our out
+    over past picture please pretty quickly render scene scenery see shape shaped shiny show showing shows simple
+    sky slow slowly small smooth smoothly snowy soft softly some something still that the their them then there they
+    thing this through tiny to together toward towards under until up upwards very video view want we when where
+    which while whole wide world you your
     """
 """Words that say nothing which the world could show otherwise: they are left out."""
+LONGEST = 30  # letters of a word whose spelling is compared
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,7 @@ def read_word(word: str) -> Meaning:
     for form in forms(word):
         if form in _KNOWN:
             return _KNOWN[form]
-    alike = get_close_matches(word, [known for known in MEANINGS if len(known) > 2], n=1, cutoff=0.75)
-    if alike and len(word) > 2:
+    if 2 < len(word) <= LONGEST and (alike := get_close_matches(word, MEANINGS, n=1, cutoff=0.75)):
         return Meaning(*MEANINGS[alike[0]], lack=f'did you mean "{alike[0]}"?')
     return Meaning("", lack="nothing here is like it")
 

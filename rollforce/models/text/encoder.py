@@ -149,7 +149,7 @@ def tokenize(text: str, vocabulary: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def _hint(word: str, known: Collection[str]) -> str:
-    near = get_close_matches(word, sorted(each for each in known if len(each) > 2), n=1, cutoff=0.7)
+    near = get_close_matches(word[:30], sorted(each for each in known if len(each) > 2), n=1, cutoff=0.7)
     return f' (did you mean "{near[0]}"?)' if near else ""
 
 

@@ -2,8 +2,8 @@
 
     Enhancer("http://localhost:11434/v1", "qwen3").rewrite("a koi pond")
 
-What came of a prompt is kept in $ROLLFORCE_CACHE/prompts (~/.cache/rollforce/prompts). The key that an endpoint may want
-is read from $ROLLFORCE_ENHANCE_KEY; it goes nowhere but there, encrypted unless that is this machine."""
+What came of a prompt is kept in $ROLLFORCE_CACHE/prompts (~/.cache/rollforce/prompts). The key that an endpoint may
+want is read from $ROLLFORCE_ENHANCE_KEY; it goes nowhere but there, encrypted unless that is this machine."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ KEY = "ROLLFORCE_ENHANCE_KEY"
 LONGEST = 4000  # characters of an answer that a prompt may have
 LARGEST = 1_000_000  # bytes of an answer that are read
 LOCAL = ("localhost", "127.0.0.1", "::1")
-TASK = ("Rewrite the user's prompt for a text-to-video model: one paragraph of at most 80 words that says what is seen, "
-        "how it moves, where it is, and the light. Keep every thing that the prompt names, and its language. Answer "
-        "with the prompt alone.")  # fmt: skip
+TASK = ("Rewrite the user's prompt for a text-to-video model: one paragraph of at most 80 words that says what is "
+        "seen, how it moves, where it is, and the light. Keep every thing that the prompt names, and its language. "
+        "Answer with the prompt alone.")  # fmt: skip
 SMALL_TASK = ("Rewrite the user's prompt as one sentence for a video model that knows only these words: {words}. Name "
-              "one thing, or two joined by 'and', each with a colour, a shape and a motion; then the place and the time of "
-              "day. Use no other word. Example: a red ball bounces over green hills by day. Answer with the sentence "
-              "alone.")  # fmt: skip
+              "one thing, or two joined by 'and', each with a colour, a shape and a motion; then the place and the "
+              "time of day. Use no other word. Example: a red ball bounces over green hills by day. Answer with the "
+              "sentence alone.")  # fmt: skip
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
