@@ -2,8 +2,8 @@
 
 A caption that says a colour, a shape and a motion of each thing stays as it is, to the byte. Other prompts are read
 word by word (`synonyms.py`), in any order, and what they leave out is filled in, always in the same way, with what the
-model draws best by the oracle: without a colour it draws nothing at all, what bounces is never out of sight, of two
-things one rolls and one circles. What cannot be is refused with a sentence that can be pasted."""
+model draws best by the oracle: without a colour it draws nothing at all, what bounces or circles is never out of
+sight, of two things one rolls and one circles. What cannot be is refused with a sentence that can be pasted."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from rollforce.world.synonyms import JOINTS, Meaning, is_plural, read_word
 
 MOST = 2  # things in one picture
 COLOUR_OF = {"ball": "red", "box": "purple", "star": "orange", "heart": "red"}
+MOTION_OF = {"ball": "bounces", "box": "bounces", "star": "circles", "heart": "bounces"}
 PARTNER_OF = {"bounces": "drifts left", "circles": "rolls left", "drifts": "circles", "rolls": "circles"}
 """How a second thing moves beside one that moves so; a thing that rolls and one that circles are drawn best."""
 PLACE_PHRASES = {"hills": "over green hills", "sea": "over the sea", "city": "over the city",
@@ -145,8 +146,8 @@ def _merge(clauses: list[_Clause], problems: list[str]) -> list[_Clause]:
         if "shape" not in clause.said and "colour" in clause.said and following.plural:
             clause = replace(clause, said=clause.said | {"shape": following.said["shape"]})
         if "shape" in clause.said:
-            _take(clause, waiting, problems)
-            merged.append(clause)
+            merged.append(_Clause(dict(waiting.said), clause.plural))
+            _take(merged[-1], clause, problems)
             waiting = _Clause()
         elif merged:
             _take(merged[-1], clause, problems)
@@ -195,10 +196,10 @@ def fill(wish: Wish) -> Wish:
 
 
 def _move(things: list[WishedThing]) -> list[WishedThing]:
-    """Return things that all move: one alone bounces, a second one moves as suits the first."""
+    """Return things that all move: one alone as suits its shape, two as suits each other."""
     motions = [thing.motion for thing in things]
     if len(things) == 1:
-        motions = [motions[0] or "bounces"]
+        motions = [motions[0] or MOTION_OF[things[0].shape or "ball"]]
     elif None in motions:
         said = motions[0] or motions[1]
         partner = PARTNER_OF[said.split()[0]] if said else "circles"

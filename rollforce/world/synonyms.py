@@ -109,7 +109,7 @@ def forms(word: str) -> Iterator[str]:
 
 def is_plural(word: str) -> bool:
     """Return whether a word names several of a shape."""
-    return word.endswith("s") and word != "circles"
+    return word.endswith("s")
 
 
 def _tabulate() -> Mapping[str, Meaning]:
