@@ -21,6 +21,19 @@ _model = partial(typer.Option, rich_help_panel="Model and machine")
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and log details.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines, and nothing else.")]
 
+
+def _complete_preset(incomplete: str) -> list[str]:
+    from rollforce.checkpoints.catalog import presets
+
+    return [name for name in presets() if name.startswith(incomplete)]
+
+
+def _complete_model(incomplete: str) -> list[str]:
+    from rollforce.checkpoints.catalog import bundled
+
+    return [name for name in bundled() if name.startswith(incomplete)]
+
+
 Enhance = Annotated[str | None, _what("--enhance", metavar="URL", show_default=False,
     help="Let a language model rewrite prompts: an OpenAI-compatible endpoint, e.g. http://localhost:11434/v1. Its "
          "key, if it wants one, is $ROLLFORCE_ENHANCE_KEY.")]  # fmt: skip
@@ -34,10 +47,11 @@ class Options:
 
     `running`: fields of RuntimeOptions, each an option of its own."""
 
-    stream: Annotated[str | None, _model("--stream", help="A stream preset, or a YAML file.")] = None
+    stream: Annotated[str | None, _model("--stream", autocompletion=_complete_preset,
+        help="A stream preset, or a YAML file.")] = None
     window: Annotated[int | None, _model("--window", help="Latents that the memory's window holds.")] = None
     size: Annotated[str | None, _model("--size", help="WIDTHxHEIGHT in pixels (default: as trained).")] = None
-    model: Annotated[str | None, _model("--model",
+    model: Annotated[str | None, _model("--model", autocompletion=_complete_model,
         help="A bundled name, a folder or a hub id (default tiny); plan also knows wan-1.3b and wan-14b.")] = None
     device: Annotated[str | None, _model("--device", help="auto, cpu, cuda, cuda:1, mps.")] = None
     dtype: Annotated[str | None, _model("--dtype", help="auto, float32, bfloat16, float16.")] = None

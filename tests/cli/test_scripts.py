@@ -25,5 +25,8 @@ def test_stages_are_listed_and_a_wrong_one_is_named() -> None:
     assert result.exit_code == 2 and "There is no 'teachr' in train" in result.stderr and "teacher" in result.stderr
 
 
-def test_completion_is_offered() -> None:
+def test_a_shell_completes_commands_and_presets() -> None:
     assert "--install-completion" in CliRunner().invoke(app, ["--help"]).output
+    asked = {"_ROLLFORCE_COMPLETE": "complete_bash", "COMP_WORDS": "rollforce render --stream roll", "COMP_CWORD": "3"}
+    completed = CliRunner().invoke(app, [], env=asked, prog_name="rollforce").stdout
+    assert {"rolling", "rolling_forcing"} <= set(completed.split())
