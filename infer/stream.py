@@ -25,7 +25,7 @@ def draw(frame_HWC: np.ndarray, caption: str) -> None:
 
 def main() -> None:
     model = rollforce.load("tiny")
-    prompt = " ".join(sys.argv[1:]) or "a red ball bounces over green hills"
+    prompt = model.complete_prompt(" ".join(sys.argv[1:]) or "a red ball bounces over green hills")
     begun = time.perf_counter()
     for number, frame in enumerate(rollforce.stream(prompt, model=model)):
         made = (number + 1) / (time.perf_counter() - begun)
@@ -38,3 +38,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         sys.stdout.write("\n")
+    except rollforce.RollforceError as error:
+        sys.exit(str(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import signal
 import sys
 import time
@@ -64,7 +65,7 @@ def read_request(options: LiveOptions) -> Request:
     names = ("stream", "window", "model", "device", "dtype", "seed", "enhance", "enhance_model")
     typed = {name: value for name in names if (value := getattr(options, name)) is not None}
     size = parse_size(options.size) if options.size else None
-    if not 0 <= options.back < float("inf"):
+    if not 0 <= options.back < math.inf:
         raise ConfigError(f"--back must be 0 or a number of seconds, got {options.back:g}.")
     return Request(words[0], overrides=overrides, size=size, running=RuntimeOptions(**runtime), **typed)
 
@@ -79,7 +80,7 @@ def _read_seconds(text: str | None, default: float | None) -> float | None:
     seconds = default if text is None else parse_time(text)
     if seconds is not None:
         check_seconds(seconds)
-    return seconds
+    return None if seconds == math.inf else seconds
 
 
 def _load(request: Request) -> Model:

@@ -5,9 +5,11 @@ Each step ends with `finish_step`; what comes before it is the script's."""
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,7 +25,6 @@ from rollforce.training import checkpoint, optim
 from rollforce.training.data import Data
 from rollforce.training.export import export
 from rollforce.training.fsdp import load_optimiser, load_whole, place, whole_optimiser, whole_state
-from rollforce.training.metrics_log import MetricsLog
 from rollforce.training.network import Network, tabulate_networks
 from rollforce.training.recipes import AutoencoderRecipe, CausalRecipe, DistillRecipe, Optimiser, TeacherRecipe
 
@@ -63,7 +64,7 @@ class Run(Generic[R]):
         self.accelerator = optim.open_accelerator(self.settings, args.cpu)
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         self.parts = range(self.accelerator.process_index, self.settings.parts, self.accelerator.num_processes)
-        self.metrics = MetricsLog(self.out, self.is_main, self.settings.steps)
+        self.metrics = MetricsLog(self.out, self.is_main)
         self.step = 0
         self._networks: Mapping[str, nn.Module] = {}
         self._optimisers: Sequence[torch.optim.Optimizer] = ()
@@ -104,20 +105,9 @@ class Run(Generic[R]):
         self.step = state["step"]
 
     def steps(self) -> Iterator[int]:
-        """The steps that are left; each must end with `finish_step`. Says how many, and where they are written."""
-        if self.is_main:
-            log.info("%s", self.describe())
-        self.metrics.begin(self.step)
+        """The steps that are left; each must end with `finish_step`."""
         while self.step < self.settings.steps:
             yield self.step
-
-    def describe(self) -> str:
-        """Return what is going to be done, and where it is found."""
-        total, left = self.settings.steps, max(0, self.settings.steps - self.step)
-        begun = f", {left} left after {self.newest.name}" if self.newest is not None and self.step else ""
-        exported = f"; the result goes to {self.exported}" if self.exported else ""
-        return (f"{total} steps{begun}, told every {self.settings.tell_every}, saved every {self.settings.save_every}, "
-                f"in {self.out}{exported}")  # fmt: skip
 
     def autocast(self) -> AbstractContextManager[None]:
         """The precision of forward passes."""
@@ -230,3 +220,64 @@ def run_program(*arguments: object, processes: int = 1) -> None:
     CalledProcessError if it fails."""
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes) if processes > 1 else ()
     subprocess.run([sys.executable, *map(str, (*launch, *arguments))], check=True)
+
+
+# -- the record of a run: metrics.jsonl, TensorBoard and contact sheets ------------------------------------------------
+
+
+class MetricsLog:
+    """Writes under `out`; does nothing where `active` is false (all processes but one)."""
+
+    def __init__(self, out: Path, active: bool = True) -> None:
+        self.out, self.active = out, active
+        self._values: dict[str, list[float]] = {}
+        self._begun = time.perf_counter()
+        self._board = _open_board(out / "tensorboard") if active else None
+        if active:
+            out.mkdir(parents=True, exist_ok=True)
+
+    def add(self, **numbers: float) -> None:
+        """Remember numbers until their means are written."""
+        for name, value in numbers.items():
+            self._values.setdefault(name, []).append(value)
+
+    def write(self, step: int, **numbers: float) -> None:
+        """Write the means of what was added since the last time, and `numbers` as they are."""
+        if not self.active:
+            return
+        means = {name: sum(values) / len(values) for name, values in self._values.items()}
+        self._values = {}
+        entry: dict[str, float] = {"step": step, "seconds": round(time.perf_counter() - self._begun, 1)}
+        entry |= {name: float(f"{float(value):.6g}") for name, value in {**means, **numbers}.items()}
+        with (self.out / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+        if self._board is not None:
+            for name, value in entry.items():
+                if name != "step":
+                    self._board.add_scalar(name, value, step)
+        log.info("%s", "  ".join(f"{name} {value:g}" for name, value in entry.items()))
+
+    def save_picture(self, step: int, image_HWC: np.ndarray) -> None:
+        """Save a contact sheet as OUT/samples_STEP.png."""
+        if not self.active:
+            return
+        from PIL import Image
+
+        Image.fromarray(image_HWC).save(self.out / f"samples_{step:06d}.png")
+        if self._board is not None:
+            self._board.add_image("samples", image_HWC, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flush and end the TensorBoard file."""
+        if self._board is not None:
+            self._board.close()
+
+
+def _open_board(folder: Path):  # type: ignore[no-untyped-def]
+    """Return a TensorBoard writer, or None where tensorboard is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        log.info("tensorboard is not installed (pip install 'rollforce[train]'): only metrics.jsonl is written")
+        return None
+    return SummaryWriter(str(folder))

@@ -22,8 +22,7 @@ from rollforce.engine.settings import LayoutSettings
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
 from rollforce.training import checkpoint
 from rollforce.training.data import write_latents
-from rollforce.training.metrics_log import MetricsLog
-from rollforce.training.run import train_once
+from rollforce.training.run import MetricsLog, train_once
 
 
 @pytest.fixture(scope="module")
