@@ -13,12 +13,15 @@ from rollforce.errors import ConfigError
 from rollforce.models.text.enhance import Enhancer
 from rollforce.streaming.model import Model
 
+LISTED = 20  # prompts that are said, of many
+
 
 def word_prompts(model: Model, tasks: list[RenderTask], say: Callable[[str], None]) -> list[RenderTask]:
     """Return tasks that say in their requests what each prompt is shown as; `say` hears it before anything is made.
 
     ConfigError that lists what is wrong with all prompts and changes; what the model knows is said once."""
     problems, known, done, said = [], "", list[RenderTask](), dict[str, str]()
+    _announce(tasks, say)
     for task in tasks:
         wording = dict(task.request.wording)
         for place, text in _problems(model, task.request, wording):
@@ -29,9 +32,20 @@ def word_prompts(model: Model, tasks: list[RenderTask], say: Callable[[str], Non
         said |= wording
     if problems:
         raise ConfigError("\n".join([*problems, *([known] if known else [])]))
-    for asked, shown in said.items():
+    for asked, shown in list(said.items())[:LISTED]:
         say(f'"{asked}" is shown as "{shown}"')
+    if len(said) > LISTED:
+        say(f"and {len(said) - LISTED} more prompts are shown otherwise: see their records")
     return done
+
+
+def _announce(tasks: list[RenderTask], say: Callable[[str], None]) -> None:
+    """Say to whom prompts are sent, for answers may take their time."""
+    sent = {text for task in tasks if task.request.enhance for text in task.request.texts
+            if text not in task.request.wording}  # fmt: skip
+    if sent:
+        say(f"{len(sent)} prompts are handed to {tasks[0].request.enhance}" if len(sent) > 1 else
+            f"the prompt is handed to {tasks[0].request.enhance}")  # fmt: skip
 
 
 def word(model: Model, request: Request) -> Request:
