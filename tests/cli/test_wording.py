@@ -87,7 +87,7 @@ def test_prompts_and_changes_are_handed_to_an_endpoint_once(folder: Path, url: s
     words = ("--prompts", "p.jsonl", "-s", "2", "--model", str(folder), "--enhance", url)
     run(*words, "--out", "one")
     run(*words, "--out", "two")
-    shown = "a blue star bounces over green hills by day"
+    shown = "a blue star circles over green hills by day"
     record = next(Path("one").glob("0000*.json"))
     assert Translator.calls == 2 and wording(str(record)) == {"eine Katze": shown, "un chien": shown}
     run("--from", str(record), "-o", "again.mp4")
