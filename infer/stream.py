@@ -28,6 +28,7 @@ def draw(frame_HWC: np.ndarray, caption: str) -> None:
 def main() -> None:
     prompt = check_prompt(" ".join(sys.argv[1:]) or "a red ball bounces over green hills")
     model = rollforce.load("tiny")
+    prompt = model.complete_prompt(prompt)
     begun = time.perf_counter()
     for number, frame in enumerate(rollforce.stream(prompt, model=model)):
         made = (number + 1) / (time.perf_counter() - begun)

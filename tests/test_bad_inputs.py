@@ -114,6 +114,13 @@ OPTIONS: dict[str, dict[str, list[str]]] = {
         "-o": ["x.jpg"],
     },
     "words": {"--model": NAMES},
+    "live": {
+        **COMMON,
+        "-s": SECONDS,
+        "--seed": SEEDS,
+        "--back": ["-1", "nan", "inf", "x", "1e300"],
+        "-o": ["", ".", "nope/x.mp4", "x.mov", "/proc/x.mp4"],
+    },
 }
 FILES = {
     "bad.json": '{"prompts": [',
@@ -158,13 +165,13 @@ def draw_commands(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield a bad value and the command line that has it."""
     rng = random.Random(SEED)
     for _ in range(COMMANDS):
-        command = rng.choices(list(OPTIONS), (10, 5, 3, 1))[0]
+        command = rng.choices(list(OPTIONS), (10, 5, 3, 1, 3))[0]
         words = [
             command,
-            *([PROMPT] if command == "render" else []),
+            *([PROMPT] if command in ("render", "live") else []),
             *(["--stream", "rolling"] if command == "inspect" else []),
         ]
-        model = ["--model", str(folder)] if command in ("render", "plan") else []
+        model = ["--model", str(folder)] if command in ("render", "plan", "live") else []
         if command == "render" and rng.random() < 0.3:
             value = rng.choice([*OVERRIDES, *PROMPTS])
             yield value, [command, *([PROMPT, value] if value in OVERRIDES else [value]), *model, "-s", "0.2"]
@@ -349,13 +356,6 @@ ARGUMENTS = {
         "--random-weights --model": ["nope"],
     },
     "infer/soak.py": {"--rows": COUNTS, "--seed": SEEDS, "--model": NAMES, "--hours": ["-1", "nan"]},
-    "infer/interactive.py": {
-        "": PROMPTS[2:5],
-        "ball --seed": SEEDS,
-        "ball --seconds": SECONDS,
-        "ball --back": ["-1", "nan"],
-        "ball --stream": NAMES,
-    },
     "train/teacher.py": {
         "--out runs run.steps=1 run.show_every=0": [
             "run.seed=-1",

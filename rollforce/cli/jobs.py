@@ -77,8 +77,8 @@ def plan(options: RenderOptions, held: ExitStack | None = None) -> RenderPlan:
 def _plan(options: RenderOptions, held: ExitStack) -> RenderPlan:
     if options.keep and options.overwrite:
         raise ConfigError("--keep keeps what is there and --overwrite replaces it: use one of them.")
-    overrides = tuple(word for word in options.words if _OVERRIDE.match(word))
-    prompt = _pick_prompt([word for word in options.words if word not in overrides], options)
+    words, overrides = split_overrides(options.words)
+    prompt = _pick_prompt(words, options)
     record = read_record(options.record) if options.record else None
     request = _read_request(options, record.request if record else Request(prompt or ""), overrides)
     request.inputs()  # refuse now what cannot be given
@@ -98,6 +98,12 @@ def _plan(options: RenderOptions, held: ExitStack) -> RenderPlan:
     _lock(tasks[0].path if folder is None else folder / MANIFEST, made.launch, held)
     looked = {task.path: task for task in places_of(made, options).look_at_all(made.mine)}
     return dataclasses.replace(made, tasks=tuple(looked.get(task.path, task) for task in tasks))
+
+
+def split_overrides(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Return the prompts among words of a command line, and the stream settings (KEY=VALUE)."""
+    overrides = tuple(word for word in words if _OVERRIDE.match(word))
+    return [word for word in words if word not in overrides], overrides
 
 
 def places_of(made: RenderPlan, options: RenderOptions) -> Places:
@@ -215,6 +221,8 @@ def _read_request(options: RenderOptions, start: Request, overrides: tuple[str, 
         kept["segment"] = SEGMENT_S
     if options.at:
         kept["cues"] = tuple(sorted(map(parse_cue, options.at), key=lambda cue: cue.at))
+    if options.enhance or options.enhance_model:
+        kept["wording"] = {}  # what a record says was another's
     runtime = {name: as_setting(value) for name, value in options.running.items()}
     return dataclasses.replace(start, overrides=(*start.overrides, *overrides),
                                running=dataclasses.replace(start.running, **runtime), **kept)  # fmt: skip

@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from rollforce.cli.interrupt import INTERRUPT, INTERRUPTED
-from rollforce.cli.options import AsJson, Debug, PlanOptions, RenderOptions, accept
+from rollforce.cli.options import AsJson, Debug, LiveOptions, PlanOptions, RenderOptions, accept
 from rollforce.errors import RollforceError, leave_pipe, spell_out
 
 USAGE, ENVIRONMENT, MEMORY = 2, 3, 4
@@ -45,8 +45,7 @@ class Commands(TyperGroup):
 
 
 app = typer.Typer(name="rollforce", cls=Commands, help="Endless video from text.", no_args_is_help=True,
-                  add_completion=False, pretty_exceptions_enable=False,
-                  context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
+                  pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
 
 ModelName = Annotated[str, typer.Option("--model", help="A bundled model's name, or a folder with model.yaml.")]
 
@@ -71,6 +70,53 @@ def render(options: RenderOptions) -> None:
 
         whole = make(options, Terminal(options.quiet or options.as_json), typer.echo)
         raise typer.Exit(0 if whole else INTERRUPTED)
+
+
+@app.command()
+@accept(LiveOptions)
+def live(options: LiveOptions) -> None:
+    """Play a stream in the terminal, and tell it otherwise while it runs: type a prompt, or :help.
+
+    The picture is drawn in the terminal and written to a video that plays while it grows. Without a terminal there is
+    only the video, and lines are read from stdin."""
+    with _explain_errors(options.debug):
+        from rollforce.cli.live import live as play
+
+        play(options, typer.echo)
+
+
+_SCRIPT = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.command(context_settings=_SCRIPT, add_help_option=False)
+def evaluate(context: typer.Context) -> None:
+    """Score models and settings by an oracle: see `rollforce evaluate --help`."""
+    with _explain_errors(False):
+        from rollforce.cli.scripts import run_script
+
+        run_script("infer", "evaluate", context.args)
+
+
+@app.command(context_settings=_SCRIPT, add_help_option=False)
+def bench(context: typer.Context) -> None:
+    """Measure how fast streams and training are, and how near to their floor: see `rollforce bench --help`."""
+    with _explain_errors(False):
+        from rollforce.cli.scripts import run_script
+
+        run_script("infer", "bench", context.args)
+
+
+@app.command(context_settings=_SCRIPT, add_help_option=False)
+def train(context: typer.Context) -> None:
+    """Train: `rollforce train STAGE ...`; alone it lists the stages, `rollforce train STAGE --help` explains one."""
+    with _explain_errors(False):
+        from rollforce.cli.scripts import describe_scripts, run_script
+
+        stage, *words = context.args or ["--help"]
+        if stage in ("-h", "--help"):
+            typer.echo("\n".join(["rollforce train STAGE ..., with these stages:", *describe_scripts("train")]))
+        else:
+            run_script("train", stage, words)
 
 
 @app.command()

@@ -24,6 +24,8 @@ from rollforce.models.transformer.transformer import Grid, VideoTransformer
 from rollforce.streaming.snapshot import StreamIdentity
 from rollforce.video.size import check_size
 from rollforce.video.values import check_picture_size, check_prompt
+from rollforce.world.caption import WORDS
+from rollforce.world.phrasing import complete
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +86,18 @@ class ModelBundle:
         dtype = str(self.dtype).removeprefix("torch.")
         return StreamIdentity(self.stream_settings, self.running, dtype, self.threads)
 
+    def complete_prompt(self, text: str) -> str:
+        """Return what a prompt is shown as. A model of the tiny world takes other words, in any order, and what they
+        leave out is filled in (world/phrasing.py); any other model shows a prompt as it is. ConfigError for an empty
+        prompt, and for words that this model does not know."""
+        check_prompt(text)
+        shown = complete(text) if self.words == WORDS else text
+        self.text.check(shown)
+        return shown
+
     def check_prompt(self, text: str) -> None:
         """Refuse an empty prompt or a word that this model does not know, by a ConfigError."""
-        self.text.check(check_prompt(text))
+        self.complete_prompt(text)
 
     def grid(self, size: tuple[int, int] | None = None) -> Grid:
         """Return the latent geometry of a picture size (height, width). ShapeError if it does not fit."""

@@ -82,7 +82,8 @@ class Model(ModelBundle):
         """Stream until the buffer is full and once more, and throw it away; return the seconds that it took. What is
         compiled, captured or allocated at first use is there afterwards, for this size."""
         begun, layout = perf_counter(), self.stream_settings.layout.build()
-        with self.session(self.words[0] if self.words else "warm up", size=size) as session:
+        prompt = self.complete_prompt(self.words[0] if self.words else "warm up")
+        with self.session(prompt, size=size) as session:
             for _ in zip(session.stream(), range(layout.slots // layout.shift + 2), strict=False):
                 pass
         return perf_counter() - begun

@@ -201,6 +201,11 @@ class Session:
         return self.state.steering.seed
 
     @property
+    def shown(self) -> str:
+        """The prompt in force as it is shown: see `Model.complete_prompt`."""
+        return self.state.steering.shown
+
+    @property
     def cues(self) -> tuple[Cue, ...]:
         """What the stream was told: given to another one of this model, prompt and seed, it makes the same bytes."""
         return self.state.steering.cues
