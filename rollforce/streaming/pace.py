@@ -51,7 +51,7 @@ class Pace:
 
     def __post_init__(self) -> None:
         if self.fps is not None:
-            check_number(self.fps, "pace.fps", 0, 1000, above=True, remedy="Frames a second of the player.")
+            check_number(self.fps, "pace.fps", 0, 1e9, above=True, remedy="Frames a second of the player.")
         check_kind(self.clock, Callable, "pace.clock", "a function that returns seconds")
         check_seconds(self.grace, "pace.grace", zero=True)
         check_count(self.among, "pace.among", most=RECENT)
