@@ -192,7 +192,8 @@ def refine_levels(layout: LayoutSettings, times: int) -> list[str]:
     ladder = [high + (low - high) * n / times for high, low in pairwise(levels) for n in range(times)]
     kinds = {"rolling": "partitioned", "partitioned": "partitioned"}
     micro = [f"layout.micro={layout.micro * times}"] if layout.kind in kinds else []
-    return [f"layout.levels={ladder}", f"layout.kind={kinds.get(layout.kind, layout.kind)}", *micro]
+    return [f"layout.kind={kinds.get(layout.kind, layout.kind)}", f"layout.levels={ladder}",
+            f"layout.chunk={layout.chunk}", f"layout.shift={layout.shift}", *micro]  # fmt: skip
 
 
 def steps_of(run: str) -> int:

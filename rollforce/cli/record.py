@@ -98,7 +98,7 @@ class Request:
             side = max(self.size or (1, 1))
             check_count(self.scale, "scale", most=SIDE // side, remedy=f"A video's sides have at most {SIDE} pixels.")
         if self.fps is not None:
-            check_number(self.fps, "fps", 1, FASTEST, remedy="Frames per second.")
+            check_number(self.fps, "fps", 1, FASTEST)
 
     @property
     def texts(self) -> tuple[str, ...]:
