@@ -16,7 +16,8 @@ from rollforce.training.checkpoint import differences
 from rollforce.video.outputs import digest_output, is_folder
 from rollforce.video.writer import available, default_scale
 
-_ALIKE = ("prompt", "seed", "seconds", "image", "video", "follow", "strength", "fit", "loop", "fps", "dtype")
+_ALIKE = ("prompt", "seed", "seconds", "image", "video", "follow", "strength", "fit", "loop", "fps", "dtype", "enhance",
+          "enhance_model")  # fmt: skip
 _TYPED = ("threads", "device")  # of the machine, unless they were asked for
 _LISTED = 4
 

@@ -30,6 +30,16 @@ from rollforce.streaming.bundle import threads_for
 from rollforce.streaming.events import Chunk
 from rollforce.streaming.model import Model
 from rollforce.streaming.session import Session
+from rollforce.video.values import (
+    check_kind,
+    check_path,
+    check_picture_size,
+    check_prompt,
+    check_seconds,
+    check_seed,
+    check_texts,
+    check_threads,
+)
 
 if TYPE_CHECKING:
     from rollforce.models.autoencoder.wan import WanAutoencoder
@@ -42,22 +52,25 @@ WHOLE, END = 256_000_000, 4_000_000  # bytes: files up to WHOLE are hashed whole
 
 def load(model: str | Path = "tiny", *, stream: str | Path | None = None, overrides: Sequence[str] = (),
          window: int | None = None, device: str = "auto", dtype: str = "auto", threads: int | None = None,
-         running: RuntimeOptions | None = None) -> Model:  # fmt: skip
+         running: RuntimeOptions | None = None, size: tuple[int, int] | None = None) -> Model:  # fmt: skip
     """Load a model: a bundled name, a local folder (ours or of diffusers' layout), or a hub id.
 
     Args: `stream` a preset name or a YAML file (default: the one the model was trained for); `overrides` such as
     "layout.levels=[1,0.75]"; `window` latents that the memory's window holds; `device` auto, cpu, cuda, cuda:1, mps;
     `dtype` auto, float32, bfloat16, float16; `threads` of the CPU (default: one for a small model, else torch's own
-    number); `running` attention kernel, LoRAs, quantised weights, offloading.
+    number); `running` attention kernel, LoRAs, quantised weights, offloading; `size` (height, width) of the streams to
+    come, if not the model's own: whether it can be, and fits, is said before weights are read.
     Raises ConfigError, CheckpointError, or DoesNotFit before anything is computed."""
-    running = running or RuntimeOptions()
-    folder, card = find_model(model, stream, running.tiling, running.decoder)
-    settings = _read_settings(card, stream, overrides, window)
+    overrides = check_texts(overrides, "overrides", "layout.levels=[1,0.75]")
+    threads = None if threads is None else check_threads(threads)
     place = _choose_device(device)
     number = pick_dtype(dtype, place)
+    running = RuntimeOptions() if running is None else running
+    check_kind(running, RuntimeOptions, "running", "a RuntimeOptions")
+    folder, card = find_model(model, stream, running.tiling, running.decoder)
+    settings = _read_settings(card, stream, overrides, window)
     log.info("model %s, licence %s", card.name, card.licence)
-    if place.type == "cuda":
-        _check_fits(folder, card, settings, place, number, running)
+    _check_fits(folder, settings, place, number, running, card.size if size is None else size)
     transformer = running.set_up(VideoTransformer.load(folder / "transformer"), place, number, settings.masked)
     for tier in transformer.unlearned(settings.tiers):
         log.warning("model %s was not trained with %s: its weights are zeros, so it adds nothing", card.name, tier.kind)
@@ -88,10 +101,18 @@ def read_origin(model: str | Path, stream: str | Path | None = None, overrides: 
     return StreamOrigin(card, _read_settings(card, stream, overrides, window), _fingerprint(folder))
 
 
-def stream(prompt: str, seconds: float | None = None, *, model: str | Path | Model = "tiny", seed: int = 0,
+def stream(prompt: str, seconds: float | None = None, *, model: str | Path | Model = "tiny", seed: int | None = 0,
            size: tuple[int, int] | None = None, preset: str | Path | None = None,
            overrides: Sequence[str] = ()) -> Iterator[np.ndarray]:  # fmt: skip
-    """Yield frames, uint8 [H, W, 3], each as soon as it exists; endless unless `seconds` is given."""
+    """Yield frames, uint8 [H, W, 3], each as soon as it exists; endless unless `seconds` is given. `seed` None draws
+    one. ConfigError for what cannot be used, before a model is loaded for it."""
+    check_prompt(prompt)
+    if seconds is not None:
+        check_seconds(seconds, endless=True)
+    if seed is not None:
+        check_seed(seed)
+    if size is not None:
+        check_picture_size(size)
     loaded = model if isinstance(model, Model) else load(model, stream=preset, overrides=overrides)
     session = loaded.session(prompt, seed=seed, size=size)
     return _yield_frames(session, session.stream(seconds))
@@ -113,7 +134,8 @@ def find_model(model: str | Path, stream: str | Path | None, tiling: bool = Fals
     folder = _find_folder(model, fetched)
     card = _read_card(folder, stream)
     if (decoder or tiling) and (folder / "autoencoder").is_dir():
-        raise ConfigError("--decoder and --tiling are for Wan's autoencoder; this model's is small itself.")
+        raise ConfigError("--decoder and --tiling are for Wan's autoencoder; this model's is small itself: leave "
+                          "them out.")
     check(read_model(folder, decoder, weights=fetched is HUB_PARTS or Path(model).is_dir()))
     TransformerConfig.read(folder / "transformer")
     return folder, card
@@ -126,7 +148,7 @@ def _find_folder(model: str | Path, fetched: Sequence[str]) -> Path:
 
     if isinstance(model, str) and model in bundled():
         return resource(f"assets/{model}")
-    folder = Path(model)
+    folder = check_path(model, "model")
     if folder.is_file():
         expect(read_checkpoint(folder), "transformer")  # what cannot be converted is not sent there
         raise CheckpointError(raw_advice(folder))
@@ -157,7 +179,8 @@ def _read_card(folder: Path, stream: str | Path | None) -> Card:
 def _read_settings(card: Card, stream: str | Path | None, overrides: Sequence[str],
                    window: int | None) -> StreamSettings:  # fmt: skip
     changes = card.changes if stream is None else ()  # those of the preset that the model was trained for
-    settings = build(StreamSettings, preset_file(stream or card.stream), overrides=(*changes, *overrides))
+    preset = preset_file(card.stream if stream is None else stream)
+    settings = build(StreamSettings, preset, overrides=(*changes, *overrides))
     return settings if window is None else settings.with_window(window)
 
 
@@ -194,17 +217,18 @@ def _load_decoder(file: str, known: KnownDecoder, full: WanAutoencoder, dtype: t
     return TaehvAutoencoder.load(file, dtype, None if known.normalised else full.moments)
 
 
-def _check_fits(folder: Path, card: Card, settings: StreamSettings, device: torch.device, dtype: torch.dtype,
-                running: RuntimeOptions) -> None:  # fmt: skip
+def _check_fits(folder: Path, settings: StreamSettings, device: torch.device, dtype: torch.dtype,
+                running: RuntimeOptions, size: tuple[int, int]) -> None:  # fmt: skip
     from rollforce.engine.budget.fit import check_fits
     from rollforce.engine.budget.model_sizes import sizes_of
     from rollforce.engine.budget.requirements import MemorySetup
     from rollforce.models.autoencoder.tiling import Tiling
 
     known = find_decoder(running.decoder) if running.decoder else None
-    check_fits(MemorySetup(sizes_of(folder), settings, card.size, dtype, device, running.offload, running.quantize,
-                     Tiling() if running.tiling else None, small=known is not None and not known.pruned,
-                     pruned=known is not None and known.pruned))  # fmt: skip
+    pruned = known is not None and known.pruned
+    check_fits(MemorySetup(sizes_of(folder), settings, check_picture_size(size), dtype, device, running.offload,
+                     running.quantize, Tiling() if running.tiling else None, small=known is not None and not pruned,
+                     pruned=pruned))  # fmt: skip
 
 
 def _choose_device(name: str) -> torch.device:

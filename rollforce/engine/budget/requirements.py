@@ -23,7 +23,6 @@ from rollforce.engine.budget.model_sizes import (
     parameters_of,
 )
 from rollforce.engine.settings import StreamSettings
-from rollforce.errors import ConfigError
 from rollforce.models.autoencoder.tiling import Tiling, mosaic
 from rollforce.models.runtime.choices import check_choice
 from rollforce.models.transformer.transformer import Grid, TransformerConfig
@@ -86,9 +85,6 @@ class MemorySetup:
 
     def with_window(self, latents: int) -> MemorySetup:
         """The same with a window of `latents`. ConfigError if there is none, or it would be shorter than a chunk."""
-        shift = self.stream.layout.build().shift
-        if latents < shift or self.window is None:
-            raise ConfigError(f"--window {latents}: at least one chunk, {shift} latents, where there is a window.")
         return dataclasses.replace(self, stream=self.stream.with_window(latents))
 
 
