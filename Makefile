@@ -22,15 +22,15 @@ help:
 $(CORE): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "rollforce needs Python 3.11 or newer; set one: make PYTHON=/path/to/python3.11 ..."; exit 3; }
-	@echo "installing into $(VENV): minutes the first time, for torch is large"
+	@echo "installing into $(VENV): minutes the first time, for torch is large; what pip fetches is listed here"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -qq "torch==2.13.0"
-	$(BIN)/python -m pip install -qq -e .
+	$(BIN)/python -m pip install --disable-pip-version-check "torch==2.13.0"
+	$(BIN)/python -m pip install --disable-pip-version-check -e .
 	@touch $@
 
 $(DEV): $(CORE)
 	@echo "installing what tests and training need"
-	$(BIN)/python -m pip install -qq -e ".[dev,train]"
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[dev,train]"
 	@touch $@
 
 $(VENV): $(DEV)
@@ -53,7 +53,7 @@ test: $(DEV)
 
 $(DOCS): $(DEV)
 	@echo "installing what the API pages need"
-	$(BIN)/python -m pip install -qq -e ".[docs]"
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[docs]"
 	@touch $@
 
 docs: $(DOCS)

@@ -36,19 +36,22 @@ from rollforce.cache.policies import Sink, Window
 from rollforce.checkpoints.outputs import write_whole
 from rollforce.engine.flow import linear, warped
 from rollforce.engine.settings import LayoutSettings, StreamSettings
-from rollforce.errors import RollforceError
+from rollforce.errors import RollforceError, call_main
 from rollforce.evaluation.speed import floor, multi_stream, policies, report, streaming
 from rollforce.evaluation.speed.cases import FRAMES, MODELS, Case, Setting, parse_cases, parse_sizes, shrink
 from rollforce.evaluation.speed.training import measure_step
 from rollforce.models.transformer.transformer import TransformerConfig
 from rollforce.video.duration import duration_argument
+from rollforce.video.values import check_arguments, check_threads
 
 
 def main() -> None:
     parser = arguments()
     args = parser.parse_args()
+    check_arguments(args, counts=("dim", "layers", "heads", "tokens", "steps", "chunk", "text", "warm", "shrink"),
+                    seconds=("seconds",))  # fmt: skip
     if args.threads:
-        torch.set_num_threads(args.threads)
+        torch.set_num_threads(check_threads(args.threads))
     told: dict[str, Any] = {"environment": report.environment(plain_arguments(args)), "results": []}
     print(*report.header(told["environment"]), sep="\n")
     try:
@@ -276,4 +279,4 @@ def arguments() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    call_main(main)

@@ -36,7 +36,7 @@ import numpy as np
 
 from rollforce.checkpoints.outputs import check_plain, hold, write_whole
 from rollforce.config import build
-from rollforce.errors import ConfigError, RollforceError
+from rollforce.errors import ConfigError, call_main
 from rollforce.evaluation.judge import ENDS_S, WINDOW_S
 from rollforce.evaluation.plots import save_curves
 from rollforce.evaluation.report import Report, StreamedVideo, compare, read_reports, summarise
@@ -52,6 +52,7 @@ from rollforce.evaluation.runner import (
 from rollforce.evaluation.tables import format_differences, format_markdown, format_terminal
 from rollforce.video.contact_sheet import contact_sheet, unpack_frames
 from rollforce.video.duration import duration_argument
+from rollforce.video.values import check_arguments, check_path
 from rollforce.world import caption, sample_scene
 
 SEED_STEP = 1_000_000  # between the seeds of one prompt's streams
@@ -66,6 +67,9 @@ class Runs:
 
 def main() -> None:
     args = arguments()
+    check_arguments(args, counts=("prompts", "seeds", "workers", "together"), seconds=("seconds",),
+                    seeds=("seed", "prompt_seed"))
+    check_path(args.model, "--model")
     with lock(args):
         evaluate(args)
 
@@ -75,10 +79,7 @@ def lock(args: argparse.Namespace) -> AbstractContextManager[None]:
     for path in (args.json, args.markdown, args.plot, args.sheet):
         if path:
             check_plain(path)
-    if not args.json:
-        return nullcontext()
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    return hold(args.json)
+    return hold(args.json) if args.json else nullcontext()
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -238,8 +239,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, help="write curves over time (PNG) here")
     parser.add_argument("--sheet", type=Path, help="write a contact sheet (PNG) here; several runs: and NAME_RUN.png")
     args = parser.parse_intermixed_args()
-    if min(args.prompts, args.seeds, args.workers, args.together, args.seconds) < 1:
-        parser.error("--prompts, --seeds, --workers, --together and --seconds must be at least 1")
+    if args.seconds < 1:
+        parser.error(f"--seconds must be at least 1, got {args.seconds:g}")
     if args.ends and (args.seconds < 2 * ENDS_S or args.plot):
         parser.error(f"--ends needs --seconds {2 * ENDS_S} or more, and has no curve to --plot")
     if args.plot and not args.compare and args.seconds < 2 * WINDOW_S:
@@ -252,9 +253,4 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except RollforceError as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit("stopped; with --json, the same command and --resume go on from here")
+    call_main(main, "stopped; with --json, the same command and --resume go on from here")

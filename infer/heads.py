@@ -8,6 +8,7 @@ The file says of each head of each layer which group it is of; what each group r
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ import typer
 
 import rollforce
 from rollforce.cache.head_groups import write_labels
+from rollforce.errors import call_main
 from rollforce.evaluation.memory.head_profile import Profile, label_heads, measure_near_shares
 from rollforce.video.duration import parse_duration
 
@@ -48,4 +50,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    call_main(partial(typer.run, main))

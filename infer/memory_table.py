@@ -38,6 +38,7 @@ from rollforce.engine.budget.model_sizes import sizes_of
 from rollforce.engine.budget.requirements import MemorySetup
 from rollforce.engine.dry_run import trace
 from rollforce.engine.settings import StreamSettings
+from rollforce.errors import call_main
 from rollforce.evaluation.memory.memory_map import format_bytes
 from rollforce.evaluation.report import interval
 
@@ -170,4 +171,4 @@ def arguments() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    call_main(main)

@@ -11,7 +11,9 @@ from pathlib import Path
 import rollforce
 from rollforce.checkpoints.outputs import hold
 from rollforce.cli.prompt_files import read_jobs
+from rollforce.errors import call_main
 from rollforce.video.duration import duration_argument
+from rollforce.video.values import check_arguments, make_folder
 from rollforce.video.writer import VideoWriter, default_scale
 
 
@@ -24,11 +26,14 @@ def main() -> None:
     parser.add_argument("--model", default="tiny", help="a bundled model's name, or a folder with model.yaml")
     chosen = parser.parse_args()
 
+    check_arguments(chosen, seconds=("seconds",), seeds=("seed",))
+    if not chosen.prompts.is_file():
+        raise rollforce.ConfigError(f"{chosen.prompts} is not a file: name one with a prompt in each line.")
     jobs = read_jobs(chosen.prompts.read_bytes(), str(chosen.prompts), seed=chosen.seed, seconds=chosen.seconds)
     model = rollforce.load(chosen.model)
     for job in jobs:  # all of them before the first is made
         model.check_prompt(job.prompt)
-    chosen.out.mkdir(parents=True, exist_ok=True)
+    make_folder(chosen.out, "--out")
     for job in jobs:
         path = chosen.out / f"{job.name}.mp4"
         with (
@@ -42,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    call_main(main)

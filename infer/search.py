@@ -38,12 +38,13 @@ import rollforce
 from rollforce.checkpoints.outputs import hold, write_whole
 from rollforce.engine.layout import Layout
 from rollforce.engine.settings import LayoutSettings
-from rollforce.errors import ConfigError, RollforceError
+from rollforce.errors import ConfigError, call_main
 from rollforce.evaluation.report import difference, interval
 from rollforce.streaming.model import Model
 from rollforce.streaming.search import Search, SearchSettings
 from rollforce.training.rewards import FrameReward, OracleReward, frame_reward, stillness
 from rollforce.video.duration import duration_argument
+from rollforce.video.values import check_arguments
 from rollforce.world import caption, sample_scene
 from rollforce.world.oracle import differences, score
 
@@ -83,8 +84,7 @@ class Task:
 
 def main() -> None:
     args = arguments()
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
+    check_arguments(args, counts=("prompts", "seeds", "span"), seconds=("seconds",))
     with hold(args.json) if args.json else nullcontext():
         compare(args)
 
@@ -192,7 +192,8 @@ def refine_levels(layout: LayoutSettings, times: int) -> list[str]:
     ladder = [high + (low - high) * n / times for high, low in pairwise(levels) for n in range(times)]
     kinds = {"rolling": "partitioned", "partitioned": "partitioned"}
     micro = [f"layout.micro={layout.micro * times}"] if layout.kind in kinds else []
-    return [f"layout.levels={ladder}", f"layout.kind={kinds.get(layout.kind, layout.kind)}", *micro]
+    return [f"layout.kind={kinds.get(layout.kind, layout.kind)}", f"layout.levels={ladder}",
+            f"layout.chunk={layout.chunk}", f"layout.shift={layout.shift}", *micro]  # fmt: skip
 
 
 def steps_of(run: str) -> int:
@@ -265,15 +266,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="keep results here, and go on from them")
     parser.add_argument("--markdown", type=Path, help="write the table here")
     args = parser.parse_intermixed_args()
-    if min(args.prompts, args.seeds) < 1:
-        parser.error("--prompts and --seeds must be at least 1")
     return args
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except RollforceError as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit("stopped; with --json, the same command goes on from here")
+    call_main(main, "stopped; with --json, the same command goes on from here")

@@ -24,7 +24,9 @@ from typing import Any
 import rollforce
 from rollforce.checkpoints.outputs import write_whole
 from rollforce.engine.transitions import check, transition
+from rollforce.errors import call_main
 from rollforce.evaluation.process import resident_mb
+from rollforce.video.values import check_arguments
 from rollforce.world import caption, sample_scene
 
 REMEMBER_S = 6
@@ -34,6 +36,7 @@ GROWTH, SLOWER = 1.02, 1.15
 
 def main() -> int:
     args = arguments()
+    check_arguments(args, counts=("rows",), seeds=("seed",))
     model = rollforce.load(args.model, stream=args.stream, threads=1)
     rng, begun, done = random.Random(args.seed), time.perf_counter(), {"prompt": 0, "fork": 0, "rewind": 0, "save": 0}
     session = model.session(prompt_of(rng), seed=args.seed, remember=REMEMBER_S)
@@ -123,4 +126,4 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    call_main(lambda: sys.exit(main()))

@@ -9,6 +9,8 @@ import time
 import numpy as np
 
 import rollforce
+from rollforce.errors import call_main
+from rollforce.video.values import check_prompt
 
 
 def draw(frame_HWC: np.ndarray, caption: str) -> None:
@@ -24,8 +26,9 @@ def draw(frame_HWC: np.ndarray, caption: str) -> None:
 
 
 def main() -> None:
+    prompt = check_prompt(" ".join(sys.argv[1:]) or "a red ball bounces over green hills")
     model = rollforce.load("tiny")
-    prompt = " ".join(sys.argv[1:]) or "a red ball bounces over green hills"
+    prompt = model.complete_prompt(prompt)
     begun = time.perf_counter()
     for number, frame in enumerate(rollforce.stream(prompt, model=model)):
         made = (number + 1) / (time.perf_counter() - begun)
@@ -34,7 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.stdout.write("\n")
+    call_main(main, interrupted="")

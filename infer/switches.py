@@ -25,8 +25,10 @@ from typing import Any
 import numpy as np
 
 from rollforce.checkpoints.outputs import write_whole
+from rollforce.errors import call_main
 from rollforce.evaluation.report import difference, interval
 from rollforce.video.contact_sheet import contact_sheet
+from rollforce.video.values import check_arguments
 from rollforce.world import Scene, caption, sample_scene, wish_of
 from rollforce.world.processes import worker_pool
 from rollforce.world.scenes import COLOURS, FPS
@@ -44,6 +46,7 @@ Row = dict[str, Any]
 
 def main() -> None:
     args = arguments()
+    check_arguments(args, counts=("prompts", "workers"))
     work = partial(switch_often if args.often else switch, args)
     rows: list[Row] = []
     with worker_pool(min(args.workers, args.prompts)) as pool:
@@ -227,4 +230,4 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    call_main(main)

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
+import reprlib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +25,7 @@ from rollforce.errors import ConfigError
 T = TypeVar("T")
 Source = Mapping[str, Any] | Path | str
 _PACKAGE = Path(__file__).resolve().parent
+_WORDS = {True: (True, "yes", "on"), False: (False, "no", "off")}  # what YAML takes for true and false
 
 
 def resource(name: str) -> Path:
@@ -32,6 +35,8 @@ def resource(name: str) -> Path:
         if (root / name).exists():
             return root / name
     folder = Path(name).parent
+    if folder.parts[:1] not in (("assets",), ("configs",)):  # what ships lies there: no list of other folders
+        raise ConfigError(f"There is no {name!r}, and none ships with rollforce. Give a path that exists.")
     there = sorted(p.name for root in (_PACKAGE, _PACKAGE.parent) if (root / folder).is_dir()
                    for p in (root / folder).iterdir())
     raise ConfigError(f"{name} is not shipped with rollforce. In {folder}: {', '.join(there) or 'nothing'}.")
@@ -39,13 +44,14 @@ def resource(name: str) -> Path:
 
 def build(cls: type[T], *sources: Source, overrides: Sequence[str] = ()) -> T:
     """Build one `cls` from sources, later ones winning key by key, then from `dotted.path=value` overrides. A source is
-    a dict, the Path of a YAML file, or YAML text. A list or another `kind` replaces what was there. ConfigError."""
+    a dict, the Path of a YAML file, or YAML text. A list or another `kind` replaces what was there: an override of a
+    `kind` alone leaves the defaults of the new kind. ConfigError."""
     named = [_read(source) for source in sources]
     data: dict[str, Any] = {}
     for _, content in named:
         data = _merge(data, content)
-    for override in overrides:
-        _apply(data, override)
+    for override in sorted(overrides, key=lambda override: not re.match(r"(.+\.)?kind\s*=", override)):
+        _apply(data, override)  # a kind first: the other settings are of the new one
     try:
         return typing.cast(T, _convert(_parse(data, "an interpolation cannot be resolved", resolve=True), cls, ()))
     except InvalidValue as wrong:
@@ -95,12 +101,15 @@ def _apply(data: dict[str, Any], override: str) -> None:
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise ConfigError(f"override {override!r} is not of the form key=value, such as window=6 or ladder=[1,0.75].")
-    value = _parse([f"value={text}"], f"override {override!r}: the value is not valid YAML")["value"]
+    problem = f"override {override!r}: the value is not valid YAML"
+    value = _parse([f"value={text}"], problem)["value"] if text.strip() else ""
     node: Any = data
     for key in keys[:-1]:
         node = node.setdefault(key, {}) if isinstance(node, dict) else _item(node, key, override, data)
     if not isinstance(node, dict):
         _item(node, keys[-1], override, data)  # which checks that there is one
+    elif keys[-1] == "kind" and node.get("kind", value) != value:
+        node.clear()
     node[keys[-1] if isinstance(node, dict) else int(keys[-1])] = value
 
 
@@ -228,8 +237,10 @@ def _kinds(member: Any) -> tuple[str, ...]:
 
 
 def _literal(value: Any, allowed: tuple[Any, ...], path: tuple[str, ...]) -> Any:
-    if any(value == choice and type(value) is type(choice) for choice in allowed):
-        return value
+    words = _WORDS[value] if isinstance(value, bool) else (value,)
+    for choice in allowed:
+        if any(word == choice and type(word) is type(choice) for word in words):
+            return choice
     raise InvalidValue(path, _not_among(value, allowed))
 
 
@@ -295,5 +306,5 @@ def _name(expected: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    text = "null" if value is None else repr(value)
+    text = "null" if value is None else reprlib.repr(value) if isinstance(value, dict | list) else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,4 +1,4 @@
-"""What can go wrong for a user. Each message says what, why and the remedy.
+"""What can go wrong for a user, and how a program says it. Each message says what, why and the remedy.
 
     RollforceError
     ├── ConfigError (ValueError)     a setting, an override, a prompt or an argument cannot be used
@@ -10,7 +10,15 @@
     └── TrainingError                training cannot go on: numbers that are not finite, a checkpoint of another run
 """
 
-import pathlib
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pathlib
+    from collections.abc import Callable
 
 
 class RollforceError(Exception):
@@ -64,3 +72,37 @@ def stand_in(path: pathlib.Path) -> str:
         return (f"{path} is a web page (HTML), saved under the name of a file: a login or a licence may stand before "
                 "the download. Fetch the file itself.")  # fmt: skip
     return ""
+# -- how a program says it ---------------------------------------------------------------------------------------------
+
+
+def call_main(main: Callable[[], object], interrupted: str = "interrupted") -> None:
+    """Run a script's main and end the process as a person expects: a mistake of theirs, a file that cannot be written
+    or Ctrl-C with one sentence and exit code 1, a reader that has gone (`| head`) without any."""
+    spell_out()
+    try:
+        main()
+    except RollforceError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(interrupted)
+    except BrokenPipeError:
+        leave_pipe()
+    except OSError as error:
+        sys.exit(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+
+
+def spell_out() -> None:
+    """Let what is printed pass where the terminal has no sign for it: a question mark stands there."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+def leave_pipe() -> None:
+    """End the process whose reader has gone, as a shell's own programs do: silently, with the code of SIGPIPE."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(141)

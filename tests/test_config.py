@@ -179,3 +179,39 @@ streams = st.builds(
 @given(streams)
 def test_to_dict_and_build_are_inverse(stream: Stream) -> None:
     assert build(Stream, to_dict(stream)) == stream
+
+
+@dataclass(frozen=True)
+class Plain:
+    kind: Literal["plain"] = "plain"
+    size: int = 2
+
+
+@dataclass(frozen=True)
+class Fine:
+    kind: Literal["fine"] = "fine"
+    grain: int = 5
+
+
+@dataclass(frozen=True)
+class Chosen:
+    way: Plain | Fine = field(default_factory=Plain)
+    word: Literal["no", "bf16"] = "no"
+    name: str = "x"
+
+
+def test_another_kind_brings_its_own_defaults_wherever_the_override_stands() -> None:
+    given = {"way": {"kind": "plain", "size": 3}}
+    assert build(Chosen, given, overrides=["way.grain=7", "way.kind=fine"]).way == Fine(grain=7)
+    assert build(Chosen, given, overrides=["way.kind=plain"]).way == Plain(size=3)
+
+
+def test_words_that_yaml_takes_for_something_else() -> None:
+    assert build(Chosen, overrides=["word=no", "name="]) == Chosen(name="")
+    with pytest.raises(ConfigError, match="True is not one of no, bf16"):
+        build(Chosen, overrides=["word=yes"])
+
+
+def test_what_does_not_ship_lists_no_other_folder() -> None:
+    with pytest.raises(ConfigError, match="There is no 'nope', and none ships with rollforce"):
+        resource("nope")

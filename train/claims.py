@@ -16,8 +16,10 @@ from pathlib import Path
 
 import yaml
 
+from rollforce.errors import call_main
 from rollforce.training.run import run_program, train_once
 from rollforce.video.duration import duration_argument
+from rollforce.video.values import check_arguments, make_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 SINK = "cache=[{kind: sink, latents: 3}, {kind: window, latents: 6}]"  # as many as the window alone
@@ -81,6 +83,8 @@ def main() -> None:
     p.add_argument("--seeds", type=int, default=4)
     p.add_argument("--seconds", type=duration_argument, default=60)
     args = p.parse_args()
+    check_arguments(args, counts=("steps", "processes", "prompts", "seeds"), seconds=("seconds",))
+    make_folder(args.out, "--out")
     if args.evaluate:
         evaluate(args)
         return
@@ -114,4 +118,4 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    call_main(main)

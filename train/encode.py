@@ -39,6 +39,7 @@ from rollforce.models.text.encoder import Text, TextEncoder
 from rollforce.models.text.umt5 import WanText, sample
 from rollforce.training.encode import JOURNAL, CaptionedVideo, EncodedVideo, EncodeSettings, FolderEncoder
 from rollforce.video.size import parse_size
+from rollforce.video.values import check_arguments, make_folder
 
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".gif",
           ".webp", ".apng")  # fmt: skip
@@ -64,6 +65,10 @@ def main() -> None:
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     p.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
     args = p.parse_args()
+    check_arguments(args, counts=("latents", "limit"))
+    make_folder(args.out, "--out")
+    if not args.videos.exists():
+        raise ConfigError(f"{args.videos} does not exist: name a folder of videos, or a table of them.")
 
     # what there is to do, and with what
     videos = list_videos(args.videos)[: args.limit]
@@ -252,7 +257,7 @@ if __name__ == "__main__":
     try:
         main()
     except RollforceError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.exit(str(error))
     except OSError as error:
         sys.exit(f"cannot be written: {error}. What was made stays; once this is mended, the same command goes on")
     except torch.OutOfMemoryError as error:

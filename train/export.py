@@ -10,7 +10,9 @@ from pathlib import Path
 
 from rollforce.checkpoints.catalog import CARD, Card
 from rollforce.config import build
+from rollforce.errors import call_main
 from rollforce.training.export import assemble
+from rollforce.video.values import check_arguments, make_folder
 
 LIMIT_MB = 20.0
 
@@ -25,6 +27,8 @@ def main() -> None:
     p.add_argument("--fps", type=int, default=12)
     p.add_argument("--stream", help="a preset (default: what the student was trained for)")
     args = p.parse_args()
+    check_arguments(args, counts=("size", "fps"))
+    make_folder(args.out, "--out")
     trained = build(Card, args.student / CARD) if (args.student / CARD).is_file() else None
     stream, changes = (trained.stream, trained.changes) if trained else ("rolling", ())
     if args.stream:
@@ -37,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    call_main(main)

@@ -8,6 +8,7 @@ Streams of the model's own layout run with a long window; every tick is compared
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from rollforce.cache.policies import Sink, Window
 from rollforce.cache.visibility import Visibility
 from rollforce.engine.flow import Noise
 from rollforce.engine.rollout import Rollout
+from rollforce.errors import call_main
 from rollforce.training.head_gates import DualCache, Gating, label_heads
 from rollforce.video.duration import parse_duration
 
@@ -96,4 +98,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    call_main(partial(typer.run, main))

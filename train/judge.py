@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rollforce.errors import call_main
 from rollforce.evaluation.report import interval
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
 from rollforce.training.data import path_of
 from rollforce.training.network import Network, sample
 from rollforce.video.contact_sheet import contact_sheet
+from rollforce.video.values import check_arguments
 from rollforce.world import caption, sample_scene, wish_of
 from rollforce.world.eyes import Eyes
 from rollforce.world.oracle import score
@@ -39,6 +41,7 @@ def main() -> None:
     p.add_argument("--size", type=int, default=64)
     p.add_argument("--sheet", type=Path)
     args = p.parse_args()
+    check_arguments(args, counts=("prompts", "steps", "latents", "size"))
     torch.set_num_threads(1)
     teacher = Network.load(path_of(args.teacher)).requires_grad_(False)
     autoencoder, eyes = TinyAutoencoder.load(path_of(args.autoencoder)), Eyes.load()
@@ -72,4 +75,4 @@ def decode_frames(latents_BTCHW: Tensor, autoencoder: TinyAutoencoder) -> np.nda
 
 
 if __name__ == "__main__":
-    main()
+    call_main(main)

@@ -15,8 +15,10 @@ from pathlib import Path
 import yaml
 
 from rollforce.checkpoints.catalog import presets
+from rollforce.errors import call_main
 from rollforce.training.run import run_program, train_once
 from rollforce.video.duration import duration_argument
+from rollforce.video.values import check_arguments, make_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 # Presets whose students were trained with them. `causal_forcing` streams as `self_forcing` does.
@@ -35,6 +37,8 @@ def main() -> None:
     p.add_argument("--prompts", type=int, default=8)
     p.add_argument("--seconds", type=duration_argument, default=600)
     args = p.parse_args()
+    check_arguments(args, counts=("steps", "processes", "prompts"), seconds=("seconds",))
+    make_folder(args.out, "--out")
     chosen = [name for name in args.only if name in TUNED]
     for kind in args.evaluate:
         tuned = {name: str(args.out / name / "final") for name in chosen}
@@ -63,4 +67,4 @@ def judge(args: argparse.Namespace, name: str, models: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    call_main(main)

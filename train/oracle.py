@@ -20,6 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from rollforce.errors import call_main
+from rollforce.video.values import check_arguments, make_folder
 from rollforce.world import COLOURS, FPS, PLACES, SHAPES, TIMES, Scene, Thing, render, sample_scene
 from rollforce.world.eyes import (
     CELL,
@@ -220,6 +222,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=bundled())
     a = parser.parse_args()
+    check_arguments(a, counts=("steps", "batch"), seeds=("seed",))
+    make_folder(a.out, "--out")
     torch.manual_seed(a.seed)
     rng, noise = np.random.default_rng(a.seed), torch.Generator().manual_seed(a.seed)
     finder, namer = ThingDetector(), ShapeClassifier()
@@ -251,4 +255,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    call_main(main)

@@ -11,7 +11,9 @@ import argparse
 import time
 from pathlib import Path
 
+from rollforce.errors import call_main
 from rollforce.training.run import run_program
+from rollforce.video.values import check_arguments, make_folder
 
 TRAIN = Path(__file__).resolve().parent
 BEGUN = time.perf_counter()
@@ -35,6 +37,8 @@ def main() -> None:
     p.add_argument("--model", choices=("tiny", "small"), default="tiny", help="whose recipes, in configs/train")
     p.add_argument("--processes", type=int, default=1, help="that share the work")
     args = p.parse_args()
+    check_arguments(args, counts=("processes",))
+    make_folder(args.out, "--out")
     out, model = args.out, args.out / "model"
     autoencoder, teacher, causal, student, decoder = (
         out / stage / "final" for stage in ("autoencoder", "teacher", "causal", "student", "decoder"))
@@ -69,4 +73,4 @@ def train_stage(args: argparse.Namespace, name: str, final: Path, *settings: str
 
 
 if __name__ == "__main__":
-    main()
+    call_main(main)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from rollforce.checkpoints.origin import CARD as CARD
 from rollforce.config import resource
 from rollforce.errors import ConfigError
-
-CARD = "model.yaml"
+from rollforce.video.values import check_path
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def presets() -> tuple[str, ...]:
 
 def preset_file(stream: str | Path) -> Path:
     """Return the file of a stream preset, or the YAML file itself. ConfigError lists the presets."""
-    path = Path(stream)
+    path = check_path(stream, "stream")
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise ConfigError(f"There is no stream file {path}.")

@@ -7,7 +7,6 @@ import functools
 import json
 import math
 import re
-import secrets
 import sys
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -27,11 +26,17 @@ from rollforce.video.duration import parse_duration
 from rollforce.video.images import read_duration
 from rollforce.video.outputs import STDOUT, find_video, parse_output
 from rollforce.video.size import parse_size
+from rollforce.video.values import (
+    check_path,
+    check_prompt,
+    check_seconds,
+    draw_seed,
+    make_folder,
+)
 
 _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 _WITH_RESUME = {"resume", "save_every", "thumbnail", "quiet", "as_json", "debug"}
 _NOT_ON_STDOUT = {"as_json", "thumbnail", "keep", "overwrite"}
-_SEEDS = 2**32  # of which one is drawn
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,7 @@ def plan(options: RenderOptions, held: ExitStack | None = None) -> RenderPlan:
 
     What is to be written is locked until `held` is closed, before it is looked at (None: for this look alone)."""
     save_every = parse_duration(options.save_every, "--save-every")
-    if not save_every >= 0:
-        raise ConfigError(f"--save-every must be 0 (never) or a number of seconds, got {save_every:g}.")
+    check_seconds(save_every, "--save-every", zero=True, remedy="0 is never.")
     with ExitStack() as look:
         return (_plan if options.resume is None else _plan_resume)(options, held or look)
 
@@ -71,11 +75,12 @@ def plan(options: RenderOptions, held: ExitStack | None = None) -> RenderPlan:
 def _plan(options: RenderOptions, held: ExitStack) -> RenderPlan:
     if options.keep and options.overwrite:
         raise ConfigError("--keep keeps what is there and --overwrite replaces it: use one of them.")
-    overrides = tuple(word for word in options.words if _OVERRIDE.match(word))
-    prompt = _pick_prompt([word for word in options.words if word not in overrides], options)
+    words, overrides = split_overrides(options.words)
+    prompt = _pick_prompt(words, options)
     record = read_record(options.record) if options.record else None
     request = _read_request(options, record.request if record else Request(prompt or ""), overrides)
     request.inputs()  # refuse now what cannot be given
+    _check_effect(options, request)
     if prompt is not None:
         request = dataclasses.replace(request, prompt=prompt)
     if options.prompts is None:
@@ -91,6 +96,12 @@ def _plan(options: RenderOptions, held: ExitStack) -> RenderPlan:
     _lock(tasks[0].path if folder is None else folder / MANIFEST, made.launch, held)
     looked = {task.path: task for task in places_of(made, options).look_at_all(made.mine)}
     return dataclasses.replace(made, tasks=tuple(looked.get(task.path, task) for task in tasks))
+
+
+def split_overrides(words: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Return the prompts among words of a command line, and the stream settings (KEY=VALUE)."""
+    overrides = tuple(word for word in words if _OVERRIDE.match(word))
+    return [word for word in words if word not in overrides], overrides
 
 
 def places_of(made: RenderPlan, options: RenderOptions) -> Places:
@@ -158,9 +169,15 @@ def _pick_prompt(words: list[str], options: RenderOptions) -> str | None:
     if len(words) > 1:
         raise ConfigError(f"got {len(words)} prompts; put one prompt in quotes: {' '.join(words)!r}. "
                           "Overrides look like key=value.")
-    if words and not words[0].strip():
-        raise ConfigError('The prompt is empty. Say what to show, e.g. "a red ball bounces over green hills".')
-    return words[0] if words else None
+    return check_prompt(words[0]) if words else None
+
+
+def _check_effect(options: RenderOptions, request: Request) -> None:
+    """ConfigError for an option that nothing would come of."""
+    if options.strength is not None and request.follow is None:
+        raise ConfigError(f"--strength {options.strength:g} is of a video to follow, and there is none: give --follow.")
+    if options.fit is not None and not (request.image or request.video or request.follow):
+        raise ConfigError(f"--fit {options.fit} is of pictures, and there are none: give --image, --video or --follow.")
 
 
 def _read_request(options: RenderOptions, start: Request, overrides: tuple[str, ...]) -> Request:
@@ -179,6 +196,8 @@ def _read_request(options: RenderOptions, start: Request, overrides: tuple[str, 
         kept["segment"] = SEGMENT_S
     if options.at:
         kept["cues"] = tuple(sorted(map(parse_cue, options.at), key=lambda cue: cue.at))
+    if options.enhance or options.enhance_model:
+        kept["wording"] = {}  # what a record says was another's
     runtime = {name: as_setting(value) for name, value in options.running.items()}
     return dataclasses.replace(start, overrides=(*start.overrides, *overrides),
                                running=dataclasses.replace(start.running, **runtime), **kept)  # fmt: skip
@@ -186,17 +205,14 @@ def _read_request(options: RenderOptions, start: Request, overrides: tuple[str, 
 
 def _make_folder(options: RenderOptions) -> None:
     if options.out is not None:
-        try:
-            options.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"--out {options.out} cannot be made: {error.strerror}.") from error
+        make_folder(options.out, "--out")
 
 
 def _read_prompts(source: str, request: Request) -> list[PromptJob]:
     if source == "-":
         return read_jobs(sys.stdin.buffer.read(), "stdin", seed=request.seed, seconds=request.seconds)
     try:
-        content = Path(source).read_bytes()
+        content = check_path(source, "--prompts").read_bytes()
     except OSError as error:
         raise ConfigError(f"--prompts {source} cannot be read: {error.strerror}.") from error
     return read_jobs(content, source, seed=request.seed, seconds=request.seconds)
@@ -224,7 +240,7 @@ def _choose_seed(path: Path, keep: bool) -> int:
     if keep and path.exists():
         with suppress(ConfigError):
             return read_record(record_path(path)).request.seed
-    return secrets.randbelow(_SEEDS)
+    return draw_seed()
 
 
 def _batch_tasks(options: RenderOptions, request: Request) -> list[RenderTask]:

@@ -11,17 +11,18 @@ from rollforce.cli.record import Record, Request, is_complete, read_record, reco
 from rollforce.cli.resume import snapshot_path
 from rollforce.config import to_dict
 from rollforce.errors import CheckpointError, ConfigError
-from rollforce.streaming.load import Origin
+from rollforce.streaming.load import StreamOrigin
 from rollforce.training.checkpoint import differences
 from rollforce.video.outputs import digest_output, is_folder
 from rollforce.video.writer import available, default_scale
 
-_ALIKE = ("prompt", "seed", "seconds", "image", "video", "follow", "strength", "fit", "loop", "fps", "dtype")
+_ALIKE = ("prompt", "seed", "seconds", "image", "video", "follow", "strength", "fit", "loop", "fps", "dtype", "enhance",
+          "enhance_model")  # fmt: skip
 _TYPED = ("threads", "device")  # of the machine, unless they were asked for
 _LISTED = 4
 
 
-def find_kept(path: Path, request: Request, find_origin: Callable[[], Origin]) -> tuple[bool, bool]:
+def find_kept(path: Path, request: Request, find_origin: Callable[[], StreamOrigin]) -> tuple[bool, bool]:
     """Return whether `path` holds this request's whole video, and whether it holds the beginning of one.
 
     `find_origin` is asked what the request would stream from. ConfigError if the file is anything else."""
@@ -61,7 +62,7 @@ def _may_be_video(path: Path) -> bool:
     return path.suffix.lower() != ".mp4" or not head or head[4:] == b"ftyp"
 
 
-def _differences(record: Record, request: Request, origin: Origin, path: Path) -> Iterator[str]:
+def _differences(record: Record, request: Request, origin: StreamOrigin, path: Path) -> Iterator[str]:
     """Yield in words what is not the same in a record and in what would be made now."""
     then, now = record.request, request
     size = now.size or origin.card.size

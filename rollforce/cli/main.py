@@ -12,18 +12,40 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from rollforce.cli.interrupt import INTERRUPT, INTERRUPTED
-from rollforce.cli.options import AsJson, Debug, PlanOptions, RenderOptions, accept
-from rollforce.errors import RollforceError
+from rollforce.cli.options import AsJson, Debug, LiveOptions, PlanOptions, RenderOptions, accept
+from rollforce.errors import RollforceError, leave_pipe, spell_out
 
-USAGE, ENVIRONMENT, MEMORY, UNREAD = 2, 3, 4, 141
+USAGE, ENVIRONMENT, MEMORY = 2, 3, 4
 
-app = typer.Typer(name="rollforce", help="Endless video from text.", no_args_is_help=True, add_completion=False,
+
+class Commands(TyperGroup):
+    """The commands; where a value is of the wrong kind, typer's error does not say which it was, so this does."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Keep the words as they were typed, and parse them."""
+        ctx.meta["words"] = [part for word in args for part in (word.split("=", 1) if word[:1] == "-" else [word])]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Call the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            words, names = ctx.meta["words"], getattr(error.param, "opts", [])
+            got = [repr(value) for name, value in pairwise(words) if name in names]
+            error.message = f"{error.message.rstrip('.')}, got {', '.join(got)}." if got else error.message
+            raise
+
+
+app = typer.Typer(name="rollforce", cls=Commands, help="Endless video from text.", no_args_is_help=True,
                   pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
 
 ModelName = Annotated[str, typer.Option("--model", help="A bundled model's name, or a folder with model.yaml.")]
@@ -50,6 +72,53 @@ def render(options: RenderOptions) -> None:
         aside = options.output == "-"  # where the video takes stdout
         whole = make(options, Terminal(options.quiet or options.as_json, aside), typer.echo)
         raise typer.Exit(0 if whole else INTERRUPTED)
+
+
+@app.command()
+@accept(LiveOptions)
+def live(options: LiveOptions) -> None:
+    """Play a stream in the terminal, and tell it otherwise while it runs: type a prompt, or :help.
+
+    The picture is drawn in the terminal and written to a video that plays while it grows. Without a terminal there is
+    only the video, and lines are read from stdin."""
+    with _explain_errors(options.debug):
+        from rollforce.cli.live import live as play
+
+        play(options, typer.echo)
+
+
+_SCRIPT = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.command(context_settings=_SCRIPT, add_help_option=False)
+def evaluate(context: typer.Context) -> None:
+    """Score models and settings by an oracle: see `rollforce evaluate --help`."""
+    with _explain_errors(False):
+        from rollforce.cli.scripts import run_script
+
+        run_script("infer", "evaluate", context.args)
+
+
+@app.command(context_settings=_SCRIPT, add_help_option=False)
+def bench(context: typer.Context) -> None:
+    """Measure how fast streams and training are, and how near to their floor: see `rollforce bench --help`."""
+    with _explain_errors(False):
+        from rollforce.cli.scripts import run_script
+
+        run_script("infer", "bench", context.args)
+
+
+@app.command(context_settings=_SCRIPT, add_help_option=False)
+def train(context: typer.Context) -> None:
+    """Train: `rollforce train STAGE ...`; alone it lists the stages, `rollforce train STAGE --help` explains one."""
+    with _explain_errors(False):
+        from rollforce.cli.scripts import describe_scripts, run_script
+
+        stage, *words = context.args or ["--help"]
+        if stage in ("-h", "--help"):
+            typer.echo("\n".join(["rollforce train STAGE ..., with these stages:", *describe_scripts("train")]))
+        else:
+            run_script("train", stage, words)
 
 
 @app.command()
@@ -90,8 +159,11 @@ def plan(options: PlanOptions) -> None:
     with _explain_errors(options.debug):
         from rollforce.cli.plan_table import describe, setup_of, show
         from rollforce.engine.budget.fit import fit
+        from rollforce.video.values import check_number
 
-        found = fit(setup_of(options), None if options.free is None else int(options.free * 1e9))
+        free = None if options.free is None else int(1e9 * check_number(options.free, "--free", 0, 1e6, above=True,
+                                                                        remedy="Gigabytes."))  # fmt: skip
+        found = fit(setup_of(options), free)
         if options.as_json:
             typer.echo(json.dumps(describe(found), indent=2))
         else:
@@ -134,6 +206,25 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
 
 
 @app.command()
+def identify(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A file or folder, or a bundled model's name.")],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a file or folder is, how that is known, whether it streams here, and the command to go on with."""
+    with _explain_errors(debug):
+        from rollforce.checkpoints.identify import identify as look_at
+        from rollforce.cli.identify import describe, memory_of, show
+
+        found = look_at(path)
+        memory = memory_of(found)
+        if as_json:
+            typer.echo(json.dumps(describe(found, memory), indent=2))
+        else:
+            show(found, memory)
+
+
+@app.command()
 def models(debug: Debug = False) -> None:
     """List the bundled models and the stream presets."""
     with _explain_errors(debug):
@@ -170,17 +261,15 @@ def _explain_errors(debug: bool) -> Iterator[None]:
         _fail(f"{error}. Install what is missing: pip install rollforce, or one of its extras. See: rollforce doctor",
               ENVIRONMENT, debug)  # fmt: skip
     except BrokenPipeError:
-        from rollforce.video.outputs import silence_stdout
-
-        silence_stdout()
-        raise typer.Exit(UNREAD) from None
+        leave_pipe()
     except OSError as error:
         _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", ENVIRONMENT, debug)
     except (MemoryError, RuntimeError) as error:
         if not _is_memory(error):
             raise
-        _fail("Out of memory. What was written so far plays, and --resume goes on. Try a smaller --size, or fewer "
-              "latents in the cache; `rollforce doctor` shows what is free.", MEMORY, debug)  # fmt: skip
+        _fail("Out of memory. If a video was begun, what was written so far plays, and --resume goes on. Try a "
+              "smaller --size, or fewer latents in the cache; `rollforce plan` says what is needed.",
+              MEMORY, debug)  # fmt: skip
 
 
 def _is_memory(error: BaseException) -> bool:
@@ -202,4 +291,5 @@ def _fail(message: str, code: int, debug: bool) -> None:
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point of the console script."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    spell_out()
     return app(arguments)

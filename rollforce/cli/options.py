@@ -22,16 +22,36 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines, and nothing else.")]
 
 
+def _complete_preset(incomplete: str) -> list[str]:
+    from rollforce.checkpoints.catalog import presets
+
+    return [name for name in presets() if name.startswith(incomplete)]
+
+
+def _complete_model(incomplete: str) -> list[str]:
+    from rollforce.checkpoints.catalog import bundled
+
+    return [name for name in bundled() if name.startswith(incomplete)]
+
+
+Enhance = Annotated[str | None, _what("--enhance", metavar="URL", show_default=False,
+    help="Let a language model rewrite prompts: an OpenAI-compatible endpoint, e.g. http://localhost:11434/v1. Its "
+         "key, if it wants one, is $ROLLFORCE_ENHANCE_KEY.")]  # fmt: skip
+EnhanceModel = Annotated[str | None, _what("--enhance-model", metavar="NAME", show_default=False,
+    help="What the endpoint calls its model.")]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Options:
     """What was typed of the options that every command with a stream has; None or an empty value is what was not.
 
     `running`: fields of RuntimeOptions, each an option of its own."""
 
-    stream: Annotated[str | None, _model("--stream", help="A stream preset, or a YAML file.")] = None
+    stream: Annotated[str | None, _model("--stream", autocompletion=_complete_preset,
+        help="A stream preset, or a YAML file.")] = None
     window: Annotated[int | None, _model("--window", help="Latents that the memory's window holds.")] = None
     size: Annotated[str | None, _model("--size", help="WIDTHxHEIGHT in pixels (default: as trained).")] = None
-    model: Annotated[str | None, _model("--model",
+    model: Annotated[str | None, _model("--model", autocompletion=_complete_model,
         help="A bundled name, a folder or a hub id (default tiny); plan also knows wan-1.3b and wan-14b.")] = None
     device: Annotated[str | None, _model("--device", help="auto, cpu, cuda, cuda:1, mps.")] = None
     dtype: Annotated[str | None, _model("--dtype", help="auto, float32, bfloat16, float16.")] = None
@@ -67,6 +87,8 @@ class RenderOptions(Options):
              "anchors, flush, cut, shot (default recache). Repeatable.")] = field(default_factory=list)
     seconds: Annotated[str | None, _what("--seconds", "-s", metavar="TIME",
         help="Length of the video: 20, 10s, 1:30, 2m, or inf for one without end (default 20).")] = None
+    enhance: Enhance = None
+    enhance_model: EnhanceModel = None
     seed: Annotated[int | None, _what("--seed",
         help="Another seed, another video (default: one that is drawn and said; 0 with --prompts).")] = None
     scale: Annotated[int | None, _what("--scale", help="Enlarge N times (default: to 256 or more).")] = None
@@ -77,7 +99,8 @@ class RenderOptions(Options):
     output: Annotated[str | None, _file("-o", "--output",
         help="The .mp4 (default: its prompt), .webm or .gif; NAME/ for a folder of PNG files; - for stdout.")] = None
     thumbnail: Annotated[bool, _file("--thumbnail", help="Write a still, a .jpg, beside the video.")] = False
-    prompts: Annotated[str | None, _file("--prompts", help="Many: a .txt or .jsonl file; - is stdin.")] = None
+    prompts: Annotated[str | None, _file("--prompts",
+        help="Many: a .txt, .jsonl, .json, .yaml, .csv or .tsv file; - is stdin.")] = None
     out: Annotated[Path | None, _file("--out", help="Folder for what is made (default: here).")] = None
     record: Annotated[Path | None, _file("--from", help="Repeat the render that this .json describes.")] = None
     resume: Annotated[Path | None, _file("--resume", help="Continue this video, whose render was stopped.")] = None
@@ -101,6 +124,21 @@ class RenderOptions(Options):
 
     threads: Annotated[int | None, _model("--threads", help="CPU threads (small models: 1).")] = None
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing unless something is wrong.")] = False
+
+
+@dataclass(frozen=True)
+class LiveOptions(Options):
+    """Options of `rollforce live`."""
+
+    words: Annotated[list[str], typer.Argument(metavar="PROMPT [KEY=VALUE]...", show_default=False,
+        help="What to show at first; then stream settings.")] = field(default_factory=list)
+    seconds: Annotated[str | None, _what("--seconds", "-s", metavar="TIME", show_default=False,
+        help="How long: 90, 10s, 1:30, 2m (default: until it is ended; from a pipe, 20).")] = None
+    seed: Annotated[int | None, _what("--seed", help="Another seed, another video (default: a drawn one).")] = None
+    back: Annotated[str, _what("--back", metavar="TIME", help="How far :back can go: 20, 1m. 0: not at all.")] = "20"
+    enhance: Enhance = None
+    enhance_model: EnhanceModel = None
+    output: Annotated[Path, _file("-o", "--output", help="The video; none that exists is replaced.")] = Path("live.mp4")
 
 
 T = TypeVar("T", bound=Options)

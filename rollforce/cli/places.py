@@ -15,7 +15,7 @@ from rollforce.cli.record import Request, record_path, segment_path
 from rollforce.cli.resume import snapshot_path
 from rollforce.cli.segments import check_segments
 from rollforce.errors import ConfigError
-from rollforce.streaming.load import Origin
+from rollforce.streaming.load import StreamOrigin
 from rollforce.video.gif import check_rate
 from rollforce.video.outputs import STDOUT, check_folder, check_output, is_folder
 from rollforce.video.thumbnail import thumbnail_path
@@ -44,7 +44,7 @@ class Places:
     keep: bool
     overwrite: bool
     thumbnail: bool
-    find_origin: Callable[[], Origin]
+    find_origin: Callable[[], StreamOrigin]
 
     def look(self, task: RenderTask) -> RenderTask:
         """Return a task with what is there of it. ConfigError for a file that may not be replaced."""

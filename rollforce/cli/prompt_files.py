@@ -1,8 +1,10 @@
 """What to render: one prompt, or a file of them, checked as a whole before anything is made.
 
 A .txt file holds one prompt per line; a .jsonl file one object per line with `prompt` and, if wanted, `id`, `seed`,
-`seconds` and `at` of its own; `at` is a list of what changes later, such as {"seconds": 10, "prompt": "a blue star",
-"transition": "flush", "seed": 1}. Blank lines, lines that begin with #, a byte-order mark and any line ending are fine.
+`seconds` and `at` of its own. A .json or .yaml file is a list of either, a .csv or .tsv file a table whose first line
+names the columns; see prompt_formats.py. `at` is a list of what changes later, such as {"seconds": 10, "prompt": "a
+blue star", "transition": "flush", "seed": 1}. Blank lines, lines that begin with #, a byte-order mark and any line
+ending are fine.
 """
 
 from __future__ import annotations
@@ -12,13 +14,15 @@ import math
 import re
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
-from rollforce.cli.record import check_seconds, check_seed
+from rollforce.cli.prompt_formats import list_entries
 from rollforce.config import read_value
 from rollforce.engine.transitions import AnyTransition
 from rollforce.errors import ConfigError
 from rollforce.streaming.events import RECACHE, Cue
 from rollforce.video.duration import parse_duration
+from rollforce.video.values import check_prompt, check_seconds, check_seed
 
 _CLOCK_FIRST = re.compile(r"(\d+(?::[0-5]\d)+(?:\.\d+)?)(?=\s*[,:])")  # 1:30 before what follows it in --at
 
@@ -46,7 +50,7 @@ class _Change:
 
     def cue(self) -> Cue:
         check_seed(self.seed or 0)
-        prompt = None if self.prompt is None else _check_text("prompt", self.prompt)
+        prompt = None if self.prompt is None else check_prompt(self.prompt)
         how = _read_transition(self.transition) if isinstance(self.transition, str) else self.transition
         return Cue(parse_duration(self.seconds), prompt, how, self.seed)
 
@@ -64,11 +68,10 @@ class _Line:
     def job(self, index: int, where: str, seed: int, seconds: float) -> PromptJob:
         seed = seed if self.seed is None else self.seed
         seconds = seconds if self.seconds is None else parse_duration(self.seconds, "seconds")
+        check_prompt(self.prompt)
         check_seed(seed)
-        check_seconds(seconds)
-        if math.isinf(seconds):
-            raise ConfigError("seconds must have an end in a prompt file; --seconds inf is for one video.")
-        name = _check_text("prompt", self.prompt) if self.id is None else _check_text("id", self.id)
+        check_seconds(seconds, remedy="--seconds inf is for one video." if math.isinf(seconds) else "")
+        name = self.prompt if self.id is None else _check_text("id", self.id)
         cues = tuple(sorted((change.cue() for change in self.at), key=lambda cue: cue.at))
         check_cues(cues, seconds)
         return PromptJob(self.prompt, seed, seconds, f"{index:04d}-{slug(name)}-seed{seed}", where, cues)
@@ -93,29 +96,28 @@ def read_jobs(content: bytes, source: str, *, seed: int, seconds: float) -> list
     jobs: list[PromptJob] = []
     problems: list[str] = []
     first: dict[str, int] = {}
-    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
-        line = line.strip()
-        if not line or line.startswith("#"):
-            continue
+    for number, said in list_entries(text, source):
         try:
-            entry = _read_line(line, as_json=source.endswith(".jsonl") or line.startswith("{"))
+            entry = _read_entry(said, as_json=source.lower().endswith(".jsonl"))
             if entry.id is not None and first.setdefault(entry.id, number) != number:
-                raise ConfigError(f"id {entry.id!r} is already used in line {first[entry.id]}.")
+                raise ConfigError(f"id {entry.id!r} is already used in line {first[entry.id]}. Give each its own.")
             jobs.append(entry.job(len(jobs), f"{source}:{number}", seed, seconds))
         except ConfigError as error:
             problems.append(f"{source}:{number}: {error}")
     if problems:
         raise ConfigError("\n".join(problems))
     if not jobs:
-        raise ConfigError(f"{source} has no prompts.")
+        raise ConfigError(f"{source} has no prompts: write one in each line.")
     return jobs
 
 
-def _read_line(line: str, as_json: bool) -> _Line:
-    if not as_json:
-        return _Line(line)
+def _read_entry(said: Any, as_json: bool) -> _Line:
+    if isinstance(said, str) and not (as_json or said.startswith("{")):
+        return _Line(said)
     try:
-        return read_value(json.loads(line), _Line)  # type: ignore[no-any-return]
+        return read_value(json.loads(said) if isinstance(said, str) else said, _Line)  # type: ignore[no-any-return]
+    except RecursionError as error:
+        raise ConfigError("not valid JSON: brackets are nested too deep.") from error
     except json.JSONDecodeError as error:
         raise ConfigError(f"not valid JSON at column {error.colno}: {error.msg}.") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,17 +15,27 @@ from rollforce.config import build, to_dict
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.evaluation import process
 from rollforce.models.runtime.options import RuntimeOptions
+from rollforce.models.text.enhance import Enhancer
 from rollforce.streaming.events import Cue
 from rollforce.streaming.inputs import FollowSettings, StreamInputs
 from rollforce.video.images import Fit
 from rollforce.video.outputs import STDOUT, beside
+from rollforce.video.values import (
+    SIDE,
+    check_count,
+    check_number,
+    check_picture_size,
+    check_seconds,
+    check_seed,
+    check_threads,
+)
 from rollforce.video.writer import VideoCodec
 
 if TYPE_CHECKING:
     from rollforce.streaming.model import Model
 
 
-LONGEST_S, FASTEST = 1e8, 240  # three years; frames per second
+FASTEST = 240  # frames per second
 OLD_NAMES = {"rung": "quality"}  # of settings, in records and snapshots that were written before
 
 
@@ -36,7 +46,9 @@ class Request:
     `threads` belongs here because sums are split over threads: another number of them gives another last digit.
     `image`, `video`, `follow`: files; see Model.session. A followed video ends the stream, if `seconds` do not.
     `cues`: what changes on the way, by seconds of what is streamed. `seconds` may be infinite; `segment`: seconds of
-    each file, where there are several. `fps`: at which the file plays; None: the model's. `loop`: `follow` repeats."""
+    each file, where there are several. `fps`: at which the file plays; None: the model's. `loop`: `follow` repeats.
+    `enhance`, `enhance_model`: the endpoint that prompts were handed to, see models/text/enhance.py. `wording`: of each
+    prompt that is shown otherwise than it was typed, what it is shown as."""
 
     prompt: str
     seed: int = 0
@@ -61,17 +73,49 @@ class Request:
     loop: bool = False
     fps: float | None = None
     segment: float | None = None
+    enhance: str | None = None
+    enhance_model: str | None = None
+    wording: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        check_seconds(self.seconds)
-        if self.segment is not None and not 0 < self.segment <= LONGEST_S:
-            raise ConfigError(f"segment must be above 0 seconds and at most {LONGEST_S:g}, got {self.segment:g}.")
-        if self.fps is not None and not 1 <= self.fps <= FASTEST:
-            raise ConfigError(f"fps must be from 1 to {FASTEST} frames per second, got {self.fps:g}.")
-        for name, value in (("scale", self.scale), ("threads", self.threads)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be a whole number of at least 1, got {value}.")
+        check_seconds(self.seconds, endless=True)
+        self._check_picture()
+        if self.threads is not None:
+            check_threads(self.threads)
+        if self.window is not None:
+            check_count(self.window, "window")
+        if self.segment is not None:
+            check_seconds(self.segment, "segment")
+        if self.enhance is not None:
+            Enhancer(self.enhance, self.enhance_model)  # refuses what is no address
+        elif self.enhance_model is not None:
+            raise ConfigError(f"--enhance-model {self.enhance_model} needs --enhance URL, whose model it names.")
+
+    def _check_picture(self) -> None:
+        if self.size is not None:
+            check_picture_size(self.size)
+        if self.scale is not None:
+            side = max(self.size or (1, 1))
+            check_count(self.scale, "scale", most=SIDE // side, remedy=f"A video's sides have at most {SIDE} pixels.")
+        if self.fps is not None:
+            check_number(self.fps, "fps", 1, FASTEST)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every prompt that was typed, the first and those of changes, each once."""
+        return tuple(dict.fromkeys([self.prompt, *(cue.prompt for cue in self.cues if cue.prompt is not None)]))
+
+    @property
+    def shown(self) -> str:
+        """What is shown at first."""
+        return self.wording.get(self.prompt, self.prompt)
+
+    @property
+    def shown_cues(self) -> tuple[Cue, ...]:
+        """The changes, with prompts as they are shown."""
+        return tuple(cue if cue.prompt is None else replace(cue, prompt=self.wording.get(cue.prompt, cue.prompt))
+                     for cue in self.cues)
 
     def inputs(self) -> StreamInputs:
         """Return what the stream takes besides its prompt; files are looked for, not yet read. ConfigError."""
@@ -83,20 +127,6 @@ class Request:
                 raise ConfigError(f"--{name} {path} does not exist." if not Path(path).is_dir()
                                   else f"--{name} {path} is a folder; name a file in it.")
         return inputs
-
-
-def check_seed(seed: int) -> None:
-    """ConfigError unless a generator takes this seed."""
-    if not 0 <= seed < 2**63:
-        raise ConfigError(f"seed must be from 0 to 2^63 - 1, got {seed}.")
-
-
-def check_seconds(seconds: float) -> None:
-    """ConfigError unless a video can have this length, which may be infinite."""
-    if not seconds > 0:
-        raise ConfigError(f"seconds must be above 0, got {seconds:g}.")
-    if LONGEST_S < seconds < math.inf:
-        raise ConfigError(f"seconds must be at most {LONGEST_S:g}, or inf for no end, got {seconds:g}.")
 
 
 def as_setting(value: Any) -> Any:

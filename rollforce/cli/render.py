@@ -16,6 +16,7 @@ import torch
 from rollforce.cli.record import Request, describe, read_request, request_data, save_record, upgrade
 from rollforce.cli.resume import SAVE_EVERY_S, Keeper, read_unfinished
 from rollforce.cli.segments import SegmentedWriter
+from rollforce.cli.wording import word
 from rollforce.config import build, to_dict
 from rollforce.errors import SnapshotError
 from rollforce.evaluation import process
@@ -228,8 +229,8 @@ def _write(session: Session, video: Output | SegmentedWriter, tally: Tally, keep
 def _session(model: Model, request: Request, go_on: Snapshot | None) -> Session:
     if go_on is not None:
         return model.resume(go_on, ahead=True)
-    how = SessionOptions(request.inputs(), ahead=True, cues=request.cues)
-    return model.begin(request.prompt, request.seed, request.size, how)
+    how = SessionOptions(request.inputs(), ahead=True, cues=request.shown_cues)
+    return model.begin(request.shown, request.seed, request.size, how)
 
 
 def _open(session: Session, request: Request, path: Path, tally: Tally, fps: float) -> Output | SegmentedWriter:
@@ -261,7 +262,7 @@ def _find_sound(request: Request, path: Path, tally: Tally, fps: float) -> Sound
 
 def resolve(model: Model, request: Request, path: Path) -> Request:
     """Return the request with all that it left open, as this model and machine make it in a file of this kind."""
-    size = request.size or model.size
+    size, request = request.size or model.size, word(model, request)
     check_rate(path, request.fps or model.fps)
     return dataclasses.replace(request, size=size, scale=request.scale or default_scale(size), threads=model.threads,
                                codec=available(request.codec, path))  # fmt: skip

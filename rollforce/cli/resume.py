@@ -102,8 +102,8 @@ class Keeper:
         begun = time.monotonic()
         try:
             take().save(self._fresh)
-        except (OSError, SafetensorError, torch.OutOfMemoryError) as error:
-            self._warn(error)
+        except (OSError, SafetensorError, SnapshotError, torch.OutOfMemoryError) as error:
+            self._warn(error.__cause__ or error)
             self._frames = None
             self._fresh.unlink(missing_ok=True)  # half of it: room for the video
         else:
@@ -111,7 +111,7 @@ class Keeper:
         now = time.monotonic()
         self._due = now + max(self.every_s, (now - begun) / _SHARE)
 
-    def _warn(self, error: Exception) -> None:
+    def _warn(self, error: BaseException) -> None:
         """Say once what --resume will do, until saving works again."""
         if not self._warned:
             then = "--resume goes on from the one before" if self.path.exists() else "there is nothing to --resume from"

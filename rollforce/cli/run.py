@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -16,11 +16,11 @@ from rollforce.cli.jobs import RenderPlan, places_of, plan, write_manifest
 from rollforce.cli.options import RenderOptions
 from rollforce.cli.places import RenderTask, hold_video
 from rollforce.cli.progress import Terminal
-from rollforce.cli.record import Record, Request, record_path, segments_of
+from rollforce.cli.record import Record, record_path, segments_of
 from rollforce.cli.render import Result, find_unfinished, render
 from rollforce.cli.resume import snapshot_path
-from rollforce.engine.transitions import check
-from rollforce.errors import ConfigError, SnapshotError
+from rollforce.cli.wording import word_prompts
+from rollforce.errors import SnapshotError
 from rollforce.streaming.load import load
 from rollforce.streaming.model import Model
 from rollforce.streaming.snapshot import Snapshot
@@ -71,8 +71,12 @@ def make(options: RenderOptions, terminal: Terminal, tell: Callable[[str], None]
 def _render_all(planned: RenderPlan, waiting: list[RenderTask], terminal: Terminal, options: RenderOptions,
                 tell: Callable[[str], None]) -> bool:  # fmt: skip
     """Make one video after the other; return whether all were made."""
-    model, status, places = _load(planned, waiting, terminal), dict[Path, str](), places_of(planned, options)
+    begun, status, places = time.perf_counter(), dict[Path, str](), places_of(planned, options)
+    model = _load(planned)
     INTERRUPT.check()
+    loaded_s = time.perf_counter() - begun
+    waiting = word_prompts(model, waiting, terminal.say)
+    _show_model(planned, model, terminal, loaded_s)
     write_manifest(planned, status)
     with Stop(terminal) as stop:
         for task in waiting:
@@ -90,45 +94,17 @@ def _render_all(planned: RenderPlan, waiting: list[RenderTask], terminal: Termin
     return True
 
 
-def _load(planned: RenderPlan, waiting: list[RenderTask], terminal: Terminal) -> Model:
-    request, begun = planned.request, time.perf_counter()
-    model = load(request.model, stream=request.stream, overrides=planned.overrides, window=request.window,
-                 device=planned.launch.device(request.device), dtype=request.dtype, threads=request.threads,
-                 running=request.running)  # fmt: skip
-    _check_prompts(model, waiting)
-    terminal.show_model(model, request.size or model.size, time.perf_counter() - begun)
+def _load(planned: RenderPlan) -> Model:
+    request = planned.request
+    return load(request.model, stream=request.stream, overrides=planned.overrides, window=request.window,
+                device=planned.launch.device(request.device), dtype=request.dtype, threads=request.threads,
+                running=request.running, size=request.size)  # fmt: skip
+
+
+def _show_model(planned: RenderPlan, model: Model, terminal: Terminal, loaded_s: float) -> None:
+    terminal.show_model(model, planned.request.size or model.size, loaded_s)
     if planned.record and (reasons := planned.record.differences(model)):
         terminal.say(f"this is not where the record was made; bytes may differ: {'; '.join(reasons)}", style="yellow")
-    return model
-
-
-def _check_prompts(model: Model, waiting: list[RenderTask]) -> None:
-    """ConfigError that lists what is wrong with all prompts and changes; what the model knows is said once."""
-    problems, known = [], ""
-    for task in waiting:
-        for place, text in _problems(model, task.request):
-            problem, _, more = text.partition("\n")
-            known = more or known
-            problems.append(": ".join(part for part in (task.where, place, problem) if part))
-    if problems:
-        raise ConfigError("\n".join([*problems, *([known] if known else [])]))
-
-
-def _problems(model: Model, request: Request) -> Iterator[tuple[str, str]]:
-    """Yield where in a request something cannot be, and why."""
-    yield from _problem("", model.check_prompt, request.prompt)
-    for cue in request.cues:
-        place = f"at {cue.at:g} s"
-        if cue.prompt is not None:
-            yield from _problem(place, model.check_prompt, cue.prompt)
-        yield from _problem(place, check, cue.transition, model.stream_settings.tiers, request.follow is not None)
-
-
-def _problem(place: str, ask: Callable[..., None], *words: Any) -> Iterator[tuple[str, str]]:
-    try:
-        ask(*words)
-    except ConfigError as error:
-        yield place, str(error)
 
 
 def _render_one(planned: RenderPlan, task: RenderTask, model: Model, terminal: Terminal, options: RenderOptions,

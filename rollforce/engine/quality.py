@@ -8,6 +8,7 @@ from rollforce.cache.region import RegionTier
 from rollforce.cache.visibility import Visibility
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
+from rollforce.video.values import check_count, check_number
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,8 @@ class QualityLevel:
     past: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ConfigError(f"quality.steps {self.steps}: at least 1.")
-        if not 0 <= self.past <= 1:
-            raise ConfigError(f"quality.past {self.past:g} must lie in [0, 1]: a share of the past that is seen.")
+        check_count(self.steps, "quality.steps")
+        check_number(self.past, "quality.past", 0, 1, remedy="It is the share of the past that is seen.")
 
     def apply(self, settings: StreamSettings) -> StreamSettings:
         """Return the stream at this level. ConfigError if its layout has not so many steps, or cannot do with these."""

@@ -23,6 +23,7 @@ from rollforce.engine.flow import NoiseSource
 from rollforce.engine.layout import Layout
 from rollforce.errors import ConfigError
 from rollforce.models.transformer.transformer import Condition, VideoTransformer
+from rollforce.video.values import check_number
 
 
 def index_range(start: int, count: int) -> Tensor:
@@ -87,6 +88,10 @@ class Stepping:
     context_sigma: float = 0.0
     context_noise: float = 0.0
     ride: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("context_sigma", "context_noise"):
+            check_number(getattr(self, name), f"stepping.{name}", 0, 1, below=True, remedy="A noise level; 0 is clean.")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,10 @@ from rollforce.engine.layout import Layout, bidirectional, chunkwise, partitione
 from rollforce.engine.rollout import Stepping
 from rollforce.errors import ConfigError
 from rollforce.models.transformer.attention import KVShape
+from rollforce.video.values import check_count, check_number
+
+CHUNK, STEPS = 1000, 1000  # at most
+SHIFTS = (0.01, 100.0)  # of noise levels: released models use 1 to 17
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,14 @@ class LayoutSettings:
     micro: int = 1
 
     def __post_init__(self) -> None:
+        check_count(self.chunk, "layout.chunk", most=CHUNK, remedy="Latents that are committed together.")
+        if not 1 <= len(self.levels) <= STEPS:
+            raise ConfigError(f"layout.levels must be 1 to {STEPS} noise levels, got {len(self.levels)}.")
+        check_number(self.shift, "layout.shift", SHIFTS[0], SHIFTS[1], remedy="1 leaves the levels as they are.")
+        check_count(self.micro, "layout.micro", most=len(self.levels))
+        if self.micro != 1 and self.kind != "partitioned":
+            raise ConfigError(f"layout.micro {self.micro} has no effect: only the layout partitioned reads it, and "
+                              f"this is {self.kind}. Leave it out, or use layout.kind=partitioned.")
         self.build()  # refuse now what cannot stream
 
     @property
@@ -61,6 +73,7 @@ class HeadSettings:
 
 
 PLAIN: tuple[AnyTier, ...] = (Window(6),)
+LATENTS = 10_000  # of one tier at most: an hour of video, and a plan of it in seconds
 
 
 @dataclass(frozen=True)
@@ -102,14 +115,17 @@ class StreamSettings:
     def with_window(self, latents: int) -> StreamSettings:
         """Return the same settings with a window of so many latents. ConfigError if there is no window."""
         if not any(tier.role == "window" for tier in self.cache):
-            raise ConfigError("this stream's memory has no window whose length could be chosen.")
-        if latents < 1:
-            raise ConfigError(f"window {latents}: at least 1 latent.")
+            raise ConfigError(f"window {latents}: this stream's memory has no window whose length could be chosen.")
+        check_count(latents, "window", least=self.layout.build().shift, most=LATENTS,
+                    remedy="At least one chunk of the stream's layout.")  # fmt: skip
         length: dict[str, Any] = {"latents": latents}  # a field of any tier of this role
         tiers = tuple(replace(tier, **length) if tier.role == "window" else tier for tier in self.cache)
         return replace(self, cache=tiers)
 
     def __post_init__(self) -> None:
+        for tiers in self.memories:
+            for number, tier in enumerate(tiers):
+                check_count(tier.latents, f"cache.{number}.latents ({tier.kind})", least=0, most=LATENTS)
         if self.heads is not None:
             if self.cache not in ((), PLAIN):
                 raise ConfigError("cache and heads.groups both give tiers: with heads, leave cache out.")

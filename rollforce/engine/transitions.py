@@ -28,6 +28,7 @@ from rollforce.cache.region import RegionTier
 from rollforce.engine.rollout import Rollout, ShotContext, index_range
 from rollforce.errors import ConfigError
 from rollforce.models.transformer.transformer import Condition
+from rollforce.video.values import show
 
 LASTING: tuple[Role, ...] = ("sink", "junction", "anchor")
 """Roles of the tiers that stay as they are under another prompt."""
@@ -159,8 +160,8 @@ NAMES: tuple[str, ...] = tuple(kind.kind for kind in get_args(AnyTransition))
 
 def transition(choice: AnyTransition | str) -> AnyTransition:
     """Return the transition of this name, or the one given. ConfigError lists the names that exist."""
-    if isinstance(choice, str) and choice not in NAMES:
-        raise ConfigError(f"transition {choice!r} is not known. Use one of: {', '.join(NAMES)}.")
+    if not isinstance(choice, AnyTransition) and choice not in NAMES:
+        raise ConfigError(f"transition {show(choice)} is not known. Use one of: {', '.join(NAMES)}.")
     return get_args(AnyTransition)[NAMES.index(choice)]() if isinstance(choice, str) else choice
 
 

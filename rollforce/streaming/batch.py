@@ -26,8 +26,9 @@ from torch import Tensor
 from rollforce.engine.batched_call import group_key, run_together
 from rollforce.engine.rollout import ModelCall
 from rollforce.errors import ConfigError, RollforceError, SessionClosed
-from rollforce.streaming.bundle import ModelBundle, compute_on
+from rollforce.streaming.bundle import ModelBundle, compute_on, open_pool
 from rollforce.streaming.stream_state import ChunkResult, Driver, Stepper
+from rollforce.video.values import THREADS, check_count, check_kind
 
 
 class Batch:
@@ -42,8 +43,9 @@ class Batch:
                  clock: Callable[[], float] = monotonic) -> None:  # fmt: skip
         """Put at most `limit` streams in one call; `ahead` computes the next chunk of a stream while others are pulled;
         at most `lanes` calls are made at a time. ConfigError for fewer than one of either."""
-        if limit < 1 or lanes < 1:
-            raise ConfigError(f"a batch with limit {limit} and {lanes} lanes: at least 1 stream in a call, and 1 lane.")
+        check_count(limit, "limit", remedy="Streams in one model call.")
+        check_kind(ahead, bool, "ahead", "true or false")
+        check_count(lanes, "lanes", most=THREADS, remedy="Model calls at a time.")
         if lanes > 1 and "blocks" in model.running.offload:
             raise ConfigError(f"{lanes} lanes and offloaded blocks: weights that come and go serve one call at a time. "
                               "Use 1 lane.")  # fmt: skip
@@ -71,7 +73,7 @@ class Batch:
     @cached_property
     def worker(self) -> ThreadPoolExecutor:
         """The threads, one for each lane, that pull for those who may not wait (async)."""
-        return ThreadPoolExecutor(self.lanes, thread_name_prefix="rollforce-batch")
+        return open_pool(self.lanes, "rollforce-batch")
 
     # -- with `changed` held ------------------------------------------------------------------------------------
 

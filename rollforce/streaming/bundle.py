@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -21,6 +23,9 @@ from rollforce.models.text.encoder import Text
 from rollforce.models.transformer.transformer import Grid, VideoTransformer
 from rollforce.streaming.snapshot import StreamIdentity
 from rollforce.video.size import check_size
+from rollforce.video.values import check_picture_size, check_prompt
+from rollforce.world.caption import WORDS
+from rollforce.world.phrasing import complete
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +58,7 @@ class ModelBundle:
     @cached_property
     def worker(self) -> ThreadPoolExecutor:
         """The thread that computes for those who may not wait (async)."""
-        return ThreadPoolExecutor(1, thread_name_prefix="rollforce")
+        return open_pool(1, "rollforce")
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -81,17 +86,24 @@ class ModelBundle:
         dtype = str(self.dtype).removeprefix("torch.")
         return StreamIdentity(self.stream_settings, self.running, dtype, self.threads)
 
+    def complete_prompt(self, text: str) -> str:
+        """Return what a prompt is shown as. A model of the tiny world takes other words, in any order, and what they
+        leave out is filled in (world/phrasing.py); any other model shows a prompt as it is. ConfigError for an empty
+        prompt, and for words that this model does not know."""
+        check_prompt(text)
+        shown = complete(text) if self.words == WORDS else text
+        self.text.check(shown)
+        return shown
+
     def check_prompt(self, text: str) -> None:
         """Refuse an empty prompt or a word that this model does not know, by a ConfigError."""
-        if not text.strip():
-            raise ConfigError('The prompt is empty. Say what to show, e.g. "a red ball bounces over green hills".')
-        self.text.check(text)
+        self.complete_prompt(text)
 
     def grid(self, size: tuple[int, int] | None = None) -> Grid:
         """Return the latent geometry of a picture size (height, width). ShapeError if it does not fit."""
         stride, patch = self.autoencoder.stride, self.transformer.config.patch
-        check_size(size or self.size, stride * patch, f" (autoencoder stride {stride} x patch {patch})")
-        height, width = size or self.size
+        height, width = check_picture_size(self.size if size is None else size)
+        check_size((height, width), stride * patch, f" (autoencoder stride {stride} x patch {patch})")
         if (height, width) != self.size:
             log.warning("%dx%d is not the size this model was trained at (%dx%d): expect lower quality.",
                         width, height, self.size[1], self.size[0])  # fmt: skip
@@ -103,6 +115,8 @@ class ModelBundle:
 SMALL = 50_000_000  # parameters: a model with fewer computes on one thread
 
 _lock = Lock()
+_forked = False  # whether this process was forked from one that had loaded this module
+_pools: WeakKeyDictionary[ThreadPoolExecutor, tuple[int, str]] = WeakKeyDictionary()
 _held: list[int] = []  # a number for each block that is running now
 _outside = 1  # torch's number before the first of them
 
@@ -133,5 +147,29 @@ def compute_on(threads: int) -> Iterator[None]:
 
 
 def _set(threads: int) -> None:
+    if _forked and threads > 1:
+        raise ConfigError(f"threads {threads}: this process was forked, and threads that compute did not come along. "
+                          'Load the model with threads=1, or begin processes by "spawn".')  # fmt: skip
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
+
+
+def open_pool(threads: int, name: str) -> ThreadPoolExecutor:
+    """Return a pool of threads that a forked process finds empty, and fills with threads of its own."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+    _pools[pool] = threads, name
+    return pool
+
+
+def _begin_forked() -> None:
+    """Make a forked process able to compute: with one thread, for whoever waits for its parent's waits for ever."""
+    global _lock, _forked
+    _lock, _forked = Lock(), True
+    _held.clear()
+    for pool, (threads, name) in _pools.items():
+        pool.__init__(threads, name)  # type: ignore[misc]
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_forked)

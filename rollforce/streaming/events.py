@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 from rollforce.engine.quality import QualityLevel
 from rollforce.engine.transitions import AnyTransition, Recache
+from rollforce.engine.transitions import transition as find_transition
 from rollforce.errors import ConfigError
+from rollforce.video.values import check_kind, check_prompt, check_seconds, check_seed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +22,8 @@ RECACHE = Recache()
 class Cue:
     """A change from `at` seconds of video on: another prompt, by a transition, another seed, or another quality level.
     It takes effect with the first chunk that begins at or after that. A stream is its prompt, its seed and its cues:
-    the same ones, the same bytes. ConfigError if it changes nothing, or lies before the start."""
+    the same ones, the same bytes. `transition` may be given by its name. ConfigError for what cannot be, or if it
+    changes nothing."""
 
     at: float
     prompt: str | None = None
@@ -29,8 +32,16 @@ class Cue:
     quality: QualityLevel | None = None
 
     def __post_init__(self) -> None:
-        if not self.at >= 0:
-            raise ConfigError(f"at {self.at:g}: seconds from the start of the stream, 0 or more.")
+        checked: dict[str, object] = {"at": check_seconds(self.at, "at", zero=True),
+                                      "transition": find_transition(self.transition)}  # fmt: skip
+        if self.prompt is not None:
+            check_prompt(self.prompt)
+        if self.seed is not None:
+            checked["seed"] = check_seed(self.seed)
+        if self.quality is not None:
+            check_kind(self.quality, QualityLevel, "quality", "a QualityLevel, such as QualityLevel(steps=2)")
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
         if self.prompt is None and self.seed is None and self.quality is None:
             raise ConfigError(f"the cue at {self.at:g} s changes nothing: give it a prompt, a seed or a quality level.")
 

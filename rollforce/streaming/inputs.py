@@ -25,6 +25,7 @@ from rollforce.streaming.batch import Batch
 from rollforce.streaming.events import Cue
 from rollforce.streaming.pace import Pace
 from rollforce.video.images import Clip, Fit, Picture, fit_clip, fit_picture, log_fit, read_clip, read_picture
+from rollforce.video.values import check_kind, check_number, check_seconds
 
 log = logging.getLogger(__name__)
 
@@ -41,17 +42,15 @@ class FollowSettings:
     inertia: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.strength <= 1:
-            raise ConfigError(f"strength {self.strength:g} must lie above 0 (nothing changes) and be at most 1 (all "
-                              "does).")  # fmt: skip
-        if not 0 <= self.yielding < self.strength:
-            raise ConfigError(f"yielding {self.yielding:g} must be at least 0 and below strength, {self.strength:g}.")
-        if self.full <= 0 or not 0 <= self.inertia < 1:
-            raise ConfigError(f"full {self.full:g} must be above 0 and inertia {self.inertia:g} in [0, 1).")
+        check_number(self.strength, "strength", 0, 1, above=True, remedy="Near 0 nothing changes, at 1 all does.")
+        check_number(self.yielding, "yielding", 0, self.strength, below=True, remedy="It is a part of strength.")
+        check_number(self.full, "full", 0, above=True)
+        check_number(self.inertia, "inertia", 0, 1, below=True)
 
     @classmethod
     def of_strength(cls, strength: float) -> FollowSettings:
-        """Return the settings of a strength: `yielding` is never more than half of it."""
+        """Return the settings of a strength: `yielding` is never more than half of it. ConfigError."""
+        strength = check_number(strength, "strength", 0, 1, above=True, remedy="Near 0 nothing changes, at 1 all does.")
         return cls(strength, yielding=min(cls.yielding, strength / 2))
 
     def layout(self, settings: LayoutSettings) -> LayoutSettings:
@@ -178,3 +177,11 @@ class SessionOptions:
     remember: float = 0.0
     pace: Pace | None = None
     batch: Batch | None = None
+
+    def __post_init__(self) -> None:
+        check_kind(self.ahead, bool, "ahead", "true or false")
+        check_seconds(self.remember, "remember", zero=True, remedy="Seconds of video that can be rewound.")
+        for cue in check_kind(self.cues, tuple, "cues", "a tuple of cues"):
+            check_kind(cue, Cue, "cues", 'cues, such as [Cue(10, "a blue star")]')
+        check_kind(self.pace, Pace | None, "pace", "a Pace, such as Pace(fps=24)")
+        check_kind(self.batch, Batch | None, "batch", "what model.batch() returns")

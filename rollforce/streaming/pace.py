@@ -18,6 +18,7 @@ from rollforce.engine.settings import StreamSettings
 from rollforce.errors import ConfigError
 from rollforce.streaming.events import Cue, Event, Timings
 from rollforce.streaming.steering import Steering
+from rollforce.video.values import check_count, check_kind, check_number, check_seconds
 
 RECENT = 512  # chunks that percentiles are over
 
@@ -49,16 +50,18 @@ class Pace:
     clock: Callable[[], float] = field(default=perf_counter, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.fps is not None and not self.fps > 0:
-            raise ConfigError(f"pace.fps {self.fps:g} must be above 0 frames a second.")
-        if not self.grace >= 0:
-            raise ConfigError(f"pace.grace {self.grace:g}: seconds, 0 or more.")
-        if not 1 <= self.misses <= self.among:
-            raise ConfigError(f"pace.misses {self.misses} must lie in 1..among, which is {self.among}.")
-        if not 0 < self.ample < 1 or self.calm < 1:
-            raise ConfigError(f"pace.ample {self.ample:g} must lie between 0 and 1, calm {self.calm} be 1 or more.")
-        if self.levels is not None and not self.levels:
-            raise ConfigError("pace.levels: at least one, the highest first; None derives them from the stream.")
+        if self.fps is not None:
+            check_number(self.fps, "pace.fps", 0, 1e9, above=True, remedy="Frames a second of the player.")
+        check_kind(self.clock, Callable, "pace.clock", "a function that returns seconds")
+        check_seconds(self.grace, "pace.grace", zero=True)
+        check_count(self.among, "pace.among", most=RECENT)
+        check_count(self.misses, "pace.misses", most=self.among, remedy="It counts among the last pace.among chunks.")
+        check_number(self.ample, "pace.ample", 0, 1, above=True, below=True)
+        check_count(self.calm, "pace.calm")
+        if self.levels is not None:
+            right = "at least one QualityLevel, the highest first, or None, which derives them from the stream"
+            for level in check_kind(self.levels or None, list | tuple, "pace.levels", right):
+                check_kind(level, QualityLevel, "pace.levels", right)
 
     def levels_of(self, settings: StreamSettings) -> tuple[QualityLevel, ...]:
         """Return the quality levels of a stream, highest first. ConfigError if it cannot stream at one of them."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import partial, wraps
+from threading import RLock
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -37,18 +40,36 @@ from rollforce.streaming.stream_state import (
     run_stepper,
     step_to_commit,
 )
+from rollforce.video.values import check_prompt, check_seconds, check_seed
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def alone(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
+    """Let one thread at a time do this with a session: others wait until the chunk in work is there."""
+
+    @wraps(method)
+    def run(self: Any, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return run  # type: ignore[return-value]
 
 
 class Session:
     """One stream. Pull-driven: nothing is computed until a chunk is asked for (but with `ahead`, one chunk more than
-    that), and nothing is kept that is not needed. Use it as a context manager, or call `close()`; either frees its
-    memory. `given_frames` are the frames that the stream goes on from, uint8 [F, H, W, 3], as its autoencoder draws
-    them, and `skipped_frames` how many of the clip's are before them; `stream` hands out what comes after them."""
+    that), and nothing is kept that is not needed. Threads may share it: each pull hands the next chunk to one of them.
+    Use it as a context manager, or call `close()`; either frees its memory. `given_frames` are the frames that the
+    stream goes on from, uint8 [F, H, W, 3], as its autoencoder draws them, and `skipped_frames` how many of the clip's
+    are before them; `stream` hands out what comes after them."""
 
     def __init__(self, model: ModelBundle, prompt: str, seed: int, size: tuple[int, int] | None,
                  options: SessionOptions | None = None) -> None:  # fmt: skip
         self.options = options or SessionOptions()
-        self.model, self.size, self.grid = model, size, model.grid(size)
+        self.grid, seed = model.grid(size), check_seed(seed)
+        self._lock, self._process = RLock(), os.getpid()
+        self.model, self.size = model, None if size is None else (int(size[0]), int(size[1]))
         follows = self.options.inputs.follow is not None
         self.pace = PaceController(self.options.pace, model.stream_settings, model.fps, follows)
         steering = Steering(model, prompt, seed, self.options.cues, follows)
@@ -117,21 +138,26 @@ class Session:
 
     def _chunks(self, limit: float) -> Iterator[Chunk]:
         while limit > 0:
-            self._prepare(limit)
-            if (chunk := self._alive()[1].take(limit, self.model.fps)) is None:
+            if (chunk := self._take(limit)) is None:
                 return
             limit -= len(chunk.frames)
             yield chunk
+
+    @alone
+    def _take(self, limit: float) -> Chunk | None:
+        self._prepare(limit)
+        return self._alive()[1].take(limit, self.model.fps)
 
     async def _async_chunks(self, limit: float) -> AsyncIterator[Chunk]:
         worker = (self.options.batch or self.model).worker
         while limit > 0:
             await await_result(worker, partial(self._prepare, limit))
-            if (chunk := self._alive()[1].take(limit, self.model.fps)) is None:
+            if (chunk := self._take(limit)) is None:  # of what is there, unless another task was quicker
                 return
             limit -= len(chunk.frames)
             yield chunk
 
+    @alone
     def _prepare(self, limit: float) -> None:
         """Step and decode, unless there are frames that were not yet handed out."""
         state, frames, driver = self._alive()
@@ -177,6 +203,11 @@ class Session:
         return self.state.steering.seed
 
     @property
+    def shown(self) -> str:
+        """The prompt in force as it is shown: see `Model.complete_prompt`."""
+        return self.state.steering.shown
+
+    @property
     def cues(self) -> tuple[Cue, ...]:
         """What the stream was told: given to another one of this model, prompt and seed, it makes the same bytes."""
         return self.state.steering.cues
@@ -187,27 +218,30 @@ class Session:
         of video or later; perhaps with another seed. May be called from any thread. `transition`: a name or settings,
         see engine/transitions.py. Chunks say in their `events` when it was applied, and from which frame on it is seen.
         ConfigError if the prompt, or the transition for this stream, cannot be."""
+        check_prompt(text)
         cue = Cue(self.seconds if at is None else at, text, find_transition(transition), seed)
         return self.state.steering.add(cue, now=at is None)
 
+    @alone
     def fork(self, seed: int | None = None) -> Session:
         """Return a second stream that goes on from here on its own: copy on write, so it costs memory only where the
         two differ. With `seed` it draws other noise from the next chunk on; else the same, to the same bytes.
         SnapshotError if it follows a video."""
         state, frames = self._settle("forked")
         twin = copy.copy(self)
+        twin._lock = RLock()
         twin._state = other = fork(state)
         twin._frames, twin.history = fork(frames), self.history.copy()
         twin.pace = self.pace.fork(state.steering)
         twin._drive(other)
         return twin._reseed(seed)
 
+    @alone
     def rewind(self, seconds: float, seed: int | None = None) -> Session:
         """Go back by that much video or a little more, to where a chunk begins; with `seed`, to go on otherwise. What
         it was told since is forgotten. Returns itself. ConfigError beyond `remember`, the seconds that `model.session`
         was asked to keep. SnapshotError if it follows a video."""
-        if not seconds > 0:
-            raise ConfigError(f"rewind {seconds:g}: seconds to go back, above 0.")
+        check_seconds(seconds, "rewind", remedy="Seconds of video to go back.")
         state, frames = self._settle("rewound")
         if (point := self.history.go_back(max(0, frames.count - round(seconds * self.model.fps)))) is None:
             raise ConfigError(f"{seconds:g} s back is more than this stream remembers ({self.options.remember:g} s): "
@@ -240,6 +274,7 @@ class Session:
 
     # -- saving and ending --------------------------------------------------------------------------------------
 
+    @alone
     def snapshot(self) -> Snapshot:
         """Return the stream as it stands between two chunks; `model.resume` continues it to the same bytes.
         SnapshotError if it follows a video: what comes of that is not in the stream's hands."""
@@ -249,6 +284,7 @@ class Session:
         model, steering = self.model, state.steering
         return Snapshot(model.fingerprint, to_dict(model.identity), steering.prompt, steering.seed, self.size, parts)
 
+    @alone
     def restore(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot of a stream of this model and size: `model.resume` checks that it is one."""
         state, frames = self._settle("restored")
@@ -280,6 +316,9 @@ class Session:
         if self._state is None or self._frames is None or self._driver is None:
             raise SessionClosed("This session is closed. Open another with model.session(prompt), or "
                                 "model.resume(snapshot).")  # fmt: skip
+        if self._process != os.getpid() and type(self._driver) is not Driver:
+            raise SessionClosed("This session was opened before the process was forked, and its thread did not come "
+                                "along. Open another with model.session(prompt).")  # fmt: skip
         return self._state, self._frames, self._driver
 
     @property
@@ -316,9 +355,8 @@ def step_together(sessions: Sequence[Session]) -> None:
 
 
 def count_frames(seconds: float | None, fps: float) -> float:
-    """Return seconds as whole frames, at least one; of None, infinity. ConfigError if they are not positive."""
+    """Return seconds as whole frames, at least one; of None or infinity, infinity. ConfigError for any other length."""
     if seconds is None:
         return math.inf
-    if not seconds > 0:
-        raise ConfigError(f"seconds {seconds:g} must be positive; leave it out for an endless stream.")
-    return max(1, round(seconds * fps))
+    length = check_seconds(seconds, endless=True, remedy="Leave it out for an endless stream.")
+    return length if math.isinf(length) else max(1, round(length * fps))

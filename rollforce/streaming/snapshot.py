@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from rollforce.checkpoints.outputs import replacing
 from rollforce.config import build, to_dict
 from rollforce.engine.settings import StreamSettings
-from rollforce.errors import ConfigError, SnapshotError
+from rollforce.errors import ConfigError, SnapshotError, stand_in
 from rollforce.models.runtime.options import RuntimeOptions
+from rollforce.video.values import check_file_name, check_path
 
 VERSION = 5
 T = TypeVar("T")
@@ -61,28 +62,39 @@ class Snapshot:
     state: dict[str, Any]
 
     def save(self, path: str | Path) -> None:
-        """Write one file, whole or not at all: tensors as safetensors, the rest as JSON in its header."""
+        """Write one file, whole or not at all: tensors as safetensors, the rest as JSON in its header. ConfigError for
+        a path that cannot be one, SnapshotError if it cannot be written."""
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
+
+        target = check_file_name(path, "snapshot", "stream.safetensors")
+        if not target.parent.is_dir():
+            raise ConfigError(f"the folder {target.parent} does not exist: mkdir -p {target.parent}")
 
         tensors: dict[str, Tensor] = {}
         header = {**vars(self), "version": VERSION, "state": _take_tensors(self.state, "", tensors)}
-        with replacing(Path(path)) as file:
-            save_file(tensors, file, metadata={"rollforce": json.dumps(header)})
+        try:
+            with replacing(target) as file:
+                save_file(tensors, file, metadata={"rollforce": json.dumps(header)})
+        except (SafetensorError, OSError) as error:
+            raise SnapshotError(f"{target} cannot be written ({error}): free space, or name another place.") from error
 
     @classmethod
     def load(cls, path: str | Path) -> Snapshot:
         """Read a file written by `save`. SnapshotError if it is not one, or of a version that cannot be continued."""
         from safetensors import SafetensorError, safe_open
 
+        path = check_path(path, "snapshot")
         try:
             with safe_open(path, framework="pt") as file:
                 header = (file.metadata() or {}).get("rollforce")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (SafetensorError, OSError) as error:
-            raise SnapshotError(f"{path} is not a snapshot: {error}") from error
+            reason = stand_in(path) or f"{path} is not a snapshot: {error}. Name a file that one was saved to."
+            raise SnapshotError(reason) from error
         if header is None:
             raise SnapshotError(f"{path} is a safetensors file, but not a snapshot of a stream.")
-        data = json.loads(header)
+        data = _read_header(header, path)
         if data["version"] != VERSION:
             raise SnapshotError(f"{path} has snapshot version {data['version']}, which does not say its settings by "
                                 f"name; this rollforce reads version {VERSION}. Continue it with the rollforce that "
@@ -90,6 +102,19 @@ class Snapshot:
         size = None if data["size"] is None else tuple(data["size"])
         state = _put_tensors(data["state"], tensors)
         return cls(data["model"], data["settings"], data["prompt"], data["seed"], size, state)
+
+
+def _read_header(header: str, path: Path) -> dict[str, Any]:
+    """Return what a snapshot says beside its tensors. SnapshotError if anything is missing, or no JSON."""
+    names = {"version", *(field.name for field in fields(Snapshot))}
+    try:
+        data = json.loads(header)
+    except ValueError as error:
+        raise SnapshotError(f"{path} is damaged ({error}): take another copy of it.") from error
+    if not isinstance(data, dict) or (isinstance(data.get("version"), int) and data["version"] == VERSION
+                                      and not names <= data.keys()):  # fmt: skip
+        raise SnapshotError(f"{path} is damaged: its header lacks what a snapshot says. Take another copy of it.")
+    return {"version": None, **data}
 
 
 def _take_tensors(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
@@ -19,6 +20,8 @@ from rollforce.errors import ConfigError
 from rollforce.models.transformer.transformer import Condition
 from rollforce.streaming.bundle import ModelBundle
 from rollforce.streaming.events import Cue, Event
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +49,6 @@ class Steering:
     def __init__(self, model: ModelBundle, prompt: str, seed: int, cues: Sequence[Cue] = (),
                  follows: bool = False) -> None:  # fmt: skip
         """Begin with a prompt and a seed. `follows`: the stream follows a video, which comes but once."""
-        model.check_prompt(prompt)
         self.model, self.prompt, self.seed, self.follows = model, prompt, seed, follows
         self.text_BLD = self._encode(prompt)
         self.quality: QualityLevel | None = None  # None: the stream as it is
@@ -87,17 +89,23 @@ class Steering:
         return Event("accepted", cue)
 
     def _check(self, cue: Cue) -> None:
-        if cue.prompt is not None:
-            self.model.check_prompt(cue.prompt)
         check(cue.transition, self.model.stream_settings.tiers, self.follows)
         if self.follows and (cue.seed is not None or cue.quality is not None):
             raise ConfigError("a stream that follows a video cannot begin anew, with another seed or quality level.")
         if cue.quality is not None:
             cue.quality.apply(self.model.stream_settings)
 
+    @property
+    def shown(self) -> str:
+        """The prompt in force as it is shown: what it left out is filled in."""
+        return self.model.complete_prompt(self.prompt)
+
     def _encode(self, prompt: str) -> Tensor:
+        shown = self.model.complete_prompt(prompt)
+        if shown != prompt:
+            log.warning('"%s" is shown as "%s"', prompt, shown)
         with torch.no_grad():
-            return self.model.text.encode([prompt]).to(self.model.device, self.model.dtype)
+            return self.model.text.encode([shown]).to(self.model.device, self.model.dtype)
 
     # -- between two chunks -------------------------------------------------------------------------------------
 

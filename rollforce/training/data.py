@@ -29,6 +29,7 @@ from rollforce.errors import ConfigError
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
 from rollforce.models.autoencoder.wan import WanAutoencoder
 from rollforce.training.recipes import AnyData, Latents, World, check_positive
+from rollforce.video.values import check_path
 from rollforce.world.caption import caption
 from rollforce.world.processes import Renderers
 from rollforce.world.render import render
@@ -36,6 +37,7 @@ from rollforce.world.scenes import Scene, sample_scene
 
 RENDERED_AHEAD = 2048  # clips that renderers make before they are opened
 TEST_SEEDS = 10**9  # scenes from this seed on are kept for testing
+SEARCHED = 4 * 10**9  # bytes of clips that are read through before the first step, where no index tells of them
 _NOT_FINITE = "{} holds numbers that are not finite: write the folder anew without it."
 
 
@@ -189,13 +191,32 @@ class LatentFolder:
         self._text_length: int = index.get("text_length", 0)
         self._shapes: list[list[int]] = []
         self._sizes: list[list[int]] = index.get("sizes", [index["latent"]])
+        self.text_width = 0  # of a token's vector
         for path in self.files:
-            with _open_clip(path) as file:
-                self._shapes.append(file.get_slice("latents").get_shape())
-            if (size := self._shapes[-1][1:]) not in self._sizes:
-                raise ConfigError(f"{path} holds latents of {size}, not {index['latent']}: write the folder anew.")
+            self._look(path)
             if path.name in index.get("not_finite", ()):
                 raise ConfigError(_NOT_FINITE.format(path))
+        if "not_finite" not in index:
+            self._search_broken()
+
+    def _look(self, path: Path) -> None:
+        """Check what the header of a clip says, before the first step. ConfigError."""
+        with _open_clip(path) as file:
+            latents, text = (file.get_slice(name).get_shape() for name in ("latents", "text"))
+        if len(latents) != 4 or latents[1:] not in self._sizes:
+            raise ConfigError(f"{path} holds latents of {latents[1:]}, not {self._sizes[0]}: write the folder anew.")
+        self.text_width = self.text_width or (text[-1] if text else 0)
+        if len(text) != 2 or text[1] != self.text_width:
+            raise ConfigError(f"{path} holds a text of {text}, not [tokens, {self.text_width}]: write the folder anew.")
+        self._shapes.append(latents)
+
+    def _search_broken(self) -> None:
+        """Read clips, up to SEARCHED bytes, for numbers that are not finite; those left are read as they are drawn."""
+        read = 0
+        for number, path in enumerate(self.files):
+            if (read := read + path.stat().st_size) > SEARCHED:
+                break
+            self._read(number)
 
     def draw(self, step: int, part: int, count: int, latents: int) -> TrainingBatch:
         """Return `count` windows of `latents` latents and their texts, all of the size of the first one drawn."""
@@ -237,7 +258,7 @@ class LatentFolder:
         with _open_clip(self.files[number]) as file:
             latents, text = file.get_tensor("latents"), file.get_tensor("text").float()
             prompt = (file.metadata() or {}).get("prompt", "")
-        if not bool(latents.isfinite().all()):
+        if not bool(latents.isfinite().all() and text.isfinite().all()):
             raise ConfigError(_NOT_FINITE.format(self.files[number]))
         return latents, F.pad(text, (0, 0, 0, max(0, self._text_length - len(text)))), prompt
 
@@ -247,12 +268,14 @@ def _read_index(folder: Path, clips: int) -> dict[str, Any]:
     path = folder / "data.json"
     try:
         index = dict(json.loads(path.read_text())) if path.is_file() else {}
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({error}): write the folder anew.") from error
     if not clips or index.get("clips") != clips:
         raise ConfigError(f"data.folder {str(folder)!r} holds no encoded clips, or not all of them: data.json tells of "
                           f"{index.get('clips', 0)}, there are {clips}. train/encode.py makes them of videos (run it "
                           "to its end), rollforce.training.data.write_latents of tensors.")
+    if missing := [name for name in ("fingerprint", "latent") if name not in index]:
+        raise ConfigError(f"{path} is damaged: it does not say {' and '.join(missing)}. Write the folder anew.")
     return index
 
 
@@ -260,6 +283,8 @@ def _read_index(folder: Path, clips: int) -> dict[str, Any]:
 def _open_clip(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, "pt") as file:
+            if missing := {"latents", "text"} - set(file.keys()):
+                raise ConfigError(f"{path} has no {' and no '.join(sorted(missing))}: it is no clip. Encode it again.")
             yield file
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{path} cannot be read ({error}): copy it again, or encode it again.") from error
@@ -293,4 +318,4 @@ def digest(parts: Iterable[bytes]) -> str:
 
 def path_of(name: str) -> Path:
     """Return a path as given, or that of the shipped file of this name. ConfigError if there is neither."""
-    return Path(name) if Path(name).exists() else resource(name)
+    return Path(name) if check_path(name, "the folder").exists() else resource(name)

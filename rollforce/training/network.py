@@ -38,7 +38,9 @@ class Network(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Network:
-        """Read transformer/ and, if it is there, text/ of a folder, as float32."""
+        """Read transformer/ and, if it is there, text/ of a folder, as float32. ConfigError without transformer/."""
+        if not (folder / "transformer").is_dir():
+            raise ConfigError(f"{folder} has no transformer/: name a model folder, or what a run wrote to --export.")
         text = TextEncoder.load(folder / "text") if (folder / "text").is_dir() else None
         return cls(VideoTransformer.load(folder / "transformer").float(), text)
 
@@ -62,6 +64,12 @@ class Network(nn.Module):
                 f"the data's latents have {channels} channels of {height} x {width}, and the {name} reads "
                 f"{config.in_channels} channels in patches of {config.patch} x {config.patch}: it belongs to another "
                 "autoencoder. Set data to what this network was trained on, or choose another network.")
+
+    def check_text(self, name: str, width: int) -> None:
+        """ConfigError if this network, called `name`, cannot read vectors of this width for a text's tokens."""
+        if width != (known := self.transformer.config.text_dim):
+            raise ConfigError(f"the data's texts have vectors of {width} numbers, and the {name} reads {known}: they "
+                              "are of another text encoder. Encode the clips for this network, or choose another.")
 
     def clean_latents(self, batch: TrainingBatch) -> Tensor:
         """Return the latents [B, T, C, h, w] of a batch that was drawn with some, on this network's device."""

@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 from rollforce.engine.flow import Ladder, warped
 from rollforce.errors import ConfigError
+from rollforce.models.transformer.attention import NAMES
 from rollforce.training.noise_patterns import PATTERNS
+from rollforce.video.values import SIDE, THREADS, check_count, check_number, check_seed
 
 
 def check_positive(settings: Any, *names: str, where: str = "") -> None:
@@ -19,14 +21,14 @@ def check_positive(settings: Any, *names: str, where: str = "") -> None:
     `where`: what the error says before the setting's name, such as "run."."""
     for name in names:
         value = getattr(settings, name)
-        if min(value if isinstance(value, tuple) else (value,), default=0) < 1:
-            raise ConfigError(f"{where}{name} {value}: must be at least 1.")
+        for each in value if isinstance(value, tuple) and value else (value,):
+            check_count(each, f"{where}{name}")
 
 
 def check_parts(batch: int, run: RunSettings) -> None:
     """ConfigError if a step's batch cannot be cut into `run.parts` equal parts."""
     if batch < 1 or batch % run.parts:
-        raise ConfigError(f"batch {batch} must be a multiple of run.parts {run.parts}.")
+        raise ConfigError(f"batch must be a multiple of run.parts, {run.parts}, got {batch}. Change one of the two.")
 
 
 def check_shown(run: RunSettings, data: AnyData) -> None:
@@ -60,6 +62,10 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         check_positive(self, "steps", "parts", "tell_every", "save_every", "keep", where="run.")
+        check_count(self.show_every, "run.show_every", least=0, remedy="0 is never.")
+        check_seed(self.seed, "run.seed")
+        if self.attention not in NAMES:
+            raise ConfigError(f"run.attention {self.attention!r} is not known. Use one of: {', '.join(NAMES)}.")
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,16 @@ class Optimiser:
     decay: float = 0.35
     floor: float = 0.01
 
+    def __post_init__(self) -> None:
+        for name in ("lr", "lr_matrices", "weight_decay"):
+            check_number(getattr(self, name), f"optimiser {name}")
+        for beta in self.betas:
+            check_number(beta, "optimiser betas", 0, 1, below=True)
+        check_number(self.clip, "optimiser clip", above=True)
+        check_count(self.warmup, "optimiser warmup", least=0)
+        check_number(self.decay, "optimiser decay", 0, 1, remedy="It is a share of the run.")
+        check_number(self.floor, "optimiser floor", 0, 1, remedy="It is a share of the rate.")
+
     def rate(self, step: int, steps: int) -> float:
         """What the learning rates are multiplied with at `step` of `steps`."""
         left = (steps - step) / steps
@@ -91,6 +107,10 @@ class Average:
 
     keep: float = 0.998
     start: int = 0
+
+    def __post_init__(self) -> None:
+        check_number(self.keep, "average.keep", 0, 1)
+        check_count(self.start, "average.start", least=0)
 
 
 @dataclass(frozen=True)
@@ -115,6 +135,14 @@ class World:
     alike: float = 0.0
     workers: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("dropped", "alike", "two"):
+            if getattr(self, name) is not None:
+                check_number(getattr(self, name), f"data.{name}", 0, 1, remedy="It is a share.")
+        check_number(self.per_step, "data.per_step")
+        check_count(self.workers, "data.workers", least=0, most=THREADS)
+        check_count(self.size, "data.size", most=SIDE)
+
 
 @dataclass(frozen=True)
 class Latents:
@@ -125,6 +153,9 @@ class Latents:
     folder: str = ""
     dropped: float = 0.1
     autoencoder: str = ""
+
+    def __post_init__(self) -> None:
+        check_number(self.dropped, "data.dropped", 0, 1, remedy="It is a share.")
 
 
 AnyData = World | Latents
@@ -222,6 +253,8 @@ class PersistentStreamSettings:
 
     def __post_init__(self) -> None:
         check_positive(self, "groups", "age", where="practice.")
+        check_count(self.behind, "practice.behind", least=0)
+        check_number(self.switch, "practice.switch", 0, 1, remedy="It is a share of the age.")
 
 
 @dataclass(frozen=True)
@@ -280,7 +313,10 @@ class DistillRecipe:
     def __post_init__(self) -> None:
         check_parts(self.batch, self.run)
         check_shown(self.run, self.data)
-        check_positive(self, "window")
+        check_positive(self, "window", "ratio")
+        check_count(self.alone, "alone", least=0)
+        for level in self.levels:
+            check_number(level, "levels", 0, 1, remedy="Two noise levels, such as [0.02, 0.98].")
 
 
 @dataclass(frozen=True)

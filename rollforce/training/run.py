@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -22,13 +23,15 @@ from torch import Tensor, nn
 
 from rollforce.checkpoints.outputs import hold
 from rollforce.config import build, resource, to_dict
-from rollforce.errors import ConfigError, RollforceError
+from rollforce.errors import ConfigError
+from rollforce.errors import call_main as call_program
 from rollforce.training import checkpoint, optim
-from rollforce.training.data import Data
+from rollforce.training.data import Data, LatentFolder
 from rollforce.training.export import export
 from rollforce.training.fsdp import load_optimiser, load_whole, place, whole_optimiser, whole_state
 from rollforce.training.network import Network, tabulate_networks
 from rollforce.training.recipes import AutoencoderRecipe, CausalRecipe, DistillRecipe, Optimiser, TeacherRecipe
+from rollforce.video.values import make_folder
 
 
 class Lasting(Protocol):
@@ -65,6 +68,9 @@ class Run(Generic[R]):
         self.exported: Path | None = args.export
         _lock(self.out)
         self.newest = _find_checkpoint(self.out, args.resume)
+        make_folder(self.out, "--out")
+        if self.exported:
+            make_folder(self.exported.parent, "the folder of --export")
         self.accelerator = optim.open_accelerator(self.settings, args.cpu)
         self.device, self.is_main = self.accelerator.device, self.accelerator.is_main_process
         self.parts = range(self.accelerator.process_index, self.settings.parts, self.accelerator.num_processes)
@@ -83,6 +89,8 @@ class Run(Generic[R]):
         ConfigError if one cannot read the latents of `data`."""
         for name, network in networks.items():
             network.check_latent(name, data.latent)
+            if isinstance(data, LatentFolder):
+                network.check_text(name, data.text_width)
             place(network, self.settings, self.device, name in learn, text_learns and name in learn)
         if self.is_main:
             processes = self.accelerator.num_processes if self.settings.shard else 1
@@ -95,21 +103,34 @@ class Run(Generic[R]):
         `fingerprint`: of the data. TrainingError if the checkpoint is of other settings, data or networks."""
         self._networks, self._optimisers, self._fingerprint = networks, optimisers, fingerprint
         self._lasting = lasting or {}
-        if self.newest is None:
-            return
-        state = checkpoint.load(self.newest, to_dict(self.recipe), fingerprint, self.device)
+        if self.newest is not None:
+            self._load(self.newest, networks, optimisers, fingerprint)
+        self._announce()
+
+    def _load(self, newest: Path, networks: Mapping[str, nn.Module], optimisers: Sequence[torch.optim.Optimizer],
+              fingerprint: str) -> None:  # fmt: skip
+        state = checkpoint.load(newest, to_dict(self.recipe), fingerprint, self.device)
         for name, network in networks.items():
             load_whole(network, state[name], name)
         for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
             load_optimiser(optimiser, saved)
         for part in self.parts if self._lasting else ():
-            saved_part = checkpoint.load_part(self.newest, part, self.device)
+            saved_part = checkpoint.load_part(newest, part, self.device)
             for name, thing in self._lasting.items():
                 thing.load_state_dict(part, saved_part[name])
         self.step = state["step"]
 
+    def _announce(self) -> None:
+        """Say how much there is to do, and where it goes."""
+        s, batch = self.settings, f"in {self.settings.parts} parts" if self.settings.parts > 1 else "in one part"
+        begun = f", {self.step} of which are done" if self.step else ""
+        if self.is_main:
+            log.info("%d steps%s, each %s, on %s. Writes into %s: metrics.jsonl every %d steps, a checkpoint every %d",
+                     s.steps, begun, batch, self.device, self.out, s.tell_every, s.save_every)  # fmt: skip
+
     def steps(self) -> Iterator[int]:
         """The steps that are left; each must end with `finish_step`."""
+        self.metrics.expect(self.step, self.settings.steps)
         while self.step < self.settings.steps:
             yield self.step
 
@@ -195,6 +216,8 @@ def _lock(out: Path) -> None:
 def _find_checkpoint(out: Path, resume: str) -> Path | None:
     """The checkpoint to go on from. ConfigError if a new run would write over an old one."""
     if resume not in ("no", "auto"):
+        if not (Path(resume) / "recipe.json").is_file():
+            raise ConfigError(f"--resume {resume} is no checkpoint: use auto, or one such as {out}/checkpoint-000200.")
         return Path(resume)
     newest = checkpoint.latest(out)
     if newest is not None and resume == "no":
@@ -205,13 +228,8 @@ def _find_checkpoint(out: Path, resume: str) -> Path | None:
 def call_main(main: Callable[[], None]) -> None:
     """Run a script's main: errors of the user without a traceback, Ctrl-C without one too."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    try:
-        with HELD:
-            main()
-    except RollforceError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; go on from the last checkpoint with --resume auto")
+    with HELD:
+        call_program(main, "interrupted; go on from the last checkpoint with --resume auto")
 
 
 # -- programs of train/ and infer/ that are started one after the other, as those that train a whole model are ---------
@@ -245,9 +263,20 @@ class MetricsLog:
         self.out, self.active = out, active
         self._values: dict[str, list[float]] = {}
         self._begun = time.perf_counter()
+        self._from, self._steps = 0, 0
         self._board = _open_board(out / "tensorboard") if active else None
         if active:
             out.mkdir(parents=True, exist_ok=True)
+
+    def expect(self, step: int, steps: int) -> None:
+        """Begin to count at `step`, of so many: lines say how long the rest will take."""
+        self._from, self._steps, self._begun = step, steps, time.perf_counter()
+
+    def _left(self, step: int) -> str:
+        if not self._from < step < self._steps:
+            return ""
+        seconds = (time.perf_counter() - self._begun) / (step - self._from) * (self._steps - step)
+        return f"  {timedelta(seconds=round(seconds))} left"
 
     def add(self, **numbers: float) -> None:
         """Remember numbers until their means are written."""
@@ -268,7 +297,9 @@ class MetricsLog:
             for name, value in entry.items():
                 if name != "step":
                     self._board.add_scalar(name, value, step)
-        log.info("%s", "  ".join(f"{name} {value:g}" for name, value in entry.items()))
+        of = f"/{self._steps}" if self._steps else ""
+        figures = "  ".join(f"{name} {value:g}{of if name == 'step' else ''}" for name, value in entry.items())
+        log.info("%s%s", figures, self._left(step))
 
     def save_picture(self, step: int, image_HWC: np.ndarray) -> None:
         """Save a contact sheet as OUT/samples_STEP.png."""

@@ -6,12 +6,12 @@ import hashlib
 import os
 import sys
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from rollforce.errors import ConfigError
 from rollforce.video.frame_folder import FrameFolder, foreign_file, frame_paths
+from rollforce.video.values import check_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +47,7 @@ class Output(Protocol):
 def parse_output(text: str) -> Path:
     """Return what -o names: a file with a known ending, "frames/" (a slash, or a folder that is there) for a folder of
     PNG files, "-" for stdout. ConfigError."""
-    path = Path(text)
+    path = check_path(text or " ", "-o")
     if not text.strip() or not path.name:
         raise ConfigError(f"-o {text!r} names no file; write one, such as -o ball.mp4.")
     if path.suffix == "" and path != STDOUT and not (text.endswith(("/", os.sep)) or path.is_dir()):
@@ -158,12 +158,6 @@ class Pipe:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return len(data)
-
-
-def silence_stdout() -> None:
-    """Send what is still to come on stdout nowhere: Python flushes it at its end, and would complain."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _check_frame_folder(path: Path, overwrite: bool) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 
 from rollforce.errors import ConfigError, ShapeError
+from rollforce.video.values import check_picture_size
 
 
 def parse_size(text: str) -> tuple[int, int]:
     """Return (height, width) of a typed size: (480, 832) of "832x480". ConfigError."""
-    match = re.fullmatch(r"(\d+)[xX×](\d+)", text.strip())
+    match = re.fullmatch(r"(\d{1,9})[xX×](\d{1,9})", text.strip(), re.ASCII)
     if not match:
         raise ConfigError(f"--size {text!r} must be WIDTHxHEIGHT in pixels, such as 64x64.")
-    return int(match[2]), int(match[1])
+    return check_picture_size((int(match[2]), int(match[1])), f"--size {text!r}")
 
 
 def check_size(size: tuple[int, int], step: int, why: str = "", what: str = "", near: int = 0) -> None:

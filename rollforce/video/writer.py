@@ -27,6 +27,7 @@ from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from rollforce.errors import ConfigError, ShapeError
 from rollforce.video.containers import open_container
 from rollforce.video.sound import SoundTrack
+from rollforce.video.values import SIDE, check_count
 
 log = logging.getLogger(__name__)
 
@@ -81,11 +82,10 @@ def check_frames(frames_FHWC: np.ndarray, size: tuple[int, int]) -> None:
 
 
 class Enlarger:
-    """Makes frames of `size` (height, width) `scale` times as large, in FFmpeg's hands. ConfigError for scale < 1."""
+    """Makes frames of `size` (height, width) `scale` times as large, in FFmpeg's hands. ConfigError for a bad scale."""
 
     def __init__(self, size: tuple[int, int], scale: int, enlarge: str, pixels: str = "yuv420p") -> None:
-        if scale < 1:
-            raise ConfigError(f"scale must be a whole number of at least 1, got {scale}.")
+        check_count(scale, "scale", most=SIDE // max(size), remedy=f"A video's sides have at most {SIDE} pixels.")
         self.height, self.width = (side * scale for side in size)
         self._pixels = pixels
         self._how = Interpolation.LANCZOS if enlarge == "smooth" else Interpolation.POINT

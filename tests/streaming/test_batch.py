@@ -207,7 +207,7 @@ def test_a_batch_is_of_one_model(small, tmp_path):
         other.session(PROMPTS[0], batch=small.batch())
     with pytest.raises(ConfigError, match="Use 1 lane"):
         replace(small, running=RuntimeOptions(offload=("blocks",))).batch(lanes=2)
-    with pytest.raises(ConfigError, match="limit 0 and 1 lanes"):
+    with pytest.raises(ConfigError, match="limit must be a whole number of at least 1, got 0"):
         small.batch(limit=0)
 
 

@@ -3,10 +3,12 @@
 import asyncio
 import gc
 import json
+import os
 import subprocess
 import sys
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 
@@ -184,7 +186,7 @@ def test_what_a_session_refuses(small, wrong, error, words):
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan")])
 def test_seconds_must_be_positive(small, seconds):
-    with small.session(PROMPT) as session, pytest.raises(ConfigError, match="positive"):
+    with small.session(PROMPT) as session, pytest.raises(ConfigError, match="seconds must be above 0"):
         session.stream(seconds)
 
 
@@ -207,10 +209,58 @@ def test_what_load_refuses(folder, wrong, error, words):
 def test_nothing_is_shown_of_numbers_that_are_none(folder):
     model = load(folder)
     model.transformer.proj_out.bias.fill_(float("nan"))
-    with model.session(PROMPT) as session, pytest.raises(ConfigError, match="first chunk is not a number.*--dtype"):
+    with model.session(PROMPT) as session, pytest.raises(ConfigError, match="1 of the weights .* first proj_out.bias"):
+        next(session.stream())
+
+
+@pytest.mark.parametrize(("dtype", "words"), [("float32", "in float32 and from weights that are: .* settings"),
+                                              ("float16", "float16 does not hold .* Use --dtype float32")])
+def test_numbers_that_are_none_of_sound_weights(folder, dtype, words):
+    model = load(folder, dtype=dtype)
+    model.transformer.proj_out.weight.fill_(3e38 if dtype == "float32" else 6e4)
+    with model.session(PROMPT) as session, pytest.raises(ConfigError, match=words):
         next(session.stream())
 
 
 def test_a_folder_that_is_no_model(tmp_path):
     with pytest.raises(CheckpointError, match=r"model\.yaml"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_threads_share_a_session_chunk_by_chunk(small, ahead):
+    with small.session(PROMPT) as alone:
+        expected = np.concatenate([chunk.frames for chunk in alone.stream(4)])
+    with small.session(PROMPT, ahead=ahead) as session, ThreadPoolExecutor(4) as pool:
+        parts = pool.map(lambda _: list(session.stream(1)), range(4))
+        chunks = sorted((chunk for part in parts for chunk in part), key=lambda chunk: chunk.index)
+    assert np.array_equal(np.concatenate([chunk.frames for chunk in chunks]), expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_model_that_was_loaded_before_a_fork_streams_in_the_child(folder):
+    program = f"""
+import os, faulthandler, rollforce
+model = rollforce.load({str(folder)!r})
+before = model.session({PROMPT!r}, ahead=True)
+next(before.stream())
+child = os.fork()
+if child:
+    raise SystemExit(os.waitpid(child, 0)[1])
+faulthandler.dump_traceback_later(60, exit=True)
+model.session({PROMPT!r}, ahead=True).fork()
+try:
+    next(before.stream())
+except rollforce.SessionClosed as error:
+    os._exit(0 if len(list(model.session({PROMPT!r}).stream(1))) and "forked" in str(error) else 1)
+os._exit(2)
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    assert subprocess.run([sys.executable, "-c", program], env=environment, timeout=120).returncode == 0
+
+
+def test_a_seed_is_drawn_where_none_is_given(small):
+    with small.session(PROMPT, seed=None) as one, small.session(PROMPT, seed=None) as other:
+        assert one.seed != other.seed
+    with pytest.raises(ConfigError, match="seed must be from 0"):
+        small.session(PROMPT, seed=1.0)

@@ -81,7 +81,7 @@ def test_windows_longer_than_clips_are_refused() -> None:
 
 @pytest.mark.parametrize("setting", ["clips", "opened", "latents", "kept"])
 def test_a_world_without_clips_is_refused(setting: str) -> None:
-    with pytest.raises(ConfigError, match=rf"data\.{setting} 0: must be at least 1"):
+    with pytest.raises(ConfigError, match=rf"data\.{setting} must be a whole number of at least 1, got 0"):
         small_world(**{setting: 0})
 
 

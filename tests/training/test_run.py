@@ -190,8 +190,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize(("stage", "setting", "said"), [
-    ("distill", "rewards.kind=re_dmd", "ConfigError: rewards.kind re_dmd judges pictures of the tiny world"),
-    ("distill", "run.show_every=1", "ConfigError: "), ("teacher", "run.show_every=1", "ConfigError: "),
+    ("distill", "rewards.kind=re_dmd", "rewards.kind re_dmd judges pictures of the tiny world"),
+    ("distill", "run.show_every=1", "samples are shown of"), ("teacher", "run.show_every=1", "samples are shown of"),
 ])
 def test_what_needs_the_world_is_refused_for_encoded_clips(
     stage: str, setting: str, said: str, clips: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -207,7 +207,7 @@ def test_captions_without_a_text_encoder_are_refused(
     shutil.copytree(folder, silent)
     shutil.rmtree(silent / "text")
     more = (f"start={silent}", "run.steps=1")
-    assert "ConfigError: the data brings prompts" in error_of(command(folder, "teacher", tmp_path, *more), monkeypatch)
+    assert "the data brings prompts" in error_of(command(folder, "teacher", tmp_path, *more), monkeypatch)
 
 
 def test_a_checkpoint_of_another_network_is_refused(
@@ -223,12 +223,12 @@ def test_a_checkpoint_of_another_network_is_refused(
         text = error_of(command(folder, "teacher", begun, "run.steps=2", "--resume", "auto"), monkeypatch)
     finally:
         (newest / "state.pt").write_bytes(kept)
-    assert text.startswith("TrainingError: the checkpoint's network does not fit")
+    assert text.startswith("the checkpoint's network does not fit")
 
 
 def test_muon_on_sharded_weights_is_refused(folder: Path, tmp_path: Path) -> None:
     argv = command(folder, "teacher", tmp_path / "out", "run.steps=1", "run.shard=true", "optimiser.kind=muon")
-    with pytest.raises(AssertionError, match=r"ConfigError: Muon takes whole matrices"):
+    with pytest.raises(AssertionError, match=r"Muon takes whole matrices"):
         spawn(argv, 1)
 
 
@@ -241,7 +241,7 @@ def test_nan_stops_with_advice_and_the_last_checkpoint_stays(
     out = tmp_path / "out"
     told = error_of(command(folder, "teacher", out, "run.steps=20", "optimiser.lr=1e30", "optimiser.lr_matrices=1e30",
                         "optimiser.warmup=1"), monkeypatch)
-    assert "TrainingError" in told and "lower learning rate" in told
+    assert "lower learning rate" in told
     newest = checkpoint.latest(out)
     if newest is not None:
         assert newest.name in told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from rollforce.errors import ConfigError
@@ -18,8 +19,8 @@ CHOICES = {"quantize": ("int8", "fp8"), "offload": ("text", "blocks"), "compile"
 
 def check_choice(name: str, value: str | tuple[str, ...] | None) -> None:
     """ConfigError unless every value of the option `name` is one of its CHOICES; None is no value."""
-    for choice in value if isinstance(value, tuple) else (value,):
-        if choice is not None and choice not in CHOICES[name]:
+    for choice in value if isinstance(value, tuple) and name == "offload" else (value,):
+        if choice is not None and (not isinstance(choice, str) or choice not in CHOICES[name]):
             raise ConfigError(f"{name} {choice!r} is not known. Use {' or '.join(CHOICES[name])}.")
 
 
@@ -27,10 +28,9 @@ def pick_device(name: str) -> torch.device:
     """Return the device of that name, here or not; "auto" is the first GPU, else the CPU. ConfigError."""
     import torch
 
-    try:
-        return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-    except RuntimeError as error:
-        raise ConfigError(f"device {name!r} is not known. Use auto, cpu, cuda, cuda:1 or mps.") from error
+    if not isinstance(name, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", name):
+        raise ConfigError(f"device {name!r} is not known. Use auto, cpu, cuda, cuda:1 or mps.")
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rollforce.checkpoints.lora_scale import find_lora
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.models.runtime.choices import CHOICES, check_choice
+from rollforce.video.values import check_kind, check_path, check_texts
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,12 @@ class RuntimeOptions:
     def __post_init__(self) -> None:
         from rollforce.models.transformer.attention import NAMES
 
-        if self.attention not in NAMES:
+        for name, example in (("loras", "film.safetensors=0.8"), ("offload", "text")):
+            object.__setattr__(self, name, check_texts(getattr(self, name), name, example))
+        if self.decoder is not None:
+            check_path(self.decoder, "decoder")
+        check_kind(self.tiling, bool, "tiling", "true or false")
+        if not isinstance(self.attention, str) or self.attention not in NAMES:
             raise ConfigError(f"attention {self.attention!r} is not known. Use one of: {', '.join(NAMES)}.")
         for name in CHOICES:
             check_choice(name, getattr(self, name))
@@ -85,7 +91,7 @@ class RuntimeOptions:
 
 def check_streams(config: TransformerConfig, name: str) -> None:
     """CheckpointError for an image-to-video transformer, which reads tokens of an image that no stream here gives."""
+    from rollforce.checkpoints.obstacles import image_refusal
+
     if config.image_dim is not None:
-        raise CheckpointError(f"{name} is an image-to-video model: its transformer also reads the tokens of an image, "
-                              "and streams here give it none yet. Take a text-to-video model; --image lets it go on "
-                              "from a picture.")  # fmt: skip
+        raise CheckpointError(image_refusal(name))

@@ -7,7 +7,7 @@ model never learnt lists them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -131,16 +131,29 @@ class TextEncoder(nn.Module):
         return load_module(cls, TextConfig, folder, "text encoder")
 
 
+def split_words(text: str) -> list[str]:
+    """Return the words of a text in lower case, without punctuation; none for ""."""
+    return re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower())
+
+
 def tokenize(text: str, vocabulary: Mapping[str, Sequence[str]]) -> list[str]:
-    """Split a prompt into words in lower case, without punctuation; none for "". Raises ConfigError for a word outside
-    `vocabulary` (kind -> words); the message lists what is known."""
-    words = re.findall(r"[^\W_]+(?:'[^\W_]+)?", text.lower())
-    known = [word for kind in vocabulary.values() for word in kind]
-    for word in words:
-        if word not in known:
-            near = get_close_matches(word, known, n=1, cutoff=0.6)
-            hint = f'; did you mean "{near[0]}"?' if near else ""
-            kinds = "\n".join(f"  {kind}: {', '.join(members)}" for kind, members in vocabulary.items())
-            raise ConfigError(f'the prompt has the word "{word}", which this model never learnt{hint}\nIt knows these '
-                              f'words:\n{kinds}')  # fmt: skip
+    """Split a prompt into words in lower case, without punctuation; none for "". Raises ConfigError for words outside
+    `vocabulary` (kind -> words); the message names all of them, and lists what is known."""
+    words = split_words(text)
+    known = {word for kind in vocabulary.values() for word in kind}
+    if unknown := [f'"{word}"{_hint(word, known)}' for word in dict.fromkeys(words) if word not in known]:
+        what = "the word" if len(unknown) == 1 else "words"
+        raise ConfigError(f"the prompt has {what} {', '.join(unknown)}, which this model never learnt"
+                          f"{list_words(vocabulary)}")  # fmt: skip
     return words
+
+
+def _hint(word: str, known: Collection[str]) -> str:
+    near = get_close_matches(word[:30], sorted(each for each in known if len(each) > 2), n=1, cutoff=0.7)
+    return f' (did you mean "{near[0]}"?)' if near else ""
+
+
+def list_words(vocabulary: Mapping[str, Sequence[str]]) -> str:
+    """Return the end of a message about words: what is known, a kind on each line."""
+    kinds = "\n".join(f"  {kind}: {', '.join(members)}" for kind, members in vocabulary.items())
+    return f"\nIt knows these words:\n{kinds}"
