@@ -223,7 +223,7 @@ def _single_task(options: RenderOptions, request: Request, record: Record | None
         raise ConfigError("-o names a file and --out a folder; use one of them.")
     path = (options.out or Path()) / f"{slug(request.prompt)}.mp4"
     if options.output is not None:
-        path = parse_output(options.output)
+        path = parse_output(str(options.output))
     elif record and options.record and not options.out:
         path = find_video(options.record)
     if path == STDOUT and (unfit := [flag for name, flag in options.flags().items() if name in _NOT_ON_STDOUT]):

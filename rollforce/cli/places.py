@@ -16,7 +16,8 @@ from rollforce.cli.resume import snapshot_path
 from rollforce.cli.segments import check_segments
 from rollforce.errors import ConfigError
 from rollforce.streaming.load import StreamOrigin
-from rollforce.video.outputs import STDOUT, check_folder, check_output, check_rate, is_folder
+from rollforce.video.gif import check_rate
+from rollforce.video.outputs import STDOUT, check_folder, check_output, is_folder
 from rollforce.video.thumbnail import thumbnail_path
 
 MANIFEST = "manifest.jsonl"

@@ -23,7 +23,8 @@ from rollforce.evaluation import process
 from rollforce.streaming.events import Event
 from rollforce.streaming.inputs import SessionOptions
 from rollforce.video.drift import Drift, DriftMeter
-from rollforce.video.outputs import Output, can_resume, check_rate, digest_output, open_output
+from rollforce.video.gif import check_rate
+from rollforce.video.outputs import Output, can_resume, digest_output, open_output
 from rollforce.video.sound import SoundTrack, find_sound
 from rollforce.video.writer import available, default_scale
 

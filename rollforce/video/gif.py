@@ -10,8 +10,16 @@ from typing import Any, Self
 import av
 import numpy as np
 
-from rollforce.video.outputs import check_rate
+from rollforce.errors import ConfigError
 from rollforce.video.writer import Enlarger, VideoCodec, check_frames
+
+FASTEST = 50  # pictures a second: browsers show what says it is faster at 10
+
+
+def check_rate(path: Path, fps: float) -> None:
+    """Raise ConfigError if this is a GIF, and GIFs cannot show so many frames a second."""
+    if path.suffix.lower() == ".gif" and fps > FASTEST:
+        raise ConfigError(f"{path}: a GIF shows at most {FASTEST} pictures a second, not {fps:g}. Take .mp4 or .webm.")
 
 
 class GifWriter:

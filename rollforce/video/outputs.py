@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 STDOUT = Path("-")
 FILES = (".mp4", ".webm", ".gif")
-FASTEST_GIF = 50  # pictures a second: browsers show what says it is faster at 10
 
 
 class Output(Protocol):
@@ -139,13 +138,6 @@ def cannot_resume(path: Path) -> str:
     if path == STDOUT:
         return "a video on stdout cannot be continued: nothing of it is kept. Make it with -o ball.mp4."
     return f"{path} cannot be continued: a GIF is made in one go. Make it again with --overwrite, or as .mp4."
-
-
-def check_rate(path: Path, fps: float) -> None:
-    """Raise ConfigError if an output cannot show so many frames a second."""
-    if path.suffix.lower() == ".gif" and fps > FASTEST_GIF:
-        raise ConfigError(f"{path}: a GIF shows at most {FASTEST_GIF} pictures a second, not {fps:g}. Take .mp4 or "
-                          ".webm.")  # fmt: skip
 
 
 def digest_output(path: Path) -> str | None:

@@ -168,7 +168,7 @@ def test_a_video_on_stdout_leaves_words_to_stderr(run: Run) -> None:
     Path("piped.mp4").write_bytes(result.stdout_bytes)
     assert len(read_frames(Path("piped.mp4"))) == 6
     assert [path.name for path in Path().iterdir()] == ["piped.mp4"]
-    assert "leave out --json and --thumbnail" in run(PROMPT, "-o", "-", "--json", code=2).stderr
+    assert "leave out --json, --keep" in run(PROMPT, "-o", "-", "--json", "--keep", code=2).stderr
 
 
 def test_a_reader_that_goes_away_ends_it_quietly(folder: Path, tmp_path: Path) -> None:
