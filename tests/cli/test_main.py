@@ -118,7 +118,8 @@ def test_the_same_frames_play_at_another_rate(run: Run) -> None:
         assert file.streams.video[0].average_rate == 30
     assert record("fast.json")["result"]["frames_sha256"] == record("slow.json")["result"]["frames_sha256"]
     for fps in ("0", "1000", "nan"):
-        assert "fps must be a number of at least 1 and at most 240" in run(PROMPT, "--fps", fps, "-o", "no.mp4", code=2).stderr
+        refused = run(PROMPT, "--fps", fps, "-o", "no.mp4", code=2).stderr
+        assert "fps must be a number of at least 1 and at most 240" in refused
 
 
 def test_a_seed_is_drawn_said_and_recorded(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
