@@ -140,7 +140,7 @@ def _parse(source: Any, problem: str, resolve: bool = False) -> Any:
         return OmegaConf.to_container(config, resolve=resolve)
     except OSError as error:
         raise ConfigError(f"{source} cannot be read: {error.strerror}.") from error
-    except (YAMLError, OmegaConfBaseException) as error:
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise ConfigError(f"{problem}: {' '.join(str(error).split())}") from error
 
 
