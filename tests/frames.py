@@ -14,6 +14,6 @@ def read_frames(path: Path) -> np.ndarray:
     frames = []
     with av.open(str(path)) as container, suppress(av.error.InvalidDataError):
         for frame in container.decode(video=0):
-            frames.append(frame.to_ndarray(format="rgb24"))
+            frames.append(frame.to_ndarray(format="rgb24", src_colorspace=frame.colorspace, dst_colorspace=5))
     assert frames, f"{path} holds no picture"
     return np.stack(frames)

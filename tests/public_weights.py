@@ -18,7 +18,7 @@ SIZES = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 2, "f
          "freq_dim": 16, "in_channels": 16, "out_channels": 16}  # fmt: skip
 IMAGE = {"in_channels": 36, "image_dim": 10, "added_kv_proj_dim": 24}
 AUTOENCODER = {"base_dim": 4, "z_dim": 16, "dim_mult": [1, 2, 4, 4]}
-TEXT = {"vocab_size": 30, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 3,
+TEXT = {"vocab_size": 30, "d_model": 8, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 3,
         "relative_attention_num_buckets": 7, "feed_forward_proj": "gated-gelu"}  # fmt: skip
 LORA_TARGETS = {"blocks.0.self_attn.q": "blocks.0.attn1.to_q", "blocks.1.cross_attn.o": "blocks.1.attn2.to_out.0",
                 "blocks.1.ffn.0": "blocks.1.ffn.net.0.proj", "time_projection.1": "condition_embedder.time_proj"}

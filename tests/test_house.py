@@ -177,8 +177,8 @@ def test_what_is_imported_is_declared() -> None:
     assert not declared - set(needed), "declared but never imported"
 
 
-TELLING = {"test_goldens", "test_lora_goldens", "test_presets", "test_memory_table", "test_wan_full",
-           "test_wan_stream"}  # fmt: skip
+TELLING = {"test_goldens", "test_field_tools", "test_lora_goldens", "test_presets", "test_memory_table",
+           "test_wan_full", "test_wan_stream"}  # fmt: skip
 """Test files of several modules or of a script, in the room where most of it lives."""
 
 

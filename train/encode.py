@@ -41,7 +41,8 @@ from rollforce.training.encode import JOURNAL, CaptionedVideo, EncodedVideo, Enc
 from rollforce.video.size import parse_size
 from rollforce.video.values import check_arguments, make_folder
 
-VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".gif")
+VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".ogv", ".gif",
+          ".webp", ".apng")  # fmt: skip
 TABLES = (".jsonl", ".csv")
 FILE = ("file_name", "file", "filename", "video", "video_path", "path")  # columns of a table
 CAPTION = ("caption", "text", "prompt", "cap")
@@ -119,7 +120,8 @@ def encode(
 def list_videos(source: Path) -> list[CaptionedVideo]:
     """The videos of a folder and of the folders in it, or those that a table names. ConfigError if there is none.
 
-    If a folder holds a table, it gives the captions; a .txt beside a video gives those that it lacks."""
+    If a folder holds a table, it gives the captions; a .txt beside a video gives those that it lacks. A folder of
+    images with such a .txt beside it is a video."""
     folder = source if source.is_dir() else source.parent
     tables = sorted(p for p in folder.iterdir() if p.suffix.lower() in TABLES) if source.is_dir() else [source]
     if len(tables) > 1:
@@ -128,7 +130,8 @@ def list_videos(source: Path) -> list[CaptionedVideo]:
     paths = {folder / name: name for name in captions}
     if source.is_dir():
         paths |= {path: path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*"))
-                  if path.suffix.lower() in VIDEOS and not path.name.startswith(".")}  # fmt: skip
+                  if (path.suffix.lower() in VIDEOS or (path.is_dir() and path.with_suffix(".txt").is_file()))
+                  and not path.name.startswith(".")}  # fmt: skip
     if not paths:
         raise ConfigError(f"{source} has no videos: their names end in {', '.join(VIDEOS)}.")
     return [CaptionedVideo(name, path, captions.get(name) or read_caption(path.with_suffix(".txt")))

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rollforce.checkpoints.decoders import WAN_5B
+from rollforce.checkpoints.parts import BUILDERS, Part, read_part
 from rollforce.checkpoints.read import ORIGINAL, expect, read_checkpoint
-from rollforce.checkpoints.safetensors_folder import STEM, find_weights, read_json, write_json, write_shards
+from rollforce.checkpoints.safetensors_folder import STEM, find_weights, read_json, shards_of, write_json, write_shards
 from rollforce.checkpoints.shapes import autoencoder_config_of, text_config_of
 from rollforce.checkpoints.vocabulary import write_tokenizer
 from rollforce.errors import CheckpointError, stand_in
 
+KINDS = {"vae": "autoencoder", "text_encoder": "text"}
 REQUIRED = ("vae", "text_encoder", "tokenizer")
 CLASSES = {"transformer": ["diffusers", "WanTransformer3DModel"], "vae": ["diffusers", "AutoencoderKLWan"],
            "text_encoder": ["transformers", "UMT5EncoderModel"], "tokenizer": ["transformers", "T5TokenizerFast"],
@@ -24,7 +27,7 @@ HUB_PATTERNS = (  # what to download of a base: everything but its transformer's
     "scheduler/*", "image_encoder/*", "image_processor/*", ORIGINAL["autoencoder"], ORIGINAL["text"],
     "google/umt5-xxl/*",
 )  # fmt: skip
-KINDS = {"vae": "autoencoder", "text_encoder": "text"}
+WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".msgpack", ".h5"}
 FILES = {  # where, and what parts are called as single files; of several the first
     "autoencoder": tuple((place, name) for name in (ORIGINAL["autoencoder"], "*[Ww]an*2.1*[Vv][Aa][Ee]*.safetensors",
                                                     "*[Ww]an*2_1*[Vv][Aa][Ee]*.safetensors", "lightvaew2_1.*")
@@ -54,6 +57,24 @@ class ModelPart:
     def bytes(self) -> int:
         return VOCABULARY if self.kind == "tokenizer" else sum(path.stat().st_size for path in _files(self.source))
 
+    def facts(self) -> Part | None:
+        """Read what an autoencoder or a text encoder is, from its settings and headers; None for another part."""
+        kind = KINDS.get(self.name)
+        if kind is None:
+            return None
+        if self.kind is None:
+            return read_part(self.source, kind)
+        if self.source.name.startswith("Wan2.2_VAE"):  # of the 5B model: its names are no others' here
+            return Part(kind, self.source, WAN_5B, channels=48)
+        state = expect(read_checkpoint(self.source, self.kind), self.kind).state
+        told = read_json(self.source / "config.json", {}) if self.source.is_dir() else {}
+        return BUILDERS[kind](self.source, state, told or ({"model_type": "umt5"} if kind == "text" else {}))
+
+    def has_words(self) -> bool:
+        """Whether a tokenizer's folder, or file, has a vocabulary."""
+        names = ("tokenizer.json", "spiece.model")
+        return self.kind == "tokenizer" or any((self.source / name).is_file() for name in names)
+
     def linkable(self, folder: Path) -> bool:
         """Whether it takes no room in `folder`: taken as it is, from the same disk."""
         return self.kind is None and self.source.stat().st_dev == folder.stat().st_dev
@@ -76,13 +97,14 @@ class ModelPart:
         write_json(own or class_name | config, target / "config.json")
 
 
-def find_parts(base: Path, image: bool = False) -> tuple[ModelPart, ...]:
+def find_parts(base: Path, teacher: bool = False, image: bool = False) -> tuple[ModelPart, ...]:
     """Return the parts in a base model's folder, diffusers' or original. CheckpointError names what is missing.
-    `image`: an image-to-video student, which needs the image encoder as well."""
+    `teacher`: with the scheduler, without which no pipeline of diffusers runs the model; `image`: an image-to-video
+    model, which needs the image encoder as well."""
     if not base.is_dir():
         raise CheckpointError(f"--base {base}: there is no such folder. Give a base model's folder or its hub id, "
                               "such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers.")  # fmt: skip
-    names = [name for name in CLASSES if name != "transformer"]
+    names = [name for name in CLASSES if name != "transformer" and (teacher or name != "scheduler")]
     folders = (_laid_out(base / name) for name in names if (base / name).is_dir())
     parts = {part.name: part for part in (*_original(base), *filter(None, folders))}
     wanted = (*REQUIRED, "image_encoder") if image else REQUIRED
@@ -128,13 +150,18 @@ def _original(base: Path) -> list[ModelPart]:
 
 
 def _files(source: Path) -> list[Path]:
-    """The files of a part: no hidden ones, and no pickles beside safetensors."""
+    """The files of a part: no hidden ones, no second variant of its weights, and no pickles beside safetensors."""
     if source.is_file():
         return [source]
     files = [path for path in sorted(source.rglob("*")) if path.is_file()
              and not any(part.startswith(".") for part in path.relative_to(source).parts)]  # fmt: skip
-    safe = any(path.suffix == ".safetensors" for path in files)
-    return [path for path in files if not (safe and path.suffix in (".bin", ".pt", ".pth", ".msgpack", ".h5"))]
+    chosen = find_weights(source, STEM[KINDS[source.name]]) if source.name in KINDS else None
+    if chosen is None:
+        safe = any(path.suffix == ".safetensors" for path in files)
+        return [path for path in files if not safe or path.suffix not in WEIGHTS - {".safetensors"}]
+    weights = {chosen, *shards_of(chosen)}
+    return [path for path in files if path in weights
+            or (path.suffix not in WEIGHTS and ".safetensors." not in path.name)]
 
 
 def _take(source: Path, target: Path) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from rollforce.checkpoints.origin import CARD as CARD
 from rollforce.config import resource
 from rollforce.errors import ConfigError
 from rollforce.video.values import check_path
-
-CARD = "model.yaml"
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,8 @@ def tensors_of(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     """Return the tensors of a state dict; and a LoRA's alphas, which may be plain numbers in it."""
     own = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     numbers = {str(key): value for key, value in content.items() if type(value) in (int, float)}
-    alphas = {key: torch.tensor(float(value)) for key, value in numbers.items() if key.endswith(".alpha")}
+    alphas = {key: torch.tensor(float(value) if abs(value) < 1e38 else torch.inf) for key, value in numbers.items()
+              if key.endswith(".alpha")}  # fmt: skip
     return {**own, **alphas} if own else own
 
 

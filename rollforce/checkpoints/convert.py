@@ -4,8 +4,9 @@
     OUT/model_index.json    the parts by diffusers' and transformers' own class names, so that either loads any part
     OUT/transformer/ vae/ text_encoder/ tokenizer/ ...        OUT/README.md    card with licence and origin
 
-The pipeline of a student is named RollforceStream, which diffusers refuses: its WanPipeline would run a causal student
-as a bidirectional model and make noise of it. A teacher's folder names WanPipeline and has no model.yaml.
+The pipeline of a student is named RollforceStream, which diffusers' DiffusionPipeline refuses; its WanPipeline does
+not look at that name, and refuses because no scheduler is there: it would run a causal student as a bidirectional
+model and make noise of it. A teacher's folder names WanPipeline, has its scheduler and no model.yaml.
 """
 
 from __future__ import annotations
@@ -28,13 +29,15 @@ from rollforce.checkpoints.catalog import CARD, Card, presets
 from rollforce.checkpoints.lazy_tensor import storing_dtype
 from rollforce.checkpoints.lora_changes import Change, add_up, changes_of, wide
 from rollforce.checkpoints.lora_scale import find_lora
+from rollforce.checkpoints.origin import STREAM_CLASS, Origin, origin_of
 from rollforce.checkpoints.outputs import hold
-from rollforce.checkpoints.read import STREAM_CLASS, Checkpoint, expect, read_checkpoint, teacher_refusal
-from rollforce.checkpoints.releases import Release, release_of
+from rollforce.checkpoints.read import Checkpoint, expect, read_checkpoint
+from rollforce.checkpoints.releases import Release
 from rollforce.checkpoints.safetensors_folder import STEM, bytes_of, read_json, write_json, write_shards
 from rollforce.checkpoints.shapes import check_whole, config_of
+from rollforce.checkpoints.student import check_expert, check_student, check_together
 from rollforce.config import to_dict
-from rollforce.errors import CheckpointError, ConfigError
+from rollforce.errors import ConfigError
 from rollforce.video.size import check_size
 
 log = logging.getLogger(__name__)
@@ -66,11 +69,16 @@ class Conversion:
     loras: tuple[BakedLora, ...]
     out: Path
     card: Card
-    origin: str  # of the parts
-    release: Release | None
+    base: str
+    origin: Origin  # of the transformer
     dtype: torch.dtype | None
     teacher: bool
     warnings: tuple[str, ...]
+
+    @property
+    def release(self) -> Release | None:
+        """The release that the transformer is of, if one is known."""
+        return self.origin.release
 
     @property
     def parameters(self) -> int:
@@ -103,7 +111,8 @@ class Conversion:
         where = f" ({checkpoint.where})" if checkpoint.where else ""
         others = f"; it also holds {', '.join(checkpoint.others)} (--container)" if checkpoint.others else ""
         lora = f" with {', '.join(map(str, self.loras))}" if self.loras else ""
-        known = f", {self.release.name}: {self.release.page}" if self.release else ""
+        origin = self.origin
+        known = f", {origin.release.name}: {origin.release.page} ({origin.release_by})" if origin.release else ""
         stream = "a teacher: no stream" if self.teacher else f"stream {self.card.stream}"
         return [
             f"{checkpoint.path.name}{where}{lora}: {self.parameters / 1e9:.2f} billion parameters, "
@@ -111,7 +120,7 @@ class Conversion:
             f"{checkpoint.format}{others}",
             *(f"{lora}: {lora.checkpoint.about}" for lora in self.loras),
             f"licence {self.card.licence}{known}",
-            f"{', '.join(part.name for part in self.parts)} from {self.origin}",
+            f"{', '.join(part.name for part in self.parts)} from {self.base}",
             f"{self.out}: {self.bytes / 1e9:.2f} GB, {self.card.size[1]}x{self.card.size[0]}, {stream}",
         ]
 
@@ -134,18 +143,22 @@ def prepare(file: str | Path, base: str | Path, out: str | Path, *, lora: str | 
     in bfloat16 what a LoRA changes of eight bits); `teacher` allows a bidirectional model; `container` which of several
     state dicts in the file.
     Raises CheckpointError, ConfigError, or OSError where the disk is too full."""
+    if teacher and stream is not None:
+        raise ConfigError("--teacher and --stream: a teacher has no stream. Use one of them.")
+    check_expert(Path(file))
     checkpoint = expect(read_checkpoint(file, "transformer", container), "transformer")
-    if checkpoint.causal is False and not teacher:
-        raise CheckpointError(teacher_refusal(checkpoint.name) + " --teacher converts it all the same.")
+    check_student(checkpoint, teacher or stream is not None)
     folder = hub.fetch(str(base), base_model.HUB_PATTERNS) if hub.is_repository(base) else Path(base).expanduser()
-    found = base_model.find_parts(folder, image="condition_embedder.image_embedder.norm1.weight" in checkpoint.state)
+    image = "condition_embedder.image_embedder.norm1.weight" in checkpoint.state
+    found = base_model.find_parts(folder, teacher, image)
     config = _config(checkpoint, base_model.settings_of(folder))
+    check_together(checkpoint, config, found, teacher)
     adapters = _baked_loras([lora] if isinstance(lora, str | Path) else lora or (), checkpoint)
-    release = release_of(Path(file).expanduser().absolute())  # not resolved: a hub's cache links to hashes
+    origin = origin_of(Path(file))  # not resolved: a hub's cache links to hashes
     out = Path(out).expanduser()
-    card, warnings = _card(checkpoint, release, name or out.resolve().name, licence, stream, size)
+    card, warnings = _card(checkpoint, origin, name or out.resolve().name, licence, stream, size)
     warnings += _rounding(checkpoint, adapters, dtype)
-    conversion = Conversion(checkpoint, config, found, adapters, out, card, str(base), release, dtype, teacher,
+    conversion = Conversion(checkpoint, config, found, adapters, out, card, str(base), origin, dtype, teacher,
                             warnings)  # fmt: skip
     _check_out(conversion, [Path(file), folder, *(each.checkpoint.path for each in adapters)], overwrite)
     return conversion
@@ -236,14 +249,14 @@ def _rounding(checkpoint: Checkpoint, adapters: Sequence[BakedLora], dtype: torc
             "bfloat16, for most of a change is rounded away in eight bits.",)  # fmt: skip
 
 
-def _card(checkpoint: Checkpoint, release: Release | None, name: str, licence: str | None, stream: str | None,
+def _card(checkpoint: Checkpoint, origin: Origin, name: str, licence: str | None, stream: str | None,
           size: tuple[int, int] | None) -> tuple[Card, tuple[str, ...]]:  # fmt: skip
     """The card, and what was guessed for it."""
     warnings = []
-    shipped = release.stream if release and release.stream in presets() else None
-    if licence is None and release is None:
-        warnings.append(f"the licence of {checkpoint.path.name} is not known from its name: the card says {UNKNOWN}. "
-                        "Say it with --licence.")  # fmt: skip
+    shipped = origin.stream if origin.stream in presets() else None
+    if licence is None and not origin.licence:
+        warnings.append(f"the licence of {checkpoint.path.name} is not known from its name or a card beside it: the "
+                        f"card says {UNKNOWN}. Say it with --licence.")  # fmt: skip
     if stream is None and shipped is None:
         warnings.append(f"no preset is known for {checkpoint.path.name}: the card says {STREAM}. Say what it was "
                         "trained for with --stream.")  # fmt: skip
@@ -253,7 +266,7 @@ def _card(checkpoint: Checkpoint, release: Release | None, name: str, licence: s
     if stream is not None and stream not in presets():
         raise ConfigError(f"There is no stream preset {stream!r}. Presets: {', '.join(presets())}.")
     check_size(size or SIZE, 16, " (autoencoder stride 8 x patch 2)")
-    card = Card(name, licence or (release.licence if release else UNKNOWN), FPS, size or SIZE,
+    card = Card(name, licence or origin.licence or UNKNOWN, FPS, size or SIZE,
                 stream or shipped or STREAM)  # fmt: skip
     return card, tuple(warnings)
 
@@ -287,7 +300,8 @@ def index_of(conversion: Conversion) -> dict[str, Any]:
 
 def readme_of(conversion: Conversion) -> str:
     """Return README.md: licence, origin and use, with the head that the hub reads."""
-    card, release, checkpoint = conversion.card, conversion.release, conversion.checkpoint
+    card, origin, checkpoint = conversion.card, conversion.origin, conversion.checkpoint
+    release, known = origin.release, f", {origin.licence_by}" if card.licence == origin.licence else ""
     free = card.licence == "Apache-2.0"
     where = f", `{checkpoint.where}`" if checkpoint.where else ""
     lora = "".join(f"\n- LoRA, baked in: `{each.checkpoint.path.name}`, scale {each.scale:g}; {each.checkpoint.about}"
@@ -301,7 +315,7 @@ def readme_of(conversion: Conversion) -> str:
 {licence}
 library_name: rollforce
 pipeline_tag: text-to-video
-base_model: {json.dumps(conversion.origin)}
+base_model: {json.dumps(conversion.base)}
 ---
 # {card.name}
 
@@ -311,12 +325,12 @@ base_model: {json.dumps(conversion.origin)}
 
 ## Licence
 
-{card.licence}{page}
+{card.licence}{page}{known}
 
 ## Origin
 
 - transformer: `{checkpoint.path.name}`{where}{lora}
-- {", ".join(part.name for part in conversion.parts)}: {conversion.origin}
+- {", ".join(part.name for part in conversion.parts)}: {conversion.base}
 
 Made by `rollforce convert`: names changed, numbers not{", but for the LoRA" if lora else ""}\
 {f"; stored as {str(conversion.dtype).removeprefix('torch.')}" if conversion.dtype else ""}.

@@ -72,9 +72,7 @@ def changes_of(lora: Mapping[str, Tensor], shapes: Shapes, alpha: float | None =
     `alpha`: else each module's own, else its rank (LongLive: both 256). `name` is what errors call it.
     CheckpointError if it holds nothing, is of another model or lacks a side; it says which sizes differ."""
     check_tensors(lora, name)
-    if wrong := [key for key, tensor in lora.items() if not tensor.is_meta and not tensor.float().isfinite().all()]:
-        raise CheckpointError(f"{name} holds numbers that are not finite in {len(wrong)} tensors, e.g. {wrong[0]}: it "
-                              "is damaged, or its training failed. Fetch it again, or take another.")  # fmt: skip
+    _check_finite(lora, name)
     found: dict[str, list[Change]] = defaultdict(list)
     for module in sorted({key.removesuffix(part) for key in lora for part in _PARTS if key.endswith(part)}):
         pair = _pair(lora, module, alpha, name)
@@ -100,6 +98,12 @@ def check_tensors(lora: Mapping[str, Tensor], name: str) -> None:
         if (number and tensor.numel() != 1) or (side and (tensor.dim() < 2 or not tensor.numel())):
             wanted = "one number" if number else "a matrix"
             raise CheckpointError(f"{name}: {key} is {list(tensor.shape)}; {wanted} was expected.")
+
+
+def _check_finite(lora: Mapping[str, Tensor], name: str) -> None:
+    if wrong := [key for key, tensor in lora.items() if not tensor.is_meta and not tensor.float().isfinite().all()]:
+        raise CheckpointError(f"{name} holds numbers that are not finite in {len(wrong)} tensors, e.g. {wrong[0]}: it "
+                              "is damaged, or its training failed. Fetch it again, or take another.")  # fmt: skip
 
 
 def add_up(weight: Tensor, changes: Sequence[tuple[float, Change]], dtype: torch.dtype | None = None) -> Tensor:

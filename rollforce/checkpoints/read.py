@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +19,14 @@ from typing import Any
 from torch import Tensor
 
 from rollforce.checkpoints.comfy_quant import dequantise, is_scaled
-from rollforce.checkpoints.containers import GENERATORS, describe, state_dicts, stripped, unpack
+from rollforce.checkpoints.containers import describe, state_dicts, stripped, unpack
 from rollforce.checkpoints.distributed import METADATA, read_distributed
 from rollforce.checkpoints.lora_names import is_lora, lora_to_ours
 from rollforce.checkpoints.lora_settings import describe_lora, read_settings, with_alpha
 from rollforce.checkpoints.names import FAMILIES, first_of, plain, recognise, to_ours
+from rollforce.checkpoints.origin import Causality, causality_of
 from rollforce.checkpoints.pickles import SUFFIXES, read_pickle
+from rollforce.checkpoints.releases import GENERIC
 from rollforce.checkpoints.safetensors_folder import STEM, find_weights, read_json, shards_of
 from rollforce.checkpoints.unread import refuse_codes, refuse_quantised
 from rollforce.checkpoints.weight_file import WeightFile, read_files
@@ -34,9 +35,6 @@ from rollforce.errors import CheckpointError, stand_in
 PARTS = {"transformer": ("transformer",), "autoencoder": ("vae", "autoencoder"), "text": ("text_encoder",)}
 ORIGINAL = {"transformer": "diffusion_pytorch_model*", "autoencoder": "*VAE*.pth", "text": "models_t5*.pth"}
 WHAT = {**{family.kind: family.what for family in FAMILIES}, "lora": "a LoRA"}
-GENERIC = re.compile(r"diffusion_pytorch_model.*|transformer|vae|autoencoder|text_encoder|snapshots|[0-9a-f]{40}|")
-STREAM_CLASS = "RollforceStream"  # a student's in model_index.json; diffusers' WanPipeline is the bidirectional model
-CAUSAL_CLASSES = {STREAM_CLASS, "WanCausalDMDPipeline", "CausalWanModel", "CausalWanTransformer3DModel"}  # FastVideo's
 SPIECE = "spiece_model"  # SentencePiece's vocabulary, which ComfyUI puts among the weights of a text encoder
 
 log = logging.getLogger(__name__)
@@ -47,11 +45,11 @@ class Checkpoint:
     """Weights in our names (those of diffusers and transformers), memory-mapped where the file allows.
 
     `kind` transformer, autoencoder, text or lora; `causal` True for a student that streams, False for a bidirectional
-    model, None where the file does not tell; `where` the container the weights were in, such as "generator_ema", or
-    ""; `config` the config.json beside the weights, {} without one (of a LoRA: what is said about it); `about` what a
-    LoRA is, in a line, with its rank, its alpha and where that was read, else ""; `format` what the file is, in words,
-    such as "ComfyUI fp8_scaled" or "GGUF (Q4_K, Q8_0)"; `others` the state dicts that were not taken; `vocabulary` the
-    SentencePiece model that ComfyUI's text encoders hold, b"" without one."""
+    model, None where nothing tells, and `known` says how it is known; `where` the container the weights were in, such
+    as "generator_ema", or ""; `config` the config.json beside the weights, {} without one (of a LoRA: what is said
+    about it); `format` what the file is, in words, such as "ComfyUI fp8_scaled" or "GGUF (Q4_K, Q8_0)"; `others` the
+    state dicts that were not taken; `vocabulary` the SentencePiece model that ComfyUI's text encoders hold, b"" without
+    one; `about` what a LoRA is, in a line, with its rank, its alpha and where that was read, else ""."""
 
     state: dict[str, Tensor] = field(repr=False)
     kind: str
@@ -59,10 +57,11 @@ class Checkpoint:
     where: str
     path: Path
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    about: str = ""
+    known: Causality = field(default=Causality(None, ""))
     format: str = "safetensors"
     others: tuple[str, ...] = ()
     vocabulary: bytes = field(default=b"", repr=False)
+    about: str = ""
 
     @property
     def name(self) -> str:
@@ -89,7 +88,7 @@ def read_checkpoint(path: str | Path, kind: str | None = None, container: str | 
         settings, place = read_settings(source, found.metadata, raw)
         lora = with_alpha(raw, settings, path.name)
         about = describe_lora(raw, lora, place)
-        return Checkpoint(lora, "lora", None, where, path, settings, about, found.format, others)
+        return Checkpoint(lora, "lora", None, where, path, settings, format=found.format, others=others, about=about)
     config = read_json(source.parent / "config.json", {})
     state, form, vocabulary = _plain_numbers(state, found, path.name)
     if (known := recognise(state)) is None:
@@ -98,12 +97,8 @@ def read_checkpoint(path: str | Path, kind: str | None = None, container: str | 
     family, original = known
     state = to_ours(family.kind, state, path.name) if original else plain(state)
     refuse_codes(state, config, path.name)
-    causal = None
-    if family.kind == "transformer":
-        wrapped = found.pickled and all(key.startswith("model.") for key in unpack(found.content, path.name)[1])
-        causal = True if where.split(".")[0] in GENERATORS or wrapped else _causal(source, config, original)
-    return Checkpoint(state, family.kind, causal, where, path, config, format=form, others=others,
-                      vocabulary=vocabulary)
+    origin = causality_of(source, config, original) if family.kind == "transformer" else Causality(None, "")
+    return Checkpoint(state, family.kind, origin.value, where, path, config, origin, form, others, vocabulary)
 
 
 def _choose(found: WeightFile, name: str, container: str | None) -> tuple[str, tuple[str, ...], dict[str, Tensor]]:
@@ -134,9 +129,10 @@ def expect(checkpoint: Checkpoint, kind: str) -> Checkpoint:
     return checkpoint
 
 
-def teacher_refusal(name: str) -> str:
-    """Return what to say where a bidirectional model is asked to stream."""
-    return (f"{name!r} is a bidirectional teacher: it cannot stream. Use a causal student, or distil one: "
+def teacher_refusal(name: str, by: str = "") -> str:
+    """Return what to say where a bidirectional model is asked to stream; `by`: how it is known to be one."""
+    known = f" ({by})" if by else ""
+    return (f"{name!r} is a bidirectional teacher: it cannot stream{known}. Use a causal student, or distil one: "
             "train/causal.py, then train/distill.py.")  # fmt: skip
 
 
@@ -176,15 +172,6 @@ def _one(folder: Path, kind: str | None) -> Path:
     return found[0]
 
 
-def _causal(source: Path, config: Mapping[str, Any], original: bool) -> bool | None:
-    """Whether a transformer from safetensors, or bare, is known to stream or known not to."""
-    outer = source.parent.parent
-    pipeline = str(read_json(outer / "model_index.json", {}).get("_class_name", ""))
-    if not CAUSAL_CLASSES.isdisjoint({pipeline, config.get("_class_name")}) or (outer / "model.yaml").is_file():
-        return True
-    if pipeline.startswith("Wan") or config.get("_class_name") == "WanModel":
-        return False
-    return False if original and source.name.startswith(STEM["transformer"]) else None
 
 
 def _near(path: Path) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from rollforce.config import resource
-from rollforce.errors import RollforceError
+from rollforce.errors import CheckpointError, RollforceError
 from rollforce.evaluation import process
 
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8")
@@ -104,7 +104,7 @@ def _video(report: dict[str, Any]) -> dict[str, Any]:
     except (ImportError, OSError) as error:
         report["problems"].append(f"PyAV cannot be imported ({error}). pip install av")
         return {"usable": False}
-    codecs = [name for name in ("libx264", "mpeg4") if name in av.codecs_available]
+    codecs = [name for name in ("libx264", "mpeg4", "libvpx-vp9") if name in av.codecs_available]
     if "libx264" not in codecs:
         report["warnings"].append("this FFmpeg has no libx264: videos are written as mpeg4. pip install -U av")
     if not {"libx264", "mpeg4"} & set(codecs):
@@ -133,11 +133,22 @@ def _models(report: dict[str, Any]) -> dict[str, Any]:
         report["problems"].append(f"the installation is not whole: {error}")
         return {"bundled": []}
     for name in names:
-        if not any(resource(f"assets/{name}").rglob("*.safetensors")):
-            report["problems"].append(f"the bundled model {name} has no weights: reinstall rollforce")
+        report["problems"] += [f"the bundled model {name} cannot stream: {reason} Reinstall rollforce."
+                               for reason in _look_at(resource(f"assets/{name}"))]  # fmt: skip
     if not names:
         report["warnings"].append("no bundled model was found; give a folder: rollforce render ... --model FOLDER")
     return {"bundled": list(names), "streams": list(streams)}
+
+
+def _look_at(folder: Path) -> tuple[str, ...]:
+    """What is in the way of a model, by the same comparison that loading makes."""
+    from rollforce.checkpoints.obstacles import obstacles
+    from rollforce.checkpoints.parts import read_model
+
+    try:
+        return obstacles(read_model(folder))
+    except CheckpointError as error:
+        return (str(error),)
 
 
 def _extras(report: dict[str, Any]) -> dict[str, Any]:

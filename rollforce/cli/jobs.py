@@ -13,21 +13,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rollforce.checkpoints.outputs import check_plain, hold, write_whole
-from rollforce.checkpoints.safetensors_folder import read_json
 from rollforce.cli.launch import Launch, read_launch
 from rollforce.cli.options import RenderOptions
-from rollforce.cli.places import MANIFEST, Places, RenderTask, check_places
+from rollforce.cli.places import MANIFEST, Places, RenderTask, check_places, hold_video
 from rollforce.cli.prompt_files import PromptJob, check_cues, parse_cue, read_jobs, slug
-from rollforce.cli.record import Record, Request, as_setting, is_complete, read_record, record_path, segment_path
-from rollforce.cli.resume import read_unfinished
+from rollforce.cli.record import Record, Request, as_setting, is_complete, read_record, record_path
+from rollforce.cli.resume import find_resumed, read_unfinished
 from rollforce.cli.segments import SEGMENT_S
-from rollforce.errors import CheckpointError, ConfigError
+from rollforce.errors import ConfigError
 from rollforce.streaming.load import read_origin
 from rollforce.video.duration import parse_duration
 from rollforce.video.images import read_duration
+from rollforce.video.outputs import STDOUT, find_video, parse_output
 from rollforce.video.size import parse_size
 from rollforce.video.values import (
-    check_file_name,
     check_path,
     check_prompt,
     check_seconds,
@@ -36,7 +35,8 @@ from rollforce.video.values import (
 )
 
 _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
-_WITH_RESUME = {"resume", "save_every", "quiet", "as_json", "debug"}
+_WITH_RESUME = {"resume", "save_every", "thumbnail", "quiet", "as_json", "debug"}
+_NOT_ON_STDOUT = {"as_json", "thumbnail", "keep", "overwrite"}
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,6 @@ def plan(options: RenderOptions, held: ExitStack | None = None) -> RenderPlan:
     What is to be written is locked until `held` is closed, before it is looked at (None: for this look alone)."""
     save_every = parse_duration(options.save_every, "--save-every")
     check_seconds(save_every, "--save-every", zero=True, remedy="0 is never.")
-    if options.output is not None:
-        check_file_name(options.output, "-o", "video.mp4")
     with ExitStack() as look:
         return (_plan if options.resume is None else _plan_resume)(options, held or look)
 
@@ -94,7 +92,7 @@ def _plan(options: RenderOptions, held: ExitStack) -> RenderPlan:
                       read_launch())  # fmt: skip
     _check_changes(tasks, options)
     _make_folder(options)
-    check_places(tasks, _sources(request, options), folder)
+    check_places(tasks, _sources(request, options), folder, options.thumbnail)
     _lock(tasks[0].path if folder is None else folder / MANIFEST, made.launch, held)
     looked = {task.path: task for task in places_of(made, options).look_at_all(made.mine)}
     return dataclasses.replace(made, tasks=tuple(looked.get(task.path, task) for task in tasks))
@@ -110,7 +108,7 @@ def places_of(made: RenderPlan, options: RenderOptions) -> Places:
     """Return what a command may do with files that are there."""
     request = made.request
     find_origin = functools.cache(lambda: read_origin(request.model, request.stream, made.overrides, request.window))
-    return Places(options.keep, options.overwrite, find_origin)
+    return Places(options.keep, options.overwrite, options.thumbnail, find_origin)
 
 
 def _sources(request: Request, options: RenderOptions) -> dict[str, str | None]:
@@ -122,7 +120,7 @@ def _plan_resume(options: RenderOptions, held: ExitStack) -> RenderPlan:
     """Return the plan of `--resume FILE`: all as its record says."""
     if others := [spelling for name, spelling in options.flags().items() if name not in _WITH_RESUME]:
         raise ConfigError(f"--resume goes on as the render was begun: leave out {', '.join(others)}.")
-    video = _find_resumed(options.resume or Path())
+    video = find_resumed(options.resume or Path())
     check_plain(video)
     launch = read_launch()
     _lock(video, launch, held)
@@ -132,29 +130,6 @@ def _plan_resume(options: RenderOptions, held: ExitStack) -> RenderPlan:
         read_unfinished(video)
         record.request.inputs()
     return RenderPlan((task,), record.settings(), record, launch=launch)
-
-
-def _name_video(typed: Path) -> Path:
-    """Return the video of a typed video, record, or file of a video in several."""
-    if typed.suffix.lower() == ".json":
-        with suppress(CheckpointError):
-            named = Path(str(read_json(typed, {}).get("video", ""))).name.replace("-%04d", "")
-            return typed.with_name(named) if named else typed.with_suffix(".mp4")
-    whole = typed.with_stem(re.sub(r"-\d{4,}$", "", typed.stem) or typed.stem)
-    return whole if record_path(whole).exists() and not record_path(typed).exists() else typed
-
-
-def _find_resumed(typed: Path) -> Path:
-    """Return the video that was typed, or that a typed record describes. ConfigError, which names what was typed."""
-    video = _name_video(check_file_name(typed, "--resume", "video.mp4"))
-    beside = record_path(video)
-    if not any(path.exists() for path in (video, segment_path(video, 0))):
-        there = f", though {beside} is" if beside.exists() else ""
-        raise ConfigError(f"--resume {typed}: {video} is not there{there}, so there is nothing to continue.")
-    if not beside.exists():
-        raise ConfigError(f"--resume {typed}: {beside}, the record of its render, is not there, so it cannot be "
-                          "continued. Make it again with another name.")  # fmt: skip
-    return video
 
 
 def write_manifest(plan_: RenderPlan, status: dict[Path, str]) -> None:
@@ -246,9 +221,13 @@ def _read_prompts(source: str, request: Request) -> list[PromptJob]:
 def _single_task(options: RenderOptions, request: Request, record: Record | None) -> RenderTask:
     if options.output and options.out:
         raise ConfigError("-o names a file and --out a folder; use one of them.")
-    path = options.output or (options.out or Path()) / f"{slug(request.prompt)}.mp4"
-    if record and options.record and not (options.output or options.out):
-        path = options.record.with_suffix(".mp4")
+    path = (options.out or Path()) / f"{slug(request.prompt)}.mp4"
+    if options.output is not None:
+        path = parse_output(str(options.output))
+    elif record and options.record and not options.out:
+        path = find_video(options.record)
+    if path == STDOUT and (unfit := [flag for name, flag in options.flags().items() if name in _NOT_ON_STDOUT]):
+        raise ConfigError(f"-o - writes the video to stdout: leave out {', '.join(unfit)}.")
     if options.keep and request.segment is not None:
         raise ConfigError("--keep keeps videos of one file; what was written in several goes on with --resume.")
     if options.seed is None and record is None:
@@ -292,4 +271,4 @@ def _lock(path: Path, launch: Launch, held: ExitStack) -> None:
 
     Of processes that were launched together, the first does."""
     if launch.rank == 0:
-        held.enter_context(hold(path))
+        held.enter_context(hold_video(path))

@@ -11,9 +11,9 @@ from rollforce.cli.record import Record, Request, is_complete, read_record, reco
 from rollforce.cli.resume import snapshot_path
 from rollforce.config import to_dict
 from rollforce.errors import CheckpointError, ConfigError
-from rollforce.evaluation.process import file_sha256
-from rollforce.streaming.load import Origin
+from rollforce.streaming.load import StreamOrigin
 from rollforce.training.checkpoint import differences
+from rollforce.video.outputs import digest_output, is_folder
 from rollforce.video.writer import available, default_scale
 
 _ALIKE = ("prompt", "seed", "seconds", "image", "video", "follow", "strength", "fit", "loop", "fps", "dtype", "enhance",
@@ -22,14 +22,14 @@ _TYPED = ("threads", "device")  # of the machine, unless they were asked for
 _LISTED = 4
 
 
-def find_kept(path: Path, request: Request, find_origin: Callable[[], Origin]) -> tuple[bool, bool]:
+def find_kept(path: Path, request: Request, find_origin: Callable[[], StreamOrigin]) -> tuple[bool, bool]:
     """Return whether `path` holds this request's whole video, and whether it holds the beginning of one.
 
     `find_origin` is asked what the request would stream from. ConfigError if the file is anything else."""
-    if not path.exists():
+    if not path.exists() or (is_folder(path) and path.is_dir() and not any(path.iterdir())):
         return False, False
     record = _read_own(path)
-    if other := list(_differences(record, request, find_origin())):
+    if other := list(_differences(record, request, find_origin(), path)):
         more = f"; and {len(other) - _LISTED} more" if len(other) > _LISTED else ""
         raise ConfigError(f"{path} was made with other settings ({'; '.join(other[:_LISTED])}{more}): use --overwrite "
                           "in place of --keep to make it anew, or choose another name.")  # fmt: skip
@@ -48,19 +48,21 @@ def _read_own(path: Path) -> Record:
         told = (read_json(beside).get("result") or {}).get("video_sha256")
     except CheckpointError:
         told = None
-    if told != file_sha256(path) if told else not _may_be_video(path):
+    if told != digest_output(path) if told else not _may_be_video(path):
         raise ConfigError(f"{foreign} ({beside.name} describes another): {remedy}")
     return record
 
 
 def _may_be_video(path: Path) -> bool:
     """Return whether a file that a killed render may have left behind begins as one does."""
+    if is_folder(path):
+        return True  # of what else is in it, others ask
     with path.open("rb") as file:
         head = file.read(8)
     return path.suffix.lower() != ".mp4" or not head or head[4:] == b"ftyp"
 
 
-def _differences(record: Record, request: Request, origin: Origin) -> Iterator[str]:
+def _differences(record: Record, request: Request, origin: StreamOrigin, path: Path) -> Iterator[str]:
     """Yield in words what is not the same in a record and in what would be made now."""
     then, now = record.request, request
     size = now.size or origin.card.size
@@ -69,7 +71,7 @@ def _differences(record: Record, request: Request, origin: Origin) -> Iterator[s
         (name, getattr(then, name), getattr(now, name)) for name in (*_ALIKE, *typed)
     ]
     pairs += [("size", then.size or origin.card.size, size), ("scale", then.scale, now.scale or default_scale(size))]
-    pairs += [("codec", then.codec, available(now.codec)), ("changes", then.cues, now.cues)]
+    pairs += [("codec", then.codec, available(now.codec, path)), ("changes", then.cues, now.cues)]
     pairs += [("running", then.running, now.running)]
     pairs += list(differences(record.stream, to_dict(origin.settings), "stream"))
     if record.weights_sha256 != origin.fingerprint:

@@ -26,10 +26,11 @@ from rollforce.models.runtime.options import RuntimeOptions
 from rollforce.streaming.load import load
 from rollforce.streaming.model import Model
 from rollforce.video.duration import parse_duration
+from rollforce.video.outputs import check_output
 from rollforce.video.screen import Screen
 from rollforce.video.size import parse_size
 from rollforce.video.values import check_file_name, check_prompt, check_seconds, draw_seed
-from rollforce.video.writer import check_output, default_scale
+from rollforce.video.writer import default_scale
 
 PIPED_S = 20.0  # seconds of video where nobody is there to end it
 Tell = Callable[[str], None]

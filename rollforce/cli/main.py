@@ -1,6 +1,7 @@
 """The command `rollforce`. Heavy things are imported inside the commands: --help answers at once.
 
-Exit codes: 2 something typed cannot be used · 3 this machine lacks something · 4 out of memory · 130 interrupted.
+Exit codes: 2 something typed cannot be used · 3 this machine lacks something · 4 out of memory · 130 interrupted ·
+141 nobody reads stdout any more (as of a process that SIGPIPE ends).
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def render(options: RenderOptions) -> None:
         from rollforce.cli.progress import Terminal
         from rollforce.cli.run import make
 
-        whole = make(options, Terminal(options.quiet or options.as_json), typer.echo)
+        aside = options.output == "-"  # where the video takes stdout
+        whole = make(options, Terminal(options.quiet or options.as_json, aside), typer.echo)
         raise typer.Exit(0 if whole else INTERRUPTED)
 
 
@@ -201,6 +203,25 @@ def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
         else:
             show(report)
         raise typer.Exit(ENVIRONMENT if report["problems"] else 0)
+
+
+@app.command()
+def identify(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A file or folder, or a bundled model's name.")],
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a file or folder is, how that is known, whether it streams here, and the command to go on with."""
+    with _explain_errors(debug):
+        from rollforce.checkpoints.identify import identify as look_at
+        from rollforce.cli.identify import describe, memory_of, show
+
+        found = look_at(path)
+        memory = memory_of(found)
+        if as_json:
+            typer.echo(json.dumps(describe(found, memory), indent=2))
+        else:
+            show(found, memory)
 
 
 @app.command()

@@ -96,12 +96,14 @@ class RenderOptions(Options):
     fps: Annotated[float | None, _what("--fps",
         help="Play the same frames at another rate, faster or slower (default: the model's).")] = None
 
-    output: Annotated[Path | None, _file("-o", "--output", help="The .mp4 (default: its prompt).")] = None
+    output: Annotated[str | None, _file("-o", "--output",
+        help="The .mp4 (default: its prompt), .webm or .gif; NAME/ for a folder of PNG files; - for stdout.")] = None
+    thumbnail: Annotated[bool, _file("--thumbnail", help="Write a still, a .jpg, beside the video.")] = False
     prompts: Annotated[str | None, _file("--prompts",
         help="Many: a .txt, .jsonl, .json, .yaml, .csv or .tsv file; - is stdin.")] = None
     out: Annotated[Path | None, _file("--out", help="Folder for what is made (default: here).")] = None
     record: Annotated[Path | None, _file("--from", help="Repeat the render that this .json describes.")] = None
-    resume: Annotated[Path | None, _file("--resume", help="Continue this .mp4, whose render was stopped.")] = None
+    resume: Annotated[Path | None, _file("--resume", help="Continue this video, whose render was stopped.")] = None
     keep: Annotated[bool, _file("--keep",
         help="Keep videos that are complete, continue those that are not, make the others.")] = False
     overwrite: Annotated[bool, _file("--overwrite", help="Replace files that exist.")] = False
@@ -111,7 +113,8 @@ class RenderOptions(Options):
         help="How often to save what --resume needs; longer where saving is slow. 0: never.")] = "10"
 
     image: Annotated[Path | None, _past("--image", help="Go on from this picture.")] = None
-    video: Annotated[Path | None, _past("--video", help="Go on from this clip.")] = None
+    video: Annotated[Path | None, _past("--video",
+        help="Go on from this clip: a video, a moving image, or a folder of images.")] = None
     follow: Annotated[Path | None, _past("--follow", help="Show the prompt in this video's place.")] = None
     strength: Annotated[float | None, _past("--strength",
         help="How much of --follow may change: 0.3 little, 0.9 nearly all (default 0.7).")] = None

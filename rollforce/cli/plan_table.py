@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from rollforce.checkpoints.catalog import preset_file
+from rollforce.checkpoints.catalog import bundled, preset_file
+from rollforce.checkpoints.decoders import WAN, KnownDecoder, find_decoder
+from rollforce.checkpoints.hub import is_repository
 from rollforce.checkpoints.lora_scale import split_lora
+from rollforce.checkpoints.obstacles import wrong_decoder
+from rollforce.checkpoints.parts import decoder_part
 from rollforce.cli.options import PlanOptions
 from rollforce.cli.record import as_setting
 from rollforce.config import build
 from rollforce.engine.budget.fit import TILES, Fit
-from rollforce.engine.budget.model_sizes import sizes_of
+from rollforce.engine.budget.model_sizes import CONFIGS, sizes_of
 from rollforce.engine.budget.requirements import MemorySetup, needs_with_prompt
 from rollforce.engine.settings import StreamSettings
+from rollforce.errors import CheckpointError
 from rollforce.models.runtime.choices import pick_device, pick_dtype
 from rollforce.models.runtime.options import RuntimeOptions
 from rollforce.models.transformer.transformer import TransformerConfig, VideoTransformer
+from rollforce.streaming.load import find_model
 from rollforce.video.size import parse_size
 
 
@@ -28,15 +35,18 @@ def setup_of(options: PlanOptions) -> MemorySetup:
 
     A device that is not here may be planned for if its free memory is given; so may a decoder or a LoRA whose file is
     not. CheckpointError for a LoRA of another model."""
-    runtime = {name: value for name, value in options.running.items() if name not in ("loras", "decoder")}
-    running = RuntimeOptions(**{name: as_setting(value) for name, value in runtime.items()})
-    sizes, device = sizes_of(options.model or "tiny"), pick_device(options.device or "auto")
+    name, decoder = options.model or "tiny", options.running.get("decoder")
+    runtime = {field: value for field, value in options.running.items() if field not in ("loras", "decoder")}
+    running = RuntimeOptions(**{field: as_setting(value) for field, value in runtime.items()})
+    known = _check_streams(name, options.stream, running, decoder)
+    sizes, device = sizes_of(name), pick_device(options.device or "auto")
     _check_loras(options.running.get("loras") or (), sizes.transformer)
     changes = () if options.stream else sizes.changes
     stream = build(StreamSettings, preset_file(options.stream or sizes.stream), overrides=changes)
     setup = MemorySetup(sizes, stream, parse_size(options.size) if options.size else sizes.size,
                         pick_dtype(options.dtype or "auto", device), device, running.offload, running.quantize,
-                        TILES if running.tiling else None, small="decoder" in options.running)  # fmt: skip
+                        TILES if running.tiling else None, small=known is not None and not known.pruned,
+                        pruned=known is not None and known.pruned)  # fmt: skip
     return setup if options.window is None else setup.with_window(options.window)
 
 
@@ -47,6 +57,16 @@ def _check_loras(loras: Sequence[str], config: TransformerConfig) -> None:
 
         with torch.device("meta"):
             lora_baking.read(there, VideoTransformer(config))
+
+
+def _check_streams(name: str, stream: str | None, running: RuntimeOptions, decoder: str | None) -> KnownDecoder | None:
+    """Raise what `load` would of a model that is here, and return what its decoder is. CheckpointError, ConfigError."""
+    known = find_decoder(decoder) if decoder else None
+    if name in bundled() or Path(name).exists() or is_repository(name):
+        find_model(name, stream, running.tiling, decoder, CONFIGS)
+    elif known and known.family != WAN:
+        raise CheckpointError(wrong_decoder(decoder_part(decoder or ""), WAN))
+    return known
 
 
 def describe(found: Fit) -> dict[str, Any]:

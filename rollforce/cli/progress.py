@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from rollforce.cli.record import Request, record_path, segment_path
 from rollforce.cli.render import Progress, Result
 from rollforce.cli.resume import snapshot_path
 from rollforce.streaming.events import Cue
+from rollforce.video.outputs import STDOUT, is_folder
 
 if TYPE_CHECKING:
     from rollforce.streaming.model import Model
@@ -25,13 +27,14 @@ if TYPE_CHECKING:
 Report = Callable[[Progress], None]
 _EVERY_S = 10.0  # between two plain lines
 _CHANGES = 8  # are listed at the end
+_ABOUT_INPUTS = ("rollforce.video", "rollforce.streaming.inputs")  # loggers
 
 
 class Terminal:
-    """Speaks to a person on stdout; says nothing when `quiet`."""
+    """Speaks to a person on stdout, or on stderr if `aside`; says nothing when `quiet`."""
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
+    def __init__(self, quiet: bool = False, aside: bool = False) -> None:
+        self.console = Console(quiet=quiet, stderr=aside, highlight=False, soft_wrap=True)
 
     def say(self, text: str, style: str = "") -> None:
         """Print one line."""
@@ -51,9 +54,25 @@ class Terminal:
         changes = f" · {_plural(len(request.cues), 'change')}" if request.cues else ""
         there = f", of which {done / fps:g} s are there" if done else ""
         rate = f" · played at {request.fps:g} fps" if request.fps not in (None, fps) else ""
-        files = path if request.segment is None else f"{segment_path(path, 0)}, ... of {request.segment:g} s each"
-        what = f"{_length(request, fps)} of {request.prompt!r}{changes}{rate} · seed {request.seed}"
-        self.say(f"{what} -> {files}{there} (playable while it grows)")
+        given = request.video or request.image
+        behind = f" behind {Path(given).name}" if given else ""
+        what = f"{_length(request, fps)} of {request.prompt!r}{behind}{changes}{rate} · seed {request.seed}"
+        self.say(f"{what} -> {_place(request, path)}{there} (playable while it grows)")
+
+    @contextmanager
+    def tell_of_inputs(self) -> Iterator[None]:
+        """Within it, what is logged about pictures, clips and sound is said."""
+        handler, loggers = _Speaker(self), [logging.getLogger(name) for name in _ABOUT_INPUTS]
+        levels = [each.level for each in loggers]
+        for each in loggers:
+            each.addHandler(handler)
+            each.setLevel(min(each.level or logging.INFO, logging.INFO))
+        try:
+            yield
+        finally:
+            for each, level in zip(loggers, levels, strict=True):
+                each.removeHandler(handler)
+                each.setLevel(level)
 
     @contextmanager
     def show_progress(self, seconds: float) -> Iterator[Report]:
@@ -85,13 +104,31 @@ class Terminal:
         return report
 
 
+class _Speaker(logging.Handler):
+    """Says what is logged, once: warnings in any case."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        super().__init__(logging.INFO)
+        self._terminal, self._said = terminal, set[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage() in self._said:  # of a clip that repeats
+            return
+        self._said.add(record.getMessage())
+        if record.levelno >= logging.WARNING and self._terminal.console.quiet:
+            Console(stderr=True, soft_wrap=True, highlight=False).print(Text(record.getMessage(), style="yellow"))
+        else:
+            self._terminal.say(record.getMessage(), "yellow" if record.levelno >= logging.WARNING else "")
+
+
 def _rows(result: Result, request: Request, path: Path) -> Iterator[tuple[str, str]]:
     if result.interrupted:
         yield "interrupted", f"after {result.seconds:g} s of video; {_files(result, path)} plays"
         if snapshot_path(path).exists():
             yield "to continue", f"rollforce render --resume {path}"
     else:
-        yield "done", f"{result.frames} frames = {result.seconds:g} s of video in {result.elapsed_s:.1f} s"
+        given = f", {result.given} of them given," if result.given else ""
+        yield "done", f"{result.frames} frames = {result.seconds:g} s of video{given} in {result.elapsed_s:.1f} s"
     yield from _changes(result, request)
     if result.first_frame_s is not None and result.first_frame_since_command_s is not None:
         since = f"{result.first_frame_since_command_s:.1f} s after the command"
@@ -102,7 +139,9 @@ def _rows(result: Result, request: Request, path: Path) -> Iterator[tuple[str, s
     yield "peak memory", f"{result.peak_memory_mb:.0f} MB" + (f", device {device:.0f} MB" if device else "")
     if result.drift is not None and result.drift.window_s >= 2 and not request.cues:  # less is motion, others are meant
         yield "drift", result.drift.line()
-    yield "wrote", f"{_files(result, path)}, {record_path(path)} (every setting; `rollforce render --from` repeats it)"
+    if path != STDOUT:
+        wrote = f"{_files(result, path)}, {record_path(path)}"
+        yield "wrote", f"{wrote} (every setting; `rollforce render --from` repeats it)"
 
 
 def _changes(result: Result, request: Request) -> Iterator[tuple[str, str]]:
@@ -128,7 +167,15 @@ def _describe_cue(cue: Cue) -> str:
 def _length(request: Request, fps: float) -> str:
     if math.isinf(request.seconds):
         return "endless (Ctrl-C ends it) video"
-    return f"{request.seconds:g} s = {max(1, round(request.seconds * fps))} frames"
+    new = "new " if request.video or request.image else ""
+    most = "at most " if request.follow and Path(request.follow).is_dir() else ""  # it says not how long it is
+    return f"{most}{request.seconds:g} s = {max(1, round(request.seconds * fps))} {new}frames"
+
+
+def _place(request: Request, path: Path) -> str:
+    if request.segment is not None:
+        return f"{segment_path(path, 0)}, ... of {request.segment:g} s each"
+    return "stdout" if path == STDOUT else f"{path}{'/' if is_folder(path) else ''}"
 
 
 def _files(result: Result, path: Path) -> str:

@@ -19,6 +19,7 @@ from rollforce.models.text.enhance import Enhancer
 from rollforce.streaming.events import Cue
 from rollforce.streaming.inputs import FollowSettings, StreamInputs
 from rollforce.video.images import Fit
+from rollforce.video.outputs import STDOUT, beside
 from rollforce.video.values import (
     SIDE,
     check_count,
@@ -122,7 +123,7 @@ class Request:
                               self.loop)  # fmt: skip
         for name in ("image", "video", "follow"):
             path = getattr(self, name)
-            if path is not None and not Path(path).is_file():
+            if path is not None and not Path(path).is_file() and (name == "image" or not Path(path).is_dir()):
                 raise ConfigError(f"--{name} {path} does not exist." if not Path(path).is_dir()
                                   else f"--{name} {path} is a folder; name a file in it.")
         return inputs
@@ -148,7 +149,7 @@ def describe(model: Model, request: Request, path: Path) -> dict[str, Any]:
 
 def record_path(video: Path) -> Path:
     """Return where a video's record lies."""
-    return video.with_suffix(".json")
+    return beside(video, ".json")
 
 
 def segment_path(video: Path, number: int | None = None) -> Path:
@@ -233,5 +234,6 @@ def upgrade(value: Any) -> Any:
 
 
 def save_record(video: Path, record: dict[str, Any]) -> None:
-    """Write what `describe` returned beside a video."""
-    write_whole(record_path(video), json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    """Write what `describe` returned beside a video; beside stdout there is no place."""
+    if video != STDOUT:
+        write_whole(record_path(video), json.dumps(record, indent=2, ensure_ascii=False) + "\n")

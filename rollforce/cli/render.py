@@ -23,7 +23,10 @@ from rollforce.evaluation import process
 from rollforce.streaming.events import Event
 from rollforce.streaming.inputs import SessionOptions
 from rollforce.video.drift import Drift, DriftMeter
-from rollforce.video.writer import VideoWriter, available, default_scale
+from rollforce.video.gif import check_rate
+from rollforce.video.outputs import Output, can_resume, digest_output, open_output
+from rollforce.video.sound import SoundTrack, find_sound
+from rollforce.video.writer import available, default_scale
 
 if TYPE_CHECKING:
     from rollforce.streaming.events import Chunk
@@ -59,7 +62,8 @@ class Result:
     have one SHA-256 over all bytes; nothing compares the two.) `continued_at`: numbers of frames behind which another
     process went on; times are the sum of all, without what a killed one did after its last snapshot, and
     `video_sha256` is then that of one file that was put together, not of every render of these frames; of a video in
-    several files, whose number is `segments`, it is None."""
+    several files, whose number is `segments`, and of stdout it is None. `given`: how many of the `frames` the stream
+    went on from; no rate counts them."""
 
     frames: int
     seconds: float
@@ -80,15 +84,18 @@ class Result:
     events: tuple[Event, ...] = ()  # what became of the cues
     continued_at: tuple[int, ...] = ()
     segments: int = 0
+    given: int = 0
 
 
 class Tally:
-    """Collects times, counts and events while chunks come in. `streamed`: frames but those the stream began with."""
+    """Collects times, counts and events while chunks come in. `streamed`: frames but those the stream began with, which
+    are `given`; `skipped` frames of a clip are before those."""
 
     def __init__(self, request: Request, fps: float) -> None:
         self.request, self.fps = request, fps
         self.start = time.perf_counter()
         self.frames, self.streamed, self.denoise_s, self.decode_s = 0, 0, 0.0, 0.0
+        self.given, self.skipped = 0, 0
         self.first_frame_s: float | None = None
         self.first_frame_since_command_s: float | None = None
         self.meter = DriftMeter(fps)
@@ -128,17 +135,17 @@ class Tally:
 
     def result(self, path: Path, interrupted: bool, model: Model, segments: int = 0) -> Result:
         """Return the outcome, once the video at `path`, or its `segments`, are closed."""
-        elapsed = self.elapsed_s
-        fps = self.frames / max(elapsed, 1e-9)
+        elapsed, made = self.elapsed_s, self.frames - self.given
+        fps = made / max(elapsed, 1e-9)
         return Result(
             frames=self.frames, seconds=self.frames / self.fps, interrupted=interrupted,
             first_frame_s=self.first_frame_s, first_frame_since_command_s=self.first_frame_since_command_s,
             elapsed_s=elapsed, denoise_s=self.denoise_s, decode_s=self.decode_s,
-            denoise_fps=self.frames / max(self.denoise_s, 1e-9), end_to_end_fps=fps, times_real_time=fps / self.fps,
+            denoise_fps=made / max(self.denoise_s, 1e-9), end_to_end_fps=fps, times_real_time=fps / self.fps,
             peak_memory_mb=process.peak_mb(), peak_device_memory_mb=process.device_peak_mb(model.device),
             drift=self.meter.result(), frames_sha256=self.digest.hex(), events=tuple(self.events),
-            video_sha256=None if segments else process.file_sha256(path), continued_at=tuple(self.continued_at),
-            segments=segments)
+            video_sha256=None if segments else digest_output(path), continued_at=tuple(self.continued_at),
+            segments=segments, given=self.given)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a snapshot keeps: counts, times, events, and the state of the drift meter."""
@@ -150,7 +157,7 @@ class Tally:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Count on from a `state_dict` of the same request."""
         for name in _PLAIN:
-            setattr(self, name, state[name])
+            setattr(self, name, state.get(name, 0))  # those of older snapshots have no `given`
         self.start = time.perf_counter() - state["elapsed_s"]
         self.meter.load_state_dict({name: value.numpy() for name, value in state["meter"].items()})
         self.digest = bytes.fromhex(state["digest"])
@@ -158,25 +165,26 @@ class Tally:
         self.continued_at = [*state["continued_at"], state["frames"]]
 
 
-_PLAIN = ("frames", "streamed", "denoise_s", "decode_s", "first_frame_s", "first_frame_since_command_s", "continued_at")
+_PLAIN = ("frames", "streamed", "denoise_s", "decode_s", "first_frame_s", "first_frame_since_command_s", "continued_at",
+          "given", "skipped")  # fmt: skip
 
 
 def render(model: Model, request: Request, path: Path, report: Callable[[Progress], None] | None = None, *,
            go_on: Snapshot | None = None, save_every: float = SAVE_EVERY_S,
            stopping: Callable[[], bool] = lambda: False) -> Result:  # fmt: skip
-    """Write `request` to `path` (.mp4) and its record beside it (.json); Ctrl-C ends early with both files whole.
+    """Write `request` to `path` (see video/outputs.py) and its record beside it; Ctrl-C ends early with both whole.
 
     `model` must have been loaded as the request says. `report` is called after each chunk has reached the file.
     `go_on`: what `find_unfinished` found, to continue that video. `save_every`: seconds between two snapshots beside
     the video, 0 for none. `stopping` is asked after each chunk: to end there, so that the video goes on from there."""
-    request = resolve(model, request)
+    request = resolve(model, request, path)
     tally, ended = Tally(request, model.fps), False
     if go_on is not None:
         tally.load_state_dict(go_on.state["render"])
     with (
-        Keeper(path, save_every if request.follow is None else 0.0) as keeper,
+        Keeper(path, save_every if request.follow is None and can_resume(path) else 0.0) as keeper,
         _session(model, request, go_on) as session,
-        _open(path, request, model.fps, tally.frames) as video,
+        _open(session, request, path, tally, model.fps) as video,
     ):  # fmt: skip
         if go_on is None:
             keeper.forget()
@@ -196,21 +204,7 @@ def render(model: Model, request: Request, path: Path, report: Callable[[Progres
     return result
 
 
-def _open(path: Path, request: Request, fps: float, after: int) -> VideoWriter | SegmentedWriter:
-    """Return the writer of a request: of one file, or of several; `after`: behind so many frames that are there."""
-
-    def open_file(path: Path, after: int) -> VideoWriter:
-        if not after:
-            path.unlink(missing_ok=True)  # what plays or links the old file keeps it
-        return VideoWriter(path, request.fps or fps, _size(request), scale=request.scale or 1, codec=request.codec,
-                           after=after)  # fmt: skip
-
-    if request.segment is None:
-        return open_file(path, after)
-    return SegmentedWriter(open_file, path, max(1, round(request.segment * fps)), after)
-
-
-def _write(session: Session, video: VideoWriter | SegmentedWriter, tally: Tally, keeper: Keeper,
+def _write(session: Session, video: Output | SegmentedWriter, tally: Tally, keeper: Keeper,
            report: Callable[[Progress], None], stopping: Callable[[], bool]) -> bool:  # fmt: skip
     """Write chunk after chunk; return whether the end was reached."""
 
@@ -239,11 +233,39 @@ def _session(model: Model, request: Request, go_on: Snapshot | None) -> Session:
     return model.begin(request.shown, request.seed, request.size, how)
 
 
-def resolve(model: Model, request: Request) -> Request:
-    """Return the request with all that it left open, as this model and machine make it."""
+def _open(session: Session, request: Request, path: Path, tally: Tally, fps: float) -> Output | SegmentedWriter:
+    """Begin the video, of one file or of several, or go on with it, with the sound of the clip that it shows or shows
+    first."""
+    if not tally.frames:
+        tally.given, tally.skipped = len(session.given_frames), session.skipped_frames
+    sound = _find_sound(request, path, tally, fps)
+
+    def open_file(path: Path, first: int, after: int) -> Output:
+        if not after and path.suffix:  # neither a folder nor stdout
+            path.unlink(missing_ok=True)  # what plays or links the old file keeps it
+        return open_output(path, request.fps or fps, _size(request), scale=request.scale or 1, codec=request.codec,
+                           after=after, sound=sound and sound.behind(first / fps))  # fmt: skip
+
+    if request.segment is None:
+        return open_file(path, 0, tally.frames)
+    return SegmentedWriter(open_file, path, max(1, round(request.segment * fps)), tally.frames)
+
+
+def _find_sound(request: Request, path: Path, tally: Tally, fps: float) -> SoundTrack | None:
+    """Return the sound that belongs to the frames from the first on, at the model's `fps`."""
+    seconds = math.inf if request.video is None else tally.given / fps
+    unfit = "does not repeat with --loop" if request.loop else ""
+    if request.fps not in (None, fps):
+        unfit = f"does not fit pictures at --fps {request.fps:g}"
+    return find_sound(request.video or request.follow, path, tally.skipped / fps, seconds, unfit)
+
+
+def resolve(model: Model, request: Request, path: Path) -> Request:
+    """Return the request with all that it left open, as this model and machine make it in a file of this kind."""
     size, request = request.size or model.size, word(model, request)
+    check_rate(path, request.fps or model.fps)
     return dataclasses.replace(request, size=size, scale=request.scale or default_scale(size), threads=model.threads,
-                               codec=available(request.codec))  # fmt: skip
+                               codec=available(request.codec, path))  # fmt: skip
 
 
 def find_unfinished(model: Model, request: Request, path: Path) -> Snapshot:
@@ -251,7 +273,7 @@ def find_unfinished(model: Model, request: Request, path: Path) -> Snapshot:
     is of another request, model or settings."""
     snapshot = read_unfinished(path)
     begun = snapshot.state.get("render", {}).get("request")
-    if begun is None or read_request(begun) != resolve(model, request):
+    if begun is None or read_request(begun) != resolve(model, request, path):
         raise SnapshotError(f"What lies beside {path} was saved by a render of something else. "
                             "Use --overwrite, or another name with -o.")  # fmt: skip
     model.check_snapshot(snapshot)

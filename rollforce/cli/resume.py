@@ -8,8 +8,10 @@ takes its place.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,9 +19,11 @@ from typing import Self
 import torch
 from safetensors import SafetensorError
 
-from rollforce.cli.record import record_path
-from rollforce.errors import SnapshotError
+from rollforce.checkpoints.safetensors_folder import read_json
+from rollforce.cli.record import record_path, segment_path
+from rollforce.errors import CheckpointError, ConfigError, SnapshotError
 from rollforce.streaming.snapshot import Snapshot
+from rollforce.video.outputs import beside, can_resume, cannot_resume, find_video, is_folder
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +33,7 @@ _SHARE = 0.02  # of the time may go into saving
 
 def snapshot_path(video: Path) -> Path:
     """Return where the snapshot of an unfinished video lies."""
-    return video.with_suffix(".resume.safetensors")
+    return beside(video, ".resume.safetensors")
 
 
 def read_unfinished(video: Path) -> Snapshot:
@@ -39,6 +43,37 @@ def read_unfinished(video: Path) -> Snapshot:
         raise SnapshotError(f"{path} is not there, so {video} cannot be continued. Make it again: "
                             f"rollforce render --from {record_path(video)} --overwrite")  # fmt: skip
     return Snapshot.load(path)
+
+
+def find_resumed(typed: Path) -> Path:
+    """Return the video that was typed, or that a typed record describes. ConfigError, which names what was typed, if it
+    cannot be continued."""
+    if not typed.name:
+        raise ConfigError(f"--resume {str(typed)!r} names no file: give the video that was stopped.")
+    video = _name_video(typed)
+    if not can_resume(video):
+        raise ConfigError(f"--resume {typed}: {cannot_resume(video)}")
+    record = record_path(video)
+    if not any(path.exists() for path in (video, segment_path(video, 0))):
+        there = f", though {record} is" if record.exists() else ""
+        raise ConfigError(f"--resume {typed}: {video} is not there{there}, so there is nothing to continue.")
+    if not record.exists():
+        raise ConfigError(f"--resume {typed}: {record}, the record of its render, is not there, so it cannot be "
+                          "continued. Make it again with another name.")  # fmt: skip
+    return video
+
+
+def _name_video(typed: Path) -> Path:
+    """Return the video of a typed video, record, or file of a video in several."""
+    found = find_video(typed)
+    if is_folder(found):
+        return found
+    if typed.suffix.lower() == ".json":
+        with suppress(CheckpointError):
+            named = Path(str(read_json(typed, {}).get("video", ""))).name.replace("-%04d", "")
+            return typed.with_name(named) if named else found
+    whole = typed.with_stem(re.sub(r"-\d{4,}$", "", typed.stem) or typed.stem)
+    return whole if record_path(whole).exists() and not record_path(typed).exists() else typed
 
 
 class Keeper:

@@ -11,13 +11,12 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from rollforce.checkpoints.outputs import hold
 from rollforce.cli.interrupt import INTERRUPT
 from rollforce.cli.jobs import RenderPlan, places_of, plan, write_manifest
 from rollforce.cli.options import RenderOptions
-from rollforce.cli.places import RenderTask
+from rollforce.cli.places import RenderTask, hold_video
 from rollforce.cli.progress import Terminal
-from rollforce.cli.record import Record, record_path
+from rollforce.cli.record import Record, record_path, segments_of
 from rollforce.cli.render import Result, find_unfinished, render
 from rollforce.cli.resume import snapshot_path
 from rollforce.cli.wording import word_prompts
@@ -26,6 +25,7 @@ from rollforce.streaming.load import load
 from rollforce.streaming.model import Model
 from rollforce.streaming.snapshot import Snapshot
 from rollforce.video.duration import parse_duration
+from rollforce.video.thumbnail import thumbnail_path, write_thumbnail
 
 
 class Stop:
@@ -82,7 +82,7 @@ def _render_all(planned: RenderPlan, waiting: list[RenderTask], terminal: Termin
         for task in waiting:
             if stop.asked:
                 return False
-            with hold(task.path):
+            with hold_video(task.path), terminal.tell_of_inputs():
                 now = places.look(task) if planned.folder else task  # somebody may have written it meanwhile
                 whole = now.done or _render_one(planned, now, model, terminal, options, stop)
             status[task.path] = "done" if whole else "interrupted"
@@ -123,6 +123,10 @@ def _render_one(planned: RenderPlan, task: RenderTask, model: Model, terminal: T
             terminal.say(f"to continue, once the reason is gone: rollforce render --resume {task.path}")
         raise
     terminal.show_result(result, task.request, task.path)
+    if options.thumbnail and result.frames:
+        files = segments_of(task.path)[: result.segments] or [task.path]
+        still = write_thumbnail(files[len(files) // 2], thumbnail_path(task.path))
+        terminal.say(f"{'thumbnail':<12} {still}")
     if planned.record is not None and not result.interrupted:
         _compare(planned.record, result, terminal)
     return not result.interrupted

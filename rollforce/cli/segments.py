@@ -12,12 +12,12 @@ import numpy as np
 from rollforce.checkpoints.outputs import check_plain, hold
 from rollforce.cli.record import segment_path, segments_of
 from rollforce.errors import ConfigError
-from rollforce.video.writer import VideoWriter
+from rollforce.video.outputs import Output
 
 SEGMENT_S = 600.0  # of a video without end
 
-Open = Callable[[Path, int], VideoWriter]
-"""Opens the writer of a file, behind so many frames of what is there."""
+Open = Callable[[Path, int, int], Output]
+"""Opens the writer of a file: its name, the number of its first frame, how many frames of what is there are kept."""
 
 
 class SegmentedWriter:
@@ -72,13 +72,13 @@ class SegmentedWriter:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _begin(self, after: int = 0) -> VideoWriter:
+    def _begin(self, after: int = 0) -> Output:
         path = segment_path(self.path, self._number)
         self._held.enter_context(hold(path))
         check_plain(path)
         if path.exists() and not after:
             raise ConfigError(f"{path} exists, and this render did not make it: move it away, and go on with --resume.")
-        return self._open(path, after)
+        return self._open(path, self._number * self.length, after)
 
 
 def check_segments(path: Path, overwrite: bool) -> None:

@@ -9,11 +9,13 @@ moves is not lost (StreamDiffusionV2, arXiv 2511.07399, section 3.2).
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from rollforce.engine.settings import LayoutSettings
@@ -22,8 +24,10 @@ from rollforce.models.autoencoder.interface import Autoencoder
 from rollforce.streaming.batch import Batch
 from rollforce.streaming.events import Cue
 from rollforce.streaming.pace import Pace
-from rollforce.video.images import Clip, Fit, Picture, fit_picture, log_fit, read_clip, read_picture
+from rollforce.video.images import Clip, Fit, Picture, fit_clip, fit_picture, log_fit, read_clip, read_picture
 from rollforce.video.values import check_kind, check_number, check_seconds
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,23 +87,33 @@ class StreamInputs:
             raise ConfigError("loop cannot repeat an iterator, whose pictures come but once: give a file or an array.")
 
 
-def encode_past(inputs: StreamInputs, autoencoder: Autoencoder, size: tuple[int, int], fps: float) -> Tensor | None:
-    """Return the latents [1, T, C, h, w] of the image or clip to go on from, or None if there is none. A clip gives its
-    newest whole latents: its first frames are left out where they do not fill one. ConfigError if it is too short."""
+@dataclass(frozen=True)
+class Past:
+    """What a stream goes on from: latents [1, T, C, h, w], and how many pictures of its clip come before them."""
+
+    latents: Tensor
+    skipped: int = 0
+
+
+def encode_past(inputs: StreamInputs, autoencoder: Autoencoder, size: tuple[int, int], fps: float) -> Past | None:
+    """Return the image or clip to go on from, encoded, or None if there is none. A clip gives its newest whole latents:
+    its first frames are left out where they do not fill one. ConfigError if it is too short."""
+    first, each = autoencoder.first_frames, autoencoder.frames
     if inputs.image is not None:
         picture = read_picture(inputs.image)
         log_fit(picture.shape, size, inputs.fit, "Image")
-        frames = np.stack([fit_picture(picture, size, inputs.fit)] * autoencoder.first_frames)
-        return autoencoder.encoder().encode(frames)
-    if inputs.video is None:
+        frames = [fit_picture(picture, size, inputs.fit)] * first
+    elif inputs.video is not None:
+        frames = list(fit_clip(read_clip(inputs.video, fps), size, inputs.fit, "Video"))
+    else:
         return None
-    pictures = list(read_clip(inputs.video, fps))
-    first = autoencoder.first_frames
-    if len(pictures) < first:
-        raise ConfigError(f"video= has {len(pictures)} frames; this model needs {first} to go on from.")
-    log_fit(pictures[0].shape, size, inputs.fit, "Video")
-    spare = (len(pictures) - first) % autoencoder.frames
-    return autoencoder.encoder().encode(np.stack([fit_picture(p, size, inputs.fit) for p in pictures[spare:]]))
+    if len(frames) < first:
+        raise ConfigError(f"video= has {len(frames)} frames; this model needs {first} to go on from.")
+    skipped, encoder = (len(frames) - first) % each, autoencoder.encoder()
+    given = len(frames) - skipped
+    log.info("%s: %d frames (%g s) come first", "Video" if inputs.image is None else "Image", given, given / fps)
+    cuts = [skipped, *range(skipped + first, len(frames) + 1, each)]
+    return Past(torch.cat([encoder.encode(np.stack(frames[a:b])) for a, b in pairwise(cuts)], dim=1), skipped)
 
 
 def _repeat(inputs: StreamInputs, fps: float) -> Iterator[np.ndarray]:
@@ -117,8 +131,9 @@ class Follower:
 
     def __init__(self, inputs: StreamInputs, autoencoder: Autoencoder, size: tuple[int, int], fps: float,
                  chunk: int) -> None:  # fmt: skip
-        self.settings, self.chunk, self.size, self.fit = inputs.following, chunk, size, inputs.fit
-        self._pictures = _repeat(inputs, fps) if inputs.loop else read_clip(inputs.follow, fps, "follow")
+        self.settings, self.chunk = inputs.following, chunk
+        pictures = _repeat(inputs, fps) if inputs.loop else read_clip(inputs.follow, fps, "follow")
+        self._pictures = fit_clip(pictures, size, inputs.fit, "Video")
         self._autoencoder, self._encoder = autoencoder, autoencoder.encoder()
         self._level = inputs.following.strength
         self._last: np.ndarray | None = None
@@ -134,7 +149,7 @@ class Follower:
         """Encode the frames of one more chunk: fewer latents at the video's end. Return False if there are none."""
         per = self._autoencoder.frames
         count = per * self.chunk - (per - self._autoencoder.first_frames if first else 0)
-        frames = [fit_picture(picture, self.size, self.fit) for picture in islice(self._pictures, count)]
+        frames = list(islice(self._pictures, count))
         if not frames:
             return False
         self._level = self._noise_level(frames)

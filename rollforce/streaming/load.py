@@ -7,21 +7,25 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
 from rollforce.checkpoints.catalog import CARD, Card, bundled, preset_file
+from rollforce.checkpoints.decoders import KnownDecoder, find_decoder
+from rollforce.checkpoints.obstacles import check
+from rollforce.checkpoints.parts import read_model
 from rollforce.config import build, resource
 from rollforce.engine.settings import StreamSettings
 from rollforce.errors import CheckpointError, ConfigError
-from rollforce.models.autoencoder.interface import Autoencoder, PairedAutoencoder
+from rollforce.models.autoencoder.interface import Autoencoder, ClipAutoencoder, PairedAutoencoder
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
 from rollforce.models.runtime.choices import pick_device, pick_dtype
 from rollforce.models.runtime.options import RuntimeOptions
 from rollforce.models.text.encoder import Text, TextEncoder
-from rollforce.models.transformer.transformer import VideoTransformer
+from rollforce.models.transformer.transformer import TransformerConfig, VideoTransformer
 from rollforce.streaming.bundle import threads_for
 from rollforce.streaming.events import Chunk
 from rollforce.streaming.model import Model
@@ -36,6 +40,9 @@ from rollforce.video.values import (
     check_texts,
     check_threads,
 )
+
+if TYPE_CHECKING:
+    from rollforce.models.autoencoder.wan import WanAutoencoder
 
 log = logging.getLogger(__name__)
 HUB_PARTS = (CARD, "model_index.json", "README.md", "transformer/*", "text/*", "autoencoder/*", "text_encoder/*",
@@ -60,8 +67,8 @@ def load(model: str | Path = "tiny", *, stream: str | Path | None = None, overri
     number = pick_dtype(dtype, place)
     running = RuntimeOptions() if running is None else running
     check_kind(running, RuntimeOptions, "running", "a RuntimeOptions")
-    folder = _find_folder(model)
-    card, settings = _read_settings(folder, stream, overrides, window)
+    folder, card = find_model(model, stream, running.tiling, running.decoder)
+    settings = _read_settings(card, stream, overrides, window)
     log.info("model %s, licence %s", card.name, card.licence)
     _check_fits(folder, settings, place, number, running, card.size if size is None else size)
     transformer = running.set_up(VideoTransformer.load(folder / "transformer"), place, number, settings.masked)
@@ -79,7 +86,7 @@ def load(model: str | Path = "tiny", *, stream: str | Path | None = None, overri
 
 
 @dataclass(frozen=True)
-class Origin:
+class StreamOrigin:
     """What a stream comes from: the model's card, the stream's settings, and a sha256 over the weights."""
 
     card: Card
@@ -88,10 +95,10 @@ class Origin:
 
 
 def read_origin(model: str | Path, stream: str | Path | None = None, overrides: Sequence[str] = (),
-                window: int | None = None) -> Origin:  # fmt: skip
+                window: int | None = None) -> StreamOrigin:  # fmt: skip
     """Return what `load` with these arguments would stream from. Nothing is loaded; errors are those of `load`."""
-    folder = _find_folder(model)
-    return Origin(*_read_settings(folder, stream, overrides, window), _fingerprint(folder))
+    folder, card = find_model(model, stream)
+    return StreamOrigin(card, _read_settings(card, stream, overrides, window), _fingerprint(folder))
 
 
 def stream(prompt: str, seconds: float | None = None, *, model: str | Path | Model = "tiny", seed: int | None = 0,
@@ -117,22 +124,41 @@ def _yield_frames(session: Session, chunks: Iterator[Chunk]) -> Iterator[np.ndar
             yield from chunk.frames
 
 
-def _find_folder(model: str | Path) -> Path:
+def find_model(model: str | Path, stream: str | Path | None, tiling: bool = False, decoder: str | None = None,
+               fetched: Sequence[str] = HUB_PARTS) -> tuple[Path, Card]:  # fmt: skip
+    """Return a model's folder and its card, after comparing all its parts: what comes back can stream.
+
+    Args: `decoder` a file that is to draw, `tiling` whether in tiles; `fetched` which of a hub's files to download;
+    where those are settings only, weights are not looked at.
+    Raises ConfigError or CheckpointError with everything that is in the way."""
+    folder = _find_folder(model, fetched)
+    card = _read_card(folder, stream)
+    if (decoder or tiling) and (folder / "autoencoder").is_dir():
+        raise ConfigError("--decoder and --tiling are for Wan's autoencoder; this model's is small itself: leave "
+                          "them out.")
+    check(read_model(folder, decoder, weights=fetched is HUB_PARTS or Path(model).is_dir()))
+    TransformerConfig.read(folder / "transformer")
+    return folder, card
+
+
+def _find_folder(model: str | Path, fetched: Sequence[str]) -> Path:
     """Return the folder of a bundled model, a local one, or one fetched from the hub. ConfigError if there is none."""
     from rollforce.checkpoints.hub import fetch, is_repository
-    from rollforce.checkpoints.read import raw_advice
+    from rollforce.checkpoints.read import expect, raw_advice, read_checkpoint
 
     if isinstance(model, str) and model in bundled():
         return resource(f"assets/{model}")
     folder = check_path(model, "model")
     if folder.is_file():
+        expect(read_checkpoint(folder), "transformer")  # what cannot be converted is not sent there
         raise CheckpointError(raw_advice(folder))
     if is_repository(model):
-        folder = fetch(str(model), HUB_PARTS)
+        folder = fetch(str(model), fetched)
     if (folder / CARD).is_file() or (folder / "model_index.json").is_file():
         return folder
     if folder.is_dir():
-        raise CheckpointError(f"{folder} is a folder without {CARD} or model_index.json: not a model.")
+        raise CheckpointError(f"{folder} is a folder without {CARD} or model_index.json: not a model. What is it? "
+                              f"rollforce identify {folder}")  # fmt: skip
     raise ConfigError(f"There is no model {str(model)!r}. Bundled: {', '.join(bundled()) or 'none'}. Or give a folder "
                       f"that holds {CARD}, or a hub id (owner/name).")  # fmt: skip
 
@@ -150,13 +176,12 @@ def _read_card(folder: Path, stream: str | Path | None) -> Card:
     return Card(name=folder.name, licence="unknown", fps=16, size=(480, 832), stream=str(stream))
 
 
-def _read_settings(folder: Path, stream: str | Path | None, overrides: Sequence[str],
-                   window: int | None) -> tuple[Card, StreamSettings]:  # fmt: skip
-    card = _read_card(folder, stream)
+def _read_settings(card: Card, stream: str | Path | None, overrides: Sequence[str],
+                   window: int | None) -> StreamSettings:  # fmt: skip
     changes = card.changes if stream is None else ()  # those of the preset that the model was trained for
     preset = preset_file(card.stream if stream is None else stream)
     settings = build(StreamSettings, preset, overrides=(*changes, *overrides))
-    return card, settings if window is None else settings.with_window(window)
+    return settings if window is None else settings.with_window(window)
 
 
 def _load_text(folder: Path, device: torch.device, dtype: torch.dtype) -> Text:
@@ -169,9 +194,6 @@ def _load_text(folder: Path, device: torch.device, dtype: torch.dtype) -> Text:
 
 def _load_autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, running: RuntimeOptions) -> Autoencoder:
     if (folder / "autoencoder").is_dir():
-        if running.decoder or running.tiling:
-            raise ConfigError("--decoder and --tiling are for Wan's autoencoder; this model's is small itself: leave "
-                              "them out.")
         return TinyAutoencoder.load(folder / "autoencoder").to(device)
     from rollforce.models.autoencoder.tiling import Tiling
     from rollforce.models.autoencoder.wan import WanAutoencoder
@@ -179,12 +201,20 @@ def _load_autoencoder(folder: Path, device: torch.device, dtype: torch.dtype, ru
     full = WanAutoencoder.load(folder / "vae", dtype, Tiling() if running.tiling else None).to(device)
     if running.decoder is None:
         return full
-    from rollforce.models.autoencoder.taehv import TaehvAutoencoder
-
-    small = TaehvAutoencoder.load(running.decoder, dtype).to(device)
+    small = _load_decoder(running.decoder, find_decoder(running.decoder), full, dtype).to(device)
     if (small.channels, small.stride, small.frames) != (full.channels, full.stride, full.frames):
         raise CheckpointError(f"{running.decoder} decodes other latents than those of {folder / 'vae'}.")
     return PairedAutoencoder(full, small)
+
+
+def _load_decoder(file: str, known: KnownDecoder, full: WanAutoencoder, dtype: torch.dtype) -> ClipAutoencoder:
+    """A small decoder in TAEHV's format, or the full autoencoder with fewer channels inside (LightX2V's lightvae)."""
+    from rollforce.models.autoencoder.taehv import TaehvAutoencoder
+    from rollforce.models.autoencoder.wan import WanAutoencoder
+
+    if known.pruned:
+        return WanAutoencoder.load(file, dtype)
+    return TaehvAutoencoder.load(file, dtype, None if known.normalised else full.moments)
 
 
 def _check_fits(folder: Path, settings: StreamSettings, device: torch.device, dtype: torch.dtype,
@@ -194,9 +224,11 @@ def _check_fits(folder: Path, settings: StreamSettings, device: torch.device, dt
     from rollforce.engine.budget.requirements import MemorySetup
     from rollforce.models.autoencoder.tiling import Tiling
 
+    known = find_decoder(running.decoder) if running.decoder else None
+    pruned = known is not None and known.pruned
     check_fits(MemorySetup(sizes_of(folder), settings, check_picture_size(size), dtype, device, running.offload,
-                     running.quantize, Tiling() if running.tiling else None,
-                           small=running.decoder is not None))  # fmt: skip
+                     running.quantize, Tiling() if running.tiling else None, small=known is not None and not pruned,
+                     pruned=pruned))  # fmt: skip
 
 
 def _choose_device(name: str) -> torch.device:

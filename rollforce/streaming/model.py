@@ -12,6 +12,7 @@ from rollforce.engine.budget.model_sizes import WAN_TEXT, ModelSizes, TinyDecodi
 from rollforce.engine.budget.requirements import MemorySetup
 from rollforce.errors import ConfigError, SnapshotError
 from rollforce.models.autoencoder.interface import PairedAutoencoder
+from rollforce.models.autoencoder.taehv import TaehvAutoencoder
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
 from rollforce.streaming.batch import Batch
 from rollforce.streaming.bundle import ModelBundle
@@ -28,12 +29,14 @@ log = logging.getLogger(__name__)
 
 def check_session(model: ModelBundle, size: tuple[int, int] | None = None) -> None:
     """Raise DoesNotFit if a stream of these pictures (height, width) has no room beside what is loaded."""
-    autoencoder, small = model.autoencoder, isinstance(model.autoencoder, PairedAutoencoder)
+    autoencoder = model.autoencoder
+    small = autoencoder.small if isinstance(autoencoder, PairedAutoencoder) else None
     tiny = TinyDecoding(autoencoder.config, 0) if isinstance(autoencoder, TinyAutoencoder) else None
     sizes = ModelSizes(model.name, model.transformer.config, tiny or WanDecoding(), 0, WAN_TEXT, "")
     tiling = TILES if model.running.tiling and tiny is None else None
     check_fits(MemorySetup(sizes, model.stream_settings, size or model.size, model.dtype, model.device, tiling=tiling,
-                     loaded=True, small=small))  # fmt: skip
+                     loaded=True, small=isinstance(small, TaehvAutoencoder),
+                     pruned=small is not None and not isinstance(small, TaehvAutoencoder)))  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rollforce.config import to_dict
 from rollforce.engine.flow import Noise
@@ -25,7 +24,7 @@ from rollforce.errors import ConfigError, SessionClosed, SnapshotError
 from rollforce.streaming.batch import Batch
 from rollforce.streaming.bundle import ModelBundle, compute_on
 from rollforce.streaming.events import Chunk, Cue, Event, Timings
-from rollforce.streaming.inputs import Follower, SessionOptions, encode_past
+from rollforce.streaming.inputs import Follower, Past, SessionOptions, encode_past
 from rollforce.streaming.pace import Measures, PaceController
 from rollforce.streaming.prefetch import Prefetcher, await_result
 from rollforce.streaming.snapshot import Snapshot, fork, to_device
@@ -62,7 +61,8 @@ class Session:
     """One stream. Pull-driven: nothing is computed until a chunk is asked for (but with `ahead`, one chunk more than
     that), and nothing is kept that is not needed. Threads may share it: each pull hands the next chunk to one of them.
     Use it as a context manager, or call `close()`; either frees its memory. `given_frames` are the frames that the
-    stream goes on from, uint8 [F, H, W, 3], as its autoencoder draws them; `stream` hands out what comes after them."""
+    stream goes on from, uint8 [F, H, W, 3], as its autoencoder draws them, and `skipped_frames` how many of the clip's
+    are before them; `stream` hands out what comes after them."""
 
     def __init__(self, model: ModelBundle, prompt: str, seed: int, size: tuple[int, int] | None,
                  options: SessionOptions | None = None) -> None:  # fmt: skip
@@ -77,16 +77,17 @@ class Session:
             rollout, past = self._begin(steering)
         self.given_frames = np.empty((0, *self._pixels, 3), dtype=np.uint8)
         self._frames: FrameQueue | None = FrameQueue(model.autoencoder.decoder(), self.given_frames, prompt)
+        self.skipped_frames = 0 if past is None else past.skipped
         if past is not None:
             with compute_on(model.threads):
-                self.given_frames = self._frames.decoder.decode(past)
-        state = StreamState(rollout, steering, 0 if past is None else past.shape[1])
+                self.given_frames = self._frames.decoder.decode(past.latents)
+        state = StreamState(rollout, steering, 0 if past is None else past.latents.shape[1])
         self._state: StreamState | None = state
         self.history = RewindHistory(round(self.options.remember * model.fps))
         self._next: ChunkResult | None = None  # the next commit, where it was computed but not yet decoded
         self._drive(state)
 
-    def _begin(self, steering: Steering) -> tuple[Rollout, Tensor | None]:
+    def _begin(self, steering: Steering) -> tuple[Rollout, Past | None]:
         """Build the rollout, and write into its memory the latents of what the stream goes on from, if anything."""
         model, inputs, settings, grid = self.model, self.options.inputs, self.model.stream_settings, self.grid
         source = None
@@ -97,10 +98,11 @@ class Session:
             source = Follower(inputs, model.autoencoder, self._pixels, model.fps, layout.chunk)
         cache = settings.memory(model.transformer.config.shape(grid), model.dtype, model.device)
         noise = Noise.of(steering.seed, (grid.channels, grid.height, grid.width))
+        start = 0 if past is None else past.latents.shape[1]
         rollout = Rollout(model.transformer, steering.condition(), cache, settings.layout.build(), noise,
-                          settings.stepping, start=0 if past is None else past.shape[1], source=source)  # fmt: skip
+                          settings.stepping, start=start, source=source)  # fmt: skip
         if past is not None:
-            rollout.prefill(past)
+            rollout.prefill(past.latents)
         return rollout, past
 
     def _drive(self, state: StreamState) -> None:

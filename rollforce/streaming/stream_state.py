@@ -134,9 +134,21 @@ def step_to_commit(state: StreamState, remember: bool = False) -> Stepper:
     if commit is not None:
         state.latents, state.commits = state.latents + commit.latents_BTCHW.shape[1], state.commits + 1
         if state.commits == 1 and not torch.isfinite(commit.latents_BTCHW).all():
-            raise ConfigError(f"The first chunk is not a number: {steering.model.dtype} is not for these weights or "
-                              "this device. Use --dtype float32, or bfloat16 where there is some.")  # fmt: skip
+            raise ConfigError(_explain_nan(steering.model))
     return ChunkResult(commit, 0.0, steering.prompt, events, before)
+
+
+def _explain_nan(model: ModelBundle) -> str:
+    """Why a first chunk is not a number: its weights, or a number format that does not hold what they make."""
+    broken = [name for name, weight in model.transformer.named_parameters() if not torch.isfinite(weight).all()]
+    if broken:
+        return (f"The first chunk is not a number, for {len(broken)} of the weights of {model.name} are not, the first "
+                f"{broken[0]}: they are damaged, or training went wrong. Take another file, or an earlier checkpoint.")
+    if model.dtype == torch.float32:
+        return (f"The first chunk is not a number, in float32 and from weights that are: {model.name} does not go with "
+                "these settings of the stream, or its text vectors are broken. Try --stream, or --dtype bfloat16.")
+    return (f"The first chunk is not a number: {model.dtype} does not hold what these weights make. Use --dtype "
+            "float32, or bfloat16 where there is some.")  # fmt: skip
 
 
 @dataclass

@@ -43,7 +43,8 @@ class CaptionedVideo:
     @property
     def key(self) -> str:
         """A short name that another caption, or another file under this name, would not have."""
-        size = self.path.stat().st_size if self.path.is_file() else 0
+        files = self.path.iterdir() if self.path.is_dir() else [self.path]
+        size = sum(file.stat().st_size for file in files if file.is_file())
         return digest([f"{self.name}\0{size}\0{self.caption}".encode(errors="surrogateescape")])
 
 
@@ -93,7 +94,7 @@ class FolderEncoder:
 
     def _look(self) -> None:
         """Find what is done, and what is to do."""
-        names = {video.name for video in self.videos.values() if video.path.is_file()}  # others' clips stay
+        names = {video.name for video in self.videos.values() if video.path.exists()}  # others' clips stay
         finished = (self.folder / "data.json").is_file()  # then what was skipped is tried again
         self.done = {key: done for key, done in _read_journal(self.folder, self._head).items()
                      if (key in self.videos or done.name not in names) and (done.clips or not finished)}

@@ -1,4 +1,4 @@
-"""Video files that can be watched while they grow: fragmented MP4, written chunk by chunk.
+"""Video files that can be watched while they grow: fragmented MP4, or WebM in clusters, written chunk by chunk.
 
     with VideoWriter(Path("ball.mp4"), fps=12, size=(64, 64), scale=4) as video:
         for chunk in session.stream(seconds=20):
@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, BinaryIO, Literal, Self
 
 import av
 import numpy as np
@@ -26,20 +25,24 @@ from av.bitstream import BitStreamFilterContext
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
 from rollforce.errors import ConfigError, ShapeError
+from rollforce.video.containers import open_container
+from rollforce.video.sound import SoundTrack
 from rollforce.video.values import SIDE, check_count
 
 log = logging.getLogger(__name__)
 
 # empty_moov: the header comes first and needs no later repair. frag_keyframe: what is written is complete by itself.
 _FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
+_AT_ONCE = {"max_interleave_delta": "1"}  # microseconds: a picture does not wait for sound
 _BT709 = 1  # the number of ITU-R BT.709 in H.264's colour fields
 
 
 @dataclass(frozen=True)
 class VideoCodec:
-    """How pictures become bytes. `quality` is H.264's CRF: 0 is lossless, 16 looks so, 28 is small."""
+    """How pictures become bytes. `quality` is H.264's CRF: 0 is lossless, 16 looks so, 28 is small; VP9's, which goes
+    to 63, is in proportion."""
 
-    name: Literal["libx264", "mpeg4"] = "libx264"
+    name: Literal["libx264", "mpeg4", "libvpx-vp9"] = "libx264"
     quality: int = 16
     preset: str = "veryfast"
     keyframe_s: float = 0.5
@@ -52,8 +55,14 @@ class VideoCodec:
             raise ConfigError(f"keyframe_s must be above 0 seconds, got {self.keyframe_s}.")
 
 
-def available(codec: VideoCodec) -> VideoCodec:
-    """Return `codec`, or its nearest relative that this FFmpeg can write (with a logged warning)."""
+def available(codec: VideoCodec, path: Path = Path("video.mp4")) -> VideoCodec:
+    """Return `codec`, or what the kind of file needs in its place, or its nearest relative that this FFmpeg can write
+    (with a logged warning). ConfigError if there is none."""
+    webm = path.suffix.lower() == ".webm"
+    if webm and "libvpx-vp9" not in av.codecs_available:
+        raise ConfigError(f"{path}: this FFmpeg cannot write VP9, which .webm needs. Take .mp4, or pip install -U av")
+    if webm != (codec.name == "libvpx-vp9"):
+        codec = replace(codec, name="libvpx-vp9" if webm else "libx264")
     if codec.name in av.codecs_available:
         return codec
     log.warning("this FFmpeg has no %s: writing mpeg4, which is larger and plays in fewer browsers", codec.name)
@@ -65,51 +74,62 @@ def default_scale(size: tuple[int, int], shorter: int = 256) -> int:
     return max(1, -(-shorter // min(size)))
 
 
-def check_output(path: Path, overwrite: bool = False) -> None:
-    """Raise ConfigError if a video cannot be written to `path`; cheap, so that it is asked before a model is loaded."""
-    if path.suffix.lower() != ".mp4":
-        raise ConfigError(f"{path}: only .mp4 can be written. Try {path.with_suffix('.mp4')}.")
-    if path.is_dir():
-        raise ConfigError(f"{path} is a folder; name a file in it, such as {path / 'video.mp4'}.")
-    check_folder(path.parent)
-    if path.exists() and not overwrite:
-        raise ConfigError(f"{path} exists; use --overwrite to replace it, or -o for another name.")
+def check_frames(frames_FHWC: np.ndarray, size: tuple[int, int]) -> None:
+    """ShapeError unless these are frames, uint8 [F, H, W, 3], of `size` (height, width)."""
+    if frames_FHWC.dtype != np.uint8 or frames_FHWC.shape[1:] != (*size, 3):
+        raise ShapeError(f"frames must be uint8 [F, {size[0]}, {size[1]}, 3], "
+                         f"got {frames_FHWC.dtype} {list(frames_FHWC.shape)}.")
 
 
-def check_folder(folder: Path) -> None:
-    """Raise ConfigError if no file can be made in `folder`: tried, because permissions alone do not tell."""
-    if not folder.exists():
-        raise ConfigError(f"the folder {folder} does not exist: mkdir -p {folder}")
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ConfigError(f"cannot write into {folder}: {error.strerror}. Choose another place with -o.") from error
+class Enlarger:
+    """Makes frames of `size` (height, width) `scale` times as large, in FFmpeg's hands. ConfigError for a bad scale."""
+
+    def __init__(self, size: tuple[int, int], scale: int, enlarge: str, pixels: str = "yuv420p") -> None:
+        check_count(scale, "scale", most=SIDE // max(size), remedy=f"A video's sides have at most {SIDE} pixels.")
+        self.height, self.width = (side * scale for side in size)
+        self._pixels = pixels
+        self._how = Interpolation.LANCZOS if enlarge == "smooth" else Interpolation.POINT
+        self._reformatter = VideoReformatter()  # kept: to set one up takes ten times longer than to use it
+
+    def __call__(self, frame_HWC: np.ndarray) -> Any:
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), format="rgb24")
+        colours = Colorspace.ITU709 if self._pixels == "yuv420p" else None
+        return self._reformatter.reformat(frame, width=self.width, height=self.height, format=self._pixels,
+                                          dst_colorspace=colours, interpolation=self._how)  # fmt: skip
 
 
 class VideoWriter:
-    """One growing video file. `size` is (height, width) of the frames; the picture is `scale` times as large.
+    """One growing video file, .mp4 or .webm. `size` is (height, width) of the frames; the picture is `scale` times as
+    large.
 
     `after`: go on behind that many frames of the video that is there, which are copied as they are; until they have
     all arrived in the new file it grows beside the old one, and then takes its place. Any number of frames is fine:
-    no frame is coded by later ones, and what comes behind begins with a key frame.
+    no frame is coded by later ones, and what comes behind begins with a key frame. `sound` is written along, into MP4.
+    `file`: where the bytes go in place of `path`, such as a pipe.
 
     Raises ShapeError for sizes the codec cannot hold and for frames of another size, ConfigError if there are fewer
     than `after` frames, OSError when the disk is full."""
 
     def __init__(self, path: Path, fps: float, size: tuple[int, int], *, scale: int = 1,
-                 codec: VideoCodec | None = None, after: int = 0) -> None:
+                 codec: VideoCodec | None = None, after: int = 0, sound: SoundTrack | None = None,
+                 file: BinaryIO | None = None) -> None:  # fmt: skip
         self.path, self.fps, self.size, self.scale = Path(path), fps, size, scale
-        self.codec = available(codec or VideoCodec())
+        if file is None and self.path.suffix.lower() not in (".mp4", ".webm"):
+            raise ConfigError(f"{path}: a video that can be gone on with is .mp4 or .webm.")
+        self.codec, self._sound = available(codec or VideoCodec(), self.path), sound
         self._rate = Fraction(fps).limit_denominator(1001)
-        self.frames = self._safe = 0
-        check_count(scale, "scale", most=SIDE // max(size), remedy=f"A video's sides have at most {SIDE} pixels.")
-        height, width = (side * scale for side in size)
-        if height % 2 or width % 2:
+        self._gop = max(1, round(float(fps) * self.codec.keyframe_s))
+        self.frames = self._safe = self._key = 0
+        self._after = after
+        self._enlarge = Enlarger(size, scale, self.codec.enlarge)
+        height, width = self._enlarge.height, self._enlarge.width
+        if (height % 2 or width % 2) and self.codec.name != "libvpx-vp9":
             raise ShapeError(f"{width}x{height}: H.264 needs even sides. Use an even scale, such as --scale 2.")
-        self._place = self.path.with_suffix(".mp4.part") if after else self.path  # where it grows
-        self._container: Any = av.open(str(self._place), "w", format="mp4", options=_FRAGMENTED)
+        self._place = self.path.with_name(f"{self.path.name}.part") if after else self.path  # where it grows
+        self._container: Any = self._open(file or str(self._place))
         self._stream = self._add_stream()
-        self._reformatter = VideoReformatter()  # kept: to set one up takes ten times longer than to use it
+        if sound is not None:
+            sound.add_to(self._container)
         if after:
             self._copy(after)
 
@@ -125,16 +145,14 @@ class VideoWriter:
 
     def write(self, frames_FHWC: np.ndarray) -> None:
         """Append uint8 frames [F, H, W, 3]; when this returns they are in the file (a key frame's worth may lag)."""
-        if frames_FHWC.dtype != np.uint8 or frames_FHWC.shape[1:] != (*self.size, 3):
-            raise ShapeError(f"frames must be uint8 [F, {self.size[0]}, {self.size[1]}, 3], "
-                             f"got {frames_FHWC.dtype} {list(frames_FHWC.shape)}.")
+        check_frames(frames_FHWC, self.size)
         for frame_HWC in frames_FHWC:
-            for packet in self._stream.encode(self._picture(frame_HWC)):
-                self._container.mux(packet)
-                if packet.is_keyframe:  # which ends the fragment before it
-                    self._safe = self.frames
+            picture = self._enlarge(frame_HWC)
+            picture.pts, picture.time_base = self.frames, 1 / self._rate
+            for packet in self._stream.encode(picture):
+                self._mux(packet)
             self.frames += 1
-        if self._place != self.path and self._safe:
+        if self._place != self.path and self._safe >= self._after:
             self._move()
 
     def close(self) -> None:
@@ -154,39 +172,56 @@ class VideoWriter:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def _open(self, place: BinaryIO | str) -> Any:
+        if self.codec.name != "libvpx-vp9":
+            options = _FRAGMENTED | (_AT_ONCE if self._sound else {})
+            return av.open(place, "w", format="mp4", options=options)
+        whole_ms = int(1000 * self._gop / float(self._rate)) - 2  # then the next cluster begins: with the key frame
+        options = {"cluster_time_limit": str(max(1, whole_ms)), "flush_packets": "1", "fflags": "+bitexact"}
+        return av.open(place, "w", format="webm", options=options)
+
     def _add_stream(self) -> Any:
         stream = self._container.add_stream(self.codec.name, rate=self._rate)
-        stream.height, stream.width = (side * self.scale for side in self.size)
+        stream.height, stream.width = self._enlarge.height, self._enlarge.width
         stream.pix_fmt, context = "yuv420p", stream.codec_context
         context.thread_count = 1  # one thread: the same bytes on every machine, and the model keeps the other cores
-        context.gop_size = max(1, round(float(self.fps) * self.codec.keyframe_s))
+        context.gop_size = self._gop
         context.colorspace = context.color_primaries = context.color_trc = _BT709
-        if self.codec.name == "libx264":
-            stream.options = {"crf": str(self.codec.quality), "preset": self.codec.preset, "tune": "zerolatency"}
+        quality = self.codec.quality
+        if self.codec.name == "libx264":  # no key frames at scene cuts: they would end fragments early
+            stream.options = {"crf": str(quality), "preset": self.codec.preset, "tune": "zerolatency",
+                              "sc_threshold": "0"}  # fmt: skip
+        elif self.codec.name == "libvpx-vp9":
+            context.bit_rate = 0
+            stream.options = {"crf": str(quality * 63 // 51), "deadline": "realtime", "cpu-used": "8",
+                              "lag-in-frames": "0", "keyint_min": str(self._gop)}  # fmt: skip
         else:
-            stream.options = dict.fromkeys(("qmin", "qmax"), str(max(1, self.codec.quality // 6)))
+            stream.options = dict.fromkeys(("qmin", "qmax"), str(max(1, quality // 6)))
         return stream
 
-    def _picture(self, frame_HWC: np.ndarray) -> Any:
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HWC), format="rgb24")
-        smooth = Interpolation.LANCZOS if self.codec.enlarge == "smooth" else Interpolation.POINT
-        picture = self._reformatter.reformat(frame, width=self._stream.width, height=self._stream.height,
-                                             format="yuv420p", dst_colorspace=Colorspace.ITU709, interpolation=smooth)
-        picture.pts, picture.time_base = self.frames, 1 / self._rate
-        return picture
+    def _mux(self, packet: Any) -> None:
+        """Write a coded picture, and the sound up to its end before it."""
+        if self._sound is not None:
+            for part in self._sound.read((self.frames + 1) / self.fps):
+                self._container.mux(part)
+        key = packet.is_keyframe
+        self._container.mux(packet)
+        if key:  # which ends the fragment before it; with sound, once it is itself written
+            self._safe, self._key = self._key if self._sound else self.frames, self.frames
 
     def _copy(self, count: int) -> None:
         """The first `count` frames of the old file, as they were coded."""
         self._container.start_encoding()
-        with av.open(str(self.path)) as old:
+        with open_container(self.path) as old:
             source = old.streams.video[0]
             # MP4 has the length of a unit before it, encoders a start code, and the muxer takes what the encoder says
             whole = BitStreamFilterContext("h264_mp4toannexb" if self.codec.name == "libx264" else "null", source)
             for packet in whole_packets(old, source, count):
                 for part in whole.filter(packet):
                     part.stream = self._stream
-                    self._container.mux(part)
+                    self._mux(part)
                 self.frames += 1
+        self._safe = 0
         if self.frames < count:
             self._container.close()
             self._place.unlink()

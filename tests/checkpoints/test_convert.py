@@ -119,6 +119,22 @@ def test_every_part_loads_with_the_libraries_own_classes(
         DiffusionPipeline.from_pretrained(out)
 
 
+def test_no_pipeline_of_diffusers_runs_a_student(file: Path, tmp_path: Path) -> None:
+    """WanPipeline does not look at the class that a folder names: it would make noise of a causal student."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+    from tiny_wan import make_wan_folder
+
+    base = make_wan_folder(tmp_path / "base")
+    FlowMatchEulerDiscreteScheduler().save_pretrained(base / "scheduler")
+    index = {"_class_name": "WanPipeline", "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+             "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}  # fmt: skip
+    (base / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="expected .*scheduler"):
+        WanPipeline.from_pretrained(convert(file, base, tmp_path / "student"))
+    teacher = convert(base, base, tmp_path / "teacher", teacher=True)
+    assert WanPipeline.from_pretrained(teacher).scheduler is not None
+
+
 def test_our_network_loads_it(bases: Bases, student: State, file: Path, tmp_path: Path) -> None:
     model = VideoTransformer.load(convert(file, bases["diffusers"][0], tmp_path / "sf") / "transformer")
     assert equal(dict(model.state_dict()), student)
@@ -217,16 +233,18 @@ def test_stored_in_another_dtype(bases: Bases, student: State, file: Path, tmp_p
     assert equal(state_of(out, "transformer"), {key: value.bfloat16() for key, value in student.items()})
 
 
-def test_an_image_to_video_student(bases: Bases, tmp_path: Path) -> None:
+def test_an_image_to_video_model_is_a_teacher_only(bases: Bases, tmp_path: Path) -> None:
     state = random_state(wan_transformer(**IMAGE))
     torch.save({"generator": prefixed(to_original("transformer", state), "model.")}, tmp_path / "i2v.pt")
     with pytest.raises(CheckpointError):
-        prepare(tmp_path / "i2v.pt", bases["diffusers"][0], tmp_path / "out")
+        prepare(tmp_path / "i2v.pt", bases["diffusers"][0], tmp_path / "out", teacher=True)
     base = tmp_path / "base"
     write_diffusers(base)
     (base / "image_encoder").mkdir()
     (base / "image_encoder" / "config.json").write_text("{}")
-    out = convert(tmp_path / "i2v.pt", base, tmp_path / "out")
+    with pytest.raises(CheckpointError, match="is an image-to-video model"):
+        prepare(tmp_path / "i2v.pt", base, tmp_path / "out")
+    out = convert(tmp_path / "i2v.pt", base, tmp_path / "out", teacher=True)
     loaded: Any = type(wan_transformer()).from_pretrained(out / "transformer")
     assert equal(dict(loaded.state_dict()), state) and (out / "image_encoder" / "config.json").is_file()
     assert equal(dict(VideoTransformer.load(out / "transformer").state_dict()), state)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 from frames import read_frames
 from PIL import Image
@@ -118,8 +120,8 @@ def test_the_same_frames_play_at_another_rate(run: Run) -> None:
         assert file.streams.video[0].average_rate == 30
     assert record("fast.json")["result"]["frames_sha256"] == record("slow.json")["result"]["frames_sha256"]
     for fps in ("0", "1000", "nan"):
-        refused = run(PROMPT, "--fps", fps, "-o", "no.mp4", code=2).stderr
-        assert "fps must be a number of at least 1 and at most 240" in refused
+        refused = run(PROMPT, "--fps", fps, "-o", "no.mp4", code=2)
+        assert "fps must be a number of at least 1 and at most 240" in refused.stderr
 
 
 def test_a_seed_is_drawn_said_and_recorded(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +135,71 @@ def test_a_seed_is_drawn_said_and_recorded(folder: Path, tmp_path: Path, monkeyp
     assert len(seeds) == 2
     again = CliRunner().invoke(app, ["render", "--from", "a.json", "-o", "c.mp4"], env={"COLUMNS": "200"})
     assert "the same bytes as recorded" in again.output
+def test_given_frames_are_counted_apart_and_said(run: Run) -> None:
+    run(PROMPT, "--seconds", "2", "-o", "ball.mp4", "--scale", "1")
+    said = run(PROMPT, "--video", "ball.mp4", "-s", "1", "-o", "longer.mp4", "--scale", "1").stdout
+    for part in ("1 s = 12 new frames of", "behind ball.mp4", "Video: 24 frames (2 s) come first",
+                 "36 frames = 3 s of video, 24 of them given,"):  # fmt: skip
+        assert part in said
+    result = record("longer.json")["result"]
+    assert (result["frames"], result["given"]) == (36, 24)
+    assert result["denoise_fps"] == pytest.approx(12 / result["denoise_s"], rel=0.01)
+
+
+def test_an_ending_chooses_what_is_written(run: Run) -> None:
+    for name in ("a.webm", "a.gif", "a/"):
+        said = run(PROMPT, "-s", "0.5", "--scale", "2", "-o", name, "--thumbnail").stdout
+        assert f"-> {name} (playable" in said and "thumbnail" in said
+    assert read_frames(Path("a.webm")).shape == read_frames(Path("a.gif")).shape == (6, 64, 96, 3)
+    told = sorted(path.name for path in Path("a").iterdir())
+    assert told == [*(f"frame-{n:06d}.png" for n in range(6)), "record.jpg", "record.json"]
+    assert record("a.webm.json")["request"]["codec"]["name"] == "libvpx-vp9"
+    digests = {record(name)["result"]["frames_sha256"] for name in ("a.webm.json", "a.gif.json", "a/record.json")}
+    assert len(digests) == 1
+    assert "the same bytes as recorded" in run("--from", "a/record.json", "--overwrite").stdout
+    assert "the same bytes as recorded" in run("--from", "a.webm.json", "-o", "b.webm").stdout
+    Path("c.jpg").write_bytes(b"mine")
+    assert "c.jpg exists" in run(PROMPT, "-o", "c.mp4", "--thumbnail", code=2).stderr
+
+
+def test_a_video_on_stdout_leaves_words_to_stderr(run: Run) -> None:
+    result = run(PROMPT, "-s", "0.5", "--scale", "1", "-o", "-")
+    assert "6 frames" in result.stderr and "-> stdout" in result.stderr and result.stdout_bytes[4:8] == b"ftyp"
+    Path("piped.mp4").write_bytes(result.stdout_bytes)
+    assert len(read_frames(Path("piped.mp4"))) == 6
+    assert [path.name for path in Path().iterdir()] == ["piped.mp4"]
+    assert "leave out --json, --keep" in run(PROMPT, "-o", "-", "--json", "--keep", code=2).stderr
+
+
+def test_a_reader_that_goes_away_ends_it_quietly(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rollforce", "render", PROMPT, "--model", str(folder), "-o", "-", "--quiet"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.read(100)
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 141
+
+
+def test_sound_and_what_is_done_to_a_clip_are_said(run: Run) -> None:
+    clip = np.full((24, 48, 64, 3), 90, np.uint8)
+    with av.open("clip.mov", "w") as container:
+        video, sound = container.add_stream("libx264", rate=12), container.add_stream("aac", rate=48000, layout="mono")
+        video.height, video.width, video.pix_fmt = 48, 64, "yuv420p"
+        for picture in clip:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 96000), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 48000, 0
+        for part in av.AudioResampler("fltp", "mono", 48000, frame_size=1024).resample(frame):
+            container.mux(sound.encode(part))
+        container.mux(video.encode())
+        container.mux(sound.encode())
+    for option in ("--video", "--follow"):
+        said = run(PROMPT, option, "clip.mov", "-s", "1", "-o", "a.mp4", "--overwrite").stdout
+        assert "clip.mov: its sound is carried over" in said and "Video 64x48 cropped to 48x32" in said
+        with av.open("a.mp4") as container:
+            assert len(container.streams.audio) == 1
+    said = run(PROMPT, "--video", "clip.mov", "-s", "1", "-o", "a.gif", "--scale", "1").stdout
+    assert "its sound is left out" in said
 
 
 def test_how_it_runs_is_recorded(run: Run) -> None:

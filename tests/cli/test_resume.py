@@ -28,6 +28,7 @@ from rollforce.streaming.events import Cue
 from rollforce.streaming.load import load
 from rollforce.streaming.model import Model
 from rollforce.streaming.snapshot import Snapshot
+from rollforce.video.images import read_clip
 from rollforce.video.writer import VideoWriter
 
 PROMPT = "a red ball bounces over the green hills"
@@ -140,6 +141,22 @@ def test_a_stream_that_began_with_pictures(model: Model, request_: Request, tmp_
     stopped(model, begun, tmp_path / "parts.mp4", 2)
     result = render(model, begun, tmp_path / "parts.mp4", go_on=find_unfinished(model, begun, tmp_path / "parts.mp4"))
     assert same(result, expected) and len(read_frames(tmp_path / "parts.mp4")) == expected.frames > 48
+
+
+@pytest.mark.parametrize("name", ["parts.webm", "parts"])
+def test_other_outputs_go_on_too(model: Model, request_: Request, tmp_path: Path, name: str) -> None:
+    expected = render(model, request_, tmp_path / f"whole{Path(name).suffix}")
+    path = tmp_path / name
+    assert stopped(model, request_, path, 2).interrupted
+    result = render(model, request_, path, go_on=find_unfinished(model, request_, path))
+    assert same(result, expected) and is_complete(path) and not snapshot_path(path).exists()
+    assert len(list(read_clip(path, 12))) == expected.frames
+    assert name != "parts" or result.video_sha256 == expected.video_sha256
+
+
+def test_a_gif_is_not_saved_for_later(model: Model, request_: Request, tmp_path: Path) -> None:
+    assert stopped(model, request_, tmp_path / "a.gif", 2).frames == len(list(read_clip(tmp_path / "a.gif", 12)))
+    assert not snapshot_path(tmp_path / "a.gif").exists()
 
 
 def test_a_hard_stop_goes_on_from_the_snapshot_before(model: Model, request_: Request, tmp_path: Path) -> None:

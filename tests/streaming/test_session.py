@@ -209,7 +209,16 @@ def test_what_load_refuses(folder, wrong, error, words):
 def test_nothing_is_shown_of_numbers_that_are_none(folder):
     model = load(folder)
     model.transformer.proj_out.bias.fill_(float("nan"))
-    with model.session(PROMPT) as session, pytest.raises(ConfigError, match="first chunk is not a number.*--dtype"):
+    with model.session(PROMPT) as session, pytest.raises(ConfigError, match="1 of the weights .* first proj_out.bias"):
+        next(session.stream())
+
+
+@pytest.mark.parametrize(("dtype", "words"), [("float32", "in float32 and from weights that are: .* settings"),
+                                              ("float16", "float16 does not hold .* Use --dtype float32")])
+def test_numbers_that_are_none_of_sound_weights(folder, dtype, words):
+    model = load(folder, dtype=dtype)
+    model.transformer.proj_out.weight.fill_(3e38 if dtype == "float32" else 6e4)
+    with model.session(PROMPT) as session, pytest.raises(ConfigError, match=words):
         next(session.stream())
 
 

@@ -135,6 +135,36 @@ def test_a_small_decoder_in_the_place_of_the_full_one(student: Path, model: Mode
     assert torch.equal(*commits)
 
 
+def test_a_decoder_of_latents_that_are_not_normalised_gets_such(student: Path, tmp_path: Path) -> None:
+    """lighttaew2_1 of LightX2V: the mean and the deviation of each channel come from the autoencoder's config."""
+    torch.manual_seed(0)
+    state = TaehvAutoencoder(TaehvConfig(encoder_width=8, decoder_widths=(16, 8, 8, 8))).layers.state_dict()
+    for name in ("taew2_1.pth", "lighttaew2_1.pth"):
+        torch.save(state, tmp_path / name)
+    wan = WanAutoencoder.load(student / "vae")
+    mean, deviation = (torch.tensor(values).view(-1, 1, 1) for values in (
+        wan.vae.config.latents_mean, wan.vae.config.latents_std))  # fmt: skip
+    plain, light = (load(student, running=RuntimeOptions(decoder=str(tmp_path / name))).autoencoder.small
+                    for name in ("taew2_1.pth", "lighttaew2_1.pth"))  # fmt: skip
+    latents = torch.randn(1, 3, 16, 4, 6, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(light.decode(latents), plain.decode(latents * deviation + mean))
+    assert not torch.equal(light.decode(latents), plain.decode(latents))
+    pixels = torch.rand(1, 9, *SIZE, 3, generator=torch.Generator().manual_seed(2))
+    assert torch.allclose(light.encode(pixels), (plain.encode(pixels) - mean) / deviation)
+
+
+def test_a_pruned_autoencoder_draws(student: Path, model: Model, tmp_path: Path) -> None:
+    """lightvaew2_1 of LightX2V: the full autoencoder with fewer channels, under the original names."""
+    from diffusers import AutoencoderKLWan
+
+    torch.manual_seed(3)
+    vae = AutoencoderKLWan(base_dim=8, z_dim=16, dim_mult=[1, 2, 4, 4])
+    torch.save(to_original("autoencoder", vae.state_dict()), tmp_path / "lightvaew2_1.pth")
+    fast = load(student, running=RuntimeOptions(decoder=str(tmp_path / "lightvaew2_1.pth")))
+    shown = frames(fast.session(PROMPT, seed=1), 1)
+    assert shown.shape == (16, *SIZE, 3) and not np.array_equal(shown, frames(model.session(PROMPT, seed=1), 1))
+
+
 def test_training_makes_first_latents_of_pictures(base: Path, tmp_path: Path) -> None:
     write_latents(tmp_path, [(torch.randn(6, 16, 2, 2), torch.randn(3, 8), "clip")])
     latents = torch.randn(2, 3, 16, 2, 2)

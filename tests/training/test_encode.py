@@ -312,6 +312,23 @@ def test_a_reader_that_fails_stops_nothing(videos: Path, model: Path, tmp_path: 
     assert {(row["clips"], row["trouble"]) for row in journal(tmp_path).values()} == {(1, "no time stamps")}
 
 
+def test_moving_images_and_folders_of_images_are_videos(model: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    source = tmp_path / "videos"
+    (source / "heron").mkdir(parents=True)
+    (source / "holiday").mkdir()  # no caption, so no video
+    frames = [Image.fromarray(picture(number)) for number in range(24)]
+    for number, frame in enumerate(frames):
+        frame.save(source / "heron" / f"{number}.png")
+    frames[0].save(source / "holiday" / "a.png")
+    frames[0].save(source / "a.webp", save_all=True, append_images=frames[1:], duration=100, lossless=True)
+    for name in ("heron", "a"):
+        (source / f"{name}.txt").write_text(RED)
+    encode(source, tmp_path / "out", model)
+    assert {name: row["clips"] for name, row in journal(tmp_path / "out").items()} == {"heron": 2, "a.webp": 2}
+
+
 # ---- refusals
 
 

@@ -7,21 +7,22 @@ configs/model, which stands for the public Wan model of that size: UMT5-XXL, tra
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from rollforce.checkpoints.safetensors_folder import read_json
+from rollforce.checkpoints.headers import read_header
+from rollforce.checkpoints.parts import in_our_words
+from rollforce.checkpoints.safetensors_folder import STEM, find_weights, read_json, shards_of
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.models.transformer.transformer import TransformerConfig, VideoTransformer
+from rollforce.video.values import check_path
 
 if TYPE_CHECKING:
     from rollforce.models.autoencoder.tiny import AutoencoderConfig
@@ -174,7 +175,7 @@ def sizes_of(model: str | Path) -> ModelSizes:
     from rollforce.checkpoints.hub import fetch, is_repository
     from rollforce.config import build, resource  # here, so that sizes are known where no settings files can be read
 
-    name, configs = str(model), {path.stem: path for path in resource("configs/model").glob("*.yaml")}
+    name, configs = str(check_path(model, "model")), {path.stem: path for path in resource("configs/model").glob("*.yaml")}
     if name in bundled():
         return _of_folder(name, resource(f"assets/{name}"))
     if Path(model).is_dir():
@@ -188,17 +189,14 @@ def sizes_of(model: str | Path) -> ModelSizes:
     return ModelSizes(name, config, WanDecoding(), UMT5_XXL, WAN_TEXT, "rolling_forcing")
 
 
-def _read_headers(folder: Path) -> tuple[int, int]:
-    """Return how many numbers and how many bytes the safetensors files right in `folder` hold, from their headers."""
-    numbers = size = 0
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                numbers += prod(entry["shape"])
-                size += entry["data_offsets"][1] - entry["data_offsets"][0]
-    return numbers, size
+def _read_headers(folder: Path, stem: str) -> tuple[int, int]:
+    """Return how many numbers and how many bytes the weights hold that are loaded from `folder`: of several variants
+    one is. Packed weights count as what they are packed in."""
+    file = find_weights(folder, stem)
+    if file is None or any(not shard.is_file() for shard in shards_of(file)):
+        return 0, 0
+    tensors = read_header(file).tensors.values()
+    return sum(tensor.numel() for tensor in tensors), sum(tensor.nbytes for tensor in tensors)
 
 
 # -- folders ---------------------------------------------------------------------------------------------------------
@@ -219,21 +217,19 @@ def _of_folder(name: str, folder: Path) -> ModelSizes:
 def _transformer(folder: Path) -> tuple[TransformerConfig, int]:
     """Sizes, and the parameters in the files (0 if there are no safetensors)."""
     for place in (folder / "transformer", folder):
-        raw = read_json(place / "config.json", {})
-        if "dim" in raw and "num_heads" in raw:  # in the words of the original release
-            raw |= {"num_attention_heads": raw["num_heads"], "attention_head_dim": raw["dim"] // raw["num_heads"],
-                    "in_channels": raw.get("in_dim"), "out_channels": raw.get("out_dim")}  # fmt: skip
+        raw = in_our_words(read_json(place / "config.json", {}))
         if "num_attention_heads" in raw:
-            return _pick(TransformerConfig, raw), _read_headers(place)[0]
-    raise CheckpointError(f"{folder} holds no transformer: transformer/config.json is missing.")
+            return _pick(TransformerConfig, raw), _read_headers(place, STEM["transformer"])[0]
+    raise CheckpointError(f"{folder} holds no transformer: transformer/config.json is missing. Name a "
+                          "model's folder, such as rollforce convert makes.")  # fmt: skip
 
 
 def _text(folder: Path) -> tuple[int, int, int]:
     """Parameters of the text encoder, 0 if there is none; the length of a text; bytes of a number in its files."""
     ours = read_json(folder / "text" / "config.json", {})
     if ours:
-        return _read_headers(folder / "text")[0], int(ours["text_len"]), 2
-    numbers, size = _read_headers(folder / "text_encoder")
+        return _read_headers(folder / "text", STEM["text"])[0], int(ours["text_len"]), 2
+    numbers, size = _read_headers(folder / "text_encoder", STEM["text"])
     public = (folder / "text_encoder").is_dir() or any(folder.glob("models_t5_*"))
     return numbers or (UMT5_XXL if public else 0), WAN_TEXT, max(2, round(size / numbers)) if numbers else 2
 
@@ -243,8 +239,8 @@ def _decoding(folder: Path) -> WanDecoding | TinyDecoding:
     if ours:
         from rollforce.models.autoencoder.tiny import AutoencoderConfig
 
-        return TinyDecoding(_pick(AutoencoderConfig, ours), _read_headers(folder / "autoencoder")[0])
-    counted = _read_headers(folder / "vae")[0] or None
+        return TinyDecoding(_pick(AutoencoderConfig, ours), _read_headers(folder / "autoencoder", "model")[0])
+    counted = _read_headers(folder / "vae", STEM["autoencoder"])[0] or None
     return _pick(WanDecoding, read_json(folder / "vae" / "config.json", {}) | {"parameters": counted})
 
 

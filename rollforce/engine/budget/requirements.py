@@ -14,7 +14,14 @@ from typing import Literal
 import torch
 
 from rollforce.cache.kv_cache import KVCache, LatentGroup
-from rollforce.engine.budget.model_sizes import ModelSizes, TaehvDecoding, matrices_of, parameters_of
+from rollforce.engine.budget.model_sizes import (
+    ModelSizes,
+    TaehvDecoding,
+    TinyDecoding,
+    WanDecoding,
+    matrices_of,
+    parameters_of,
+)
 from rollforce.engine.settings import StreamSettings
 from rollforce.models.autoencoder.tiling import Tiling, mosaic
 from rollforce.models.runtime.choices import check_choice
@@ -22,6 +29,7 @@ from rollforce.models.transformer.transformer import Grid, TransformerConfig
 from rollforce.video.size import check_size
 
 When = Literal["always", "stream", "prompt"]
+PRUNED = WanDecoding(base_dim=24, parameters=8_035_003)  # LightX2V's lightvaew2_1
 PLACES = 2  # blocks that offloading keeps room for: one in work, one on its way (models/runtime/offload.py)
 
 
@@ -38,7 +46,8 @@ class MemoryPart:
 @dataclass(frozen=True)
 class MemorySetup:
     """A stream whose memory is asked for. `loaded`: the weights are on the device already and count no more.
-    `small`: a decoder in TAEHV's format draws in the place of the full one."""
+    `small`: a decoder in TAEHV's format draws in the place of the full one; `pruned`: the full one with a quarter of
+    its channels does."""
 
     sizes: ModelSizes
     stream: StreamSettings
@@ -50,6 +59,7 @@ class MemorySetup:
     tiling: Tiling | None = None
     loaded: bool = False
     small: bool = False
+    pruned: bool = False
 
     def __post_init__(self) -> None:
         check_choice("offload", self.offload)
@@ -62,6 +72,11 @@ class MemorySetup:
         stride, patch = self.sizes.decoding.stride, self.sizes.transformer.patch
         check_size(self.size, stride * patch, f" (autoencoder stride {stride} x patch {patch})")
         return Grid(self.sizes.transformer.out_channels, self.size[0] // stride, self.size[1] // stride, patch)
+
+    @property
+    def drawing(self) -> WanDecoding | TaehvDecoding | TinyDecoding:
+        """Sizes of the decoder that draws."""
+        return PRUNED if self.pruned else TaehvDecoding() if self.small else self.sizes.decoding
 
     @property
     def window(self) -> int | None:
@@ -101,7 +116,7 @@ def _weights(setup: MemorySetup) -> Iterator[MemoryPart]:
     yield from _text(setup)
     note = f"{sizes.parameters / 1e6:.0f} M parameters{f', {setup.quantize}' if setup.quantize else ''}"
     yield MemoryPart("transformer", transformer_bytes(setup), note)
-    drawing = sizes.decoding.parameters + (TaehvDecoding().parameters if setup.small else 0)
+    drawing = sizes.decoding.parameters + (setup.drawing.parameters if setup.small or setup.pruned else 0)
     yield MemoryPart("autoencoder", drawing * other, f"{drawing / 1e6:.0f} M parameters")
 
 
@@ -149,8 +164,9 @@ def _streaming(setup: MemorySetup) -> Iterator[MemoryPart]:
 def _decoding(setup: MemorySetup) -> Iterator[MemoryPart]:
     grid, sizes = setup.grid, setup.sizes
     item = setup.dtype.itemsize if sizes.follows_dtype else 4
-    tiling = setup.tiling if sizes.follows_dtype and not setup.small else None  # the small ones know no tiles
-    drawing = TaehvDecoding() if setup.small else sizes.decoding
+    other = setup.small or setup.pruned  # which know no tiles
+    tiling = setup.tiling if sizes.follows_dtype and not other else None
+    drawing = setup.drawing
     tiles = mosaic(grid.height, grid.width, tiling, sizes.decoding.stride)
     tile = (tiles.rows.length, tiles.columns.length)
     kept = 1 if tiling is not None and tiling.host else len(tiles)

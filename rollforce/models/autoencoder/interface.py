@@ -126,6 +126,22 @@ class ClipAutoencoder(CausalAutoencoder):
         return self.encode(self.decode(latents_BTCHW)[:, -1:]).to(latents_BTCHW.dtype)
 
 
+class Moments:
+    """Mean and deviation of each channel of a latent, float32 [C, 1, 1].
+
+    A transformer sees (latent - mean) / deviation. They are no buffers of a module: casting it to bfloat16 would round
+    them."""
+
+    def __init__(self, mean: Tensor, deviation: Tensor) -> None:
+        self._pair = (mean, deviation)
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return mean and deviation on a device."""
+        if self._pair[0].device != device:
+            self._pair = (self._pair[0].to(device), self._pair[1].to(device))
+        return self._pair
+
+
 class Decoder:
     """Turns the latents of one stream into frames. How latents are cut into calls never changes a frame."""
 

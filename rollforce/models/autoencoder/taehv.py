@@ -24,7 +24,7 @@ from rollforce.checkpoints.lazy_tensor import read_all
 from rollforce.checkpoints.shapes import same_shape
 from rollforce.checkpoints.weight_file import read_file
 from rollforce.errors import CheckpointError
-from rollforce.models.autoencoder.interface import ClipAutoencoder, Features, FeatureStream
+from rollforce.models.autoencoder.interface import ClipAutoencoder, Features, FeatureStream, Moments
 
 DEPTH = 3  # blocks with memory at each resolution
 POOLS = (2, 7, 12)  # places of the layers that change time, in the encoder
@@ -112,20 +112,21 @@ class TaehvAutoencoder(ClipAutoencoder):
     """Frames <-> latents, one frame for the first latent and four for every other, as in Wan.
 
     The encoder was made to see, with a latent, the three frames that follow it. A stream does not have them yet: as at
-    the end of a clip, the newest frame stands in for them, and the real ones are what the next latent remembers. So a
-    latent depends on no frame after its own; the price is that every frame is read twice."""
+    the end of a clip, the newest frame stands in for them, and the real ones are what the next latent remembers. So
+    a latent depends on no frame after its own; the price is that every frame is read twice."""
 
     again = 1
 
-    def __init__(self, config: TaehvConfig) -> None:
+    def __init__(self, config: TaehvConfig, moments: Moments | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.moments = config, moments
         self.channels, self.frames = config.channels, math.prod(config.pool)
         self.stride = 2 ** len(config.pool) * config.patch
         self.layers = Layers(config)
 
     @classmethod
-    def load(cls, path: str | Path, dtype: torch.dtype | None = None) -> TaehvAutoencoder:
+    def load(cls, path: str | Path, dtype: torch.dtype | None = None,
+             moments: Moments | None = None) -> TaehvAutoencoder:  # fmt: skip
         """Read a .pth or .safetensors file, in `dtype` or the file's. CheckpointError if it is not of this format."""
         path = Path(path).expanduser()
         if not path.is_file():
@@ -133,14 +134,15 @@ class TaehvAutoencoder(ClipAutoencoder):
         state = read_all(unpack(read_file(path).content, path.name)[1])
         if dtype is not None:
             state = {name: tensor.to(dtype) for name, tensor in state.items()}
-        return cls.from_state(state, path.name)
+        return cls.from_state(state, path.name, moments)
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor], name: str = "taehv") -> TaehvAutoencoder:
+    def from_state(cls, state: Mapping[str, Tensor], name: str = "taehv",
+                   moments: Moments | None = None) -> TaehvAutoencoder:  # fmt: skip
         """Build an autoencoder of these weights, whose shapes tell its sizes; `name` of the file, for messages.
         CheckpointError if they are of another kind."""
         with torch.device("meta"):
-            model = cls(_config_of(state, name))
+            model = cls(_config_of(state, name), moments)
         same_shape(state, model.layers, name)
         model.layers.load_state_dict(dict(state), assign=True)
         return model.requires_grad_(False).eval()
@@ -158,6 +160,9 @@ class TaehvAutoencoder(ClipAutoencoder):
     def draw(self, latent_BTCHW: Tensor, past: Features) -> Tensor:
         """Draw one latent [1, 1, C, h, w]: its frames [1, F, 3, H, W] near 0..1. `past` goes on in place."""
         begins = all(before is None for before in past)
+        if self.moments is not None:
+            mean, deviation = self.moments.on(latent_BTCHW.device)
+            latent_BTCHW = latent_BTCHW.float() * deviation + mean
         drawn = _through(self.layers.decoder, latent_BTCHW[0].to(self.weight.dtype), past)
         frames = F.pixel_shuffle(drawn, self.config.patch)
         return frames[None, -self.first_frames if begins else 0 :].float()
@@ -169,7 +174,11 @@ class TaehvAutoencoder(ClipAutoencoder):
         if len(pixels) > 1:
             _through(self.layers.encoder, pixels[:-1], past)
         newest = pixels[-1:].expand(self.frames, -1, -1, -1)
-        return _through(self.layers.encoder, newest, list(past))[None].float()
+        latent = _through(self.layers.encoder, newest, list(past))[None].float()
+        if self.moments is None:
+            return latent
+        mean, deviation = self.moments.on(latent.device)
+        return (latent - mean) / deviation
 
 
 def _through(layers: nn.Sequential, x_FCHW: Tensor, past: Features) -> Tensor:

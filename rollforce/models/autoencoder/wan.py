@@ -19,7 +19,7 @@ from rollforce.checkpoints.names import recognise, to_ours
 from rollforce.checkpoints.read import expect, read_checkpoint
 from rollforce.checkpoints.shapes import autoencoder_config_of, same_shape
 from rollforce.errors import CheckpointError
-from rollforce.models.autoencoder.interface import ClipAutoencoder, Features, FeatureStream
+from rollforce.models.autoencoder.interface import ClipAutoencoder, Features, FeatureStream, Moments
 from rollforce.models.autoencoder.tiling import Tiling
 
 
@@ -38,8 +38,7 @@ class WanAutoencoder(ClipAutoencoder):
         self.tiling = tiling
         if tiling is not None:
             tiling.check(self.stride)
-        self._mean = _moment(vae.config, "latents_mean")  # no buffers: .to(bfloat16) would round them
-        self._std = _moment(vae.config, "latents_std")
+        self.moments = Moments(_moment(vae.config, "latents_mean"), _moment(vae.config, "latents_std"))
 
     @classmethod
     def load(cls, path: str | Path, dtype: torch.dtype | None = None, tiling: Tiling | None = None) -> WanAutoencoder:
@@ -84,14 +83,14 @@ class WanAutoencoder(ClipAutoencoder):
 
     def draw(self, latent_BTCHW: Tensor, past: Features) -> Tensor:
         """Draw one latent: its frames [B, F, 3, H, W], 0 black and 1 white, not clamped. `past` goes on in place."""
-        mean, std = self._moments(latent_BTCHW.device)
+        mean, std = self.moments.on(latent_BTCHW.device)
         z = rearrange((latent_BTCHW.float() * std + mean).to(self.weight.dtype), "b t c h w -> b c t h w")
         drawn = self.vae.decoder(self.vae.post_quant_conv(z), feat_cache=past, feat_idx=[0])
         return (rearrange(drawn.float(), "b c f h w -> b f c h w") + 1) / 2
 
     def read(self, frames_BFCHW: Tensor, past: Features) -> Tensor:
         """Read the frames of one latent, in 0..1: that latent [B, 1, C, h, w], float32. `past` goes on in place."""
-        mean, std = self._moments(frames_BFCHW.device)
+        mean, std = self.moments.on(frames_BFCHW.device)
         pixels = rearrange((frames_BFCHW * 2 - 1).to(self.weight.dtype), "b f c h w -> b c f h w")
         seen = self.vae.encoder(pixels, feat_cache=past, feat_idx=[0])
         mode = self.vae.quant_conv(seen)[:, : self.channels]  # the rest is the logarithm of the variance
@@ -100,11 +99,6 @@ class WanAutoencoder(ClipAutoencoder):
     @property
     def weight(self) -> Tensor:
         return self.vae.post_quant_conv.weight
-
-    def _moments(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        if self._mean.device != device:
-            self._mean, self._std = self._mean.to(device), self._std.to(device)
-        return self._mean, self._std
 
 
 def _slots(half: nn.Module) -> int:

@@ -91,7 +91,7 @@ class RuntimeOptions:
 
 def check_streams(config: TransformerConfig, name: str) -> None:
     """CheckpointError for an image-to-video transformer, which reads tokens of an image that no stream here gives."""
+    from rollforce.checkpoints.obstacles import image_refusal
+
     if config.image_dim is not None:
-        raise CheckpointError(f"{name} is an image-to-video model: its transformer also reads the tokens of an image, "
-                              "and streams here give it none yet. Take a text-to-video model; --image lets it go on "
-                              "from a picture.")  # fmt: skip
+        raise CheckpointError(image_refusal(name))

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rollforce.checkpoints.comfy_quant import is_scaled
+from rollforce.checkpoints.origin import CARD
 from rollforce.checkpoints.safetensors_folder import find_weights, read_json, shards_of
 from rollforce.checkpoints.shapes import same_shape
 from rollforce.checkpoints.unread import refuse_quantised
@@ -64,7 +65,7 @@ class WanText:
         if kind != "umt5":
             raise CheckpointError(f"{folder / ENCODER / 'config.json'} describes {kind!r}; Wan reads text with 'umt5'.")
         if not any((folder / TOKENIZER / name).is_file() for name in ("tokenizer.json", "spiece.model")):
-            raise CheckpointError(f"no tokenizer in {folder}: {TOKENIZER}/tokenizer.json is missing. {REMEDY}")
+            raise CheckpointError(f"no tokenizer in {folder}: {TOKENIZER}/tokenizer.json is missing. {remedy(folder)}")
         return found
 
     def check(self, prompt: str) -> None:
@@ -216,14 +217,20 @@ def _transformers() -> Any:
 ENCODER, TOKENIZER = "text_encoder", "tokenizer"
 TIED = ("shared.weight", "encoder.embed_tokens.weight")  # two names of one table; files hold either or both
 SAMPLES, SAMPLE = 16, 4096  # of each weight file: pieces and their bytes that go into the fingerprint
-REMEDY = "A model folder in diffusers' layout holds text_encoder/ and tokenizer/; `rollforce convert` makes one."
+
+
+def remedy(folder: Path) -> str:
+    """Return what to do for a model folder that lacks its text encoder or tokenizer."""
+    if (folder / CARD).is_file():
+        return "The folder was made here and has lost it: copy it from its base, or make the folder again."
+    return "A model folder in diffusers' layout holds text_encoder/ and tokenizer/; `rollforce convert` makes one."
 
 
 def weight_files(folder: Path) -> list[Path]:
     """Return the weight files. CheckpointError names what is missing."""
     where = folder / ENCODER
     if not (where / "config.json").is_file():
-        raise CheckpointError(f"no text encoder in {folder}: {ENCODER}/config.json is missing. {REMEDY}")
+        raise CheckpointError(f"no text encoder in {folder}: {ENCODER}/config.json is missing. {remedy(folder)}")
     found = find_weights(where, "model")
     if found is not None and ".bin" in found.name:
         raise CheckpointError(f"the text encoder in {where} is a pickle ({found.name}): `rollforce convert` makes a "
@@ -232,7 +239,7 @@ def weight_files(folder: Path) -> list[Path]:
     missing = [path.name for path in shards if not path.is_file()]
     if missing or not shards:
         what = ", ".join(missing) or "every weight file"
-        raise CheckpointError(f"the text encoder in {where} is not whole: {what} missing. {REMEDY}")
+        raise CheckpointError(f"the text encoder in {where} is not whole: {what} missing. {remedy(folder)}")
     return shards
 
 

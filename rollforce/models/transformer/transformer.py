@@ -103,6 +103,16 @@ class TransformerConfig:
     def patch(self) -> int:
         return self.patch_size[1]
 
+    @classmethod
+    def read(cls, folder: Path) -> TransformerConfig:
+        """Read a folder's config.json. CheckpointError if it describes no such transformer; ConfigError names a field
+        that asks for something else."""
+        sizes = model_folder.read_config(folder, {field.name for field in fields(cls)})
+        try:
+            return cls(**sizes)
+        except TypeError as error:
+            raise CheckpointError(f"{folder / 'config.json'} does not describe a transformer: {error}.") from error
+
     def shape(self, grid: Grid, batch: int = 1) -> KVShape:
         """Return the sizes of a memory of `batch` streams of latents on this grid."""
         return KVShape(self.num_layers, batch, self.num_attention_heads, grid.tokens_per_latent,
@@ -297,11 +307,7 @@ class VideoTransformer(nn.Module):
     def load(cls, folder: Path) -> VideoTransformer:
         """Read a folder written by `save` or by diffusers, in the dtype of its files, which are mapped, not copied.
         CheckpointError if it is not one or does not fit; ConfigError names a field that asks for something else."""
-        sizes = model_folder.read_config(folder, {field.name for field in fields(TransformerConfig)})
-        try:
-            config = TransformerConfig(**sizes)
-        except TypeError as error:
-            raise CheckpointError(f"{folder / 'config.json'} does not describe a transformer: {error}.") from error
+        config = TransformerConfig.read(folder)
         with torch.device("meta"):
             model = cls(config)
             weights = model_folder.read_weights(folder)

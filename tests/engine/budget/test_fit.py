@@ -187,6 +187,17 @@ def test_a_small_decoder_keeps_and_uses_what_is_planned() -> None:
     assert part(small, "decoding") < part(whole, "decoding") and part(small, "decoder features") == kept
 
 
+def test_a_pruned_autoencoder_is_planned_with_a_quarter_of_the_channels() -> None:
+    pytest.importorskip("diffusers")
+    from diffusers import AutoencoderKLWan
+
+    whole, pruned = wan(), wan(pruned=True)
+    assert part(pruned, "decoder features") / part(whole, "decoder features") == pytest.approx(0.25, rel=0.02)
+    with torch.device("meta"):
+        count = sum(tensor.numel() for tensor in AutoencoderKLWan(base_dim=24).parameters())
+    assert part(pruned, "autoencoder") == part(whole, "autoencoder") + 2 * count
+
+
 def test_the_figures_of_wan() -> None:
     """research/algorithms.md 1.2 to 1.5."""
     setup = wan("self_forcing")
