@@ -175,7 +175,8 @@ def sizes_of(model: str | Path) -> ModelSizes:
     from rollforce.checkpoints.hub import fetch, is_repository
     from rollforce.config import build, resource  # here, so that sizes are known where no settings files can be read
 
-    name, configs = str(check_path(model, "model")), {path.stem: path for path in resource("configs/model").glob("*.yaml")}
+    name = str(check_path(model, "model"))
+    configs = {path.stem: path for path in resource("configs/model").glob("*.yaml")}
     if name in bundled():
         return _of_folder(name, resource(f"assets/{name}"))
     if Path(model).is_dir():
