@@ -147,9 +147,8 @@ def check_refusal(value: object, said: str) -> None:
     flat = re.sub(r"[\s│]|\\\\", "", said)
     assert REMEDY.search(said), said
     shown = value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else repr(value)
-    parts = [
-        part for part in re.split(r"(?<=\d)x(?=\d)|[\s=:,'\"\[\](){}/]+", shown) if part.isprintable() and part.isascii()
-    ]
+    pieces = re.split(r"(?<=\d)x(?=\d)|[\s=:,'\"\[\](){}/]+", shown)
+    parts = [part for part in pieces if part.isprintable() and part.isascii()]
     assert not any(parts) or any(each in flat for part in parts for each in spell(part)), (value, said)
 
 
