@@ -92,8 +92,8 @@ RENDER = {
     "--strength": ["0", "2", "nan", "-1", "0.5"],
     "--fit": ["zoom", "pad"],
     "--image": ["nope.png", ".", "empty.png"],
-    "--video": ["nope.mp4", "."],
-    "--follow": ["nope.mp4", "."],
+    "--video": ["nope.mp4", "no/pe"],
+    "--follow": ["nope.mp4", "no/pe"],
     "-o": ["", ".", "/", "nope/x.mp4", "x.mov", "/proc/x.mp4", "n" * 300 + ".mp4"],
     "--at": ["5", "5:", "x:a ball", "-1:a red ball", "5,nope:a red ball", "99:a red ball", "0.1:!!!"],
     "--lora": ["nope.safetensors", "nope=x", "=0.5"],
@@ -147,9 +147,8 @@ def check_refusal(value: object, said: str) -> None:
     flat = re.sub(r"[\s│]|\\\\", "", said)
     assert REMEDY.search(said), said
     shown = value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else repr(value)
-    parts = [
-        part for part in re.split(r"(?<=\d)x(?=\d)|[\s=:,'\"\[\](){}]+", shown) if part.isprintable() and part.isascii()
-    ]
+    pieces = re.split(r"(?<=\d)x(?=\d)|[\s=:,'\"\[\](){}/]+", shown)
+    parts = [part for part in pieces if part.isprintable() and part.isascii()]
     assert not any(parts) or any(each in flat for part in parts for each in spell(part)), (value, said)
 
 

@@ -40,6 +40,8 @@ def live(options: LiveOptions, tell: Tell) -> None:
     """Play a stream until its end, and `tell` what came of it. ConfigError, and what loading raises."""
     request, path = read_request(options), find_free(check_file_name(options.output, "-o", "live.mp4"))
     seconds = _read_seconds(options.seconds, None if sys.stdin.isatty() else PIPED_S)
+    if path.suffix.lower() not in (".mp4", ".webm"):
+        raise ConfigError(f"-o {path} must be a video that can be gone on with: name it .mp4 or .webm.")
     check_output(path)
     check_plain(path)
     with hold(path):

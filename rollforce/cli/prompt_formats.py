@@ -46,7 +46,8 @@ def _read_yaml(text: str, source: str) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split())}. Write a list of prompts, "
+                          "each in quotes.") from error
 
 
 def _check_list(value: Any, source: str) -> list[Any]:

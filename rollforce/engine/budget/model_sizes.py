@@ -22,6 +22,7 @@ from rollforce.checkpoints.parts import in_our_words
 from rollforce.checkpoints.safetensors_folder import STEM, find_weights, read_json, shards_of
 from rollforce.errors import CheckpointError, ConfigError
 from rollforce.models.transformer.transformer import TransformerConfig, VideoTransformer
+from rollforce.video.values import check_path
 
 if TYPE_CHECKING:
     from rollforce.models.autoencoder.tiny import AutoencoderConfig
@@ -174,7 +175,8 @@ def sizes_of(model: str | Path) -> ModelSizes:
     from rollforce.checkpoints.hub import fetch, is_repository
     from rollforce.config import build, resource  # here, so that sizes are known where no settings files can be read
 
-    name, configs = str(model), {path.stem: path for path in resource("configs/model").glob("*.yaml")}
+    name = str(check_path(model, "model"))
+    configs = {path.stem: path for path in resource("configs/model").glob("*.yaml")}
     if name in bundled():
         return _of_folder(name, resource(f"assets/{name}"))
     if Path(model).is_dir():
@@ -219,7 +221,8 @@ def _transformer(folder: Path) -> tuple[TransformerConfig, int]:
         raw = in_our_words(read_json(place / "config.json", {}))
         if "num_attention_heads" in raw:
             return _pick(TransformerConfig, raw), _read_headers(place, STEM["transformer"])[0]
-    raise CheckpointError(f"{folder} holds no transformer: transformer/config.json is missing.")
+    raise CheckpointError(f"{folder} holds no transformer: transformer/config.json is missing. Name a "
+                          "model's folder, such as rollforce convert makes.")  # fmt: skip
 
 
 def _text(folder: Path) -> tuple[int, int, int]:
