@@ -44,9 +44,10 @@ class Output(Protocol):
     def __exit__(self, *error: object) -> None: ...
 
 
-def parse_output(text: str) -> Path:
+def parse_output(typed: str | Path) -> Path:
     """Return what -o names: a file with a known ending, "frames/" (a slash, or a folder that is there) for a folder of
     PNG files, "-" for stdout. ConfigError."""
+    text = str(typed)
     path = check_path(text or " ", "-o")
     if not text.strip() or not path.name:
         raise ConfigError(f"-o {text!r} names no file; write one, such as -o ball.mp4.")
