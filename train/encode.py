@@ -66,7 +66,7 @@ def main() -> None:
     p.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
     args = p.parse_args()
     check_arguments(args, counts=("latents", "limit"))
-    make_folder(next(path for path in (args.out, *args.out.parents) if path.exists()), "--out")  # only tried: it is there
+    make_folder(next(path for path in (args.out, *args.out.parents) if path.exists()), "--out")  # tried, not made
     if not args.videos.exists():
         raise ConfigError(f"{args.videos} does not exist: name a folder of videos, or a table of them.")
 
