@@ -66,8 +66,8 @@ def test_a_short_prompt_is_completed_said_and_recorded(folder: Path) -> None:
     output = run("a ball", "--at", "1s:two hearts", "-s", "2", "--seed", "1", "-o", "a.mp4", "--model", str(folder))
     assert f'"a ball" is shown as "{BALL}"' in output and '"two hearts" is shown as' in output
     assert wording("a.json")["a ball"] == BALL
-    said = ("--at", f"1s:{wording('a.json')['two hearts']}")
-    run(BALL, *said, "-s", "2", "--seed", "1", "-o", "b.mp4", "--model", str(folder))
+    change = f"1s:{wording('a.json')['two hearts']}"
+    run(BALL, "--at", change, "-s", "2", "--seed", "1", "-o", "b.mp4", "--model", str(folder))
     assert wording("b.json") == {} and Path("a.mp4").read_bytes() == Path("b.mp4").read_bytes()
     told = json.loads(Path("a.json").read_text())
     told["request"]["wording"]["a ball"] = "a blue star circles over the sea at night"  # as another version had it
