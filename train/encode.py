@@ -66,7 +66,7 @@ def main() -> None:
     p.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
     args = p.parse_args()
     check_arguments(args, counts=("latents", "limit"))
-    make_folder(args.out, "--out")
+    make_folder(next(path for path in (args.out, *args.out.parents) if path.exists()), "--out")  # tried, not made
     if not args.videos.exists():
         raise ConfigError(f"{args.videos} does not exist: name a folder of videos, or a table of them.")
 
@@ -91,7 +91,7 @@ def encode(
     sizes = tuple(parse_size(size) for size in args.size or ()) or (card.size,)
     settings = EncodeSettings(card.fps if args.fps is None else args.fps, sizes, args.latents, args.fit)
     encoder = FolderEncoder(videos, args.out, autoencoder, text, settings, f"{fingerprint_of(folder)} {dtype}")
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out, "--out")
     held.enter_context(hold(args.out / JOURNAL))
 
     # captions, then videos

@@ -39,6 +39,20 @@ def test_the_same_is_kept(made: tuple[Request, Path]) -> None:
     assert look(request, path.with_name("other.mp4")) == (False, False)
 
 
+@pytest.mark.parametrize("name", ["frames", "ball.webm", "ball.gif"])
+def test_every_kind_of_video_is_kept(made: tuple[Request, Path], tmp_path: Path, name: str) -> None:
+    request, path = made[0], tmp_path / name
+    assert look(request, path) == (False, False)
+    if name == "frames":
+        path.mkdir()
+        assert look(request, path) == (False, False)
+    render(load(request.model), request, path)
+    assert look(request, path) == (True, False)
+    (next(path.glob("*3.png")) if name == "frames" else path).write_bytes(b"mine")
+    with pytest.raises(ConfigError, match="describes another"):
+        look(request, path)
+
+
 def test_anything_else_is_named(made: tuple[Request, Path], tmp_path: Path) -> None:
     request, path = made
     other = make_model_folder(tmp_path / "other", world=True, seed=5)

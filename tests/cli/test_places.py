@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,23 @@ def test_a_source_is_not_written_to(option: str, name: str, tmp_path: Path) -> N
     with pytest.raises(ConfigError, match=f"would be written, and --{option} x.mp4 is the same file"):
         plan(RenderOptions(words=["a"], output=Path(name), overwrite=True, **{option: Path("x.mp4")}))
     assert Path("x.mp4").read_bytes() == b"mine"
+
+
+def test_frames_are_not_written_into_the_folder_that_is_read() -> None:
+    Path("a").mkdir()
+    Path("a/frame-000000.png").write_bytes(b"mine")
+    for option, source in (("image", "a/frame-000000.png"), ("video", "a")):
+        with pytest.raises(ConfigError, match="a would be written, and"):
+            plan(RenderOptions(words=["a"], output="a/", overwrite=True, **{option: Path(source)}))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["a.webm", "a.gif", "a/", "a.mp4"])
+def test_one_process_writes_an_output_of_any_kind(name: str) -> None:
+    with ExitStack() as held:
+        plan(RenderOptions(words=["a"], output=name), held)
+        assert len(list(Path().glob(".a*.lock"))) == 1
+    plan(RenderOptions(words=["a"], output="-"), held)
+    assert not list(Path().iterdir())
 
 
 def test_other_files_of_a_render_are_not_sources_either() -> None:

@@ -76,6 +76,16 @@ def test_a_file_in_the_way_is_not_replaced(model: Model, tmp_path: Path) -> None
     assert (tmp_path / "a-0001.mp4").read_bytes() == b"mine"
 
 
+def test_webm_is_written_in_several_files_and_gone_on_with(model: Model, tmp_path: Path) -> None:
+    video, request = tmp_path / "a.webm", replace(REQUEST, seconds=4)
+    render(model, request, video, stopping=after(2))
+    result = render(model, request, video, go_on=find_unfinished(model, request, video))
+    assert [path.name for path in segments_of(video)] == [f"a-000{number}.webm" for number in range(4)]
+    assert frames_of(video) == [15, 15, 15, 3] and is_complete(video)
+    mp4 = render(model, request, tmp_path / "a.mp4")
+    assert result.frames_sha256 == mp4.frames_sha256
+
+
 def test_on_the_command_line(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_model_folder(tmp_path / "small", world=True)

@@ -27,7 +27,7 @@ from tiny_wan import make_wan_folder
 from train_scripts import QUICK, logged
 from train_scripts import train as run_script
 
-from rollforce.errors import ConfigError, ShapeError
+from rollforce.errors import ConfigError
 from rollforce.models.autoencoder.tiny import TinyAutoencoder
 from rollforce.models.autoencoder.wan import WanAutoencoder
 from rollforce.models.text.encoder import TextEncoder
@@ -348,7 +348,7 @@ def test_a_folder_of_something_else_is_refused(videos: Path, model: Path, tmp_pa
 
 def test_a_size_that_the_model_cannot_have_is_refused(videos: Path, model: Path, tmp_path: Path) -> None:
     for size in ("50x32", "40x32"):
-        assert ShapeError.__name__ in refuse(videos, tmp_path / "out", model, "--size", size)
+        assert "is not a multiple of 16" in refuse(videos, tmp_path / "out", model, "--size", size)
     assert not (tmp_path / "out").exists()
 
 
@@ -367,7 +367,7 @@ def test_sources_that_are_none(videos: Path, model: Path, tmp_path: Path) -> Non
         (tmp_path / "two" / name).write_text("x")
     (tmp_path / "bad.csv").write_text("name;words\na.mp4;x\n")
     (tmp_path / "bad.jsonl").write_text('{"file": "a.mp4"\n')
-    assert "cannot be read" in refuse(tmp_path / "missing.csv", out, model)
+    assert "does not exist" in refuse(tmp_path / "missing.csv", out, model)
     assert "has no videos" in refuse(tmp_path / "empty", out, model)
     assert "several tables" in refuse(tmp_path / "two", out, model)
     assert "row 1 of" in refuse(tmp_path / "bad.csv", out, model)
@@ -391,7 +391,7 @@ def test_only_bad_videos_say_so(model: Path, tmp_path: Path, capsys: pytest.Capt
 def test_a_folder_that_cannot_be_written_is_told_of(videos: Path, model: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     told = refuse(videos, tmp_path / "file" / "out", model)
-    assert "cannot be written" in told and str(tmp_path / "file") in told and "the same command goes on" in told
+    assert f"{tmp_path / 'file'} is a file; name a folder" in told
 
 
 def test_a_full_disk_is_told_of_and_gone_on_from(

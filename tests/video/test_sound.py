@@ -86,10 +86,19 @@ def test_a_video_with_sound_is_gone_on_with(tmp_path: Path, after: int) -> None:
     np.testing.assert_allclose(times, np.arange(48) / 12, atol=1e-3)
 
 
+def test_sound_of_later_files_begins_later(tmp_path: Path) -> None:
+    sound = SoundTrack(make(tmp_path / "a.mp4"), start=0.5, seconds=3.0)
+    later = sound.behind(0.25)
+    assert later is not None and sound.behind(3.0) is None
+    write(tmp_path / "o.mp4", later)
+    assert loud(tmp_path / "o.mp4")[0] == pytest.approx(0.25, abs=0.03)
+
+
 def test_what_becomes_of_sound_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     clip = str(make(tmp_path / "a.mp4"))
     with caplog.at_level(logging.INFO, logger="rollforce"):
         assert find_sound(clip, tmp_path / "o.mp4", 0, 1) and "its sound is carried over" in caplog.text
+        assert find_sound(clip, tmp_path / "o.mp4", 0, 1, "is odd") is None and "left out, which is odd" in caplog.text
         assert find_sound(clip, tmp_path / "o.gif", 0, 1) is None and "its sound is left out" in caplog.text
         caplog.clear()
         assert find_sound(None, tmp_path / "o.mp4", 0, 1) is None and find_sound(__file__, tmp_path, 0, 1) is None
