@@ -204,10 +204,14 @@ def read_record(path: Path) -> Record:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not JSON ({error}). --from takes the file that lies beside a video.") from error
-    if not (isinstance(data, dict) and {"request", "stream", "model", "versions"} <= set(data)):
+    parts = ("request", "stream", "model", "versions")
+    if not (isinstance(data, dict) and all(isinstance(data.get(part), dict) for part in parts)):
         raise ConfigError(f"{path} is no record of a render. --from takes the .json that lies beside a video.")
-    request = read_request(data["request"])
-    result = data.get("result") or {}
+    try:
+        request = read_request(data["request"])
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    result = data["result"] if isinstance(data.get("result"), dict) else {}
     whole = {} if result.get("interrupted") else result
     video = None if whole.get("continued_at") else whole.get("video_sha256")
     return Record(request, data["stream"], data["model"].get("weights_sha256", ""), data["versions"], video,
