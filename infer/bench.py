@@ -129,7 +129,7 @@ def list_settings(args: argparse.Namespace) -> Iterator[tuple[str, Setting, Case
         return
     for model in args.model.split(","):
         if model not in MODELS:
-            raise SystemExit(f"--random-weights and --dry-run know {', '.join(MODELS)}; not {model!r}.")
+            raise SystemExit(f"--random-weights and --dry-run: there is no model {model!r}. Use {', '.join(MODELS)}.")
         for size in parse_sizes(args.size):
             config, pixels = shrink(MODELS[model], size, args.shrink)
             for case in parse_cases(args.case):

@@ -17,9 +17,10 @@ from rollforce.checkpoints.obstacles import obstacles
 from rollforce.checkpoints.origin import causality_of, origin_of
 from rollforce.checkpoints.parts import read_model
 from rollforce.checkpoints.safetensors_folder import STEM, find_weights, read_json
-from rollforce.checkpoints.weights_identity import identify_weights
+from rollforce.checkpoints.weights_identity import RESUME, identify_weights
 from rollforce.config import build, resource
 from rollforce.errors import CheckpointError, stand_in
+from rollforce.video.outputs import beside
 
 
 def identify(path: str | Path) -> Identity:
@@ -107,7 +108,9 @@ def _record(path: Path) -> Identity:
         raise CheckpointError(f"{path} is JSON, and no record of a render nor an index of weights: its first words are "
                               f"{', '.join(list(content)[:5]) or 'none'}.")  # fmt: skip
     request, model, result = (_object(content.get(name)) for name in ("request", "model", "result"))
-    stopped, video = result.get("interrupted", True), path.with_name(str(content.get("video") or path.stem))
+    named = Path(str(content.get("video") or path.stem)).name.replace("-%04d", "")  # of a video in several files
+    video = path.parent if path.name == "record.json" else path.with_name(named or path.stem)
+    stopped = bool(result.get("interrupted", not result)) and beside(video, RESUME).is_file()
     then = f"--resume {quote(str(video))}" if stopped else f"--from {quote(str(path))} -o again.mp4"
     return Identity(path, "record", f"the record of a render{' that was stopped' if stopped else ''}: {video.name}",
                     "json", licence=str(model.get("licence", "")), licence_by="the record",

@@ -23,6 +23,7 @@ from rollforce.checkpoints.shapes import autoencoder_config_of, check_whole, con
 from rollforce.errors import CheckpointError
 
 ADAPTER = re.compile(r"\.(lora|dora|hada|lokr|oft)[._]|\.diff(_b|_m)?$|^lora_")
+RESUME = ".resume.safetensors"  # behind the name of a video: what a stopped render goes on from
 FULL = 96  # channels inside the Wan autoencoder; a pruned one has fewer
 RESIDUAL = "decoder.upsamples.0.upsamples.0.residual.0.gamma"  # of the original Wan 2.2 autoencoder
 ONE_PART = ("a student: it is one part of a base, for convert --base FOLDER",)
@@ -63,11 +64,20 @@ def _snapshot(path: Path, header: WeightHeader) -> Identity:
         told = dict(json.loads(header.metadata["rollforce"]))
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is a snapshot whose header is damaged: {error}.") from error
-    video = path.with_name(path.name.replace(".resume.safetensors", ".mp4"))
+    video = _video_of(path)
     facts = {name: told.get(name) for name in ("version", "prompt", "seed", "size", "model")}
     then = f"rollforce render --resume {quote(str(video))}" if video != path else ""
     needs = ("the model that made it: model.resume(rollforce.Snapshot.load(PATH))",)
     return Identity(path, "snapshot", "a snapshot of a stream", "safetensors", facts=facts, needs=needs, then=then)
+
+
+def _video_of(snapshot: Path) -> Path:
+    """Return the video beside which a render keeps this snapshot: `outputs.beside`, the other way round."""
+    if (name := snapshot.name.removesuffix(RESUME)) == snapshot.name:
+        return snapshot
+    if name == "record":
+        return snapshot.parent
+    return snapshot.with_name(name if Path(name).suffix else f"{name}.mp4")
 
 
 def _lora(path: Path, header: WeightHeader) -> Identity:

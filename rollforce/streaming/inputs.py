@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,7 +25,17 @@ from rollforce.models.autoencoder.interface import Autoencoder
 from rollforce.streaming.batch import Batch
 from rollforce.streaming.events import Cue
 from rollforce.streaming.pace import Pace
-from rollforce.video.images import Clip, Fit, Picture, fit_clip, fit_picture, log_fit, read_clip, read_picture
+from rollforce.video.images import (
+    Clip,
+    Fit,
+    Picture,
+    check_clip,
+    fit_clip,
+    fit_picture,
+    log_fit,
+    read_clip,
+    read_picture,
+)
 from rollforce.video.values import check_kind, check_number, check_seconds
 
 log = logging.getLogger(__name__)
@@ -85,6 +96,9 @@ class StreamInputs:
                               "video to go on from is shown once.")  # fmt: skip
         if self.loop and isinstance(self.follow, Iterator):
             raise ConfigError("loop cannot repeat an iterator, whose pictures come but once: give a file or an array.")
+        for name in ("video", "follow"):
+            if isinstance(path := getattr(self, name), str | Path):
+                check_clip(Path(path), name)
 
 
 @dataclass(frozen=True)
@@ -146,12 +160,16 @@ class Follower:
         return self._waiting.pop(0), self._level
 
     def _pull(self, first: bool) -> bool:
-        """Encode the frames of one more chunk: fewer latents at the video's end. Return False if there are none."""
+        """Encode the frames of one more chunk: fewer latents at the video's end, whose last picture stands until its
+        latent is whole. Return False if there are none. ConfigError for a video without a picture."""
         per = self._autoencoder.frames
-        count = per * self.chunk - (per - self._autoencoder.first_frames if first else 0)
-        frames = list(islice(self._pictures, count))
+        before = per - self._autoencoder.first_frames if first else 0  # that the first latent has fewer
+        frames = list(islice(self._pictures, per * self.chunk - before))
+        if not frames and first:
+            raise ConfigError("follow= has no pictures: there is nothing to follow.")
         if not frames:
             return False
+        frames += [frames[-1]] * (-(len(frames) + before) % per)
         self._level = self._noise_level(frames)
         self._waiting = list(self._encoder.encode(np.stack(frames)).unbind(1))
         return bool(self._waiting)

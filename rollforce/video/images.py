@@ -61,18 +61,24 @@ def read_clip(clip: Clip, fps: float, name: str = "video") -> Iterator[np.ndarra
     return (read_picture(picture, name) for picture in clip)
 
 
-def _read_path(path: Path, fps: float, name: str) -> Iterator[np.ndarray]:
+def check_clip(path: Path, name: str = "video") -> None:
+    """Raise ConfigError for a path that is none of a clip, an animation or a folder of images."""
     if path.is_dir():
         list_pictures(path, name)
-        return sample(read_folder(path, fps, name), fps)
-    if not path.is_file():
+    elif not path.is_file():
         raise ConfigError(f"{name}={path} does not exist.")
+    elif path.suffix.lower() in IMAGES and not is_animation(path, name):
+        raise ConfigError(f"{name}={path} is one image: use image= (--image).")
+
+
+def _read_path(path: Path, fps: float, name: str) -> Iterator[np.ndarray]:
+    check_clip(path, name)
+    if path.is_dir():
+        return sample(read_folder(path, fps, name), fps)
     if path.suffix.lower() not in IMAGES:
         from rollforce.video.containers import read_container
 
         return sample(read_container(path, name), fps)
-    if not is_animation(path, name):
-        raise ConfigError(f"{name}={path} is one image: use image=.")
     return sample(read_animation(path, name), fps)
 
 

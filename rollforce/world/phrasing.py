@@ -105,6 +105,7 @@ def read(words: list[str]) -> Reading:
             continue  # green hills, a red sunset
         elif what not in ("filler", ""):
             clauses[-1] = _add(clauses, word, meaning, reading.problems)
+    count = max(count, _total(clauses))
     things = _count(_merge(clauses, reading.problems), count, reading.problems)
     reading.wish = Wish(whole.get("place"), whole.get("time"), tuple(things))
     return reading
@@ -159,6 +160,12 @@ def _merge(clauses: list[_Clause], problems: list[str]) -> list[_Clause]:
 def _take(clause: _Clause, other: _Clause, problems: list[str]) -> None:
     for what, value in other.said.items():
         _say(clause.said, what, value, problems)
+
+
+def _total(clauses: list[_Clause]) -> int:
+    """Return how many things clauses name that have a shape each, a plural for two; 0 where they share one."""
+    own = len(clauses) > 1 and all("shape" in clause.said for clause in clauses)
+    return sum(1 + clause.plural for clause in clauses) if own else 0
 
 
 def _count(clauses: list[_Clause], count: int, problems: list[str]) -> list[WishedThing]:

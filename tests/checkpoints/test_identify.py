@@ -136,6 +136,16 @@ def test_folders_records_and_snapshots(tmp_path: Path) -> None:
     assert found.kind == "record" and found.licence == "MIT" and "--from" in found.then
     (tmp_path / "ball.json").write_text(json.dumps(record | {"result": None}))
     assert "--resume" in identify(tmp_path / "ball.json").then
+    (tmp_path / "live.json").write_text(json.dumps(record | {"video": "live.mp4", "result": None}))
+    assert "--from" in identify(tmp_path / "live.json").then  # there is nothing beside it to go on from
+    several = record | {"video": "ball-%04d.mp4", "result": {"interrupted": True}}
+    (tmp_path / "ball.json").write_text(json.dumps(several))
+    assert identify(tmp_path / "ball.json").then.endswith(f"--resume {tmp_path / 'ball.mp4'}")
+    for name, video in (("sea.webm", "sea.webm"), ("frames/record", "frames")):
+        place = tmp_path / f"{name}.resume.safetensors"
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes((tmp_path / "ball.resume.safetensors").read_bytes())
+        assert identify(place).then.endswith(f"--resume {tmp_path / video}")
     (tmp_path / "run" / "checkpoint-000020").mkdir(parents=True)
     (tmp_path / "run" / "checkpoint-000020" / "state.pt").touch()
     assert "1 checkpoints, the newest checkpoint-000020" in identify(tmp_path / "run").what

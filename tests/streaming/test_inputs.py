@@ -106,9 +106,21 @@ def test_the_bundled_model_goes_on_with_what_it_is_shown() -> None:
 def test_a_stream_follows_a_video_to_its_end(folder: Path, preset: str) -> None:
     model = load(folder, stream=preset)
     shown = frames(model.session(PROMPT, follow=CLIP, strength=0.5))
-    assert shown.shape == (28, *SIZE, 3)  # whole latents
+    assert shown.shape == (32, *SIZE, 3)  # 30 pictures: the last one stands until its latent is whole
     assert not np.array_equal(shown, frames(model.session(PROMPT, follow=CLIP, strength=0.9)))
     assert not np.array_equal(shown, frames(model.session(PROMPT, follow=CLIP[::-1].copy(), strength=0.5)))
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_a_short_video_is_followed_to_its_end(small: Model, count: int) -> None:
+    shown = frames(small.session(PROMPT, follow=CLIP[:count]))
+    standing = np.concatenate([CLIP[:count], np.repeat(CLIP[count - 1 : count], -count % 4, axis=0)])
+    assert np.array_equal(shown, frames(small.session(PROMPT, follow=standing))) and len(shown) == len(standing)
+
+
+def test_there_must_be_something_to_follow(small: Model) -> None:
+    with small.session(PROMPT, follow=iter(())) as session, pytest.raises(ConfigError, match="follow= has no pictures"):
+        next(session.stream())
 
 
 def test_a_video_is_followed_while_it_comes(small: Model) -> None:

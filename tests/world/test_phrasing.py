@@ -66,6 +66,8 @@ def test_a_natural_prompt_is_shown_or_answered_with_one_that_works(prompt: str) 
     ("a red bal", ['has the word "bal" (did you mean "ball"?), which this model never learnt']),
     ("a qwxyz", ['"qwxyz" (nothing here is like it)']),
     ("a red blue ball", ['gives one colour twice ("red" and "blue"']),
+    ("one red ball and two blue stars", ["wants more than 2 things"]),
+    ("two balls and two stars", ["wants more than 2 things"]),
     ("two red balls", ["two things that are red, which would melt into one"]),
     ("a red ball, a blue star, a green box", ["more than 2 things"]),
     ("!!!", ["has no words"]),
