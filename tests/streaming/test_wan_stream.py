@@ -95,7 +95,7 @@ def test_image_clip_and_follow(model: Model) -> None:
     with model.session(PROMPT, video=clip) as session:  # 1 + 4 x 7 of 31
         assert len(session.given_frames) == 29
         assert len(next(session.stream()).frames) == 12
-    assert len(frames(model.session(PROMPT, follow=clip, strength=0.6))) == 33  # the last one stands to its latent's end
+    assert len(frames(model.session(PROMPT, follow=clip, strength=0.6))) == 33  # the last picture stands
 
 
 def test_snapshot_and_ahead(model: Model) -> None:
