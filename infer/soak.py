@@ -26,17 +26,19 @@ from rollforce.checkpoints.outputs import write_whole
 from rollforce.engine.transitions import check, transition
 from rollforce.errors import call_main
 from rollforce.evaluation.process import resident_mb
-from rollforce.video.values import check_arguments
+from rollforce.video.values import check_arguments, check_number
 from rollforce.world import caption, sample_scene
 
 REMEMBER_S = 6
 TRANSITIONS = ("keep", "blend", "recache", "flush", "cut", "anchors", "shot")
 GROWTH, SLOWER = 1.02, 1.15
+LEAST_H = 0.01
 
 
 def main() -> int:
     args = arguments()
     check_arguments(args, counts=("rows",), seeds=("seed",))
+    check_number(args.hours, "--hours", LEAST_H, remedy="Quarters of it are compared.")
     model = rollforce.load(args.model, stream=args.stream, threads=1)
     rng, begun, done = random.Random(args.seed), time.perf_counter(), {"prompt": 0, "fork": 0, "rewind": 0, "save": 0}
     session = model.session(prompt_of(rng), seed=args.seed, remember=REMEMBER_S)
