@@ -26,7 +26,7 @@ from rollforce.checkpoints.outputs import write_whole
 from rollforce.engine.transitions import check, transition
 from rollforce.errors import call_main
 from rollforce.evaluation.process import resident_mb
-from rollforce.video.values import check_arguments, check_number
+from rollforce.video.values import check_arguments, check_count, check_number
 from rollforce.world import caption, sample_scene
 
 REMEMBER_S = 6
@@ -37,7 +37,8 @@ LEAST_H = 0.01
 
 def main() -> int:
     args = arguments()
-    check_arguments(args, counts=("rows",), seeds=("seed",))
+    check_arguments(args, seeds=("seed",))
+    check_count(args.rows, "--rows", 4, remedy="Quarters of them are compared.")
     check_number(args.hours, "--hours", LEAST_H, remedy="Quarters of it are compared.")
     model = rollforce.load(args.model, stream=args.stream, threads=1)
     rng, begun, done = random.Random(args.seed), time.perf_counter(), {"prompt": 0, "fork": 0, "rewind": 0, "save": 0}
@@ -121,10 +122,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=24, help="lines that are printed on the way")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write all of it here")
-    args = parser.parse_args()
-    if args.rows < 4:
-        parser.error("--rows must be at least 4: quarters are compared")
-    return args
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ def resource(name: str) -> Path:
         raise ConfigError(f"There is no {name!r}, and none ships with rollforce. Give a path that exists.")
     there = sorted(p.name for root in (_PACKAGE, _PACKAGE.parent) if (root / folder).is_dir()
                    for p in (root / folder).iterdir())
-    raise ConfigError(f"{name} is not shipped with rollforce. In {folder}: {', '.join(there) or 'nothing'}.")
+    raise ConfigError(f"{name} is not shipped with rollforce. Use one of those in {folder}: "
+                      f"{', '.join(there) or 'nothing'}.")  # fmt: skip
 
 
 def build(cls: type[T], *sources: Source, overrides: Sequence[str] = ()) -> T:

@@ -155,7 +155,7 @@ def _error_of(cls: type, source: dict[str, Any]) -> str:
 
 def test_resources_are_found_and_a_missing_one_lists_its_neighbours() -> None:
     assert resource("configs/stream").is_dir()
-    with pytest.raises(ConfigError, match=r"configs/nothing\.yaml is not shipped.*In configs: .*stream"):
+    with pytest.raises(ConfigError, match=r"configs/nothing\.yaml is not shipped.*one of those in configs: .*stream"):
         resource("configs/nothing.yaml")
 
 
