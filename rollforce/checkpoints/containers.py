@@ -15,7 +15,6 @@ T = TypeVar("T")
 
 # Words of containers; of several, the first: an average over training is the better model.
 AVERAGES = ("generator_ema", "student_ema", "model_ema", "ema_model", "ema_state_dict", "ema")
-GENERATORS = ("generator_ema", "generator", "model")  # of students' training code
 CONTAINERS = (*AVERAGES, "generator", "student", "net", "model", "module", "model_state_dict", "generator_lora", "lora",
               "state_dict", "app", "shadow")  # fmt: skip
 BESIDE = {"critic", "fake_score", "real_score", "discriminator", "optimizer", "optimizers", "optim", "lr_scheduler",

@@ -45,11 +45,6 @@ def metadata_of(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def read_shards(paths: list[Path]) -> dict[str, Tensor]:
-    """Return the tensors of all files, memory-mapped. CheckpointError if one is missing."""
-    check_shards(paths)
-    return {name: tensor for path in paths for name, tensor in read_safetensors(path).items()}
-
 
 def check_shards(paths: list[Path]) -> None:
     """Raise CheckpointError if one of the files that belong together is missing."""

@@ -44,8 +44,3 @@ def _read(text: str) -> float | None:
         return None
     hours, minutes, seconds = (float(part or 0) for part in match.groups())
     return 3600 * hours + 60 * minutes + seconds
-
-
-def say_duration(seconds: float) -> str:
-    """Return a length as it is told: "20 s", or that there is no end."""
-    return "endless" if math.isinf(seconds) else f"{seconds:g} s"
